@@ -1,0 +1,191 @@
+"""Demonstrations on disk, in diffusion_policy's layout.
+
+::
+
+    STORE.zarr/
+      data/<field>        [n_steps, ...]   every episode's steps, one after the other
+      meta/episode_ends   [n_episodes]     exclusive end of each episode in data/*
+
+zarr v2 stores (diffusion_policy's own) are read as they are; new stores are zarr v3.
+
+An append writes the steps first and ``episode_ends`` last.  Every file of a zarr store is replaced
+as a whole, so an append that is interrupted anywhere leaves the earlier episodes readable: steps
+past the last end, and zeros at the tail of ``episode_ends`` (its length grows before its values
+arrive), are an unfinished append, ignored by readers and overwritten by the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from ..errors import InputError, nearest
+
+CHUNK_BYTES = 2**20
+
+
+class ReplayBuffer:
+    """Episodes in a zarr group; see the module's docstring for the layout.
+
+    Open one with ``ReplayBuffer.open`` or ``ReplayBuffer.create``.
+
+    Attributes:
+        episode_ends: ``[n_episodes]`` int64.
+    """
+
+    def __init__(self, group: zarr.Group, name: str) -> None:
+        self._group = group
+        self.name = name
+        self.episode_ends = _checked_episode_ends(group, name)
+
+    @staticmethod
+    def open(path: str | Path, mode: str = "r") -> ReplayBuffer:
+        """Opens an existing store; ``mode`` is ``"r"``, or ``"r+"`` to append.
+
+        Raises:
+            InputError: there is none, it isn't such a store, or it is damaged.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise InputError(
+                f"no demonstrations at {path}: put a diffusion_policy zarr store there, name another with "
+                "dataset=PATH, or record one with 'paradiffpolicy collect'"
+            )
+        try:
+            group = zarr.open_group(path, mode=mode)  # type: ignore[arg-type]
+        except Exception as error:
+            raise InputError(f"{path} is not a zarr group ({_first_line(error)}): name the .zarr folder itself")
+        return ReplayBuffer(group, str(path))
+
+    @staticmethod
+    def create(store: Any, name: str | None = None) -> ReplayBuffer:
+        """A new, empty store at a path or zarr store; fields appear with the first episode.
+
+        Raises:
+            InputError: something is there already.
+        """
+        if isinstance(store, str | Path) and Path(store).exists():
+            raise InputError(f"{store} exists: choose another path, or append to it")
+        group = zarr.open_group(store, mode="w-", zarr_format=3)
+        group.create_group("data")
+        meta = group.create_group("meta")
+        meta.create_array("episode_ends", shape=(0,), chunks=(4096,), dtype="int64", fill_value=0)
+        return ReplayBuffer(group, name or str(store))
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self.episode_ends)
+
+    @property
+    def n_steps(self) -> int:
+        return int(self.episode_ends[-1]) if self.n_episodes else 0
+
+    @property
+    def fields(self) -> list[str]:
+        return sorted(self._data().array_keys())
+
+    def read(self, field: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Steps ``start … stop`` (all by default) of one field, ``[n, ...]``.
+
+        Raises:
+            InputError: the field doesn't exist, is shorter than ``episode_ends`` says, can't be
+                decoded, or holds NaN or infinity.
+        """
+        if field not in self.fields:
+            raise InputError(f"{self.name} has no data/{field}{nearest(field, self.fields)}")
+        array = self._data()[field]
+        if array.shape[0] < self.n_steps:
+            raise InputError(
+                f"{self.name}: data/{field} has {array.shape[0]} steps but meta/episode_ends needs "
+                f"{self.n_steps}: the store is truncated, copy it again"
+            )
+        stop = self.n_steps if stop is None else min(stop, self.n_steps)
+        try:
+            values = np.asarray(array[start:stop])
+        except Exception as error:
+            raise InputError(
+                f"{self.name}: data/{field} can't be read ({_first_line(error)}): the store is damaged, "
+                "copy it again"
+            )
+        if np.issubdtype(values.dtype, np.floating):
+            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if not finite.all():
+                raise InputError(
+                    f"{self.name}: data/{field} has NaN or infinity at step {start + int(np.argmin(finite))}: "
+                    "remove that episode or repair the value"
+                )
+        return values
+
+    def episode(self, index: int) -> dict[str, NDArray[Any]]:
+        """Every field of one episode, ``[length, ...]`` each."""
+        start = int(self.episode_ends[index - 1]) if index else 0
+        return {field: self.read(field, start, int(self.episode_ends[index])) for field in self.fields}
+
+    def append(self, episode: Mapping[str, NDArray[Any]]) -> None:
+        """Adds one episode; all fields ``[length, ...]``, the same fields every time.
+
+        Raises:
+            InputError: the lengths differ, the episode is empty, or the fields, their shapes or
+                dtypes aren't the store's.
+        """
+        lengths = {field: len(values) for field, values in episode.items()}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise InputError(f"{self.name}: an episode's fields must have one length above 0, got {lengths}")
+        if self.n_episodes and set(episode) != set(self.fields):
+            raise InputError(f"{self.name} has fields {self.fields}, the episode has {sorted(episode)}")
+        data, start = self._data(), self.n_steps
+        end = start + next(iter(lengths.values()))
+        for field, values in episode.items():
+            if field not in data:
+                row_bytes = max(1, values[0].nbytes)
+                chunks = (max(1, CHUNK_BYTES // row_bytes), *values.shape[1:])
+                data.create_array(field, shape=(0, *values.shape[1:]), chunks=chunks, dtype=values.dtype)
+            array = data[field]
+            if array.shape[1:] != values.shape[1:] or array.dtype != values.dtype:
+                raise InputError(
+                    f"{self.name}: data/{field} is {array.dtype} {array.shape[1:]} per step, "
+                    f"the episode has {values.dtype} {values.shape[1:]}"
+                )
+        for field, values in episode.items():
+            array = data[field]
+            array.resize((end, *array.shape[1:]))
+            array[start:end] = values
+        ends = self._group["meta/episode_ends"]
+        ends.resize((self.n_episodes + 1,))
+        ends[self.n_episodes] = end
+        self.episode_ends = np.append(self.episode_ends, end)
+
+    def fingerprint(self, fields: list[str]) -> str:
+        """SHA-256 over the episode ends and the named fields' values: which data this is."""
+        digest = hashlib.sha256(self.episode_ends.tobytes())
+        for field in sorted(fields):
+            digest.update(field.encode())
+            digest.update(np.ascontiguousarray(self.read(field)).tobytes())
+        return digest.hexdigest()
+
+    def _data(self) -> Any:
+        return self._group["data"]
+
+
+def _checked_episode_ends(group: zarr.Group, name: str) -> NDArray[np.int64]:
+    if "meta/episode_ends" not in group or "data" not in group:
+        raise InputError(f"{name} has no data/ and meta/episode_ends: it isn't a diffusion_policy store")
+    try:
+        ends = np.asarray(group["meta/episode_ends"][:], dtype=np.int64)
+    except Exception as error:
+        raise InputError(f"{name}: meta/episode_ends can't be read ({_first_line(error)}): copy the store again")
+    ends = np.trim_zeros(ends, "b")  # an append that was interrupted before its end was written
+    if (np.diff(ends, prepend=0) <= 0).any():
+        bad = int(np.argmax(np.diff(ends, prepend=0) <= 0))
+        raise InputError(f"{name}: meta/episode_ends must rise, but entry {bad} is {ends[bad]}: rebuild the store")
+    return ends
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,28 @@
+"""The one exception for input that a person can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """Bad input: its message is one line that says what, where, and the mend.
+
+    The console command prints the line and exits with code 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` and the list of what exists, for the end of an error line."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"{hint} known: {', '.join(known)}"
+
+
+def require_positive(**values: float) -> None:
+    """Raises ``InputError`` that names the first value that is not a number above zero."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise InputError(f"{name}={value} must be a number above 0")

@@ -1,0 +1,201 @@
+"""The 1-D temporal U-Net of Diffusion Policy (Chi et al. 2023, section 3 and appendix A).
+
+Module names and shapes are those of diffusion_policy's ``ConditionalUnet1D`` with global
+conditioning, so that its published state dicts load unchanged.  Tensors inside the network are
+``[batch, channels, horizon]``; its interface is ``[batch, horizon, action]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from einops.layers.torch import Rearrange
+from torch import Tensor, nn
+
+
+class SinusoidalPosEmb(nn.Module):
+    """Timesteps ``[batch]`` to ``[batch, dim]``: sines, then cosines, of geometric frequencies."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        frequencies = torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.frequencies: Tensor
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None] * self.frequencies
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+class Downsample1d(nn.Module):
+    """Halves the horizon: ``[batch, dim, T]`` to ``[batch, dim, T/2]``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(dim, dim, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample1d(nn.Module):
+    """Doubles the horizon: ``[batch, dim, T]`` to ``[batch, dim, 2T]``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(dim, dim, 4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Conv1dBlock(nn.Module):
+    """Conv1d, GroupNorm, Mish; the horizon keeps its length."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, n_groups: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
+            nn.GroupNorm(n_groups, out_channels),
+            nn.Mish(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class ConditionalResidualBlock1D(nn.Module):
+    """Two conv blocks with FiLM between them (Perez et al. 2018): ``scale * h + bias`` from the
+    condition, or only ``h + bias`` without ``predict_scale``."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        cond_dim: int,
+        kernel_size: int,
+        n_groups: int,
+        predict_scale: bool,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            [
+                Conv1dBlock(in_channels, out_channels, kernel_size, n_groups),
+                Conv1dBlock(out_channels, out_channels, kernel_size, n_groups),
+            ]
+        )
+        self.predict_scale = predict_scale
+        self.cond_encoder = nn.Sequential(
+            nn.Mish(),
+            nn.Linear(cond_dim, out_channels * (2 if predict_scale else 1)),
+            Rearrange("batch channels -> batch channels 1"),
+        )
+        self.residual_conv = (
+            nn.Conv1d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """``x`` ``[batch, in_channels, T]``, ``condition`` ``[batch, cond_dim]`` to
+        ``[batch, out_channels, T]``."""
+        h = self.blocks[0](x)
+        film = self.cond_encoder(condition)
+        if self.predict_scale:
+            scale, bias = film.chunk(2, dim=1)
+            h = scale * h + bias
+        else:
+            h = h + film
+        return self.blocks[1](h) + self.residual_conv(x)
+
+
+class ConditionalUnet1D(nn.Module):
+    """Predicts the denoising target of an action sequence from its noisy version.
+
+    Args:
+        input_dim: action dimension A.
+        global_cond_dim: size G of the flattened observation window.
+        diffusion_step_embed_dim: size of the timestep embedding.
+        down_dims: channels of the levels; each but the last halves the horizon.
+        kernel_size, n_groups: of the conv blocks.
+        cond_predict_scale: FiLM with a scale, not only a bias.
+
+    Raises:
+        ValueError: ``down_dims`` is empty or not divisible by ``n_groups``.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        global_cond_dim: int,
+        diffusion_step_embed_dim: int = 256,
+        down_dims: Sequence[int] = (256, 512, 1024),
+        kernel_size: int = 5,
+        n_groups: int = 8,
+        cond_predict_scale: bool = True,
+    ) -> None:
+        super().__init__()
+        if not down_dims or any(dim % n_groups for dim in down_dims):
+            raise ValueError(f"every one of {down_dims=} must be a multiple of {n_groups=}")
+        self.input_dim = input_dim
+        self.global_cond_dim = global_cond_dim
+        self.horizon_multiple = 2 ** (len(down_dims) - 1)
+
+        dsed = diffusion_step_embed_dim
+        self.diffusion_step_encoder = nn.Sequential(
+            SinusoidalPosEmb(dsed), nn.Linear(dsed, 4 * dsed), nn.Mish(), nn.Linear(4 * dsed, dsed)
+        )
+
+        def residual(dim_in: int, dim_out: int) -> ConditionalResidualBlock1D:
+            return ConditionalResidualBlock1D(
+                dim_in, dim_out, dsed + global_cond_dim, kernel_size, n_groups, cond_predict_scale
+            )
+
+        levels = list(zip([input_dim, *down_dims[:-1]], down_dims, strict=True))
+        widest = down_dims[-1]
+        self.mid_modules = nn.ModuleList([residual(widest, widest), residual(widest, widest)])
+        self.down_modules = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    residual(dim_in, dim_out),
+                    residual(dim_out, dim_out),
+                    Downsample1d(dim_out) if level < len(levels) - 1 else nn.Identity(),
+                ]
+            )
+            for level, (dim_in, dim_out) in enumerate(levels)
+        )
+        self.up_modules = nn.ModuleList(
+            nn.ModuleList([residual(2 * dim_out, dim_in), residual(dim_in, dim_in), Upsample1d(dim_in)])
+            for dim_in, dim_out in reversed(levels[1:])
+        )
+        self.final_conv = nn.Sequential(
+            Conv1dBlock(down_dims[0], down_dims[0], kernel_size, n_groups),
+            nn.Conv1d(down_dims[0], input_dim, 1),
+        )
+
+    def forward(self, sample: Tensor, timestep: Tensor, global_cond: Tensor) -> Tensor:
+        """One network call.
+
+        Args:
+            sample: ``[batch, T, A]``, T a multiple of ``horizon_multiple``.
+            timestep: ``[batch]``, index into the noise schedule.
+            global_cond: ``[batch, G]``.
+
+        Returns:
+            ``[batch, T, A]``: epsilon, x0 or v, whatever it was trained for.
+        """
+        x = rearrange(sample, "b t a -> b a t")
+        condition = torch.cat((self.diffusion_step_encoder(timestep), global_cond), dim=-1)
+        skips = []
+        for first, second, downsample in self.down_modules:  # type: ignore[misc]
+            x = second(first(x, condition), condition)
+            skips.append(x)
+            x = downsample(x)
+        for block in self.mid_modules:
+            x = block(x, condition)
+        for first, second, upsample in self.up_modules:  # type: ignore[misc]
+            x = torch.cat((x, skips.pop()), dim=1)
+            x = upsample(second(first(x, condition), condition))
+        return rearrange(self.final_conv(x), "b a t -> b t a")

@@ -1,0 +1,171 @@
+"""A policy: observation window (and last plan) to plan.  No queue, no clock, no state inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .diffusion.denoiser import Denoiser
+from .diffusion.schedule import NoiseSchedule
+from .errors import InputError
+from .models.unet1d import ConditionalUnet1D
+from .sampling.sampler import Sampler, make_sampler
+from .types import Plan, PolicySpec
+
+
+class InvalidObservation(InputError):
+    """An observation that no plan should be made from: wrong shape, NaN or infinity."""
+
+
+def build_network(spec: PolicySpec) -> ConditionalUnet1D:
+    """The network that a spec describes, with fresh weights.
+
+    Raises:
+        InputError: the spec's sizes don't fit together.
+    """
+    try:
+        network = ConditionalUnet1D(
+            input_dim=spec.action_dim,
+            global_cond_dim=spec.n_obs_steps * spec.obs_dim,
+            diffusion_step_embed_dim=spec.diffusion_step_embed_dim,
+            down_dims=spec.down_dims,
+            kernel_size=spec.kernel_size,
+            n_groups=spec.n_groups,
+            cond_predict_scale=spec.cond_predict_scale,
+        )
+    except ValueError as error:
+        raise InputError(str(error))
+    if spec.horizon % network.horizon_multiple:
+        raise InputError(
+            f"horizon={spec.horizon} must be a multiple of {network.horizon_multiple}, since "
+            f"{len(spec.down_dims)} levels halve it {len(spec.down_dims) - 1} times"
+        )
+    if spec.executed.stop > spec.horizon:
+        raise InputError(
+            f"n_obs_steps={spec.n_obs_steps} - 1 + n_action_steps={spec.n_action_steps} must not be over "
+            f"horizon={spec.horizon}"
+        )
+    return network
+
+
+def spec_schedule(spec: PolicySpec) -> NoiseSchedule:
+    """The noise schedule that a spec describes."""
+    return NoiseSchedule.named(spec.schedule, spec.n_train_steps, spec.beta_start, spec.beta_end)
+
+
+class Policy:
+    """A trained network with a sampler.
+
+    Attributes:
+        spec: shapes; ``spec.executed`` says which of a plan's steps are for execution.
+        sampler: how plans are sampled; ``with_sampler`` gives the same policy another.
+        info: what the checkpoint says about its origin.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, sampler: Sampler, device: torch.device | str = "cpu") -> None:
+        """Builds the policy.
+
+        Raises:
+            InputError: the weights don't fit the checkpoint's spec.
+        """
+        self.spec, self.info, self.sampler = checkpoint.spec, checkpoint.info, sampler
+        self.device = torch.device(device)
+        self.schedule = spec_schedule(self.spec)
+        network = build_network(self.spec)
+        try:
+            network.load_state_dict(checkpoint.weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
+            raise InputError(f"the checkpoint's weights don't fit its spec ({reason}): train it again")
+        self.denoiser = Denoiser(
+            network.to(self.device).eval().requires_grad_(False),
+            self.schedule,
+            self.spec.prediction,
+            self.spec.clip,
+        )
+        self._observation_normalizer = checkpoint.observation_normalizer.to(self.device)
+        self._action_normalizer = checkpoint.action_normalizer.to(self.device)
+
+    @staticmethod
+    def load(folder: str | Path, device: torch.device | str = "cpu", **sampler: Any) -> Policy:
+        """A policy from a checkpoint folder; ``sampler`` as ``make_sampler`` takes it.
+
+        Raises:
+            InputError: the checkpoint or the sampler's settings are unusable.
+        """
+        checkpoint = Checkpoint.load(folder)
+        return Policy(checkpoint, make_sampler(spec_schedule(checkpoint.spec), **sampler), device)
+
+    def with_sampler(self, sampler: Sampler) -> Policy:
+        """This policy (the same weights in memory) with another sampler."""
+        policy = object.__new__(Policy)
+        policy.__dict__ = {**self.__dict__, "sampler": sampler}
+        return policy
+
+    @torch.inference_mode()
+    def plan(
+        self,
+        observation_window: ArrayLike | Tensor,
+        previous: Plan | None = None,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator],
+        executed_steps: int | None = None,
+    ) -> Plan:
+        """Samples an action sequence per batch element.
+
+        Args:
+            observation_window: ``[To, O]`` or ``[batch, To, O]``, oldest first, raw units.
+            previous: the last plan, if the sampler is to continue it.
+            generator: source of the noise; one per batch element, or one for a batch of one.
+            executed_steps: how many steps of ``previous`` have been executed since; Ta by default.
+
+        Returns:
+            The plan; ``plan.executed_actions`` ``[batch, Ta, A]`` are for execution.
+
+        Raises:
+            InvalidObservation: the window has the wrong shape, or NaN or infinity in it.
+            InputError: the number of generators, or ``previous``, doesn't fit the batch.
+        """
+        spec = self.spec
+        window = self._checked(observation_window)
+        generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+        if len(generators) != len(window):
+            raise InputError(f"{len(window)} observation windows need as many generators, got {len(generators)}")
+        if previous is not None and previous.actions.shape[0] != len(window):
+            raise InputError(f"{len(window)} observation windows, but {len(previous.actions)} previous plans")
+        condition = rearrange(self._observation_normalizer.normalize(window), "b t o -> b (t o)")
+        walk = self.sampler(
+            self.denoiser.bind(condition),
+            (spec.horizon, spec.action_dim),
+            generators,
+            None if previous is None else previous.walk,
+            spec.n_action_steps if executed_steps is None else executed_steps,
+        )
+        return Plan(self._action_normalizer.unnormalize(walk.sample), spec.executed, walk)
+
+    def _checked(self, observation_window: ArrayLike | Tensor) -> Tensor:
+        if not isinstance(observation_window, Tensor):
+            observation_window = torch.from_numpy(np.asarray(observation_window, dtype=np.float32))
+        window = observation_window.to(self.device, torch.float32)
+        if window.ndim == 2:
+            window = window[None]
+        wanted = (self.spec.n_obs_steps, self.spec.obs_dim)
+        if window.ndim != 3 or tuple(window.shape[1:]) != wanted:
+            raise InvalidObservation(
+                f"observation window {tuple(window.shape)} must be [batch, n_obs_steps={wanted[0]}, "
+                f"obs_dim={wanted[1]}] for task {self.spec.task!r}"
+            )
+        if not window.isfinite().all():
+            b, step, column = (int(i[0]) for i in torch.where(~window.isfinite()))
+            raise InvalidObservation(
+                f"observation window {b} has NaN or infinity at step {step}, column {column}: check the sensor"
+            )
+        return window

@@ -1,0 +1,95 @@
+r"""A solver is a table.
+
+With every network turned into ``D(x_t) = x0_hat`` (``diffusion.denoiser``), a solver's nodes are
+linear in what it has seen:
+
+    x_i = p_i x_T + sum_{j<i} B_ij D_j + sum_{j<i} C_ij z_j          i = 0 … N
+
+where ``D_j = D(x_j, t_j)``, ``z_j`` is standard normal noise, and ``x_N`` is the sample.  The
+table is known before the first network call.  B is strictly lower triangular, so the N equations
+have one solution however they are solved: a driver chooses in which order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """A solver's coefficients, float64.
+
+    Attributes:
+        timesteps: ``[N]`` int64, where the network is called.
+        p: ``[N + 1]``, weight of the initial noise.
+        B: ``[N + 1, N]``, weights of the denoiser's outputs.
+        C: ``[N + 1, N]``, weights of the step noises; zero for an ODE solver.
+        variance: ``[N]``, variance of DDPM's reverse step that leaves each node: the unit in which
+            ParaDiGMS measures convergence (Shih et al. 2023, section 3.2), also for ODE solvers.
+
+    Raises:
+        ValueError: shapes don't fit, ``p[0] != 1``, a node uses itself or a later one, or a value
+            isn't finite.
+    """
+
+    timesteps: Tensor
+    p: Tensor
+    B: Tensor
+    C: Tensor
+    variance: Tensor
+
+    def __post_init__(self) -> None:
+        n = len(self.timesteps)
+        shapes = {
+            "p": (self.p, (n + 1,)),
+            "B": (self.B, (n + 1, n)),
+            "C": (self.C, (n + 1, n)),
+            "variance": (self.variance, (n,)),
+        }
+        for name, (value, shape) in shapes.items():
+            if tuple(value.shape) != shape or value.dtype != torch.float64:
+                raise ValueError(f"{name} must be float64 {shape}, got {value.dtype} {tuple(value.shape)}")
+            if not value.isfinite().all():
+                raise ValueError(f"{name} has values that aren't finite")
+        if n == 0 or self.timesteps.dtype != torch.int64:
+            raise ValueError(f"timesteps must be int64, at least one, got {self.timesteps}")
+        if self.p[0] != 1:
+            raise ValueError(f"node 0 is the noise itself, but {self.p[0]=}")
+        if self.B.triu().any() or self.C.triu().any():
+            raise ValueError("B and C must be strictly lower triangular: a node may use only earlier ones")
+
+    @property
+    def n_nodes(self) -> int:
+        """N, the network calls of a sequential walk."""
+        return len(self.timesteps)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether step noises are used at all."""
+        return bool(self.C.any())
+
+    @cached_property
+    def step_form(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``(a [N], S [N, N], R [N, N])``: the same nodes as a recurrence,
+        ``x_{i+1} = a_i x_i + sum_{j<=i} S_ij D_j + sum_{j<=i} R_ij z_j``."""
+        if not self.p[:-1].all():
+            raise ValueError("a node without initial noise before the last has no step form")
+        a = self.p[1:] / self.p[:-1]
+        return a, self.B[1:] - a[:, None] * self.B[:-1], self.C[1:] - a[:, None] * self.C[:-1]
+
+    @staticmethod
+    def from_steps(timesteps: Tensor, a: Tensor, S: Tensor, R: Tensor, variance: Tensor) -> Tableau:
+        """The table of a recurrence, see ``step_form``."""
+        n = len(timesteps)
+        p = torch.ones(n + 1, dtype=torch.float64)
+        B = torch.zeros(n + 1, n, dtype=torch.float64)
+        C = torch.zeros(n + 1, n, dtype=torch.float64)
+        for i in range(n):
+            p[i + 1] = a[i] * p[i]
+            B[i + 1] = a[i] * B[i] + S[i]
+            C[i + 1] = a[i] * C[i] + R[i]
+        return Tableau(timesteps, p, B, C, variance)

@@ -1,0 +1,267 @@
+"""The training loop: windows of demonstrations to a checkpoint.
+
+Everything random is a pure function of (seed, step), and learning rate and EMA decay are functions
+of the step: what a resumed run needs is the weights, their averages, AdamW's moments and the step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ..checkpoint import Checkpoint
+from ..data.dataset import WindowDataset, batch_windows
+from ..data.normalizer import Normalizer
+from ..diffusion.denoiser import denoising_loss
+from ..diffusion.schedule import NoiseSchedule
+from ..errors import InputError, require_positive
+from ..files import write_atomically
+from ..models.ema import EMA
+from ..policy import build_network, spec_schedule
+from ..types import PolicySpec
+
+RESUME_FILE = "resume.pt"
+CURVE_POINTS = 100
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a run does; units are optimiser steps where nothing else is said."""
+
+    n_steps: int
+    batch_size: int = 128
+    learning_rate: float = 3e-4
+    warmup_steps: int = 500
+    weight_decay: float = 1e-6
+    seed: int = 0
+    precision: str = "auto"
+    log_every: int = 20
+    save_every: int = 250
+    evaluate_every: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(
+            n_steps=self.n_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            log_every=self.log_every,
+            save_every=self.save_every,
+        )
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"precision={self.precision} must be auto, float32 or bfloat16")
+
+
+Evaluate = Callable[[Checkpoint], dict[str, float]]
+"""A closed-loop evaluation of the averaged weights: name to number, logged with the step."""
+
+
+def learning_rate_at(step: int, settings: TrainSettings) -> float:
+    """Linear warm-up, then half a cosine down to 0 at ``n_steps``; ``step`` is 0-based."""
+    warmup = min(settings.warmup_steps, settings.n_steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, settings.n_steps - warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def bfloat16_pays(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; elsewhere it is emulated, 40x slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+class Trainer:
+    """One training run in a folder; ``run`` goes on from wherever the folder's last save is.
+
+    Args:
+        data: the training windows.
+        spec: the policy's shape.
+        settings: what to do.
+        folder: gets the resume file, TensorBoard scalars and ``checkpoint/``.
+        info: what the checkpoint should say about its origin (dataset, command, …).
+        evaluate: called every ``evaluate_every`` steps and at the end with the averaged policy.
+        device: where to compute.
+
+    Raises:
+        InputError: the folder holds a run with other settings, data or shape.
+    """
+
+    def __init__(
+        self,
+        data: WindowDataset,
+        spec: PolicySpec,
+        settings: TrainSettings,
+        folder: Path,
+        *,
+        info: dict[str, Any] | None = None,
+        evaluate: Evaluate | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.settings, self.spec, self.folder, self.info = settings, spec, folder, info or {}
+        self.evaluate, self.device = evaluate, torch.device(device)
+        self.observation_normalizer = Normalizer.fit(data.observations)
+        self.action_normalizer = Normalizer.fit(data.actions)
+        self.data = replace(
+            data,
+            observations=self.observation_normalizer.normalize(data.observations).to(self.device),
+            actions=self.action_normalizer.normalize(data.actions).to(self.device),
+            steps=data.steps.to(self.device),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.network = build_network(spec).to(self.device)
+        self.ema = EMA(self.network)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay
+        )
+        self.schedule: NoiseSchedule = spec_schedule(spec)
+        self.step = 0
+        self.seconds = 0.0
+        self.curve: list[list[float]] = []
+        self.scores: list[dict[str, float]] = []
+        auto = settings.precision == "auto"
+        self.autocast = bfloat16_pays(self.device) if auto else settings.precision == "bfloat16"
+        if (folder / RESUME_FILE).exists():
+            self._resume()
+
+    def run(self, until: int | None = None, progress: bool = True) -> Checkpoint:
+        """Trains to step ``until`` (default: all) and returns the averaged policy."""
+        settings = self.settings
+        until = settings.n_steps if until is None else min(until, settings.n_steps)
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
+        bar = tqdm(
+            total=settings.n_steps, initial=self.step, unit="step", disable=not progress, dynamic_ncols=True
+        )
+        started = time.monotonic()
+        losses: list[Tensor] = []
+        while self.step < until:
+            losses.append(self.update())
+            bar.update()
+            if self.step % settings.log_every == 0 or self.step == until:
+                loss = float(torch.stack(losses).mean())
+                losses.clear()
+                if not math.isfinite(loss):
+                    raise InputError(f"the loss is {loss} at step {self.step}: lower learning_rate")
+                self.curve.append([self.step, loss])
+                bar.set_postfix(loss=f"{loss:.4f}")
+                writer.add_scalar("loss", loss, self.step)
+                writer.add_scalar("learning_rate", learning_rate_at(self.step - 1, settings), self.step)
+            due = settings.evaluate_every and self.step % settings.evaluate_every == 0
+            if self.evaluate and (due or self.step == settings.n_steps):
+                score = self.evaluate(self.checkpoint())
+                self.scores.append({"step": self.step, **score})
+                for name, value in score.items():
+                    writer.add_scalar(f"evaluation/{name}", value, self.step)
+            if self.step % settings.save_every == 0 or self.step == until:
+                self.seconds += time.monotonic() - started
+                started = time.monotonic()
+                self._save()
+        bar.close()
+        writer.close()
+        return self.checkpoint()
+
+    def update(self) -> Tensor:
+        """One optimiser step; returns its loss, a scalar on the device."""
+        settings, step = self.settings, self.step
+        windows = batch_windows(len(self.data), settings.batch_size, step, settings.seed)
+        observations, actions = self.data.batch(windows.to(self.device))
+        generator = torch.Generator().manual_seed((settings.seed << 32) + step)
+        t = torch.randint(self.schedule.n_train_steps, (len(actions),), generator=generator)
+        eps = torch.randn(actions.shape, generator=generator)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = denoising_loss(
+                self.network,
+                self.schedule,
+                self.spec.prediction,
+                actions,
+                rearrange(observations, "b t o -> b (t o)"),
+                t.to(self.device),
+                eps.to(self.device),
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, settings)
+        self.optimizer.step()
+        self.step = step + 1
+        self.ema.update(self.network, self.step)
+        return loss.detach()
+
+    def checkpoint(self) -> Checkpoint:
+        """The averaged weights and everything known about the run."""
+        stride = max(1, len(self.curve) // CURVE_POINTS)
+        training = {
+            "settings": vars(self.settings),
+            "step": self.step,
+            "minutes": round(self.seconds / 60, 1),
+            "n_windows": len(self.data),
+            "loss_curve": [[step, round(loss, 5)] for step, loss in self.curve[::stride]],
+            "scores": self.scores,
+        }
+        return Checkpoint(
+            self.spec,
+            dict(self.ema.network.state_dict()),
+            self.observation_normalizer,
+            self.action_normalizer,
+            {**self.info, "training": training},
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        dataset = self.info.get("dataset", {}).get("fingerprint", "")
+        return {"spec": vars(self.spec), "settings": vars(self.settings), "dataset": dataset}
+
+    def _save(self) -> None:
+        state = {
+            "identity": self._identity(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "scores": self.scores,
+            "network": self.network.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_atomically(self.folder / RESUME_FILE, lambda path: torch.save(state, path))
+        self.checkpoint().save(self.folder / "checkpoint")
+
+    def _resume(self) -> None:
+        path = self.folder / RESUME_FILE
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise InputError(f"{path} can't be read ({type(error).__name__}): delete it to start the run again")
+        saved, wanted = state["identity"], self._identity()
+        for part, values in wanted.items():
+            if saved[part] != values:
+                raise InputError(
+                    f"{self.folder} holds a run with another {part} ({_difference(saved[part], values)}): "
+                    "choose another run=FOLDER, or delete that one"
+                )
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.curve, self.scores = state["curve"], state["scores"]
+        _load(self.network, state["network"])
+        _load(self.ema.network, state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _load(network: nn.Module, state: dict[str, Tensor]) -> None:
+    network.load_state_dict(state)
+
+
+def _difference(saved: Any, wanted: Any) -> str:
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        parts = [f"{k}={saved.get(k)} there, {v} here" for k, v in wanted.items() if saved.get(k) != v]
+        return "; ".join(parts)
+    return "its fingerprint differs"

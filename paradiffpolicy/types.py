@@ -1,0 +1,129 @@
+"""What travels between policy, control loop and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """All that a policy is, but its weights: enough to rebuild it from a checkpoint.
+
+    ``T = horizon``, ``To = n_obs_steps``, ``Ta = n_action_steps``.  A plan's step 0 lies at the
+    oldest observation of the window; executed are steps ``To - 1 … To - 2 + Ta``.
+    """
+
+    task: str
+    obs_dim: int
+    action_dim: int
+    n_obs_steps: int = 2
+    horizon: int = 16
+    n_action_steps: int = 8
+    down_dims: tuple[int, ...] = (256, 512, 1024)
+    diffusion_step_embed_dim: int = 256
+    kernel_size: int = 5
+    n_groups: int = 8
+    cond_predict_scale: bool = True
+    schedule: str = "squared_cosine"
+    n_train_steps: int = 100
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    prediction: str = "epsilon"
+    clip: float | None = 1.0
+
+    @property
+    def executed(self) -> slice:
+        """The plan's steps that a control loop executes."""
+        return slice(self.n_obs_steps - 1, self.n_obs_steps - 1 + self.n_action_steps)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a driver did to turn noise into one sample per batch element.
+
+    Attributes:
+        sample: ``[batch, T, A]``, node N of the tableau: the sample.
+        x0_hats: ``[N, batch, T, A]``, the denoiser's output at every node; a warm start needs it.
+        x_T: ``[batch, T, A]``, the initial noise.
+        z: ``[N, batch, T, A]``, the step noises.
+        rounds: ``[batch]`` int64, network calls that had to wait for one another.
+        evaluations: ``[batch]`` int64, nodes that went through the network.
+    """
+
+    sample: Tensor
+    x0_hats: Tensor
+    x_T: Tensor
+    z: Tensor
+    rounds: Tensor
+    evaluations: Tensor
+
+    def select(self, elements: Sequence[int] | Tensor) -> Walk:
+        """The same for some of the batch elements."""
+        index = torch.as_tensor(elements, device=self.sample.device)
+        return Walk(
+            sample=self.sample[index],
+            x0_hats=self.x0_hats[:, index],
+            x_T=self.x_T[index],
+            z=self.z[:, index],
+            rounds=self.rounds[index],
+            evaluations=self.evaluations[index],
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch of action sequences.
+
+    Attributes:
+        actions: ``[batch, T, A]`` in the environment's units.
+        executed: which of the T steps a control loop executes.
+        walk: how they were sampled, in normalised units.
+    """
+
+    actions: Tensor
+    executed: slice
+    walk: Walk
+
+    @property
+    def executed_actions(self) -> Tensor:
+        """``[batch, Ta, A]``."""
+        return self.actions[:, self.executed]
+
+    def select(self, elements: Sequence[int] | Tensor) -> Plan:
+        """The same for some of the batch elements."""
+        index = torch.as_tensor(elements, device=self.actions.device)
+        return Plan(self.actions[index], self.executed, self.walk.select(index))
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One period of a control loop.
+
+    Attributes:
+        index: 0, 1, 2, …
+        deadline, started: when it should have begun and when it did, in the clock's seconds.
+        missed: deadlines that went by before this tick because the one before took too long.
+        action: ``[A]``, what was applied.
+        plan_index: which step of the plan that was; -1 while holding.
+        plan_latency: seconds that planning took in this tick; 0 when none was made.
+        rounds: network rounds of that plan; 0 when none was made.
+        fault: why the action was held instead, or None.
+        reward: what the robot reported after the action.
+    """
+
+    index: int
+    deadline: float
+    started: float
+    missed: int
+    action: NDArray[Any]
+    plan_index: int
+    plan_latency: float
+    rounds: int
+    fault: str | None
+    reward: float
