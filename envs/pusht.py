@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -90,10 +90,12 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     demonstrations record: ``state``, ``keypoint`` ``[9, 2]``, ``n_contacts``; and ``coverage``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "human"], "render_fps": CONTROL_HZ}
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": CONTROL_HZ}
     control_hz: float = CONTROL_HZ
 
-    def __init__(self, obs_type: str = "state", render_mode: str | None = None, render_size: int = 96) -> None:
+    def __init__(
+        self, obs_type: str = "state", render_mode: str | None = None, render_size: int = 96
+    ) -> None:
         self._observe, self.observation_space = self._observation(obs_type)
         self.action_space = spaces.Box(0.0, float(WORLD), (2,), np.float64)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
@@ -174,7 +176,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         block = placed_t(*self._block.position, self._block.angle)
         return float(self._goal.intersection(block).area / self._goal.area)
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """``rgb_array``: ``[render_size, render_size, 3]``; ``human``: shown in a window."""
         if self.render_mode == "human":
             self._show()

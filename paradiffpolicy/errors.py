@@ -26,3 +26,10 @@ def require_positive(**values: float) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise InputError(f"{name}={value} must be a number above 0")
+
+
+def require_count(**values: int) -> None:
+    """Raises ``InputError`` that names the first value that is not a whole number above zero."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}={value} must be a whole number above 0")

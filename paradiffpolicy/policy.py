@@ -21,7 +21,7 @@ from .sampling.sampler import Sampler, make_sampler
 from .types import Plan, PolicySpec
 
 
-class InvalidObservation(InputError):
+class InvalidObservationError(InputError):
     """An observation that no plan should be made from: wrong shape, NaN or infinity."""
 
 
@@ -91,8 +91,8 @@ class Policy:
             self.spec.prediction,
             self.spec.clip,
         )
-        self._observation_normalizer = checkpoint.observation_normalizer.to(self.device)
-        self._action_normalizer = checkpoint.action_normalizer.to(self.device)
+        self.observation_normalizer = checkpoint.observation_normalizer.to(self.device)
+        self.action_normalizer = checkpoint.action_normalizer.to(self.device)
 
     @staticmethod
     def load(folder: str | Path, device: torch.device | str = "cpu", **sampler: Any) -> Policy:
@@ -131,17 +131,19 @@ class Policy:
             The plan; ``plan.executed_actions`` ``[batch, Ta, A]`` are for execution.
 
         Raises:
-            InvalidObservation: the window has the wrong shape, or NaN or infinity in it.
+            InvalidObservationError: the window has the wrong shape, or NaN or infinity in it.
             InputError: the number of generators, or ``previous``, doesn't fit the batch.
         """
         spec = self.spec
         window = self._checked(observation_window)
         generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
         if len(generators) != len(window):
-            raise InputError(f"{len(window)} observation windows need as many generators, got {len(generators)}")
+            raise InputError(
+                f"{len(window)} observation windows need as many generators, got {len(generators)}"
+            )
         if previous is not None and previous.actions.shape[0] != len(window):
             raise InputError(f"{len(window)} observation windows, but {len(previous.actions)} previous plans")
-        condition = rearrange(self._observation_normalizer.normalize(window), "b t o -> b (t o)")
+        condition = rearrange(self.observation_normalizer.normalize(window), "b t o -> b (t o)")
         walk = self.sampler(
             self.denoiser.bind(condition),
             (spec.horizon, spec.action_dim),
@@ -149,7 +151,7 @@ class Policy:
             None if previous is None else previous.walk,
             spec.n_action_steps if executed_steps is None else executed_steps,
         )
-        return Plan(self._action_normalizer.unnormalize(walk.sample), spec.executed, walk)
+        return Plan(self.action_normalizer.unnormalize(walk.sample), spec.executed, walk)
 
     def _checked(self, observation_window: ArrayLike | Tensor) -> Tensor:
         if not isinstance(observation_window, Tensor):
@@ -159,13 +161,14 @@ class Policy:
             window = window[None]
         wanted = (self.spec.n_obs_steps, self.spec.obs_dim)
         if window.ndim != 3 or tuple(window.shape[1:]) != wanted:
-            raise InvalidObservation(
+            raise InvalidObservationError(
                 f"observation window {tuple(window.shape)} must be [batch, n_obs_steps={wanted[0]}, "
                 f"obs_dim={wanted[1]}] for task {self.spec.task!r}"
             )
         if not window.isfinite().all():
             b, step, column = (int(i[0]) for i in torch.where(~window.isfinite()))
-            raise InvalidObservation(
-                f"observation window {b} has NaN or infinity at step {step}, column {column}: check the sensor"
+            raise InvalidObservationError(
+                f"observation window {b} has NaN or infinity at step {step}, column {column}: "
+                "check the sensor"
             )
         return window

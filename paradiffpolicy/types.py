@@ -65,7 +65,7 @@ class Walk:
 
     def select(self, elements: Sequence[int] | Tensor) -> Walk:
         """The same for some of the batch elements."""
-        index = torch.as_tensor(elements, device=self.sample.device)
+        index = torch.as_tensor(elements, dtype=torch.int64, device=self.sample.device)
         return Walk(
             sample=self.sample[index],
             x0_hats=self.x0_hats[:, index],
@@ -97,7 +97,7 @@ class Plan:
 
     def select(self, elements: Sequence[int] | Tensor) -> Plan:
         """The same for some of the batch elements."""
-        index = torch.as_tensor(elements, device=self.actions.device)
+        index = torch.as_tensor(elements, dtype=torch.int64, device=self.actions.device)
         return Plan(self.actions[index], self.executed, self.walk.select(index))
 
 

@@ -57,9 +57,7 @@ def test_drivers_equal_sequential_for_drawn_problems(data):
     denoise = mixture_denoiser(schedule)
     reference = Sequential()(denoise, tableau, x_T, z)
     driver = draw(st.sampled_from(WINDOWED))(draw(st.integers(1, n + 3)), EXACT)
-    torch.testing.assert_close(
-        driver(denoise, tableau, x_T, z).sample, reference.sample, atol=1e-8, rtol=0
-    )
+    torch.testing.assert_close(driver(denoise, tableau, x_T, z).sample, reference.sample, atol=1e-8, rtol=0)
     realtime = Realtime(n)(denoise, tableau, x_T, z, torch.zeros_like(z))
     torch.testing.assert_close(realtime.sample, reference.sample, atol=1e-8, rtol=0)
 

@@ -93,7 +93,11 @@ def test_ddim_equals_diffusers(spacing, n_steps, eta):
     x_T, z = noise_for(n_steps, 2)
     # Ours takes epsilon from the clipped x0, always; diffusers calls that use_clipped_model_output.
     theirs = their_sample(
-        scheduler, x_T, lambda i: {"variance_noise": z[i]} if eta else {}, eta=eta, use_clipped_model_output=True
+        scheduler,
+        x_T,
+        lambda i: {"variance_noise": z[i]} if eta else {},
+        eta=eta,
+        use_clipped_model_output=True,
     )
     ours = our_sample(SCHEDULE, tableau, x_T, z, clip=1.0).sample
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)

@@ -90,7 +90,9 @@ class WindowDataset:
         ends = buffer.episode_ends
         starts, episode = window_starts(ends, horizon, n_obs_steps - 1, n_action_steps - 1)
         if len(starts) == 0:
-            raise InputError(f"{buffer.name}: every episode is shorter than {horizon - n_action_steps + 1} steps")
+            raise InputError(
+                f"{buffer.name}: every episode is shorter than {horizon - n_action_steps + 1} steps"
+            )
         begins = np.concatenate(([0], ends[:-1]))
         steps = starts[:, None] + np.arange(horizon)
         steps = np.clip(steps, begins[episode][:, None], ends[episode][:, None] - 1)

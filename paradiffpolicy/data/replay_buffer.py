@@ -60,7 +60,9 @@ class ReplayBuffer:
         try:
             group = zarr.open_group(path, mode=mode)  # type: ignore[arg-type]
         except Exception as error:
-            raise InputError(f"{path} is not a zarr group ({_first_line(error)}): name the .zarr folder itself")
+            raise InputError(
+                f"{path} is not a zarr group ({_first_line(error)}): name the .zarr folder itself"
+            )
         return ReplayBuffer(group, str(path))
 
     @staticmethod
@@ -116,8 +118,9 @@ class ReplayBuffer:
         if np.issubdtype(values.dtype, np.floating):
             finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if not finite.all():
+                step = start + int(np.argmin(finite))
                 raise InputError(
-                    f"{self.name}: data/{field} has NaN or infinity at step {start + int(np.argmin(finite))}: "
+                    f"{self.name}: data/{field} has NaN or infinity at step {step}: "
                     "remove that episode or repair the value"
                 )
         return values
@@ -156,7 +159,7 @@ class ReplayBuffer:
             array = data[field]
             array.resize((end, *array.shape[1:]))
             array[start:end] = values
-        ends = self._group["meta/episode_ends"]
+        ends: Any = self._group["meta/episode_ends"]
         ends.resize((self.n_episodes + 1,))
         ends[self.n_episodes] = end
         self.episode_ends = np.append(self.episode_ends, end)
@@ -177,13 +180,18 @@ def _checked_episode_ends(group: zarr.Group, name: str) -> NDArray[np.int64]:
     if "meta/episode_ends" not in group or "data" not in group:
         raise InputError(f"{name} has no data/ and meta/episode_ends: it isn't a diffusion_policy store")
     try:
-        ends = np.asarray(group["meta/episode_ends"][:], dtype=np.int64)
+        stored: Any = group["meta/episode_ends"]
+        ends = np.asarray(stored[:], dtype=np.int64)
     except Exception as error:
-        raise InputError(f"{name}: meta/episode_ends can't be read ({_first_line(error)}): copy the store again")
+        raise InputError(
+            f"{name}: meta/episode_ends can't be read ({_first_line(error)}): copy the store again"
+        )
     ends = np.trim_zeros(ends, "b")  # an append that was interrupted before its end was written
     if (np.diff(ends, prepend=0) <= 0).any():
         bad = int(np.argmax(np.diff(ends, prepend=0) <= 0))
-        raise InputError(f"{name}: meta/episode_ends must rise, but entry {bad} is {ends[bad]}: rebuild the store")
+        raise InputError(
+            f"{name}: meta/episode_ends must rise, but entry {bad} is {ends[bad]}: rebuild the store"
+        )
     return ends
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -189,13 +190,15 @@ class ConditionalUnet1D(nn.Module):
         x = rearrange(sample, "b t a -> b a t")
         condition = torch.cat((self.diffusion_step_encoder(timestep), global_cond), dim=-1)
         skips = []
-        for first, second, downsample in self.down_modules:  # type: ignore[misc]
+        for level in self.down_modules:
+            first, second, downsample = cast(nn.ModuleList, level)
             x = second(first(x, condition), condition)
             skips.append(x)
             x = downsample(x)
         for block in self.mid_modules:
             x = block(x, condition)
-        for first, second, upsample in self.up_modules:  # type: ignore[misc]
+        for level in self.up_modules:
+            first, second, upsample = cast(nn.ModuleList, level)
             x = torch.cat((x, skips.pop()), dim=1)
             x = upsample(second(first(x, condition), condition))
         return rearrange(self.final_conv(x), "b a t -> b t a")

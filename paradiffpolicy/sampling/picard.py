@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import require_positive
+from ..errors import require_count, require_positive
 from ..types import Walk
 from .tableau import Tableau
 from .walk import BoundDenoise, Evaluate, Linear, evaluate_active
@@ -43,7 +43,8 @@ class _Windowed:
     evaluate: Evaluate = evaluate_active
 
     def __post_init__(self) -> None:
-        require_positive(window=self.window, tolerance=self.tolerance)
+        require_count(window=self.window)
+        require_positive(tolerance=self.tolerance)
 
 
 def _advance(new: Tensor, old: Tensor, variance: Tensor, tolerance: float) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import require_positive
+from ..errors import require_count
 from ..types import Walk
 from .sequential import Sequential
 from .tableau import Tableau
@@ -31,7 +31,7 @@ class Realtime:
     rounds: int = 2
 
     def __post_init__(self) -> None:
-        require_positive(rounds=self.rounds)
+        require_count(rounds=self.rounds)
 
     def __call__(
         self, denoise: BoundDenoise, tableau: Tableau, x_T: Tensor, z: Tensor, start: Tensor | None = None
@@ -67,7 +67,8 @@ def warm_start(
     n, batch, _, action_dim = previous.z.shape
     device = previous.x_T.device
     fresh = torch.stack(
-        [torch.randn(n + 1, executed_steps, action_dim, generator=g, device=g.device) for g in generators], dim=1
+        [torch.randn(n + 1, executed_steps, action_dim, generator=g, device=g.device) for g in generators],
+        dim=1,
     ).to(previous.x_T)
     last = previous.x0_hats[..., -1:, :].expand(n, batch, executed_steps, action_dim)
     return (

@@ -133,7 +133,9 @@ def solver_tableau(
     if spacing not in SPACINGS:
         raise InputError(f"unknown timestep spacing {spacing!r}{nearest(spacing, SPACINGS)}")
     if not isinstance(n_steps, int) or not 0 < n_steps <= schedule.n_train_steps:
-        raise InputError(f"n_steps={n_steps} must be 1 to {schedule.n_train_steps}, the policy's training steps")
+        raise InputError(
+            f"n_steps={n_steps} must be 1 to {schedule.n_train_steps}, the policy's training steps"
+        )
     timesteps = SPACINGS[spacing](schedule.n_train_steps, n_steps)
     try:
         return SOLVERS[solver](schedule, timesteps, **options)

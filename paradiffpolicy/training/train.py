@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ from ..data.dataset import WindowDataset, batch_windows
 from ..data.normalizer import Normalizer
 from ..diffusion.denoiser import denoising_loss
 from ..diffusion.schedule import NoiseSchedule
-from ..errors import InputError, require_positive
+from ..errors import InputError, require_count, require_positive
 from ..files import write_atomically
 from ..models.ema import EMA
 from ..policy import build_network, spec_schedule
@@ -50,13 +50,13 @@ class TrainSettings:
     evaluate_every: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(
+        require_count(
             n_steps=self.n_steps,
             batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
             log_every=self.log_every,
             save_every=self.save_every,
         )
+        require_positive(learning_rate=self.learning_rate)
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"precision={self.precision} must be auto, float32 or bfloat16")
 
@@ -78,7 +78,7 @@ def bfloat16_pays(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware; elsewhere it is emulated, 40x slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
@@ -159,18 +159,28 @@ class Trainer:
                 writer.add_scalar("loss", loss, self.step)
                 writer.add_scalar("learning_rate", learning_rate_at(self.step - 1, settings), self.step)
             due = settings.evaluate_every and self.step % settings.evaluate_every == 0
-            if self.evaluate and (due or self.step == settings.n_steps):
-                score = self.evaluate(self.checkpoint())
-                self.scores.append({"step": self.step, **score})
-                for name, value in score.items():
-                    writer.add_scalar(f"evaluation/{name}", value, self.step)
-            if self.step % settings.save_every == 0 or self.step == until:
+            if due or self.step % settings.save_every == 0 or self.step == until:
                 self.seconds += time.monotonic() - started
-                started = time.monotonic()
                 self._save()
+                if due:
+                    self._evaluate(writer)
+                started = time.monotonic()
         bar.close()
+        if self.step == settings.n_steps:
+            self._evaluate(writer)
         writer.close()
         return self.checkpoint()
+
+    def _evaluate(self, writer: SummaryWriter) -> None:
+        """Scores the policy as it comes back from disk, once per step."""
+        if self.evaluate is None or any(score["step"] == self.step for score in self.scores):
+            return
+        self.checkpoint().save(self.folder / "checkpoint")
+        score = self.evaluate(Checkpoint.load(self.folder / "checkpoint"))
+        self.scores.append({"step": self.step, **score})
+        for name, value in score.items():
+            writer.add_scalar(f"evaluation/{name}", value, self.step)
+        self._save()
 
     def update(self) -> Tensor:
         """One optimiser step; returns its loss, a scalar on the device."""
@@ -202,12 +212,13 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """The averaged weights and everything known about the run."""
         stride = max(1, len(self.curve) // CURVE_POINTS)
+        curve = self.curve[::-1][::stride][::-1]  # the last point always among them
         training = {
             "settings": vars(self.settings),
             "step": self.step,
             "minutes": round(self.seconds / 60, 1),
             "n_windows": len(self.data),
-            "loss_curve": [[step, round(loss, 5)] for step, loss in self.curve[::stride]],
+            "loss_curve": [[step, round(loss, 5)] for step, loss in curve],
             "scores": self.scores,
         }
         return Checkpoint(
@@ -219,8 +230,10 @@ class Trainer:
         )
 
     def _identity(self) -> dict[str, Any]:
+        """What decides the weights: a run can only be resumed with the same."""
+        settings = {k: v for k, v in vars(self.settings).items() if not k.endswith("_every")}
         dataset = self.info.get("dataset", {}).get("fingerprint", "")
-        return {"spec": vars(self.spec), "settings": vars(self.settings), "dataset": dataset}
+        return {"spec": vars(self.spec), "settings": settings, "dataset": dataset}
 
     def _save(self) -> None:
         state = {
@@ -241,9 +254,13 @@ class Trainer:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
-            raise InputError(f"{path} can't be read ({type(error).__name__}): delete it to start the run again")
+            raise InputError(
+                f"{path} can't be read ({type(error).__name__}): delete it to start the run again"
+            )
         saved, wanted = state["identity"], self._identity()
         for part, values in wanted.items():
+            if isinstance(values, dict):
+                saved[part] = {key: saved[part].get(key) for key in values}
             if saved[part] != values:
                 raise InputError(
                     f"{self.folder} holds a run with another {part} ({_difference(saved[part], values)}): "
@@ -251,13 +268,9 @@ class Trainer:
                 )
         self.step, self.seconds = state["step"], state["seconds"]
         self.curve, self.scores = state["curve"], state["scores"]
-        _load(self.network, state["network"])
-        _load(self.ema.network, state["ema"])
+        self.network.load_state_dict(state["network"])
+        self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def _load(network: nn.Module, state: dict[str, Tensor]) -> None:
-    network.load_state_dict(state)
 
 
 def _difference(saved: Any, wanted: Any) -> str:

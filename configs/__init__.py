@@ -1,0 +1,1 @@
+"""Hydra configs: one file per command, and the groups ``task`` and ``sampler``."""

@@ -1,0 +1,559 @@
+"""The console command: parses, composes the config, builds the objects, and runs.
+
+Everything is built here and nowhere else; what is built knows nothing of configs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError, nearest, require_count, require_positive
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .data.dataset import ObservationField
+    from .evaluation.rollout import MakeEnv
+    from .policy import Policy
+    from .sampling.sampler import Sampler
+
+Config = Any
+"""A composed OmegaConf node."""
+
+
+# ---------------------------------------------------------------------------------------- commands
+
+
+def evaluate(cfg: Config) -> None:
+    """Samplers side by side on the same seeds: reward, rounds, latency, deadlines."""
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from .control.clock import MonotonicClock
+    from .evaluation.compare import paced_run, results
+    from .evaluation.latency import plan_latencies
+    from .evaluation.report import table, write_report
+    from .evaluation.rollout import rollout
+
+    require_count(seeds=cfg.seeds, video_size=cfg.video_size)
+    require_positive(margin=cfg.margin)
+    if not cfg.samplers:
+        raise InputError("samplers=[] names none: give at least one, as samplers=[ddpm,paraddpm]")
+    names = list(dict.fromkeys([cfg.reference, *cfg.samplers]))
+    policy = load_policy(cfg)
+    policies = {name: policy.with_sampler(named_sampler(cfg, name, policy)) for name in names}
+    make_env, clock = env_maker(cfg), MonotonicClock()
+    seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
+    folder = Path(cfg.out or f"outputs/evaluate/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
+
+    episodes, latencies, ticks = {}, {}, {}
+    for name in names:
+        with tqdm(total=len(seeds) * cfg.task.max_steps, unit="step", desc=name, dynamic_ncols=True) as bar:
+            episodes[name] = rollout(
+                policies[name],
+                make_env,
+                seeds,
+                cfg.task.max_steps,
+                picture=lambda env: env.unwrapped.picture(cfg.video_size),  # type: ignore[attr-defined]
+                n_pictured=cfg.videos,
+                on_steps=bar.update,
+            )
+    if cfg.latency_plans:
+        windows = episodes[cfg.reference][0].windows[: cfg.latency_plans]
+        with tqdm(total=len(windows), unit="turn", desc="latency", dynamic_ncols=True) as bar:
+            latencies = plan_latencies(policies, windows, clock, bar.update)
+    if cfg.paced_ticks:
+        for name in tqdm(names, desc="at the real rate", unit="sampler", dynamic_ncols=True):
+            ticks[name] = paced_run(policies[name], make_env, cfg.first_seed, cfg.paced_ticks, clock)
+
+    compared = results(episodes, latencies, ticks, cfg.reference, cfg.margin)
+    title = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint).name}"
+    about = {
+        "task": cfg.task.name,
+        "checkpoint": str(cfg.checkpoint),
+        "reference": cfg.reference,
+        "seeds": [seeds.start, seeds.stop - 1],
+        "machine": machine(),
+        "samplers_config": {name: plain(cfg.sampler[name]) for name in names},
+    }
+    paths = write_report(folder, compared, title, about, fps=10)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table(compared, title))
+    console.print(f"on {describe(machine())}", highlight=False)
+    for path in paths:
+        console.print(str(path), highlight=False)
+
+
+def train(cfg: Config) -> None:
+    """Demonstrations to a checkpoint; run again to resume."""
+    from .data.dataset import WindowDataset
+    from .data.replay_buffer import ReplayBuffer
+    from .evaluation.rollout import rollout
+    from .evaluation.statistics import standard_error
+    from .policy import Policy
+    from .training.train import Trainer, TrainSettings
+    from .types import PolicySpec
+
+    device = choose_device(cfg)
+    spec = PolicySpec(
+        task=cfg.task.name,
+        obs_dim=cfg.task.obs_dim,
+        action_dim=cfg.task.action_dim,
+        **typed(PolicySpec, cfg.policy) | {"down_dims": tuple(cfg.policy.down_dims)},
+    )
+    settings = TrainSettings(**typed(TrainSettings, cfg.training))
+    buffer = ReplayBuffer.open(locate(cfg.dataset))
+    fields = observation_fields(cfg)
+    data = WindowDataset.of(
+        buffer,
+        fields,
+        n_obs_steps=spec.n_obs_steps,
+        horizon=spec.horizon,
+        n_action_steps=spec.n_action_steps,
+    )
+    sizes = (data.observations.shape[1], data.actions.shape[1])
+    if sizes != (spec.obs_dim, spec.action_dim):
+        raise InputError(
+            f"{buffer.name} has obs_dim, action_dim {sizes}, task {spec.task!r} needs "
+            f"{(spec.obs_dim, spec.action_dim)}: another dataset or task"
+        )
+    seeds = range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.seeds)
+
+    def evaluate_policy(checkpoint: Checkpoint) -> dict[str, float]:
+        sampler = named_sampler(cfg, cfg.evaluation.sampler, checkpoint)
+        episodes = rollout(Policy(checkpoint, sampler, device), env_maker(cfg), seeds, cfg.task.max_steps)
+        scores = [episode.score for episode in episodes]
+        return {
+            "score": round(sum(scores) / len(scores), 4),
+            "standard_error": round(standard_error(scores), 4),
+            "success_rate": sum(episode.success for episode in episodes) / len(episodes),
+            "n_seeds": len(seeds),
+            "first_seed": seeds.start,
+        }
+
+    keys = [field.key for field in fields] + ["action"]
+    info = {
+        "dataset": {
+            "name": Path(cfg.dataset).name,
+            "n_episodes": buffer.n_episodes,
+            "n_steps": buffer.n_steps,
+            "fingerprint": buffer.fingerprint(keys),
+        },
+        "evaluation": {
+            "sampler": plain(cfg.sampler[cfg.evaluation.sampler]),
+            "max_steps": cfg.task.max_steps,
+        },
+        "machine": machine(),
+    }
+    trainer = Trainer(
+        data,
+        spec,
+        settings,
+        Path(cfg.run),
+        info=info,
+        evaluate=evaluate_policy if cfg.evaluation.seeds else None,
+        device=device,
+    )
+    if trainer.step:
+        print(f"resuming {cfg.run} at step {trainer.step} of {settings.n_steps}")
+    checkpoint = trainer.run()
+    places = [Path(cfg.run) / "checkpoint"]
+    if cfg.checkpoint:
+        checkpoint.save(cfg.checkpoint)
+        places.append(Path(cfg.checkpoint))
+    for score in trainer.scores[-1:]:
+        print(f"score {score['score']:.3f} ± {score['standard_error']:.3f} over {len(seeds)} seeds")
+    print("\n".join(map(str, places)))
+
+
+def collect(cfg: Config) -> None:
+    """Rollouts of a policy, appended to a dataset."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from .data.replay_buffer import ReplayBuffer
+    from .evaluation.rollout import rollout
+
+    require_count(episodes=cfg.episodes, batch=cfg.batch)
+    policy = load_policy(cfg)
+    policy = policy.with_sampler(named_sampler(cfg, cfg.sampler_name, policy))
+    out = Path(cfg.out)
+    buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
+    first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
+    written, scores = 0, []
+    with tqdm(total=cfg.episodes * cfg.task.max_steps, unit="step", dynamic_ncols=True) as bar:
+        for begin in range(first, first + cfg.episodes, cfg.batch):
+            seeds = range(begin, min(begin + cfg.batch, first + cfg.episodes))
+            episodes = rollout(
+                policy, env_maker(cfg), seeds, cfg.task.max_steps, keep_infos=True, on_steps=bar.update
+            )
+            for episode in episodes:
+                scores.append(episode.score)
+                if episode.score < cfg.min_score:
+                    continue
+                steps = {key: np.stack([info[key] for info in episode.infos]) for key in cfg.task.record}
+                steps["action"] = np.stack(episode.actions)
+                buffer.append({key: values.astype(np.float32) for key, values in steps.items()})
+                written += 1
+            bar.set_postfix(written=written, score=f"{np.mean(scores):.3f}")
+    print(f"{written} of {cfg.episodes} episodes written, mean score {np.mean(scores):.3f}")
+    print(f"{out}: {buffer.n_episodes} episodes, {buffer.n_steps} steps")
+
+
+def bench(cfg: Config) -> None:
+    """Timings, as ratios within one run."""
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from .control.clock import MonotonicClock
+    from .evaluation.latency import latency_rows, latency_table
+    from .evaluation.rollout import rollout
+    from .files import write_atomically
+
+    require_count(repeats=cfg.repeats)
+    policy = load_policy(cfg)
+    policies = {name: policy.with_sampler(named_sampler(cfg, name, policy)) for name in cfg.samplers}
+    # Real observations: how many rounds a tolerance takes depends on them.
+    guide = policy.with_sampler(named_sampler(cfg, "realtime", policy))
+    episode = rollout(guide, env_maker(cfg), [cfg.first_seed], cfg.task.max_steps)[0]
+    windows = [episode.windows[k % len(episode.windows)] for k in range(cfg.repeats)]
+    with tqdm(total=cfg.repeats, unit="turn", desc="latency", dynamic_ncols=True) as bar:
+        rows = latency_rows(policies, windows, MonotonicClock(), bar.update)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(latency_table(rows, f"{cfg.task.name}, one robot, {cfg.repeats} plans each"))
+    console.print(f"on {describe(machine())}", highlight=False)
+    line = json.dumps({"machine": machine(), "rows": [vars(row) for row in rows]})
+    print(line)
+    if cfg.out:
+        write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
+
+
+def info(cfg: Config) -> None:
+    """What is installed, on what machine, and what a checkpoint and a dataset are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .checkpoint import read_metadata
+    from .data.replay_buffer import ReplayBuffer
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+
+    def show(title: str, values: Mapping[str, Any]) -> None:
+        view = Table(title=title, title_justify="left", show_header=False)
+        for key, value in values.items():
+            view.add_row(key, str(value))
+        console.print(view)
+
+    choose_device(cfg)
+    show("machine", machine())
+    metadata = read_metadata(locate(cfg.checkpoint))
+    training = metadata.get("info", {}).get("training", {})
+    show(
+        f"checkpoint {cfg.checkpoint}",
+        {
+            **metadata["spec"],
+            "weights": metadata["weights"]["file"],
+            "trained on": metadata.get("info", {}).get("dataset", {}),
+            "steps": training.get("step"),
+            "minutes": training.get("minutes"),
+            "scores": training.get("scores"),
+        },
+    )
+    path = locate(cfg.dataset)
+    if not path.exists():
+        console.print(f"dataset {cfg.dataset}: not there")
+        return
+    buffer = ReplayBuffer.open(path)
+    shapes = {field: buffer.read(field, 0, 1).shape[1:] for field in buffer.fields}
+    show(
+        f"dataset {cfg.dataset}",
+        {
+            "episodes": buffer.n_episodes,
+            "steps": buffer.n_steps,
+            **{f"data/{k}": v for k, v in shapes.items()},
+        },
+    )
+
+
+# ------------------------------------------------------------------------------ building from configs
+
+
+def load_policy(cfg: Config) -> Policy:
+    """The checkpoint's policy, checked against the task, with the reference sampler."""
+    from .checkpoint import Checkpoint
+    from .control.loop import check_task
+    from .policy import Policy
+
+    device = choose_device(cfg)
+    checkpoint = Checkpoint.load(locate(cfg.checkpoint))
+    policy = Policy(checkpoint, named_sampler(cfg, "ddpm", checkpoint), device)
+    check_task(policy, cfg.task.name, cfg.task.obs_dim, cfg.task.action_dim)
+    return policy
+
+
+def named_sampler(cfg: Config, name: str, policy: Policy | Checkpoint) -> Sampler:
+    """The sampler that the config calls ``name``, for the policy's noise schedule."""
+    from .policy import spec_schedule
+    from .sampling.sampler import make_sampler
+
+    if name not in cfg.sampler:
+        raise InputError(f"unknown sampler {name!r}{nearest(name, cfg.sampler)}")
+    try:
+        return make_sampler(spec_schedule(policy.spec), **plain(cfg.sampler[name]))
+    except InputError as error:
+        raise InputError(f"sampler.{name}: {error}")
+
+
+def env_maker(cfg: Config) -> MakeEnv:
+    """Makes the task's environment."""
+    import gymnasium
+
+    from . import envs  # noqa: F401  registers the environments
+
+    kwargs = plain(cfg.task.env.kwargs)
+    return lambda: gymnasium.make(cfg.task.env.id, max_episode_steps=cfg.task.max_steps, **kwargs)
+
+
+def observation_fields(cfg: Config) -> list[ObservationField]:
+    from .data.dataset import ObservationField
+
+    return [ObservationField(**plain(field)) for field in cfg.task.observation]
+
+
+def choose_device(cfg: Config) -> str:
+    """Sets the number of threads and names the device."""
+    import torch
+
+    if cfg.threads is not None:
+        require_count(threads=cfg.threads)
+        torch.set_num_threads(cfg.threads)
+    if cfg.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=cfg.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device={cfg.device} can't be used here ({str(error).splitlines()[0]}): device=cpu can"
+        )
+    return str(cfg.device)
+
+
+def locate(path: str) -> Path:
+    """A path as given, from the working folder, or else from the checkout that this code lies in."""
+    given = Path(path)
+    beside = Path(__file__).resolve().parent.parent / given
+    return beside if not given.exists() and beside.exists() else given
+
+
+def plain(node: Config) -> Any:
+    """A config node as dicts, lists and numbers."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def typed(cls: type, node: Config) -> dict[str, Any]:
+    """A config node's values, checked against the annotations of the dataclass they are for."""
+    import typing
+
+    hints = typing.get_type_hints(cls)
+    values = plain(node)
+    for name, value in values.items():
+        wanted = hints[name]
+        allowed = (int, float) if wanted is float else wanted
+        if wanted in (int, float, str, bool) and (
+            not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool)
+        ):
+            raise InputError(f"{name}={value} must be a {wanted.__name__}")
+    return dict(values)
+
+
+def machine() -> dict[str, Any]:
+    """What a figure should be read with."""
+    import torch
+
+    from . import __version__
+
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        cpu = found.group(1) if found else cpu
+    return {
+        "paradiffpolicy": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    gpu = values["gpu"] or "no GPU"
+    return f"{values['cpu']}, {values['cores']} cores, {gpu}; torch {values['torch']}"
+
+
+# -------------------------------------------------------------------------------------- command line
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what runs it, and what its help says."""
+
+    run: Callable[[Config], None]
+    help: str
+    examples: tuple[tuple[str, str], ...]
+
+
+COMMANDS = {
+    "train": Command(
+        train,
+        "Trains a diffusion policy on demonstrations. The same command resumes a run that was stopped.",
+        (
+            ("paradiffpolicy train", "PushT on the human demonstrations"),
+            ("paradiffpolicy train dataset=my.zarr run=outputs/train/mine", "your own demonstrations"),
+            (
+                "paradiffpolicy train training.n_steps=20000 'policy.down_dims=[256,512,1024]'",
+                "larger, longer",
+            ),
+        ),
+    ),
+    "evaluate": Command(
+        evaluate,
+        "Runs samplers of one policy in closed loop on the same seeds. Reports rewards with intervals,\n"
+        "network rounds, plan latency and missed deadlines; writes report.json, a picture and videos.",
+        (
+            ("paradiffpolicy evaluate", "DDPM, ParaDDPM and realtime on PushT, 50 seeds"),
+            ("paradiffpolicy evaluate 'samplers=[ddim,realtime]' seeds=10", "others, quickly"),
+            ("paradiffpolicy evaluate checkpoint=outputs/train/pusht/checkpoint", "your own policy"),
+        ),
+    ),
+    "collect": Command(
+        collect,
+        "Rolls a policy out and appends the episodes to a dataset that 'train' reads.\n"
+        "Stopping it at any moment loses nothing that was there before.",
+        (
+            ("paradiffpolicy collect", "50 PushT episodes to outputs/collect/pusht.zarr"),
+            ("paradiffpolicy collect out=my.zarr episodes=200 min_score=0.9", "good ones only"),
+            ("paradiffpolicy collect sampler_name=ddpm first_seed=1000", "another sampler, other seeds"),
+        ),
+    ),
+    "bench": Command(
+        bench,
+        "Times plans and network calls, interleaved in one run, as ratios to the loop that\n"
+        "diffusion_policy and LeRobot run (diffusers, DDPM-100). Prints a table, then one JSON line.",
+        (
+            ("paradiffpolicy bench", "the latency of every sampler"),
+            ("paradiffpolicy bench 'samplers=[paraddpm]' sampler.paraddpm.window=50", "one, changed"),
+            ("paradiffpolicy bench threads=1 out=latency.json", "one thread, kept in a file"),
+        ),
+    ),
+    "info": Command(
+        info,
+        "Says what is installed, on what machine, and what a checkpoint and a dataset hold.",
+        (
+            ("paradiffpolicy info", "the shipped checkpoint"),
+            ("paradiffpolicy info checkpoint=outputs/train/pusht/checkpoint", "yours"),
+            ("paradiffpolicy info dataset=my.zarr", "a dataset"),
+        ),
+    ),
+}
+
+
+def compose(command: str, overrides: list[str]) -> Config:
+    """The command's config with the overrides applied.
+
+    Raises:
+        InputError: an override is malformed or names something that doesn't exist.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise InputError(f"{override!r} is not an override: write NAME=VALUE, as seeds=10")
+    with initialize_config_module("paradiffpolicy.configs", version_base="1.3"):
+        try:
+            cfg = hydra_compose(command, overrides)
+            OmegaConf.resolve(cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(_override_error(command, overrides, error, hydra_compose(command)))
+    return cfg
+
+
+def _override_error(command: str, overrides: list[str], error: Exception, defaults: Config) -> str:
+    """One line: the first override whose name doesn't exist, with the nearest that does."""
+    known = list(_flat_keys(defaults))
+    for override in overrides:
+        name = override.split("=")[0].lstrip("+~").split("@")[0]
+        if not override.startswith("+") and name not in known:
+            return f"{command} has no setting {name!r}{nearest(name, known)}"
+    text = str(error).splitlines()
+    return f"{command}: {text[0] if text else type(error).__name__}"
+
+
+def _flat_keys(node: Config, prefix: str = "") -> list[str]:
+    from omegaconf import DictConfig
+
+    keys = []
+    for key, value in node.items_ex(resolve=False):
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, DictConfig):
+            keys += _flat_keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def usage() -> str:
+    lines = [f"  {name:<10}{' '.join(command.help.split())}" for name, command in COMMANDS.items()]
+    return (
+        "paradiffpolicy COMMAND [NAME=VALUE ...]\n\n"
+        + "\n".join(lines)
+        + "\n\nparadiffpolicy COMMAND --help says more, with examples and every setting."
+    )
+
+
+def command_help(name: str) -> str:
+    from omegaconf import OmegaConf
+
+    command = COMMANDS[name]
+    examples = "\n".join(f"  {line}\n      {meaning}" for line, meaning in command.examples)
+    settings = compose(name, [])
+    return (
+        f"paradiffpolicy {name} [NAME=VALUE ...]\n\n{command.help}\n\nExamples:\n{examples}\n\n"
+        f"Settings, with their defaults:\n\n{OmegaConf.to_yaml(settings)}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the console command; returns the exit code, 2 for bad input."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    try:
+        name, overrides = argv[0], argv[1:]
+        if name not in COMMANDS:
+            raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+        if {"-h", "--help"} & set(overrides):
+            print(command_help(name))
+            return 0
+        COMMANDS[name].run(compose(name, overrides))
+    except InputError as error:
+        print(f"paradiffpolicy: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("paradiffpolicy: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,64 @@
+"""What a comparison of rewards on the same seeds can show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean; NaN for fewer than two values."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A sampler's score minus the reference's on the same seeds.
+
+    Attributes:
+        mean: of the differences.
+        low, high: 95 % confidence interval of the mean (Student's t); NaN for fewer than two seeds.
+        p_value: of the two one-sided tests together (Schuirmann 1987).
+        equivalent: both one-sided tests reject at 5 %, so the mean lies within ± margin.
+        margin: that was tested.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    equivalent: bool
+    margin: float
+
+    @property
+    def verdict(self) -> str:
+        return f"equivalent within {self.margin:g}" if self.equivalent else "not shown"
+
+
+def paired_difference(
+    scores: Sequence[float], reference: Sequence[float], margin: float = 0.05
+) -> PairedDifference:
+    """Compares two samplers on the same seeds, in the same order.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    if len(scores) != len(reference):
+        raise ValueError(f"{len(scores)} scores against {len(reference)}: the seeds must be the same")
+    differences = np.asarray(scores, dtype=float) - np.asarray(reference, dtype=float)
+    n, mean = len(differences), float(differences.mean())
+    se = standard_error(differences.tolist())
+    if n < 2:
+        return PairedDifference(mean, math.nan, math.nan, math.nan, False, margin)
+    if se == 0:
+        equivalent = abs(mean) < margin
+        return PairedDifference(mean, mean, mean, 0.0 if equivalent else 1.0, equivalent, margin)
+    half = float(stats.t.ppf(0.975, n - 1)) * se
+    p_low = float(stats.t.sf((mean + margin) / se, n - 1))
+    p_high = float(stats.t.cdf((mean - margin) / se, n - 1))
+    p_value = max(p_low, p_high)
+    return PairedDifference(mean, mean - half, mean + half, p_value, p_value < 0.05, margin)
