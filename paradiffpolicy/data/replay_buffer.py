@@ -177,11 +177,13 @@ class ReplayBuffer:
 
 
 def _checked_episode_ends(group: zarr.Group, name: str) -> NDArray[np.int64]:
-    if "meta/episode_ends" not in group or "data" not in group:
-        raise InputError(f"{name} has no data/ and meta/episode_ends: it isn't a diffusion_policy store")
     try:
+        if "meta/episode_ends" not in group or "data" not in group:
+            raise InputError(f"{name} has no data/ and meta/episode_ends: it isn't a diffusion_policy store")
         stored: Any = group["meta/episode_ends"]
         ends = np.asarray(stored[:], dtype=np.int64)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"{name}: meta/episode_ends can't be read ({_first_line(error)}): copy the store again"

@@ -1,0 +1,72 @@
+"""Shared fixtures.  Where real data or the shipped policy is needed, the real one is used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from paradiffpolicy.checkpoint import Checkpoint
+from paradiffpolicy.data.normalizer import Normalizer
+from paradiffpolicy.data.replay_buffer import ReplayBuffer
+from paradiffpolicy.policy import build_network
+from paradiffpolicy.types import PolicySpec
+
+ROOT = Path(__file__).resolve().parent.parent
+HUMAN_DATA = (
+    Path(os.environ.get("PARADIFFPOLICY_DATA", ROOT.parent / "shared" / "data")) / "pusht_cchi_v7_replay.zarr"
+)
+SHIPPED = ROOT / "checkpoints" / "pusht_keypoints"
+
+TINY = PolicySpec("pusht", obs_dim=20, action_dim=2, down_dims=(16, 32), diffusion_step_embed_dim=16)
+"""A policy of PushT's shape that computes in no time."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def human_data() -> Path:
+    if not HUMAN_DATA.exists():
+        pytest.skip(f"the human demonstrations are not at {HUMAN_DATA} (set PARADIFFPOLICY_DATA)")
+    return HUMAN_DATA
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Path:
+    return SHIPPED
+
+
+def tiny_checkpoint(spec: PolicySpec = TINY, seed: int = 0) -> Checkpoint:
+    """Untrained weights with plausible normalizers."""
+    torch.manual_seed(seed)
+    observation = Normalizer.fit(torch.tensor([[0.0], [512.0]]).expand(2, spec.obs_dim))
+    action = Normalizer.fit(torch.tensor([[0.0], [512.0]]).expand(2, spec.action_dim))
+    return Checkpoint(spec, dict(build_network(spec).state_dict()), observation, action, {"note": "untrained"})
+
+
+def toy_episode(length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Numbers in PushT's fields; actions follow the state, so there is something to learn."""
+    draw = np.random.default_rng(seed)
+    path = np.cumsum(draw.normal(0, 5, (length, 2)), axis=0) + 256
+    return {
+        "state": np.concatenate((path, draw.uniform(0, 512, (length, 3))), axis=1).astype(np.float32),
+        "keypoint": draw.uniform(0, 512, (length, 9, 2)).astype(np.float32),
+        "n_contacts": np.ones((length, 1), dtype=np.float32),
+        "action": (path + 3).astype(np.float32),
+    }
+
+
+@pytest.fixture
+def toy_store(tmp_path) -> Path:
+    """Three short episodes on disk."""
+    path = tmp_path / "toy.zarr"
+    buffer = ReplayBuffer.create(path)
+    for seed, length in enumerate((30, 25, 41)):
+        buffer.append(toy_episode(length, seed))
+    return path

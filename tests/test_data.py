@@ -1,0 +1,284 @@
+"""Demonstrations: reading, appending (interrupted anywhere), windows, normalisers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.storage import MemoryStore, WrapperStore
+
+from paradiffpolicy.data.dataset import (
+    ObservationField,
+    WindowDataset,
+    batch_windows,
+    observation_matrix,
+    window_starts,
+)
+from paradiffpolicy.data.normalizer import Normalizer
+from paradiffpolicy.data.replay_buffer import ReplayBuffer
+from paradiffpolicy.errors import InputError
+
+from .conftest import toy_episode
+
+
+def test_the_human_demonstrations_open_as_they_are(human_data):
+    buffer = ReplayBuffer.open(human_data)
+    assert buffer.n_episodes == 206 and buffer.n_steps == 25_650
+    assert buffer.fields == ["action", "img", "keypoint", "n_contacts", "state"]
+    assert buffer.read("img", 0, 2).shape == (2, 96, 96, 3)
+    assert len(buffer.episode(205)["action"]) == buffer.episode_ends[205] - buffer.episode_ends[204]
+
+
+def test_what_is_appended_is_read_back(tmp_path):
+    path = tmp_path / "store.zarr"
+    episodes = [toy_episode(length, seed) for seed, length in enumerate((5, 1, 12))]
+    buffer = ReplayBuffer.create(path)
+    for episode in episodes:
+        buffer.append(episode)
+    assert zarr.open_group(path, mode="r").metadata.zarr_format == 3
+    again = ReplayBuffer.open(path)
+    assert again.episode_ends.tolist() == [5, 6, 18]
+    for index, episode in enumerate(episodes):
+        for field, values in again.episode(index).items():
+            np.testing.assert_array_equal(values, episode[field])
+
+
+def test_zarr_v2_stores_can_be_appended_to(tmp_path):
+    path = tmp_path / "v2.zarr"
+    root = zarr.open_group(path, mode="w", zarr_format=2)
+    root.create_group("data").create_array("action", data=np.arange(8.0, dtype=np.float32).reshape(4, 2))
+    root.create_group("meta").create_array("episode_ends", data=np.array([4]))
+    ReplayBuffer.open(path, "r+").append({"action": np.full((3, 2), 9.0, dtype=np.float32)})
+    again = ReplayBuffer.open(path)
+    assert again.episode_ends.tolist() == [4, 7]
+    np.testing.assert_array_equal(again.episode(0)["action"], np.arange(8.0).reshape(4, 2))
+    np.testing.assert_array_equal(again.episode(1)["action"], np.full((3, 2), 9.0))
+
+
+class Interrupted(Exception):
+    pass
+
+
+class BreakingStore(WrapperStore):
+    """A store that stops working after so many writes, as a killed process does: zarr replaces
+    every file as a whole, so a write has happened or hasn't."""
+
+    writes_left: int
+
+    def __init__(self, store, writes_left=10**9):
+        super().__init__(store)
+        self.writes_left = writes_left
+
+    async def set(self, key, value):
+        if self.writes_left == 0:
+            raise Interrupted(key)
+        self.writes_left -= 1
+        await super().set(key, value)
+
+
+def test_an_append_interrupted_anywhere_leaves_earlier_episodes():
+    first, second, third = (toy_episode(n, seed) for seed, n in enumerate((6, 4, 5)))
+    points = 0
+    while True:
+        memory = MemoryStore()
+        store = BreakingStore(memory)
+        buffer = ReplayBuffer.create(store, "toy")
+        buffer.append(first)
+        store.writes_left = points
+        try:
+            buffer.append(second)
+            finished = True
+        except Interrupted:
+            finished = False
+        again = ReplayBuffer(zarr.open_group(memory, mode="r+"), "toy")
+        assert again.episode_ends.tolist() == ([6, 10] if finished else [6])
+        for field, values in again.episode(0).items():
+            np.testing.assert_array_equal(values, first[field])
+        # And the next append goes on as if nothing had been tried.
+        again.append(third)
+        last = ReplayBuffer(zarr.open_group(memory, mode="r"), "toy")
+        assert last.episode_ends.tolist() == ([6, 10, 15] if finished else [6, 11])
+        for field, values in last.episode(last.n_episodes - 1).items():
+            np.testing.assert_array_equal(values, third[field])
+        if finished:
+            break
+        points += 1
+    assert points >= 2 * len(first) + 2, "every field's and the ends' metadata and values are separate writes"
+
+
+def test_fingerprints_tell_data_apart(tmp_path, toy_store):
+    same = ReplayBuffer.open(toy_store)
+    copy = tmp_path / "copy.zarr"
+    shutil.copytree(toy_store, copy)
+    changed = zarr.open_group(copy, mode="r+")
+    assert same.fingerprint(["action"]) == ReplayBuffer.open(copy).fingerprint(["action"])
+    changed["data/action"][17, 0] += 1
+    assert same.fingerprint(["action"]) != ReplayBuffer.open(copy).fingerprint(["action"])
+
+
+# ------------------------------------------------------------------------------------- bad stores
+
+
+def test_a_missing_store_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no demonstrations at .*nothing\.zarr"):
+        ReplayBuffer.open(tmp_path / "nothing.zarr")
+
+
+def test_a_foreign_folder_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(InputError, match="not a zarr group"):
+        ReplayBuffer.open(tmp_path)
+    zarr.open_group(tmp_path / "other.zarr", mode="w").create_array("x", shape=(3,), dtype="f4")
+    with pytest.raises(InputError, match="isn't a diffusion_policy store"):
+        ReplayBuffer.open(tmp_path / "other.zarr")
+
+
+def test_a_truncated_array_is_named(toy_store):
+    group = zarr.open_group(toy_store, mode="r+")
+    group["data/action"].resize((50, 2))
+    with pytest.raises(InputError, match=r"data/action has 50 steps but meta/episode_ends needs 96"):
+        ReplayBuffer.open(toy_store).read("action")
+
+
+def test_a_truncated_file_is_named(toy_store):
+    chunk = next(file for file in (toy_store / "data" / "state" / "c").rglob("*") if file.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    with pytest.raises(InputError, match="data/state can't be read"):
+        ReplayBuffer.open(toy_store).read("state")
+
+
+def test_broken_metadata_is_named(toy_store):
+    (toy_store / "meta" / "episode_ends" / "zarr.json").write_text("{")
+    with pytest.raises(InputError, match="toy.zarr"):
+        ReplayBuffer.open(toy_store)
+
+
+def test_ends_that_do_not_rise_are_named(toy_store):
+    zarr.open_group(toy_store, mode="r+")["meta/episode_ends"][1] = 12
+    with pytest.raises(InputError, match="must rise, but entry 1 is 12"):
+        ReplayBuffer.open(toy_store)
+
+
+def test_nan_is_named(toy_store):
+    zarr.open_group(toy_store, mode="r+")["data/state"][33, 1] = np.nan
+    with pytest.raises(InputError, match="data/state has NaN or infinity at step 33"):
+        ReplayBuffer.open(toy_store).read("state")
+
+
+def test_a_missing_field_is_named_with_the_nearest(toy_store):
+    with pytest.raises(InputError, match="did you mean 'keypoint'"):
+        ReplayBuffer.open(toy_store).read("keypoints")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e | {"action": e["action"][:-1]}, "one length above 0"),
+        (lambda e: {k: v[:0] for k, v in e.items()}, "one length above 0"),
+        (lambda e: {k: v for k, v in e.items() if k != "state"}, "has fields"),
+        (lambda e: e | {"state": e["state"][:, :4]}, r"\(4,\)"),
+        (lambda e: e | {"state": e["state"].astype(np.float64)}, "float64"),
+    ],
+)
+def test_an_episode_that_does_not_fit_is_refused_whole(toy_store, change, message):
+    buffer = ReplayBuffer.open(toy_store, "r+")
+    with pytest.raises(InputError, match=message):
+        buffer.append(change(toy_episode(9)))
+    assert ReplayBuffer.open(toy_store).n_steps == 96
+
+
+def test_creating_over_something_is_refused(toy_store):
+    with pytest.raises(InputError, match="exists"):
+        ReplayBuffer.create(toy_store)
+    assert ReplayBuffer.open(toy_store).n_episodes == 3
+
+
+# ---------------------------------------------------------------------------------------- windows
+
+
+def reference_windows(ends, horizon, pad_before, pad_after):
+    """diffusion_policy's rule, step by step: every start from -pad_before to length - horizon +
+    pad_after, steps outside the episode replaced by its first or last."""
+    windows, begin = [], 0
+    for end in ends:
+        length = end - begin
+        for start in range(-pad_before, length - horizon + pad_after + 1):
+            windows.append([begin + min(max(start + k, 0), length - 1) for k in range(horizon)])
+        begin = end
+    return windows
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    n_obs_steps=st.integers(1, 4),
+    n_action_steps=st.integers(1, 8),
+)
+def test_windows_are_diffusion_policys(lengths, n_obs_steps, n_action_steps):
+    horizon = 16
+    ends = np.cumsum(lengths)
+    starts, episodes = window_starts(ends, horizon, n_obs_steps - 1, n_action_steps - 1)
+    begins = np.concatenate(([0], ends[:-1]))
+    steps = np.clip(
+        starts[:, None] + np.arange(horizon), begins[episodes][:, None], ends[episodes][:, None] - 1
+    )
+    assert steps.tolist() == reference_windows(ends, horizon, n_obs_steps - 1, n_action_steps - 1)
+
+
+def test_a_batch_reads_its_windows(toy_store):
+    buffer = ReplayBuffer.open(toy_store)
+    fields = [ObservationField("keypoint"), ObservationField("state", 0, 2)]
+    data = WindowDataset.of(buffer, fields, n_obs_steps=2, horizon=16, n_action_steps=8)
+    observations, actions = data.batch(torch.tensor([0, len(data) - 1]))
+    assert observations.shape == (2, 2, 20) and actions.shape == (2, 16, 2)
+    matrix, recorded = observation_matrix(buffer, fields), buffer.read("action")
+    # The first window hangs over the start by one step, the last over the end by seven.
+    np.testing.assert_array_equal(observations[0], matrix[[0, 0]])
+    np.testing.assert_array_equal(actions[0], recorded[[0, *range(15)]])
+    np.testing.assert_array_equal(actions[1], recorded[[*range(87, 96), *[95] * 7]])
+    np.testing.assert_array_equal(matrix[5, 18:], buffer.read("state")[5, :2])
+
+
+def test_too_short_or_no_episodes_are_named(tmp_path):
+    buffer = ReplayBuffer.create(tmp_path / "short.zarr")
+    fields = [ObservationField("state")]
+    with pytest.raises(InputError, match="no episodes yet"):
+        WindowDataset.of(buffer, fields, n_obs_steps=1, horizon=16, n_action_steps=1)
+    buffer.append(toy_episode(4))
+    with pytest.raises(InputError, match="shorter than 16"):
+        WindowDataset.of(buffer, fields, n_obs_steps=1, horizon=16, n_action_steps=1)
+
+
+def test_an_epoch_sees_every_window_once():
+    seen = torch.cat([batch_windows(100, 10, step, seed=4) for step in range(10)])
+    assert sorted(seen.tolist()) == list(range(100))
+    assert batch_windows(100, 10, 3, seed=4).tolist() == batch_windows(100, 10, 3, seed=4).tolist()
+    assert batch_windows(100, 10, 13, seed=4).tolist() != batch_windows(100, 10, 3, seed=4).tolist()
+    assert len(batch_windows(7, 64, 5, seed=0)) == 7
+
+
+# -------------------------------------------------------------------------------------- normaliser
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(-1000, 1000, width=32), min_size=2, max_size=20),
+    st.floats(-1000, 1000, width=32),
+)
+def test_normalising_spans_the_range_and_goes_back(column, constant):
+    data = torch.tensor([[value, constant] for value in column])
+    normalizer = Normalizer.fit(data)
+    normalized = normalizer.normalize(data)
+    if float(data[:, 0].max() - data[:, 0].min()) > 1.0:
+        assert float(normalized[:, 0].min()) == pytest.approx(-1, abs=1e-3)
+        assert float(normalized[:, 0].max()) == pytest.approx(1, abs=1e-3)
+    assert normalized[:, 1].abs().max() < 1e-3
+    torch.testing.assert_close(normalizer.unnormalize(normalized), data, atol=0.01, rtol=1e-4)
+    restored = Normalizer.from_dict(json.loads(json.dumps(normalizer.to_dict())))
+    assert torch.equal(restored.scale, normalizer.scale) and torch.equal(restored.offset, normalizer.offset)
