@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import paradiffpolicy.envs  # noqa: F401  registers them
 from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
@@ -47,7 +48,9 @@ def tiny_checkpoint(spec: PolicySpec = TINY, seed: int = 0) -> Checkpoint:
     torch.manual_seed(seed)
     observation = Normalizer.fit(torch.tensor([[0.0], [512.0]]).expand(2, spec.obs_dim))
     action = Normalizer.fit(torch.tensor([[0.0], [512.0]]).expand(2, spec.action_dim))
-    return Checkpoint(spec, dict(build_network(spec).state_dict()), observation, action, {"note": "untrained"})
+    return Checkpoint(
+        spec, dict(build_network(spec).state_dict()), observation, action, {"note": "untrained"}
+    )
 
 
 def toy_episode(length: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -61,7 +61,7 @@ def test_zarr_v2_stores_can_be_appended_to(tmp_path):
     np.testing.assert_array_equal(again.episode(1)["action"], np.full((3, 2), 9.0))
 
 
-class Interrupted(Exception):
+class InterruptedWriteError(Exception):
     pass
 
 
@@ -77,7 +77,7 @@ class BreakingStore(WrapperStore):
 
     async def set(self, key, value):
         if self.writes_left == 0:
-            raise Interrupted(key)
+            raise InterruptedWriteError(key)
         self.writes_left -= 1
         await super().set(key, value)
 
@@ -94,7 +94,7 @@ def test_an_append_interrupted_anywhere_leaves_earlier_episodes():
         try:
             buffer.append(second)
             finished = True
-        except Interrupted:
+        except InterruptedWriteError:
             finished = False
         again = ReplayBuffer(zarr.open_group(memory, mode="r+"), "toy")
         assert again.episode_ends.tolist() == ([6, 10] if finished else [6])
@@ -155,7 +155,7 @@ def test_a_truncated_file_is_named(toy_store):
 
 def test_broken_metadata_is_named(toy_store):
     (toy_store / "meta" / "episode_ends" / "zarr.json").write_text("{")
-    with pytest.raises(InputError, match="toy.zarr"):
+    with pytest.raises(InputError, match=r"toy\.zarr"):
         ReplayBuffer.open(toy_store)
 
 

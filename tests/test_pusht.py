@@ -136,7 +136,7 @@ def test_pictures_show_the_scene():
     for (x, y), color in [
         ((80, 400), "pusher"),
         ((block_x, block_y), "block"),
-        ((256, 262), "goal"),
+        ((256, 272), "goal"),
     ]:
         pixel = image[int(y * 96 / 512), int(x * 96 / 512)].astype(int)
         assert np.abs(pixel - COLORS[color]).max() < 6, color  # the picture is smoothed

@@ -129,6 +129,7 @@ class Trainer:
         self.schedule: NoiseSchedule = spec_schedule(spec)
         self.step = 0
         self.seconds = 0.0
+        self.losses: list[Tensor] = []  # since the last point of the curve
         self.curve: list[list[float]] = []
         self.scores: list[dict[str, float]] = []
         auto = settings.precision == "auto"
@@ -145,13 +146,12 @@ class Trainer:
             total=settings.n_steps, initial=self.step, unit="step", disable=not progress, dynamic_ncols=True
         )
         started = time.monotonic()
-        losses: list[Tensor] = []
         while self.step < until:
-            losses.append(self.update())
+            self.losses.append(self.update())
             bar.update()
-            if self.step % settings.log_every == 0 or self.step == until:
-                loss = float(torch.stack(losses).mean())
-                losses.clear()
+            if self.step % settings.log_every == 0 or self.step == settings.n_steps:
+                loss = float(torch.stack(self.losses).mean())
+                self.losses.clear()
                 if not math.isfinite(loss):
                     raise InputError(f"the loss is {loss} at step {self.step}: lower learning_rate")
                 self.curve.append([self.step, loss])
@@ -240,6 +240,7 @@ class Trainer:
             "identity": self._identity(),
             "step": self.step,
             "seconds": self.seconds,
+            "losses": self.losses,
             "curve": self.curve,
             "scores": self.scores,
             "network": self.network.state_dict(),
@@ -267,7 +268,7 @@ class Trainer:
                     "choose another run=FOLDER, or delete that one"
                 )
         self.step, self.seconds = state["step"], state["seconds"]
-        self.curve, self.scores = state["curve"], state["scores"]
+        self.losses, self.curve, self.scores = state["losses"], state["curve"], state["scores"]
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,317 @@
+"""The console command: every config, every command on real input, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import zarr
+from omegaconf import OmegaConf
+
+from paradiffpolicy.cli import COMMANDS, compose, main
+from paradiffpolicy.data.replay_buffer import ReplayBuffer
+from paradiffpolicy.diffusion.schedule import NoiseSchedule
+from paradiffpolicy.sampling.sampler import make_sampler
+
+from .conftest import ROOT, tiny_checkpoint
+
+CONFIGS = ROOT / "configs"
+SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
+
+
+def run(capsys, *argv: str) -> tuple[int, str, str]:
+    code = main(list(argv))
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> str:
+    tiny_checkpoint().save(tmp_path / "tiny")
+    return f"checkpoint={tmp_path / 'tiny'}"
+
+
+FAST = ["samplers=[ddim,realtime]", "reference=ddim", "seeds=2", "task.max_steps=16", "paced_ticks=3"]
+
+
+# ----------------------------------------------------------------------------------------- configs
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes(command):
+    assert not OmegaConf.missing_keys(compose(command, []))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "sampler").glob("*.yaml")))
+def test_every_sampler_can_be_built_and_is_listed(name):
+    cfg = compose("evaluate", [])
+    make_sampler(SCHEDULE, **OmegaConf.to_container(cfg.sampler[name]))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "task").glob("*.yaml")))
+def test_every_task_agrees_with_its_environment(name):
+    from paradiffpolicy.cli import env_maker
+
+    cfg = compose("evaluate", [f"task={name}"])
+    env = env_maker(cfg)()
+    observation, info = env.reset(seed=0)
+    assert observation.shape == (cfg.task.obs_dim,)
+    assert env.action_space.shape == (cfg.task.action_dim,)
+    assert set(cfg.task.record) <= set(info)
+    # What the demonstrations' fields make up is what the environment observes.
+    columns = [np.ravel(info[f.key])[f.get("start", 0) : f.get("stop")] for f in cfg.task.observation]
+    np.testing.assert_allclose(np.concatenate(columns), observation)
+
+
+def test_samplers_can_be_changed_and_added():
+    cfg = compose("evaluate", ["sampler.paraddpm.window=50", "+sampler.mine={solver: ddim, n_steps: 20}"])
+    assert cfg.sampler.paraddpm.window == 50 and cfg.sampler.mine.n_steps == 20
+
+
+# ------------------------------------------------------------------------------------------- help
+
+
+def test_help_lists_the_commands(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_commands_help_has_three_examples_that_compose(capsys, command):
+    import shlex
+
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    examples = re.findall(rf"^  paradiffpolicy {command}(.*)$", out, flags=re.M)
+    assert len(examples) == 3
+    for example in examples:
+        compose(command, shlex.split(example))
+
+
+# ------------------------------------------------------------------------------------ the main jobs
+
+
+def test_evaluate_writes_its_report(capsys, checkpoint, tmp_path):
+    code, out, _ = run(capsys, "evaluate", checkpoint, *FAST, "videos=1", f"out={tmp_path / 'report'}")
+    assert code == 0
+    assert "realtime" in out and "[95 % interval]" in out
+    names = sorted(p.name for p in (tmp_path / "report").iterdir())
+    assert names == ["ddim.mp4", "realtime.mp4", "report.json", "score_latency.png"]
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["seeds"] == [100_000, 100_001]
+    assert report["samplers"]["ddim"]["rounds_per_plan"]["mean"] == 10
+    assert report["samplers"]["realtime"]["deadlines"]["ticks"] == 3
+
+
+def test_evaluating_twice_gives_the_same_scores(capsys, checkpoint, tmp_path):
+    scores = []
+    for name in "ab":
+        run(capsys, "evaluate", checkpoint, *FAST, "videos=0", f"out={tmp_path / name}")
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        scores.append([s["score"]["per_seed"] for s in report["samplers"].values()])
+    assert scores[0] == scores[1]
+
+
+def test_collected_episodes_can_be_trained_on_and_evaluated(capsys, checkpoint, tmp_path):
+    store = tmp_path / "collected.zarr"
+    short = ["task.max_steps=20", f"out={store}", "episodes=3", "batch=2", "sampler_name=ddim"]
+    for _ in range(2):
+        assert run(capsys, "collect", checkpoint, *short)[0] == 0
+    buffer = ReplayBuffer.open(store)
+    assert buffer.episode_ends.tolist() == [20, 40, 60, 80, 100, 120]
+    first = buffer.episode(0)
+    assert first["keypoint"].shape == (20, 9, 2) and first["action"].shape == (20, 2)
+    # Each episode has a seed of its own, the second call's go on after the first's.
+    assert len({buffer.episode(k)["state"].tobytes() for k in range(6)}) == 6
+
+    settings = [
+        "policy.down_dims=[16,32]",
+        "policy.diffusion_step_embed_dim=16",
+        "training.n_steps=3",
+        "training.batch_size=8",
+        "evaluation.seeds=2",
+        "evaluation.sampler=ddim",
+        "task.max_steps=16",
+    ]
+    place = tmp_path / "trained"
+    code, _out, err = run(
+        capsys, "train", f"dataset={store}", f"run={tmp_path / 'run'}", f"checkpoint={place}", *settings
+    )
+    assert code == 0, err
+    metadata = json.loads((place / "policy.json").read_text())["info"]
+    assert metadata["dataset"]["n_episodes"] == 6 and metadata["training"]["step"] == 3
+    assert metadata["training"]["scores"][0]["n_seeds"] == 2
+    code, _, err = run(
+        capsys,
+        "evaluate",
+        f"checkpoint={place}",
+        *FAST,
+        "videos=0",
+        "latency_plans=0",
+        f"out={tmp_path / 'r'}",
+    )
+    assert code == 0, err
+
+
+def test_bench_prints_a_table_and_a_line_of_json(capsys, checkpoint, tmp_path):
+    out_file = tmp_path / "bench.json"
+    code, out, _ = run(
+        capsys, "bench", checkpoint, "samplers=[ddim]", "repeats=2", "task.max_steps=16", f"out={out_file}"
+    )
+    assert code == 0
+    line = out.strip().splitlines()[-1]
+    assert line == out_file.read_text().strip()
+    assert [row["name"] for row in json.loads(line)["rows"]] == ["diffusers DDPM-100", "ddim"]
+
+
+def test_info_describes_checkpoint_and_dataset(capsys, checkpoint, toy_store):
+    code, out, _ = run(capsys, "info", checkpoint, f"dataset={toy_store}")
+    assert code == 0
+    for part in ("pusht", "torch", "data/keypoint", "96"):
+        assert part in out
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+def bad_store(change):
+    def make(store):
+        change(store)
+        return ["train", f"dataset={store}"]
+
+    return make
+
+
+def set_nan(store):
+    zarr.open_group(store, mode="r+")["data/action"][5, 0] = np.nan
+
+
+def cut(store):
+    zarr.open_group(store, mode="r+")["data/keypoint"].resize((40, 9, 2))
+
+
+def wrong_ends(store):
+    zarr.open_group(store, mode="r+")["meta/episode_ends"][0] = 60
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda store: ["train", f"dataset={store}x"], "no demonstrations at"),
+        (bad_store(set_nan), "data/action has NaN or infinity at step 5"),
+        (bad_store(cut), "data/keypoint has 40 steps"),
+        (bad_store(wrong_ends), "must rise, but entry 1"),
+        (lambda store: ["train", f"dataset={store}", "training.n_steps=0"], "n_steps=0"),
+        (lambda store: ["train", f"dataset={store}", "training.seed=abc"], "seed=abc must be a int"),
+        (
+            lambda store: ["train", f"dataset={store}", "policy.horizon=15"],
+            "horizon=15 must be a multiple of 4",
+        ),
+        (lambda store: ["train", f"dataset={store}", "policy.kernel=3"], "did you mean 'policy.kernel_size'"),
+        (
+            lambda store: ["train", f"dataset={store}", "policy.schedule=cosine"],
+            "unknown noise schedule 'cosine'",
+        ),
+    ],
+)
+def test_train_refuses(capsys, tmp_path, toy_store, make, message):
+    code, _out, err = run(capsys, *make(toy_store), f"run={tmp_path / 'run'}")
+    assert code == 2 and message in err
+    assert err.startswith("paradiffpolicy: ") and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["samplers=[paradpm]"], "unknown sampler 'paradpm'; did you mean 'paraddpm'?"),
+        (["reference=ddpn"], "did you mean 'ddpm'"),
+        (["samplers=[]"], "samplers=[] names none"),
+        (["seedz=3"], "has no setting 'seedz'; did you mean 'seeds'?"),
+        (["sampler.paraddpm.windw=3"], "did you mean 'sampler.paraddpm.window'"),
+        (["sampler.paraddpm.window=0"], "sampler.paraddpm: window=0 must be a whole number above 0"),
+        (["sampler.paraddpm.window=2.5"], "window=2.5"),
+        (["sampler.paraddpm.tolerance=0"], "tolerance=0 must be a number above 0"),
+        (["sampler.paraddpm.tolerance=-1"], "tolerance=-1"),
+        (["sampler.realtime.rounds=0", "samplers=[realtime]"], "sampler.realtime: rounds=0"),
+        (["sampler.ddpm.n_steps=1000"], "n_steps=1000 must be 1 to 100"),
+        (["seeds=0"], "seeds=0"),
+        (["seeds=many"], "seeds=many"),
+        (["seeds"], "'seeds' is not an override"),
+        (["task=pushtt"], "pushtt"),
+        (["threads=0"], "threads=0"),
+        (["device=cuda:9"], "device=cuda:9 can't be used here"),
+        (["margin=0"], "margin=0"),
+        (["task.name=lift"], "the checkpoint is for task 'pusht', not 'lift'"),
+        (["task.obs_dim=7"], "obs_dim=20"),
+        (["checkpoint=/nowhere"], "no checkpoint at /nowhere"),
+    ],
+)
+def test_evaluate_refuses(capsys, checkpoint, tmp_path, overrides, message):
+    code, _, err = run(capsys, "evaluate", checkpoint, f"out={tmp_path / 'out'}", *overrides)
+    assert code == 2 and message in err
+    assert err.startswith("paradiffpolicy: ") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_checkpoint_is_refused(capsys, checkpoint, tmp_path):
+    (file,) = (tmp_path / "tiny").glob("weights-*")
+    file.write_bytes(file.read_bytes()[:-1])
+    for command in ("evaluate", "collect", "bench"):
+        code, _, err = run(capsys, command, checkpoint)
+        assert code == 2 and "truncated" in err
+
+
+def test_unknown_commands_are_named(capsys):
+    code, _, err = run(capsys, "evalute")
+    assert code == 2 and "did you mean 'evaluate'" in err
+    assert run(capsys)[0] == 2
+
+
+@pytest.mark.slow
+def test_a_killed_collection_keeps_its_episodes(tmp_path):
+    """SIGKILL in the middle of the third episode's append."""
+    tiny_checkpoint().save(tmp_path / "tiny")
+    store = tmp_path / "killed.zarr"
+    script = f"""
+import os, signal
+from paradiffpolicy.cli import main
+from paradiffpolicy.data.replay_buffer import ReplayBuffer
+import zarr.core.array
+calls, real = 0, zarr.core.array.Array.__setitem__
+def setitem(self, *args):
+    global calls
+    calls += 1
+    if calls == 13:  # five writes per episode: three of the third's fields
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, *args)
+zarr.core.array.Array.__setitem__ = setitem
+main(["collect", "checkpoint={tmp_path / "tiny"}", "out={store}", "episodes=4", "task.max_steps=16",
+      "sampler_name=ddim"])
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    buffer = ReplayBuffer.open(store, "r+")
+    assert buffer.episode_ends.tolist() == [16, 32]
+    assert (
+        main(
+            [
+                "collect",
+                f"checkpoint={tmp_path / 'tiny'}",
+                f"out={store}",
+                "episodes=1",
+                "task.max_steps=16",
+                "sampler_name=ddim",
+            ]
+        )
+        == 0
+    )
+    assert ReplayBuffer.open(store).episode_ends.tolist() == [16, 32, 48]

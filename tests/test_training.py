@@ -1,0 +1,199 @@
+"""Training: it learns, and a run that was killed anywhere ends with the same weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from paradiffpolicy.checkpoint import Checkpoint
+from paradiffpolicy.data.dataset import ObservationField, WindowDataset
+from paradiffpolicy.data.replay_buffer import ReplayBuffer
+from paradiffpolicy.diffusion.denoiser import PREDICTIONS, Denoiser, denoising_loss
+from paradiffpolicy.errors import InputError
+from paradiffpolicy.training.train import Trainer, TrainSettings, learning_rate_at
+
+from .conftest import ROOT, TINY
+from .problems import SCHEDULE
+
+SETTINGS = TrainSettings(n_steps=12, batch_size=16, warmup_steps=3, log_every=4, save_every=3)
+
+
+def toy_data(store: Path) -> WindowDataset:
+    fields = [ObservationField("keypoint"), ObservationField("state", 0, 2)]
+    return WindowDataset.of(ReplayBuffer.open(store), fields, n_obs_steps=2, horizon=16, n_action_steps=8)
+
+
+def trainer(store: Path, folder: Path, **changes) -> Trainer:
+    return Trainer(toy_data(store), TINY, replace(SETTINGS, **changes), folder)
+
+
+def state(folder: Path) -> dict:
+    return torch.load(folder / "resume.pt", weights_only=True)
+
+
+def assert_same_run(one: Path, other: Path):
+    a, b = state(one), state(other)
+    assert a["step"] == b["step"] and a["curve"] == b["curve"]
+    for part in ("network", "ema"):
+        assert a[part].keys() == b[part].keys()
+        for name in a[part]:
+            assert torch.equal(a[part][name], b[part][name]), (part, name)
+    for key, moments in a["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, b["optimizer"]["state"][key][name]), (key, name)
+    assert (one / "checkpoint/policy.json").exists()
+    first, second = Checkpoint.load(one / "checkpoint"), Checkpoint.load(other / "checkpoint")
+    assert all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
+
+
+@pytest.mark.parametrize("stops", [[1], [5], [3, 4, 11]])
+def test_resumed_is_uninterrupted(toy_store, tmp_path, stops):
+    trainer(toy_store, tmp_path / "whole").run(progress=False)
+    for stop in [*stops, 12]:
+        trainer(toy_store, tmp_path / "parts").run(until=stop, progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.test_training import trainer
+calls, real = 0, Path.replace
+def replace(self, target):
+    global calls
+    calls += 1
+    if calls == {at}:
+        {after}
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, target)
+Path.replace = replace
+trainer(Path(sys.argv[1]), Path(sys.argv[2])).run(progress=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["pass", "real(self, target)"])
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 8])
+def test_killed_within_a_save_and_resumed_is_uninterrupted(toy_store, tmp_path, at, after):
+    """SIGKILL just before, or just after, one of the files takes its place."""
+    trainer(toy_store, tmp_path / "whole").run(progress=False)
+    script = KILLED.format(at=at, after=after)
+    command = [sys.executable, "-c", script, str(toy_store), str(tmp_path / "killed")]
+    killed = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    trainer(toy_store, tmp_path / "killed").run(progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_the_loss_falls(toy_store, tmp_path):
+    run = trainer(toy_store, tmp_path, n_steps=150, learning_rate=3e-3, warmup_steps=10, log_every=10)
+    run.run(progress=False)
+    assert run.curve[-1][1] < 0.5 * run.curve[0][1]
+
+
+def test_scalars_are_written(toy_store, tmp_path):
+    def evaluate(checkpoint: Checkpoint) -> dict[str, float]:
+        return {"score": 0.25}
+
+    settings = replace(SETTINGS, evaluate_every=6)
+    run = Trainer(toy_data(toy_store), TINY, settings, tmp_path, evaluate=evaluate)
+    checkpoint = run.run(progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "learning_rate", "evaluation/score"}
+    assert [event.step for event in events.Scalars("evaluation/score")] == [6, 12]
+    assert [score["step"] for score in checkpoint.info["training"]["scores"]] == [6, 12]
+    assert Checkpoint.load(tmp_path / "checkpoint").info["training"]["scores"][-1]["score"] == 0.25
+
+
+def test_a_finished_run_is_not_evaluated_twice(toy_store, tmp_path):
+    calls = []
+
+    def evaluate(checkpoint: Checkpoint) -> dict[str, float]:
+        calls.append(checkpoint)
+        return {"score": 1.0}
+
+    for _ in range(2):
+        Trainer(toy_data(toy_store), TINY, SETTINGS, tmp_path, evaluate=evaluate).run(progress=False)
+    assert len(calls) == 1
+
+
+def test_the_seed_decides(toy_store, tmp_path):
+    ends = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        checkpoint = trainer(toy_store, tmp_path / name, seed=seed).run(until=2, progress=False)
+        ends.append(checkpoint.weights["final_conv.1.weight"])
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+def test_resuming_with_other_settings_is_refused(toy_store, tmp_path):
+    trainer(toy_store, tmp_path).run(until=3, progress=False)
+    with pytest.raises(InputError, match=r"another settings \(batch_size=16 there, 8 here\)"):
+        trainer(toy_store, tmp_path, batch_size=8)
+    with pytest.raises(InputError, match="another spec"):
+        Trainer(toy_data(toy_store), replace(TINY, kernel_size=3), SETTINGS, tmp_path)
+    with pytest.raises(InputError, match="another dataset"):
+        Trainer(toy_data(toy_store), TINY, SETTINGS, tmp_path, info={"dataset": {"fingerprint": "x"}})
+    trainer(toy_store, tmp_path, save_every=5)  # how often it saves is nobody's business
+
+
+def test_a_damaged_resume_file_is_named(toy_store, tmp_path):
+    trainer(toy_store, tmp_path).run(until=3, progress=False)
+    content = (tmp_path / "resume.pt").read_bytes()
+    (tmp_path / "resume.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"resume\.pt can't be read"):
+        trainer(toy_store, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_steps": 0}, "n_steps=0"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"precision": "fp8"}, "precision"),
+    ],
+)
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(SETTINGS, **changes)
+
+
+def test_learning_rate_warms_up_and_falls_to_nothing():
+    settings = TrainSettings(n_steps=100, learning_rate=1.0, warmup_steps=10)
+    rates = [learning_rate_at(step, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
+    assert rates[55] == pytest.approx(0.5) and rates[99] < 0.001
+    assert all(a >= b for a, b in itertools.pairwise(rates))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_perfect_network_has_no_loss_and_denoises(prediction):
+    """The target, given back as the output, leads to x0, at every timestep."""
+    torch.manual_seed(0)
+    x0 = torch.rand(100, 4, 2, dtype=torch.float64) * 1.8 - 0.9
+    eps, t = torch.randn_like(x0), torch.arange(100)
+    alpha, sigma = SCHEDULE.alpha(t).view(-1, 1, 1), SCHEDULE.sigma(t).view(-1, 1, 1)
+
+    def perfect(x, t, condition):
+        return PREDICTIONS[prediction].target(x0, eps, alpha, sigma)
+
+    condition = torch.zeros(100, 1)
+    loss = denoising_loss(perfect, SCHEDULE, prediction, x0, condition, t, eps)
+    assert float(loss) < 1e-12 and math.isfinite(float(loss))
+    denoised = Denoiser(perfect, SCHEDULE, prediction)(alpha * x0 + sigma * eps, t, condition)
+    torch.testing.assert_close(denoised, x0, atol=1e-6, rtol=0)
+
+
+def test_x0_is_clipped():
+    denoise = Denoiser(lambda x, t, condition: x * 0 + 5, SCHEDULE, "sample", clip=1.0)
+    assert float(denoise(torch.zeros(1, 2, 2), torch.tensor([3]), torch.zeros(1, 1)).max()) == 1.0

@@ -1,0 +1,130 @@
+"""The network is diffusion_policy's: names, shapes, parameter counts, and what it computes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from paradiffpolicy.models.ema import EMA, ema_decay
+from paradiffpolicy.models.unet1d import ConditionalUnet1D, SinusoidalPosEmb
+
+
+def published_names(input_dim, cond_dim, dsed, down_dims, kernel=5):
+    """Names and shapes of diffusion_policy's state dict, written out from its module structure."""
+    shapes = {}
+
+    def add(name, *weight):
+        shapes[f"{name}.weight"] = weight
+        shapes[f"{name}.bias"] = (weight[0],)
+
+    def conv_block(name, c_in, c_out):
+        add(f"{name}.block.0", c_out, c_in, kernel)
+        add(f"{name}.block.1", c_out)
+
+    def residual(name, c_in, c_out):
+        conv_block(f"{name}.blocks.0", c_in, c_out)
+        conv_block(f"{name}.blocks.1", c_out, c_out)
+        add(f"{name}.cond_encoder.1", 2 * c_out, dsed + cond_dim)
+        if c_in != c_out:
+            add(f"{name}.residual_conv", c_out, c_in, 1)
+
+    add("diffusion_step_encoder.1", 4 * dsed, dsed)
+    add("diffusion_step_encoder.3", dsed, 4 * dsed)
+    dims = [input_dim, *down_dims]
+    for level, (c_in, c_out) in enumerate(itertools.pairwise(dims)):
+        residual(f"down_modules.{level}.0", c_in, c_out)
+        residual(f"down_modules.{level}.1", c_out, c_out)
+        if level < len(down_dims) - 1:
+            add(f"down_modules.{level}.2.conv", c_out, c_out, 3)
+    for block in range(2):
+        residual(f"mid_modules.{block}", dims[-1], dims[-1])
+    for level, (c_in, c_out) in enumerate(reversed(list(itertools.pairwise(dims)))):
+        residual(f"up_modules.{level}.0", 2 * c_out, c_in)
+        residual(f"up_modules.{level}.1", c_in, c_in)
+        add(f"up_modules.{level}.2.conv", c_in, c_in, 4)
+    conv_block("final_conv.0", down_dims[0], down_dims[0])
+    add("final_conv.1", input_dim, down_dims[0], 1)
+    return shapes
+
+
+@pytest.mark.parametrize("down_dims", [(64, 128, 256), (256, 512, 1024), (128, 256), (32, 64, 128, 256)])
+def test_state_dict_is_diffusion_policys_name_for_name(down_dims):
+    network = ConditionalUnet1D(2, 40, 256, down_dims)
+    ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    assert ours == published_names(2, 40, 256, down_dims)
+
+
+def test_the_published_low_dim_network_has_65_8_million_parameters():
+    assert sum(p.numel() for p in ConditionalUnet1D(2, 40).parameters()) == 65_783_298
+
+
+def test_timesteps_are_embedded_as_published():
+    """sin and cos of t / 10000^(k / (half - 1)), sines first."""
+    embedding = SinusoidalPosEmb(8)(torch.tensor([0.0, 3.0]))
+    expected = [3.0 / 10000 ** (k / 3) for k in range(4)]
+    torch.testing.assert_close(embedding[0], torch.tensor([0.0] * 4 + [1.0] * 4))
+    torch.testing.assert_close(embedding[1, :4], torch.tensor(expected).sin())
+    torch.testing.assert_close(embedding[1, 4:], torch.tensor(expected).cos())
+
+
+def test_film_scales_and_shifts():
+    """A residual block against its formula, from plain functions."""
+    torch.manual_seed(0)
+    block = ConditionalUnet1D(2, 3, 8, (8,), n_groups=4).down_modules[0][0]
+    x, condition = torch.randn(2, 2, 4), torch.randn(2, 11)
+    film = nn.functional.linear(
+        nn.functional.mish(condition), block.cond_encoder[1].weight, block.cond_encoder[1].bias
+    )
+    scale, bias = film[:, :8, None], film[:, 8:, None]
+
+    def conv_block(module, x):
+        h = nn.functional.conv1d(x, module.block[0].weight, module.block[0].bias, padding=2)
+        h = nn.functional.group_norm(h, 4, module.block[1].weight, module.block[1].bias)
+        return nn.functional.mish(h)
+
+    expected = conv_block(block.blocks[1], scale * conv_block(block.blocks[0], x) + bias)
+    expected = expected + nn.functional.conv1d(x, block.residual_conv.weight, block.residual_conv.bias)
+    torch.testing.assert_close(block(x, condition), expected)
+
+
+def test_without_scale_the_condition_is_added():
+    network = ConditionalUnet1D(2, 4, 8, (16, 32), cond_predict_scale=False)
+    assert network.down_modules[0][0].cond_encoder[1].weight.shape == (16, 12)
+    assert network(torch.randn(3, 8, 2), torch.zeros(3), torch.randn(3, 4)).shape == (3, 8, 2)
+
+
+def test_batch_elements_are_independent():
+    torch.manual_seed(0)
+    network = ConditionalUnet1D(2, 4, 8, (16, 32)).eval()
+    x, t, condition = torch.randn(3, 8, 2), torch.tensor([0, 50, 99]), torch.randn(3, 4)
+    together = network(x, t, condition)
+    alone = network(x[1:2], t[1:2], condition[1:2])
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("down_dims", [(), (12, 20)])
+def test_impossible_widths_are_refused(down_dims):
+    with pytest.raises(ValueError, match="multiple of"):
+        ConditionalUnet1D(2, 4, 8, down_dims)
+
+
+def test_ema_decay_warms_up_as_diffusion_policys():
+    assert ema_decay(1) == 0.0
+    assert ema_decay(2) == pytest.approx(1 - 2**-0.75)
+    assert ema_decay(1001) == pytest.approx(1 - 1001**-0.75)
+    assert ema_decay(10**9) == 0.9999
+
+
+def test_ema_averages():
+    network = nn.Linear(1, 1)
+    ema = EMA(network)
+    with torch.no_grad():
+        network.weight.fill_(2.0)
+        ema.update(network, 1)  # decay 0: takes the trained weights
+        assert float(ema.network.weight) == 2.0
+        network.weight.fill_(4.0)
+        ema.update(network, 2)
+    assert float(ema.network.weight) == pytest.approx(4 - 2 * (1 - 2**-0.75))
