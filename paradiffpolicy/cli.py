@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .evaluation.rollout import MakeEnv
     from .policy import Policy
     from .sampling.sampler import Sampler
+    from .types import PolicySpec
 
 Config = Any
 """A composed OmegaConf node."""
@@ -49,7 +50,7 @@ def evaluate(cfg: Config) -> None:
         raise InputError("samplers=[] names none: give at least one, as samplers=[ddpm,paraddpm]")
     names = list(dict.fromkeys([cfg.reference, *cfg.samplers]))
     policy = load_policy(cfg)
-    policies = {name: policy.with_sampler(named_sampler(cfg, name, policy)) for name in names}
+    policies = {name: policy.with_sampler(named_sampler(cfg, name, policy.spec)) for name in names}
     make_env, clock = env_maker(cfg), MonotonicClock()
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
     folder = Path(cfg.out or f"outputs/evaluate/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
@@ -84,7 +85,7 @@ def evaluate(cfg: Config) -> None:
         "machine": machine(),
         "samplers_config": {name: plain(cfg.sampler[name]) for name in names},
     }
-    paths = write_report(folder, compared, title, about, fps=10)
+    paths = write_report(folder, compared, title, about, cfg.task.control_hz)
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table(compared, title))
     console.print(f"on {describe(machine())}", highlight=False)
@@ -110,6 +111,7 @@ def train(cfg: Config) -> None:
         **typed(PolicySpec, cfg.policy) | {"down_dims": tuple(cfg.policy.down_dims)},
     )
     settings = TrainSettings(**typed(TrainSettings, cfg.training))
+    sampler = named_sampler(cfg, cfg.evaluation.sampler, spec)
     buffer = ReplayBuffer.open(locate(cfg.dataset))
     fields = observation_fields(cfg)
     data = WindowDataset.of(
@@ -128,7 +130,6 @@ def train(cfg: Config) -> None:
     seeds = range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.seeds)
 
     def evaluate_policy(checkpoint: Checkpoint) -> dict[str, float]:
-        sampler = named_sampler(cfg, cfg.evaluation.sampler, checkpoint)
         episodes = rollout(Policy(checkpoint, sampler, device), env_maker(cfg), seeds, cfg.task.max_steps)
         scores = [episode.score for episode in episodes]
         return {
@@ -184,7 +185,7 @@ def collect(cfg: Config) -> None:
 
     require_count(episodes=cfg.episodes, batch=cfg.batch)
     policy = load_policy(cfg)
-    policy = policy.with_sampler(named_sampler(cfg, cfg.sampler_name, policy))
+    policy = policy.with_sampler(named_sampler(cfg, cfg.sampler_name, policy.spec))
     out = Path(cfg.out)
     buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
     first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
@@ -220,9 +221,9 @@ def bench(cfg: Config) -> None:
 
     require_count(repeats=cfg.repeats)
     policy = load_policy(cfg)
-    policies = {name: policy.with_sampler(named_sampler(cfg, name, policy)) for name in cfg.samplers}
+    policies = {name: policy.with_sampler(named_sampler(cfg, name, policy.spec)) for name in cfg.samplers}
     # Real observations: how many rounds a tolerance takes depends on them.
-    guide = policy.with_sampler(named_sampler(cfg, "realtime", policy))
+    guide = policy.with_sampler(named_sampler(cfg, "realtime", policy.spec))
     episode = rollout(guide, env_maker(cfg), [cfg.first_seed], cfg.task.max_steps)[0]
     windows = [episode.windows[k % len(episode.windows)] for k in range(cfg.repeats)]
     with tqdm(total=cfg.repeats, unit="turn", desc="latency", dynamic_ncols=True) as bar:
@@ -294,12 +295,12 @@ def load_policy(cfg: Config) -> Policy:
 
     device = choose_device(cfg)
     checkpoint = Checkpoint.load(locate(cfg.checkpoint))
-    policy = Policy(checkpoint, named_sampler(cfg, "ddpm", checkpoint), device)
+    policy = Policy(checkpoint, named_sampler(cfg, "ddpm", checkpoint.spec), device)
     check_task(policy, cfg.task.name, cfg.task.obs_dim, cfg.task.action_dim)
     return policy
 
 
-def named_sampler(cfg: Config, name: str, policy: Policy | Checkpoint) -> Sampler:
+def named_sampler(cfg: Config, name: str, spec: PolicySpec) -> Sampler:
     """The sampler that the config calls ``name``, for the policy's noise schedule."""
     from .policy import spec_schedule
     from .sampling.sampler import make_sampler
@@ -307,7 +308,7 @@ def named_sampler(cfg: Config, name: str, policy: Policy | Checkpoint) -> Sample
     if name not in cfg.sampler:
         raise InputError(f"unknown sampler {name!r}{nearest(name, cfg.sampler)}")
     try:
-        return make_sampler(spec_schedule(policy.spec), **plain(cfg.sampler[name]))
+        return make_sampler(spec_schedule(spec), **plain(cfg.sampler[name]))
     except InputError as error:
         raise InputError(f"sampler.{name}: {error}")
 

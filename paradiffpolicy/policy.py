@@ -25,6 +25,10 @@ class InvalidObservationError(InputError):
     """An observation that no plan should be made from: wrong shape, NaN or infinity."""
 
 
+class InvalidPlanError(InputError):
+    """A plan that nobody should execute: the network gave NaN or infinity."""
+
+
 def build_network(spec: PolicySpec) -> ConditionalUnet1D:
     """The network that a spec describes, with fresh weights.
 
@@ -132,6 +136,7 @@ class Policy:
 
         Raises:
             InvalidObservationError: the window has the wrong shape, or NaN or infinity in it.
+            InvalidPlanError: the plan has.
             InputError: the number of generators, or ``previous``, doesn't fit the batch.
         """
         spec = self.spec
@@ -151,7 +156,12 @@ class Policy:
             None if previous is None else previous.walk,
             spec.n_action_steps if executed_steps is None else executed_steps,
         )
-        return Plan(self.action_normalizer.unnormalize(walk.sample), spec.executed, walk)
+        actions = self.action_normalizer.unnormalize(walk.sample)
+        if not actions.isfinite().all():
+            raise InvalidPlanError(
+                "the plan has NaN or infinity: the weights, or the observation, are far off"
+            )
+        return Plan(actions, spec.executed, walk)
 
     def _checked(self, observation_window: ArrayLike | Tensor) -> Tensor:
         if not isinstance(observation_window, Tensor):

@@ -102,7 +102,7 @@ def test_evaluate_writes_its_report(capsys, checkpoint, tmp_path):
     assert code == 0
     assert "realtime" in out and "[95 % interval]" in out
     names = sorted(p.name for p in (tmp_path / "report").iterdir())
-    assert names == ["ddim.mp4", "realtime.mp4", "report.json", "score_latency.png"]
+    assert names == ["ddim.mp4", "realtime.mp4", "report.json", "rollout.png", "score_latency.png"]
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["seeds"] == [100_000, 100_001]
     assert report["samplers"]["ddim"]["rounds_per_plan"]["mean"] == 10
@@ -208,6 +208,7 @@ def wrong_ends(store):
         (bad_store(cut), "data/keypoint has 40 steps"),
         (bad_store(wrong_ends), "must rise, but entry 1"),
         (lambda store: ["train", f"dataset={store}", "training.n_steps=0"], "n_steps=0"),
+        (lambda store: ["train", f"dataset={store}", "evaluation.sampler=dpm"], "unknown sampler 'dpm'"),
         (lambda store: ["train", f"dataset={store}", "training.seed=abc"], "seed=abc must be a int"),
         (
             lambda store: ["train", f"dataset={store}", "policy.horizon=15"],

@@ -219,8 +219,14 @@ def toy_results():
 
 
 def test_a_report_is_json_picture_and_videos(tmp_path):
-    paths = write_report(tmp_path, toy_results(), "toy", {"task": "toy"}, fps=10)
-    assert [p.name for p in paths] == ["report.json", "score_latency.png", "ddpm.mp4", "fast.mp4"]
+    paths = write_report(tmp_path, toy_results(), "toy", {"task": "toy"}, control_hz=10)
+    assert [p.name for p in paths] == [
+        "report.json",
+        "score_latency.png",
+        "rollout.png",
+        "ddpm.mp4",
+        "fast.mp4",
+    ]
     report = json.loads(paths[0].read_text())
     fast = report["samplers"]["fast"]
     assert fast["score"]["mean"] == pytest.approx(0.9166667)
@@ -229,7 +235,7 @@ def test_a_report_is_json_picture_and_videos(tmp_path):
     assert fast["difference_to_reference"]["verdict"] == "equivalent within 0.05"
     assert report["samplers"]["ddpm"]["difference_to_reference"] is None
     assert imageio.imread(paths[1]).shape[0] > 300
-    video = imageio.mimread(paths[2])
+    video = imageio.mimread(paths[3])
     # Three episodes side by side, 4 pixels between them, odd sizes cut; as long as the longest.
     assert len(video) == 5 and video[0].shape == (30, 100, 3)
 

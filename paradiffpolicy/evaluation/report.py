@@ -11,6 +11,7 @@ import imageio.v2 as imageio
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
 from rich.table import Table
 
@@ -52,8 +53,8 @@ def table(results: Sequence[SamplerResult], title: str) -> Table:
     return view
 
 
-def picture(results: Sequence[SamplerResult], title: str) -> Figure:
-    """Score against latency, both with their spread, and the latency a 10 Hz tick allows."""
+def score_latency(results: Sequence[SamplerResult], title: str, control_hz: float) -> Figure:
+    """Score against latency, both with their spread, and where a control period ends."""
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for result in results:
@@ -71,14 +72,49 @@ def picture(results: Sequence[SamplerResult], title: str) -> Figure:
             capsize=3,
         )
         axes.annotate(
-            result.name, (middle, mean), textcoords="offset points", xytext=(7, 7), color=mark[0].get_color()
+            result.name,
+            (middle, mean),
+            textcoords="offset points",
+            xytext=(-4, 6),
+            horizontalalignment="right",
+            color=mark[0].get_color(),
         )
+    axes.axvline(1e3 / control_hz, color="gray", linestyle=":")
+    axes.text(
+        1e3 / control_hz, 0.02, f" one period at {control_hz:g} Hz", transform=axes.get_xaxis_transform()
+    )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("plan latency, ms (median; bar: p5 to p99), one robot")
     axes.set_ylabel("score (mean; bar: 95 % interval)")
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(visible=True, which="both", alpha=0.25)
-    axes.margins(x=0.15, y=0.2)
+    axes.margins(x=0.25, y=0.2)
+    return figure
+
+
+def film_strip(results: Sequence[SamplerResult], control_hz: float, columns: int = 6) -> Figure:
+    """The first episode, a row per sampler: pictures at equal intervals, the same in every row."""
+    shown = [result for result in results if result.episodes[0].frames]
+    longest = max(len(result.episodes[0].frames) for result in shown)
+    figure = Figure(figsize=(1.7 * columns, 1.85 * len(shown)), dpi=110, layout="constrained")
+    grid = figure.subplots(len(shown), columns, squeeze=False)
+    for row, result in zip(grid, shown, strict=True):
+        episode = result.episodes[0]
+        for k, axes in enumerate(row):
+            step = k * (longest - 1) // (columns - 1)
+            ended = step >= len(episode.frames) - 1
+            axes.imshow(episode.frames[min(step, len(episode.frames) - 1)])
+            axes.set(xticks=[], yticks=[])
+            when = (
+                f"{episode.n_steps / control_hz:.1f} s, score {episode.score:.2f}"
+                if ended
+                else f"{step / control_hz:.1f} s"
+            )
+            axes.set_title(when, fontsize="small")
+        row[0].set_ylabel(result.name)
     return figure
 
 
@@ -103,19 +139,23 @@ def video(episodes: Sequence[Episode], path: Path, fps: float) -> None:
 
 
 def write_report(
-    folder: Path, results: Sequence[SamplerResult], title: str, about: dict[str, Any], fps: float
+    folder: Path, results: Sequence[SamplerResult], title: str, about: dict[str, Any], control_hz: float
 ) -> list[Path]:
-    """Writes report.json, score_latency.png and a video per sampler; returns their paths."""
+    """Writes report.json, the pictures and a video per sampler; returns their paths."""
     paths = [folder / "report.json"]
     content = {**about, "samplers": {result.name: result.to_dict() for result in results}}
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(paths[0], lambda path: path.write_text(text))
     if any(result.latencies for result in results):
         paths.append(folder / "score_latency.png")
-        figure = picture(results, title)
+        figure = score_latency(results, title, control_hz)
         write_atomically(paths[-1], lambda path: figure.savefig(path))
+    if any(result.episodes[0].frames for result in results):
+        paths.append(folder / "rollout.png")
+        strip = film_strip(results, control_hz)
+        write_atomically(paths[-1], lambda path: strip.savefig(path))
     for result in results:
         if any(episode.frames for episode in result.episodes):
             paths.append(folder / f"{result.name}.mp4")
-            video(result.episodes, paths[-1], fps)
+            video(result.episodes, paths[-1], control_hz)
     return paths

@@ -1,0 +1,61 @@
+"""The README is true: its code runs, its file tree is the repository's, its numbers are the report's."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from .conftest import ROOT, SHIPPED
+
+README = (ROOT / "README.md").read_text()
+REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.S))
+def test_code_runs(code, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_file_tree_names_every_file():
+    tree = README.split("## The files")[1]
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    for path in tracked:
+        name = path.rsplit("/", 1)[-1]
+        if name == "__init__.py" or name.endswith((".safetensors", ".png")):
+            continue
+        assert name.removesuffix(".yaml").removesuffix(".py") in tree, f"{path} is not in the README's tree"
+
+
+@pytest.mark.parametrize("name", REPORT["samplers"])
+def test_the_table_is_the_report(name):
+    values = REPORT["samplers"][name]
+    (row,) = re.findall(rf"^\| `{name}`.*$", README, flags=re.M)
+    score = values["score"]
+    assert f"{score['mean']:.3f} ± {score['standard_error']:.3f}" in row
+    assert f"| {values['rounds_per_plan']['mean']:.1f} |" in row
+    difference = values["difference_to_reference"]
+    if difference:
+        low, high = difference["interval_95"]
+        assert f"{difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]" in row
+        assert difference["verdict"] in row
+
+
+def test_the_shipped_policy_is_what_the_project_promises():
+    """At most 12 MB; sequential DDPM at least 0.92 over 50 seeds; ParaDDPM equivalent within 0.05
+    in at most 14 rounds, by the report that lies beside the weights."""
+    assert sum(f.stat().st_size for f in SHIPPED.glob("weights-*")) <= 12e6
+    samplers = REPORT["samplers"]
+    assert REPORT["seeds"][1] - REPORT["seeds"][0] + 1 >= 50
+    assert samplers["ddpm"]["score"]["mean"] >= 0.92
+    assert samplers["paraddpm"]["difference_to_reference"]["verdict"] == "equivalent within 0.05"
+    assert samplers["paraddpm"]["rounds_per_plan"]["mean"] <= 14
