@@ -8,7 +8,7 @@ pymunk 7; replaying its human demonstrations reproduces them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -70,6 +70,31 @@ def to_world(points: NDArray[np.float64], x: float, y: float, angle: float) -> N
 def placed_t(x: float, y: float, angle: float) -> shapely.Geometry:
     """The T's outline at a pose."""
     return shapely.transform(T_AREA, lambda points: to_world(points, x, y, angle))
+
+
+def mirrored(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The recorded episode as it would have been in a mirror.
+
+    The T is symmetric about its stem, and the target's stem lies on the world's diagonal
+    ``x + y = 512``; reflecting everything there, ``(x, y) -> (512 - y, 512 - x)`` and
+    ``angle -> pi / 2 - angle``, gives an episode of the same task (the walls shift by 1 px).
+
+    Args:
+        episode: ``state`` ``[n, 5]``, ``action`` ``[n, 2]``, ``keypoint`` ``[n, 9, 2]``, maybe
+            ``n_contacts``; pictures are left out.
+    """
+
+    def reflect(points: NDArray[Any]) -> NDArray[Any]:
+        return WORLD - points[..., ::-1]
+
+    state = episode["state"].astype(np.float64)
+    angle = (np.pi / 2 - state[:, 4]) % (2 * np.pi)
+    flipped = np.column_stack((reflect(state[:, :2]), reflect(state[:, 2:4]), angle))
+    keypoint = np.stack([to_world(KEYPOINTS, x, y, a) for x, y, a in flipped[:, 2:]])
+    changed = {"state": flipped, "action": reflect(episode["action"]), "keypoint": keypoint}
+    if "n_contacts" in episode:
+        changed["n_contacts"] = episode["n_contacts"]
+    return {name: values.astype(episode[name].dtype) for name, values in changed.items()}
 
 
 class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):

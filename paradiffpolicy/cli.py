@@ -21,6 +21,7 @@ from .errors import InputError, nearest, require_count, require_positive
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .data.dataset import ObservationField
+    from .data.replay_buffer import Augment
     from .evaluation.rollout import MakeEnv
     from .policy import Policy
     from .sampling.sampler import Sampler
@@ -95,8 +96,9 @@ def evaluate(cfg: Config) -> None:
 
 def train(cfg: Config) -> None:
     """Demonstrations to a checkpoint; run again to resume."""
+    from .checkpoint import Checkpoint, read_metadata
     from .data.dataset import WindowDataset
-    from .data.replay_buffer import ReplayBuffer
+    from .data.replay_buffer import ReplayBuffer, augmented
     from .evaluation.rollout import rollout
     from .evaluation.statistics import standard_error
     from .policy import Policy
@@ -114,8 +116,17 @@ def train(cfg: Config) -> None:
     sampler = named_sampler(cfg, cfg.evaluation.sampler, spec)
     buffer = ReplayBuffer.open(locate(cfg.dataset))
     fields = observation_fields(cfg)
+    keys = [field.key for field in fields] + ["action"]
+    init = Checkpoint.load(locate(cfg.init)) if cfg.init else None
+    about_data = {
+        "name": Path(cfg.dataset).name,
+        "n_episodes": buffer.n_episodes,
+        "n_steps": buffer.n_steps,
+        "fingerprint": buffer.fingerprint(keys),
+        "augmentation": cfg.augmentation,
+    }
     data = WindowDataset.of(
-        buffer,
+        augmented(buffer, named_augmentation(cfg.augmentation), keys) if cfg.augmentation else buffer,
         fields,
         n_obs_steps=spec.n_obs_steps,
         horizon=spec.horizon,
@@ -140,14 +151,9 @@ def train(cfg: Config) -> None:
             "first_seed": seeds.start,
         }
 
-    keys = [field.key for field in fields] + ["action"]
     info = {
-        "dataset": {
-            "name": Path(cfg.dataset).name,
-            "n_episodes": buffer.n_episodes,
-            "n_steps": buffer.n_steps,
-            "fingerprint": buffer.fingerprint(keys),
-        },
+        "dataset": about_data,
+        "init": {"sha256": read_metadata(locate(cfg.init))["weights"]["sha256"]} if init else {},
         "evaluation": {
             "sampler": plain(cfg.sampler[cfg.evaluation.sampler]),
             "max_steps": cfg.task.max_steps,
@@ -160,6 +166,7 @@ def train(cfg: Config) -> None:
         settings,
         Path(cfg.run),
         info=info,
+        init=init,
         evaluate=evaluate_policy if cfg.evaluation.seeds else None,
         device=device,
     )
@@ -321,6 +328,16 @@ def env_maker(cfg: Config) -> MakeEnv:
 
     kwargs = plain(cfg.task.env.kwargs)
     return lambda: gymnasium.make(cfg.task.env.id, max_episode_steps=cfg.task.max_steps, **kwargs)
+
+
+def named_augmentation(name: str) -> Augment:
+    """What makes a second episode of every recorded one."""
+    from .envs.pusht import mirrored
+
+    augmentations = {"pusht_mirror": mirrored}
+    if name not in augmentations:
+        raise InputError(f"unknown augmentation {name!r}{nearest(name, augmentations)}")
+    return augmentations[name]
 
 
 def observation_fields(cfg: Config) -> list[ObservationField]:

@@ -209,6 +209,8 @@ def wrong_ends(store):
         (bad_store(wrong_ends), "must rise, but entry 1"),
         (lambda store: ["train", f"dataset={store}", "training.n_steps=0"], "n_steps=0"),
         (lambda store: ["train", f"dataset={store}", "evaluation.sampler=dpm"], "unknown sampler 'dpm'"),
+        (lambda store: ["train", f"dataset={store}", "augmentation=miror"], "unknown augmentation 'miror'"),
+        (lambda store: ["train", f"dataset={store}", "init=/nowhere"], "no checkpoint at /nowhere"),
         (lambda store: ["train", f"dataset={store}", "training.seed=abc"], "seed=abc must be a int"),
         (
             lambda store: ["train", f"dataset={store}", "policy.horizon=15"],

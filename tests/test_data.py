@@ -21,7 +21,7 @@ from paradiffpolicy.data.dataset import (
     window_starts,
 )
 from paradiffpolicy.data.normalizer import Normalizer
-from paradiffpolicy.data.replay_buffer import ReplayBuffer
+from paradiffpolicy.data.replay_buffer import ReplayBuffer, augmented
 from paradiffpolicy.errors import InputError
 
 from .conftest import toy_episode
@@ -120,6 +120,15 @@ def test_fingerprints_tell_data_apart(tmp_path, toy_store):
     assert same.fingerprint(["action"]) == ReplayBuffer.open(copy).fingerprint(["action"])
     changed["data/action"][17, 0] += 1
     assert same.fingerprint(["action"]) != ReplayBuffer.open(copy).fingerprint(["action"])
+
+
+def test_augmented_episodes_follow_their_originals(toy_store):
+    buffer = ReplayBuffer.open(toy_store)
+    both = augmented(buffer, lambda episode: {k: v + 1 for k, v in episode.items()}, ["action", "state"])
+    assert both.episode_ends.tolist() == [30, 60, 85, 110, 151, 192] and both.fields == ["action", "state"]
+    np.testing.assert_array_equal(both.episode(2)["action"], buffer.episode(1)["action"])
+    np.testing.assert_array_equal(both.episode(3)["action"], buffer.episode(1)["action"] + 1)
+    assert ReplayBuffer.open(toy_store).n_episodes == 3
 
 
 # ------------------------------------------------------------------------------------- bad stores

@@ -17,17 +17,21 @@ arrive), are an unfinished append, ignored by readers and overwritten by the nex
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+import zarr.storage
 from numpy.typing import NDArray
 
 from ..errors import InputError, nearest
 
 CHUNK_BYTES = 2**20
+
+Augment = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+"""An episode to another that is just as true: same fields, same dtypes."""
 
 
 class ReplayBuffer:
@@ -125,10 +129,11 @@ class ReplayBuffer:
                 )
         return values
 
-    def episode(self, index: int) -> dict[str, NDArray[Any]]:
-        """Every field of one episode, ``[length, ...]`` each."""
+    def episode(self, index: int, fields: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+        """The fields (all by default) of one episode, ``[length, ...]`` each."""
         start = int(self.episode_ends[index - 1]) if index else 0
-        return {field: self.read(field, start, int(self.episode_ends[index])) for field in self.fields}
+        stop = int(self.episode_ends[index])
+        return {field: self.read(field, start, stop) for field in fields or self.fields}
 
     def append(self, episode: Mapping[str, NDArray[Any]]) -> None:
         """Adds one episode; all fields ``[length, ...]``, the same fields every time.
@@ -174,6 +179,16 @@ class ReplayBuffer:
 
     def _data(self) -> Any:
         return self._group["data"]
+
+
+def augmented(buffer: ReplayBuffer, augment: Augment, fields: Collection[str]) -> ReplayBuffer:
+    """In memory: the named fields of every episode, each followed by its augmented twin."""
+    both = ReplayBuffer.create(zarr.storage.MemoryStore(), f"{buffer.name}, augmented")
+    for index in range(buffer.n_episodes):
+        episode = buffer.episode(index, fields)
+        both.append(episode)
+        both.append(augment(episode))
+    return both
 
 
 def _checked_episode_ends(group: zarr.Group, name: str) -> NDArray[np.int64]:

@@ -90,7 +90,8 @@ class Trainer:
         spec: the policy's shape.
         settings: what to do.
         folder: gets the resume file, TensorBoard scalars and ``checkpoint/``.
-        info: what the checkpoint should say about its origin (dataset, command, …).
+        info: what the checkpoint should say about its origin (dataset, init, …).
+        init: a policy to start from, with its normalizers; fresh weights by default.
         evaluate: called every ``evaluate_every`` steps and at the end with the averaged policy.
         device: where to compute.
 
@@ -106,13 +107,18 @@ class Trainer:
         folder: Path,
         *,
         info: dict[str, Any] | None = None,
+        init: Checkpoint | None = None,
         evaluate: Evaluate | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings, self.spec, self.folder, self.info = settings, spec, folder, info or {}
         self.evaluate, self.device = evaluate, torch.device(device)
-        self.observation_normalizer = Normalizer.fit(data.observations)
-        self.action_normalizer = Normalizer.fit(data.actions)
+        if init is not None and init.spec != spec:
+            raise InputError("init has another spec than policy: its weights wouldn't mean the same")
+        self.observation_normalizer = (
+            init.observation_normalizer if init else Normalizer.fit(data.observations)
+        )
+        self.action_normalizer = init.action_normalizer if init else Normalizer.fit(data.actions)
         self.data = replace(
             data,
             observations=self.observation_normalizer.normalize(data.observations).to(self.device),
@@ -122,6 +128,8 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.network = build_network(spec).to(self.device)
+        if init is not None:
+            self.network.load_state_dict(init.weights)
         self.ema = EMA(self.network)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay
@@ -232,8 +240,8 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What decides the weights: a run can only be resumed with the same."""
         settings = {k: v for k, v in vars(self.settings).items() if not k.endswith("_every")}
-        dataset = self.info.get("dataset", {}).get("fingerprint", "")
-        return {"spec": vars(self.spec), "settings": settings, "dataset": dataset}
+        dataset, init = self.info.get("dataset", {}), self.info.get("init", {})
+        return {"spec": vars(self.spec), "settings": settings, "dataset": dataset, "init": init}
 
     def _save(self) -> None:
         state = {
