@@ -178,7 +178,7 @@ def train(cfg: Config) -> None:
         checkpoint.save(cfg.checkpoint)
         places.append(Path(cfg.checkpoint))
     for score in trainer.scores[-1:]:
-        print(f"score {score['score']:.3f} ± {score['standard_error']:.3f} over {len(seeds)} seeds")
+        print(f"score {score['score']:.3f} ± {score['standard_error']:.3f} over {score['n_seeds']} seeds")
     print("\n".join(map(str, places)))
 
 
@@ -297,14 +297,12 @@ def info(cfg: Config) -> None:
 def load_policy(cfg: Config) -> Policy:
     """The checkpoint's policy, checked against the task, with the reference sampler."""
     from .checkpoint import Checkpoint
-    from .control.loop import check_task
-    from .policy import Policy
+    from .policy import Policy, check_task
 
     device = choose_device(cfg)
     checkpoint = Checkpoint.load(locate(cfg.checkpoint))
-    policy = Policy(checkpoint, named_sampler(cfg, "ddpm", checkpoint.spec), device)
-    check_task(policy, cfg.task.name, cfg.task.obs_dim, cfg.task.action_dim)
-    return policy
+    check_task(checkpoint.spec, cfg.task.name, cfg.task.obs_dim, cfg.task.action_dim)
+    return Policy(checkpoint, named_sampler(cfg, "ddpm", checkpoint.spec), device)
 
 
 def named_sampler(cfg: Config, name: str, spec: PolicySpec) -> Sampler:

@@ -65,6 +65,19 @@ def spec_schedule(spec: PolicySpec) -> NoiseSchedule:
     return NoiseSchedule.named(spec.schedule, spec.n_train_steps, spec.beta_start, spec.beta_end)
 
 
+def check_task(spec: PolicySpec, task: str, obs_dim: int, action_dim: int) -> None:
+    """Raises ``InputError`` unless the policy was trained for this task and these shapes."""
+    if spec.task != task:
+        raise InputError(
+            f"the checkpoint is for task {spec.task!r}, not {task!r}: name another checkpoint or task"
+        )
+    if (spec.obs_dim, spec.action_dim) != (obs_dim, action_dim):
+        raise InputError(
+            f"the checkpoint has obs_dim={spec.obs_dim}, action_dim={spec.action_dim}, but task {task!r} has "
+            f"{obs_dim}, {action_dim}"
+        )
+
+
 class Policy:
     """A trained network with a sampler.
 

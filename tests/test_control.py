@@ -107,7 +107,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_observation_holds_the_last_safe_action_and_says_so(kind):
+def test_a_bad_observation_holds_the_last_safe_action_and_says_so(kind, caplog):
     observation, message = BAD[kind]
     clock = VirtualClock()
     robot = Bench(clock, script={5: observation, 6: observation})
@@ -123,6 +123,7 @@ def test_a_bad_observation_holds_the_last_safe_action_and_says_so(kind):
     # A new plan from the next good observation.
     assert ticks[7].plan_index == 1 and ticks[7].rounds == 3
     assert told == ticks
+    assert [record.args[0] for record in caplog.records] == [5, 6]
 
 
 def test_before_any_safe_action_the_robot_holds():

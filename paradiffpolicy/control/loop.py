@@ -13,6 +13,7 @@ Planning happens inside the tick that needs a plan.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from ..policy import InvalidObservationError, InvalidPlanError, Policy
 from ..types import Plan, Tick
 from .clock import Clock
@@ -30,13 +30,15 @@ from .robot import Robot, steps_per_tick
 
 Observer = Callable[[Tick], None]
 
+log = logging.getLogger(__name__)
+
 
 class ControlLoop:
     """Drives a robot with a policy.
 
     An observation of the wrong shape or with NaN in it, or a plan with NaN in it, is a fault: the
     loop applies the last safe action again (before there was one, the robot's own ``hold``), says
-    so in the tick, and plans afresh from the next good observation.
+    so in the tick and in the log, and plans afresh from the next good observation.
 
     Args:
         policy: planned from every Ta ticks.
@@ -78,6 +80,8 @@ class ControlLoop:
             self._clock.sleep_until(deadline)
             started = self._clock.now()
             action, plan_index, latency, rounds, fault = self._act(self._robot.observe())
+            if fault:
+                log.warning("tick %d: holding the last safe action: %s", index, fault)
             reward, finished = self._robot.apply(action, self._steps_per_tick)
             over = self._clock.now() - (deadline + self._period)
             missed = max(0, math.ceil(over / self._period))
@@ -129,17 +133,3 @@ class ControlLoop:
         plan = self._policy.plan(self._history.window(), self._plan, generator=self._generator)
         actions = plan.executed_actions[0].cpu().numpy().astype(np.float64)
         self._plan, self._actions, self._next_index = plan, actions, 0
-
-
-def check_task(policy: Policy, task: str, obs_dim: int, action_dim: int) -> None:
-    """Raises ``InputError`` unless the policy was trained for this task and these shapes."""
-    spec = policy.spec
-    if spec.task != task:
-        raise InputError(
-            f"the checkpoint is for task {spec.task!r}, not {task!r}: name another checkpoint or task"
-        )
-    if (spec.obs_dim, spec.action_dim) != (obs_dim, action_dim):
-        raise InputError(
-            f"the checkpoint has obs_dim={spec.obs_dim}, action_dim={spec.action_dim}, but task {task!r} has "
-            f"{obs_dim}, {action_dim}"
-        )

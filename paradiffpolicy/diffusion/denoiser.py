@@ -26,13 +26,6 @@ from .schedule import NoiseSchedule
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x_t [batch, T, A], t [batch], condition [batch, G]) -> [batch, T, A]``."""
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-"""``(x [batch, T, A], t [batch] int64) -> x0_hat [batch, T, A]``: what a driver calls.
-
-The rows of a call are whatever nodes and batch elements the driver asks for; ``Denoiser.bind``
-repeats the condition accordingly.
-"""
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -95,7 +88,7 @@ class Denoiser:
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     def bind(self, condition: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Fixes ``condition`` ``[batch, G]`` for one plan; see ``sampling.walk.BoundDenoiser``."""
+        """Fixes ``condition`` ``[batch, G]`` for one plan; the result is a ``sampling.walk.BoundDenoise``."""
 
         def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
             return self(x, t, condition.index_select(0, element))

@@ -27,7 +27,9 @@ def diffusers_ddpm(policy: Policy, condition: Tensor, generator: torch.Generator
     try:
         from diffusers import DDPMScheduler
     except ImportError:
-        raise InputError("the baseline needs diffusers: pip install diffusers, or baseline=false")
+        raise InputError(
+            "the benchmark's baseline needs diffusers: scripts/setup dev, or pip install diffusers"
+        )
     spec = policy.spec
     scheduler: Any = DDPMScheduler(
         spec.n_train_steps,
