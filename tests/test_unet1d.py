@@ -41,7 +41,7 @@ def published_names(input_dim, cond_dim, dsed, down_dims, kernel=5):
             add(f"down_modules.{level}.2.conv", c_out, c_out, 3)
     for block in range(2):
         residual(f"mid_modules.{block}", dims[-1], dims[-1])
-    for level, (c_in, c_out) in enumerate(reversed(list(itertools.pairwise(dims)))):
+    for level, (c_in, c_out) in enumerate(reversed(list(itertools.pairwise(down_dims)))):
         residual(f"up_modules.{level}.0", 2 * c_out, c_in)
         residual(f"up_modules.{level}.1", c_in, c_in)
         add(f"up_modules.{level}.2.conv", c_in, c_in, 4)
