@@ -17,6 +17,7 @@ form, which sums the steps' increments, and needs about twice the rounds at equa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,11 @@ from ..errors import require_count, require_positive
 from ..types import Walk
 from .tableau import Tableau
 from .walk import BoundDenoise, Evaluate, Linear, evaluate_active
+
+Round = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""One network call on all windows: ``(index [W, batch], active [W, batch], unreached [batch])``,
+the windows' nodes, which of them exist, and the first node that no round has reached, to ``(new,
+old)``, the inputs ``[W - 1, batch, T, A]`` of the windows' nodes but the first."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +52,24 @@ class _Windowed:
         require_count(window=self.window)
         require_positive(tolerance=self.tolerance)
 
+    def _slide(self, tableau: Tableau, x_T: Tensor, one_round: Round) -> tuple[Tensor, Tensor]:
+        """Rounds until every window has passed the end; rounds and evaluations, ``[batch]`` each.
 
-def _advance(new: Tensor, old: Tensor, variance: Tensor, tolerance: float) -> Tensor:
-    """Nodes ``[batch]`` that a window slides: its first, and those after it that stood still.
-
-    Args:
-        new, old: inputs of the window's nodes but the first, ``[W - 1, batch, T, A]``.
-        variance: ``[W - 1, batch]``.
-    """
-    still = (new - old).square().mean(dim=(-2, -1)) <= tolerance**2 * variance
-    return 1 + still.cumprod(dim=0).sum(dim=0)
+        A window that hangs over the end has N in ``index`` there.
+        """
+        n, batch, device = tableau.n_nodes, len(x_T), x_T.device
+        variance = torch.cat((tableau.variance, tableau.variance.new_zeros(1))).to(x_T)
+        ahead = torch.arange(min(self.window, n), device=device)[:, None]
+        offset, rounds, evaluations = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(3))
+        while (active := offset + ahead < n).any():
+            index = (offset + ahead).clamp(max=n)
+            new, old = one_round(index, active, offset + len(ahead))
+            # Nodes after the first whose input stood still go with it, up to the first that moved.
+            still = (new - old).square().mean(dim=(-2, -1)) <= self.tolerance**2 * variance[index[1:]]
+            rounds += active[0]
+            evaluations += active.sum(dim=0)
+            offset = (offset + 1 + still.cumprod(dim=0).sum(dim=0)).clamp(max=n)
+        return rounds, evaluations
 
 
 class Picard(_Windowed):
@@ -67,36 +81,25 @@ class Picard(_Windowed):
     def __call__(
         self, denoise: BoundDenoise, tableau: Tableau, x_T: Tensor, z: Tensor, start: Tensor | None = None
     ) -> Walk:
-        linear, n, batch = Linear(tableau, x_T, z), tableau.n_nodes, len(x_T)
-        device = x_T.device
-        variance = torch.cat((tableau.variance, tableau.variance.new_zeros(1))).to(x_T)
-        ahead = torch.arange(min(self.window, n), device=device)[:, None]
-        nodes = torch.arange(n, device=device)[:, None]
-        column = torch.arange(batch, device=device)
+        linear, n = Linear(tableau, x_T, z), tableau.n_nodes
+        nodes = torch.arange(n, device=x_T.device)[:, None]
+        column = torch.arange(len(x_T), device=x_T.device)
         # Row N takes what a window that hangs over the end would write; no node reads it.
         x0_hats = x_T.new_zeros(n + 1, *x_T.shape)
         if start is not None:
             x0_hats[:n] = start
-        offset, rounds, evaluations = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(3))
 
-        while True:
-            active = offset + ahead < n
-            if not active.any():
-                break
-            index = (offset + ahead).clamp(max=n)
+        def one_round(index: Tensor, active: Tensor, unreached: Tensor) -> tuple[Tensor, Tensor]:
             x = linear.nodes(index, x0_hats[:n])
             outputs = self.evaluate(denoise, x, linear.timesteps[index.clamp(max=n - 1)], active)
             x0_hats[index, column] = outputs
             if start is None:
-                unreached = (nodes >= offset + len(ahead))[..., None, None]
-                x0_hats[:n] = torch.where(unreached, outputs[-1], x0_hats[:n])
-            moved = linear.nodes(index[1:], x0_hats[:n])
-            rounds += active[0]
-            evaluations += active.sum(dim=0)
-            offset = (offset + _advance(moved, x[1:], variance[index[1:]], self.tolerance)).clamp(max=n)
+                beyond = (nodes >= unreached)[..., None, None]
+                x0_hats[:n] = torch.where(beyond, outputs[-1], x0_hats[:n])
+            return linear.nodes(index[1:], x0_hats[:n]), x[1:]
 
-        sample = linear.node(n, x0_hats[:n])
-        return Walk(sample, x0_hats[:n], x_T, z, rounds, evaluations)
+        rounds, evaluations = self._slide(tableau, x_T, one_round)
+        return Walk(linear.node(n, x0_hats[:n]), x0_hats[:n], x_T, z, rounds, evaluations)
 
 
 class PicardPublished(_Windowed):
@@ -109,24 +112,17 @@ class PicardPublished(_Windowed):
     def __call__(
         self, denoise: BoundDenoise, tableau: Tableau, x_T: Tensor, z: Tensor, start: Tensor | None = None
     ) -> Walk:
-        n, batch, device = tableau.n_nodes, len(x_T), x_T.device
+        n, device = tableau.n_nodes, x_T.device
         a, S, R = (part.to(x_T) for part in tableau.step_form)
         noise = (R @ z.reshape(n, -1)).view_as(z)
         timesteps = tableau.timesteps.to(device)
-        variance = torch.cat((tableau.variance, tableau.variance.new_zeros(1))).to(x_T)
-        ahead = torch.arange(min(self.window, n), device=device)[:, None]
         nodes = torch.arange(n + 1, device=device)[:, None]
-        column = torch.arange(batch, device=device)
+        column = torch.arange(len(x_T), device=device)
         # Row N of x0_hats and row N + 1 of x take what hangs over the end; no node reads them.
         x0_hats = x_T.new_zeros(n + 1, *x_T.shape)
         x = x_T.expand(n + 2, *x_T.shape).clone()
-        offset, rounds, evaluations = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(3))
 
-        while True:
-            active = offset + ahead < n
-            if not active.any():
-                break
-            index = (offset + ahead).clamp(max=n)
+        def one_round(index: Tensor, active: Tensor, unreached: Tensor) -> tuple[Tensor, Tensor]:
             inside = index.clamp(max=n - 1)
             old = x[index, column]
             x0_hats[index, column] = self.evaluate(denoise, old, timesteps[inside], active)
@@ -134,10 +130,9 @@ class PicardPublished(_Windowed):
             step = step + torch.einsum("wbn,nbta->wbta", S[inside], x0_hats[:n])
             new = old[0] + (step - old).cumsum(dim=0)
             x[index + 1, column] = new
-            unreached = (nodes > offset + len(ahead))[..., None, None]
-            x[: n + 1] = torch.where(unreached, new[-1], x[: n + 1])
-            rounds += active[0]
-            evaluations += active.sum(dim=0)
-            offset = (offset + _advance(new[:-1], old[1:], variance[index[1:]], self.tolerance)).clamp(max=n)
+            beyond = (nodes > unreached)[..., None, None]
+            x[: n + 1] = torch.where(beyond, new[-1], x[: n + 1])
+            return new[:-1], old[1:]
 
+        rounds, evaluations = self._slide(tableau, x_T, one_round)
         return Walk(x[n], x0_hats[:n], x_T, z, rounds, evaluations)
