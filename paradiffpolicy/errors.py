@@ -14,11 +14,11 @@ class InputError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` and the list of what exists, for the end of an error line."""
+    """``"; did you mean 'x'?"``, and what exists unless that is long, for the end of an error line."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"{hint} known: {', '.join(known)}"
+    return hint if close and len(known) > 12 else f"{hint} known: {', '.join(known)}"
 
 
 def require_positive(**values: float) -> None:
