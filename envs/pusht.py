@@ -27,9 +27,7 @@ SUCCESS_COVERAGE = 0.95
 GOAL_POSE = (256.0, 256.0, math.pi / 4)
 PUSHER_RADIUS = 15.0
 
-SCALE = 30.0
-"""Thickness of the T's bars; the bar is 4 wide, the stem 3 long."""
-
+# In the block's frame; both parts are 30 px thick, the bar 120 wide, the stem 90 long.
 BAR = ((-60.0, 30.0), (60.0, 30.0), (60.0, 0.0), (-60.0, 0.0))
 STEM = ((-15.0, 30.0), (-15.0, 120.0), (15.0, 120.0), (15.0, 30.0))
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 
 def ema_decay(step: int, inv_gamma: float = 1.0, power: float = 0.75, max_value: float = 0.9999) -> float:
-    """Decay used after optimiser step ``step`` (1-based): ``1 - (1 + step - 1) ** -power`` in
-    effect, 0 on the first, so that the average starts from trained weights."""
+    """Decay after optimiser step ``step`` (1-based): ``1 - (1 + k / inv_gamma) ** -power`` with
+    ``k = step - 1``; 0 on the first step, so that the average starts from trained weights."""
     k = max(0, step - 1)
     return 0.0 if k == 0 else min(max_value, 1.0 - (1.0 + k / inv_gamma) ** -power)
 

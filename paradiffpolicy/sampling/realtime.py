@@ -65,7 +65,6 @@ def warm_start(
     fresh noise from each batch element's generator.
     """
     n, batch, _, action_dim = previous.z.shape
-    device = previous.x_T.device
     fresh = torch.stack(
         [torch.randn(n + 1, executed_steps, action_dim, generator=g, device=g.device) for g in generators],
         dim=1,
@@ -73,6 +72,6 @@ def warm_start(
     last = previous.x0_hats[..., -1:, :].expand(n, batch, executed_steps, action_dim)
     return (
         shifted(previous.x_T, executed_steps, fresh[0]),
-        shifted(previous.z, executed_steps, fresh[1:]).to(device),
+        shifted(previous.z, executed_steps, fresh[1:]),
         shifted(previous.x0_hats, executed_steps, last),
     )
