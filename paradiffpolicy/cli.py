@@ -307,13 +307,12 @@ def load_policy(cfg: Config) -> Policy:
 
 def named_sampler(cfg: Config, name: str, spec: PolicySpec) -> Sampler:
     """The sampler that the config calls ``name``, for the policy's noise schedule."""
-    from .policy import spec_schedule
-    from .sampling.sampler import make_sampler
+    from .policy import spec_sampler
 
     if name not in cfg.sampler:
         raise InputError(f"unknown sampler {name!r}{nearest(name, cfg.sampler)}")
     try:
-        return make_sampler(spec_schedule(spec), **plain(cfg.sampler[name]))
+        return spec_sampler(spec, **plain(cfg.sampler[name]))
     except InputError as error:
         raise InputError(f"sampler.{name}: {error}")
 

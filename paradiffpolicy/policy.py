@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .diffusion.denoiser import Denoiser
+from .diffusion.denoiser import Clip, Denoiser, DynamicThreshold, unbounded
+from .diffusion.guidance import classifier_free
 from .diffusion.schedule import NoiseSchedule
 from .errors import InputError
 from .models.unet1d import ConditionalUnet1D
 from .sampling.sampler import Sampler, make_sampler
+from .sampling.walk import BoundDenoise
 from .types import Plan, PolicySpec
 
 
@@ -52,6 +55,8 @@ def build_network(spec: PolicySpec) -> ConditionalUnet1D:
             f"horizon={spec.horizon} must be a multiple of {network.horizon_multiple}, since "
             f"{len(spec.down_dims)} levels halve it {len(spec.down_dims) - 1} times"
         )
+    if not 0 <= spec.condition_dropout < 1:
+        raise InputError(f"condition_dropout={spec.condition_dropout} must be at least 0 and under 1")
     if spec.executed.stop > spec.horizon:
         raise InputError(
             f"n_obs_steps={spec.n_obs_steps} - 1 + n_action_steps={spec.n_action_steps} must not be over "
@@ -63,6 +68,15 @@ def build_network(spec: PolicySpec) -> ConditionalUnet1D:
 def spec_schedule(spec: PolicySpec) -> NoiseSchedule:
     """The noise schedule that a spec describes."""
     return NoiseSchedule.named(spec.schedule, spec.n_train_steps, spec.beta_start, spec.beta_end)
+
+
+def spec_sampler(spec: PolicySpec, **settings: Any) -> Sampler:
+    """A sampler for the policies that a spec describes; ``settings`` as ``make_sampler`` takes them.
+
+    Raises:
+        InputError: a setting is unusable.
+    """
+    return make_sampler(spec_schedule(spec), executed=spec.executed, **settings)
 
 
 def check_task(spec: PolicySpec, task: str, obs_dim: int, action_dim: int) -> None:
@@ -84,6 +98,7 @@ class Policy:
     Attributes:
         spec: shapes; ``spec.executed`` says which of a plan's steps are for execution.
         sampler: how plans are sampled; ``with_sampler`` gives the same policy another.
+        guidance_scale: of classifier-free guidance; None: none.  ``with_guidance`` sets it.
         info: what the checkpoint says about its origin.
     """
 
@@ -94,6 +109,7 @@ class Policy:
             InputError: the weights don't fit the checkpoint's spec.
         """
         self.spec, self.info, self.sampler = checkpoint.spec, checkpoint.info, sampler
+        self.guidance_scale: float | Tensor | None = None
         self.device = torch.device(device)
         self.schedule = spec_schedule(self.spec)
         network = build_network(self.spec)
@@ -106,7 +122,7 @@ class Policy:
             network.to(self.device).eval().requires_grad_(False),
             self.schedule,
             self.spec.prediction,
-            self.spec.clip,
+            unbounded if self.spec.clip is None else Clip(self.spec.clip),
         )
         self.observation_normalizer = checkpoint.observation_normalizer.to(self.device)
         self.action_normalizer = checkpoint.action_normalizer.to(self.device)
@@ -119,13 +135,46 @@ class Policy:
             InputError: the checkpoint or the sampler's settings are unusable.
         """
         checkpoint = Checkpoint.load(folder)
-        return Policy(checkpoint, make_sampler(spec_schedule(checkpoint.spec), **sampler), device)
+        return Policy(checkpoint, spec_sampler(checkpoint.spec, **sampler), device)
 
     def with_sampler(self, sampler: Sampler) -> Policy:
         """This policy (the same weights in memory) with another sampler."""
+        return self._with(sampler=sampler)
+
+    def with_guidance(self, scale: float | Tensor | None, dynamic_threshold: float | None = None) -> Policy:
+        """This policy, guided: plans lean towards what the observation says (Ho and Salimans 2022).
+
+        Args:
+            scale: a number or ``[batch]``; 1 is the policy as it is, more exaggerates; None: no
+                guidance.
+            dynamic_threshold: a quantile, to bound plans by ``DynamicThreshold`` instead of clipping.
+
+        Raises:
+            InputError: the policy was never trained without its observation.
+        """
+        if scale is not None and not self.spec.condition_dropout:
+            raise InputError(
+                "guidance needs a policy that was trained with condition dropout, and this one wasn't: "
+                "train one with policy.condition_dropout=0.1, or leave guidance_scale=null"
+            )
+        denoiser = self.denoiser
+        if dynamic_threshold is not None:
+            denoiser = replace(denoiser, threshold=DynamicThreshold(dynamic_threshold))
+        return self._with(guidance_scale=scale, denoiser=denoiser)
+
+    def _with(self, **changes: Any) -> Policy:
         policy = object.__new__(Policy)
-        policy.__dict__ = {**self.__dict__, "sampler": sampler}
+        policy.__dict__ = {**self.__dict__, **changes}
         return policy
+
+    def _denoise(self, condition: Tensor) -> BoundDenoise:
+        """The network bound to the observations ``[batch, G]``, with guidance if there is any."""
+        if self.guidance_scale is None:
+            return self.denoiser.bind(condition)
+        scale = torch.as_tensor(self.guidance_scale, dtype=condition.dtype, device=self.device)
+        return classifier_free(
+            self.denoiser, condition, torch.zeros_like(condition), scale.expand(len(condition))
+        )
 
     @torch.inference_mode()
     def plan(
@@ -163,7 +212,7 @@ class Policy:
             raise InputError(f"{len(window)} observation windows, but {len(previous.actions)} previous plans")
         condition = rearrange(self.observation_normalizer.normalize(window), "b t o -> b (t o)")
         walk = self.sampler(
-            self.denoiser.bind(condition),
+            self._denoise(condition),
             (spec.horizon, spec.action_dim),
             generators,
             None if previous is None else previous.walk,

@@ -17,6 +17,8 @@ class PolicySpec:
 
     ``T = horizon``, ``To = n_obs_steps``, ``Ta = n_action_steps``.  A plan's step 0 lies at the
     oldest observation of the window; executed are steps ``To - 1 … To - 2 + Ta``.
+    ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
+    with some can be guided (``diffusion.guidance``).
     """
 
     task: str
@@ -36,11 +38,31 @@ class PolicySpec:
     beta_end: float = 0.02
     prediction: str = "epsilon"
     clip: float | None = 1.0
+    condition_dropout: float = 0.0
 
     @property
     def executed(self) -> slice:
         """The plan's steps that a control loop executes."""
         return slice(self.n_obs_steps - 1, self.n_obs_steps - 1 + self.n_action_steps)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Everything random about a walk.
+
+    Attributes:
+        x_T: ``[batch, T, A]`` standard normal, the initial noise.
+        z: ``[N, batch, T, A]`` standard normal, the step noises; zero for an ODE solver.
+        u: ``[N, batch]`` uniform in [0, 1), for drivers that accept or reject.
+    """
+
+    x_T: Tensor
+    z: Tensor
+    u: Tensor
+
+    def select(self, elements: Tensor) -> Noise:
+        """The same for some of the batch elements."""
+        return Noise(self.x_T[elements], self.z[:, elements], self.u[:, elements])
 
 
 @dataclass(frozen=True)
@@ -50,16 +72,14 @@ class Walk:
     Attributes:
         sample: ``[batch, T, A]``, node N of the tableau: the sample.
         x0_hats: ``[N, batch, T, A]``, the denoiser's output at every node; a warm start needs it.
-        x_T: ``[batch, T, A]``, the initial noise.
-        z: ``[N, batch, T, A]``, the step noises.
+        noise: what the walk began with.
         rounds: ``[batch]`` int64, network calls that had to wait for one another.
         evaluations: ``[batch]`` int64, nodes that went through the network.
     """
 
     sample: Tensor
     x0_hats: Tensor
-    x_T: Tensor
-    z: Tensor
+    noise: Noise
     rounds: Tensor
     evaluations: Tensor
 
@@ -69,8 +89,7 @@ class Walk:
         return Walk(
             sample=self.sample[index],
             x0_hats=self.x0_hats[:, index],
-            x_T=self.x_T[index],
-            z=self.z[:, index],
+            noise=self.noise.select(index),
             rounds=self.rounds[index],
             evaluations=self.evaluations[index],
         )

@@ -1,27 +1,41 @@
-"""Every parallel driver is the sequential one, computed in another order."""
+"""Every parallel driver is the sequential one, computed in another order; or has its law."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from paradiffpolicy.diffusion.schedule import NoiseSchedule
+from paradiffpolicy.diffusion.schedule import SCHEDULES, NoiseSchedule
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.evaluation.problems import mixture_denoiser, noise_for
+from paradiffpolicy.sampling.anderson import Anderson
+from paradiffpolicy.sampling.begin import BEGINS, continued, fresh, guessed
 from paradiffpolicy.sampling.picard import Picard, PicardPublished
-from paradiffpolicy.sampling.realtime import Realtime, warm_start
-from paradiffpolicy.sampling.sampler import DRIVERS, fresh, make_sampler
+from paradiffpolicy.sampling.realtime import Realtime
+from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
-from paradiffpolicy.sampling.solvers import SOLVERS, SPACINGS, solver_tableau
+from paradiffpolicy.sampling.solvers import SOLVERS, solver_tableau
+from paradiffpolicy.sampling.spacing import SPACINGS
+from paradiffpolicy.sampling.speculative import Speculative
 from paradiffpolicy.sampling.walk import evaluate_active, evaluate_all
+from paradiffpolicy.types import Noise
 
-from .problems import SCHEDULE, mixture_denoiser, noise_for
-
+SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
 EXACT = 1e-20
 """A tolerance that only a standstill meets."""
 
-WINDOWED = [Picard, PicardPublished]
+WINDOWED = [Picard, PicardPublished, Anderson]
+STOCHASTIC = {
+    "ddpm": {},
+    "ddim": {"eta": 0.5},
+    "sde_dpm_solver_pp_2m": {},
+}
 
 
 @pytest.mark.parametrize("evaluate", [evaluate_all, evaluate_active])
@@ -30,50 +44,71 @@ WINDOWED = [Picard, PicardPublished]
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("driver", WINDOWED)
 def test_windowed_drivers_equal_sequential(driver, solver, batch, window, evaluate):
-    tableau = solver_tableau(SCHEDULE, solver, 20)
-    denoise, (x_T, z) = mixture_denoiser(SCHEDULE), noise_for(20, batch)
-    reference = Sequential()(denoise, tableau, x_T, z)
-    walk = driver(window, EXACT, evaluate)(denoise, tableau, x_T, z)
+    tableau = solver_tableau(SCHEDULE, solver, 12)
+    n = tableau.n_nodes
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(n, batch)
+    reference = Sequential()(denoise, tableau, noise)
+    walk = driver(window, EXACT, evaluate=evaluate)(denoise, tableau, noise)
     torch.testing.assert_close(walk.sample, reference.sample, atol=1e-9, rtol=0)
     torch.testing.assert_close(walk.x0_hats, reference.x0_hats, atol=1e-9, rtol=0)
-    assert (walk.rounds <= 20).all()
+    assert (walk.rounds <= n).all()
     if window == 1:
-        assert (walk.rounds == 20).all() and (walk.evaluations == 20).all()
+        assert (walk.rounds == n).all()
+        assert (walk.evaluations == (2 * n if driver is Anderson else n)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_realtime_with_enough_rounds_equals_sequential(solver, batch):
+    tableau = solver_tableau(SCHEDULE, solver, 12)
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(tableau.n_nodes, batch)
+    walk = Realtime(tableau.n_nodes)(denoise, tableau, noise, torch.zeros_like(noise.z))
+    reference = Sequential()(denoise, tableau, noise)
+    torch.testing.assert_close(walk.sample, reference.sample, atol=1e-9, rtol=0)
+
+
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_drivers_equal_sequential_for_drawn_problems(data):
     draw = data.draw
-    schedule = NoiseSchedule.named(
-        draw(st.sampled_from(["squared_cosine", "linear", "scaled_linear"])), draw(st.integers(5, 120))
-    )
-    n = draw(st.integers(1, min(30, schedule.n_train_steps)))
+    schedule = NoiseSchedule.named(draw(st.sampled_from(sorted(SCHEDULES))), draw(st.integers(8, 120)))
+    n_steps = draw(st.integers(4, min(30, schedule.n_train_steps - 1)))
     tableau = solver_tableau(
-        schedule, draw(st.sampled_from(sorted(SOLVERS))), n, draw(st.sampled_from(sorted(SPACINGS)))
+        schedule,
+        draw(st.sampled_from(sorted(SOLVERS))),
+        n_steps,
+        draw(st.sampled_from(sorted(SPACINGS))),
+        denoise_to_zero=draw(st.booleans()),
     )
-    batch = draw(st.integers(1, 4))
-    x_T, z = noise_for(n, batch, seed=draw(st.integers(0, 2**31)))
+    n, batch = tableau.n_nodes, draw(st.integers(1, 4))
+    noise = noise_for(
+        n, batch, seed=draw(st.integers(0, 2**31)), shape=draw(st.sampled_from([(4, 2), (1, 3, 3)]))
+    )
     denoise = mixture_denoiser(schedule)
-    reference = Sequential()(denoise, tableau, x_T, z)
+    reference = Sequential()(denoise, tableau, noise)
+    # Explicit methods can blow up on a coarse grid: equal means equal in units of what they did.
+    scale = max(
+        1.0, float(reference.sample.abs().max()), float(tableau.p.abs().max() + tableau.B.abs().max())
+    )
     driver = draw(st.sampled_from(WINDOWED))(draw(st.integers(1, n + 3)), EXACT)
-    torch.testing.assert_close(driver(denoise, tableau, x_T, z).sample, reference.sample, atol=1e-8, rtol=0)
-    realtime = Realtime(n)(denoise, tableau, x_T, z, torch.zeros_like(z))
-    torch.testing.assert_close(realtime.sample, reference.sample, atol=1e-8, rtol=0)
+    sample = driver(denoise, tableau, noise).sample
+    torch.testing.assert_close(sample / scale, reference.sample / scale, atol=1e-8, rtol=0)
+    realtime = Realtime(n)(denoise, tableau, noise, torch.zeros_like(noise.z))
+    torch.testing.assert_close(realtime.sample / scale, reference.sample / scale, atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("driver", WINDOWED)
+@pytest.mark.parametrize("driver", [*WINDOWED, Speculative])
 def test_batch_elements_do_not_hold_one_another(driver):
     tableau = solver_tableau(SCHEDULE, "ddpm", 50)
-    denoise, (x_T, z) = mixture_denoiser(SCHEDULE), noise_for(50, 5, shape=(1, 1))
-    together = driver(10, 0.1)(denoise, tableau, x_T, z)
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(50, 5, shape=(1, 1))
+    together = driver(10)(denoise, tableau, noise)
     assert len(set(together.rounds.tolist())) > 1, "the problem should separate the elements"
     for b in range(5):
 
         def alone_denoise(x, t, element, b=b):
             return denoise(x, t, element + b)
 
-        alone = driver(10, 0.1)(alone_denoise, tableau, x_T[b : b + 1], z[:, b : b + 1])
+        alone = driver(10)(alone_denoise, tableau, noise.select(torch.tensor([b])))
         assert alone.rounds[0] == together.rounds[b]
         assert alone.evaluations[0] == together.evaluations[b]
         torch.testing.assert_close(alone.sample[0], together.sample[b], atol=1e-12, rtol=0)
@@ -81,72 +116,237 @@ def test_batch_elements_do_not_hold_one_another(driver):
 
 def test_tolerance_trades_rounds_for_error():
     tableau = solver_tableau(SCHEDULE, "ddpm", 100)
-    denoise, (x_T, z) = mixture_denoiser(SCHEDULE), noise_for(100, 8)
-    reference = Sequential()(denoise, tableau, x_T, z).sample
-    walks = [Picard(100, tolerance)(denoise, tableau, x_T, z) for tolerance in (1.0, 0.1, 0.01)]
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(100, 8)
+    reference = Sequential()(denoise, tableau, noise).sample
+    walks = [Picard(100, tolerance)(denoise, tableau, noise) for tolerance in (1.0, 0.1, 0.01)]
     errors = [float((walk.sample - reference).abs().max()) for walk in walks]
     rounds = [float(walk.rounds.double().mean()) for walk in walks]
     assert errors[0] > errors[1] > errors[2]
     assert rounds[0] < rounds[1] < rounds[2] < 60
 
 
+@pytest.mark.parametrize("driver", [Picard, Anderson])
+def test_plan_tolerance_stops_when_the_executed_steps_stand(driver):
+    """It saves rounds, keeps to its tolerance, and looks at nothing but the executed steps."""
+    tableau = solver_tableau(SCHEDULE, "ddpm", 100)
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(100, 8)
+    reference = Sequential()(denoise, tableau, noise).sample
+    executed = slice(1, 3)
+    nodes = driver(100, 1e-4)(denoise, tableau, noise)
+    plan = driver(100, 1e-4, plan_tolerance=0.01, executed=executed)(denoise, tableau, noise)
+    whole = driver(100, 1e-4, plan_tolerance=0.01)(denoise, tableau, noise)
+    assert (plan.rounds < nodes.rounds).all() and (plan.rounds <= whole.rounds).all()
+    assert (plan.rounds < whole.rounds).any()
+    assert float((plan.sample - reference)[:, executed].abs().median()) < 0.01 * 2
+
+
+@pytest.mark.parametrize("driver", [Picard, Anderson])
+def test_plan_tolerance_waits_for_the_window_to_reach_the_end(driver):
+    """The sample hardly moves while a narrow window is far away from it."""
+    tableau = solver_tableau(SCHEDULE, "ddpm", 100)
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(100, 4)
+    nodes = driver(5, EXACT)(denoise, tableau, noise)
+    plan = driver(5, EXACT, plan_tolerance=1e3)(denoise, tableau, noise)
+    assert (plan.rounds >= nodes.rounds - 5).all() and (plan.rounds > 50).all()
+
+
+@pytest.mark.parametrize("std", [0.1, 0.2])
+@pytest.mark.parametrize("window", [20, 100])
+@pytest.mark.parametrize("tolerance", [0.1, 0.01])
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm_solver_pp_2m"])
+def test_anderson_never_needs_more_rounds_than_picard(solver, tolerance, window, std):
+    tableau = solver_tableau(SCHEDULE, solver, 100)
+    noise, denoise = noise_for(100, 16), mixture_denoiser(SCHEDULE, std=std)
+    plain, faster = (driver(window, tolerance)(denoise, tableau, noise) for driver in (Picard, Anderson))
+    assert (faster.rounds <= plain.rounds).all()
+    # Both iterations' network calls are counted.
+    assert (faster.evaluations > plain.evaluations).all()
+
+
+def test_anderson_saves_rounds():
+    tableau = solver_tableau(SCHEDULE, "ddpm", 100)
+    noise, denoise = noise_for(100, 64), mixture_denoiser(SCHEDULE)
+    plain, faster = (driver(100, 0.01)(denoise, tableau, noise) for driver in (Picard, Anderson))
+    assert faster.rounds.sum() < 0.97 * plain.rounds.sum()
+    reference = Sequential()(denoise, tableau, noise).sample
+    error, plain_error = (float((w.sample - reference).abs().max()) for w in (faster, plain))
+    assert error < 2 * plain_error
+
+
+# ------------------------------------------------------------------------------------ speculation
+
+
+@pytest.mark.parametrize("window", [1, 7, 100])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("solver", STOCHASTIC)
+def test_a_speculative_walk_is_the_sequential_one_of_its_decided_noise(solver, batch, window):
+    tableau = solver_tableau(SCHEDULE, solver, 20, **STOCHASTIC[solver])
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(20, batch)
+    walk = Speculative(window)(denoise, tableau, noise)
+    again = Sequential()(denoise, tableau, walk.noise)
+    torch.testing.assert_close(walk.sample, again.sample, atol=1e-9, rtol=0)
+    torch.testing.assert_close(walk.x0_hats, again.x0_hats, atol=1e-9, rtol=0)
+    assert (walk.rounds <= 20).all()
+    if window == 1:
+        # Nothing is guessed far ahead, but a step's own output is: one round per node.
+        assert (walk.rounds == 20).all()
+
+
+LAW = {"n_steps": 6, "count": 20_000}
+
+
+def law_samples(driver, seed, solver="ddpm", **options):
+    """Samples of a two-step-correlated problem where guesses are often wrong: few, large steps."""
+    tableau = solver_tableau(SCHEDULE, solver, LAW["n_steps"], "trailing", **options)
+    noise = noise_for(LAW["n_steps"], 1, seed=seed, shape=(LAW["count"], 1))
+    # Every number is a batch element of its own.
+    noise = Noise(
+        noise.x_T.view(-1, 1, 1),
+        noise.z.view(LAW["n_steps"], -1, 1, 1),
+        torch.rand(
+            LAW["n_steps"],
+            LAW["count"],
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(1000 + seed),  # not the normals' own stream
+        ),
+    )
+    mixture = mixture_denoiser(SCHEDULE, std=0.1)
+
+    def denoise(x, t, element):
+        return mixture(x, t, torch.zeros_like(element))
+
+    return driver(denoise, tableau, noise)
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC)
+def test_speculation_keeps_the_law(solver):
+    options = STOCHASTIC[solver]
+    sequential = law_samples(Sequential(), 1, solver, **options).sample.flatten().numpy()
+    speculated = law_samples(Speculative(6), 2, solver, **options)
+    # Rejections must have happened, or nothing was tested.
+    assert float((speculated.rounds > 1).double().mean()) > 0.3
+    assert stats.ks_2samp(sequential, speculated.sample.flatten().numpy()).pvalue > 0.01
+
+
+def test_decided_noise_is_standard_normal():
+    walk = law_samples(Speculative(6), 3)
+    for step in range(LAW["n_steps"] - 1):
+        assert stats.kstest(walk.noise.z[step].flatten().numpy(), "norm").pvalue > 0.001
+    both = walk.noise.z[:2].flatten(1).numpy()
+    assert abs(np.corrcoef(both)[0, 1]) < 0.03
+
+
+def test_the_law_test_catches_a_bias():
+    """The same walk with its wrongly guessed steps accepted."""
+    sequential = law_samples(Sequential(), 1).sample.flatten().numpy()
+    always = law_samples(Speculative(6), 2)
+    n = LAW["n_steps"]
+    certain = replace(always.noise, u=torch.zeros(n, LAW["count"], dtype=torch.float64))
+    tableau = solver_tableau(SCHEDULE, "ddpm", n, "trailing")
+    mixture = mixture_denoiser(SCHEDULE, std=0.1)
+
+    def denoise(x, t, element):
+        return mixture(x, t, torch.zeros_like(element))
+
+    # u = 0 accepts every proposal whatever it is.
+    biased = Speculative(6)(denoise, tableau, certain).sample.flatten().numpy()
+    assert stats.ks_2samp(sequential, biased).pvalue < 1e-6
+
+
+def test_speculation_takes_far_fewer_rounds():
+    tableau = solver_tableau(SCHEDULE, "ddpm", 100)
+    walk = Speculative(50)(mixture_denoiser(SCHEDULE), tableau, noise_for(100, 16))
+    assert float(walk.rounds.double().mean()) < 35
+
+
+def test_speculation_on_an_exact_guess_accepts_everything():
+    """With the solution as its guess, nothing is proposed wrongly."""
+    tableau = solver_tableau(SCHEDULE, "ddpm", 30)
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(30, 3)
+    solution = Sequential()(denoise, tableau, noise)
+    walk = Speculative(30)(denoise, tableau, noise, solution.x0_hats)
+    assert (walk.rounds == 1).all()
+    torch.testing.assert_close(walk.sample, solution.sample, atol=1e-12, rtol=0)
+
+
+# ------------------------------------------------------------------------------------ the others
+
+
 def test_exact_linear_form_needs_fewer_rounds_than_the_published():
     tableau = solver_tableau(SCHEDULE, "ddpm", 100)
-    denoise, (x_T, z) = mixture_denoiser(SCHEDULE), noise_for(100, 8)
-    linear = Picard(50, 0.1)(denoise, tableau, x_T, z)
-    published = PicardPublished(50, 0.1)(denoise, tableau, x_T, z)
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(100, 8)
+    linear = Picard(50, 0.1)(denoise, tableau, noise)
+    published = PicardPublished(50, 0.1)(denoise, tableau, noise)
     assert linear.rounds.double().mean() < 0.7 * published.rounds.double().mean()
 
 
 def test_picard_from_the_solution_stops_at_once():
     tableau = solver_tableau(SCHEDULE, "ddpm", 30)
-    denoise, (x_T, z) = mixture_denoiser(SCHEDULE), noise_for(30, 2)
-    solution = Sequential()(denoise, tableau, x_T, z)
-    walk = Picard(30, 1e-3)(denoise, tableau, x_T, z, solution.x0_hats)
-    # The last node's variance is 0: it is solved by becoming a window's first node.
-    assert (walk.rounds <= 2).all()
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(30, 2)
+    solution = Sequential()(denoise, tableau, noise)
+    walk = Picard(30, 1e-3)(denoise, tableau, noise, solution.x0_hats)
+    assert (walk.rounds == 1).all()
 
 
 def test_realtime_without_a_start_is_sequential():
     tableau = solver_tableau(SCHEDULE, "ddim", 10)
-    denoise, (x_T, z) = mixture_denoiser(SCHEDULE), noise_for(10, 2)
-    walk = Realtime(2)(denoise, tableau, x_T, z)
-    assert torch.equal(walk.sample, Sequential()(denoise, tableau, x_T, z).sample)
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(10, 2)
+    walk = Realtime(2)(denoise, tableau, noise)
+    assert torch.equal(walk.sample, Sequential()(denoise, tableau, noise).sample)
     assert (walk.rounds == 10).all()
 
 
 def test_realtime_counts_its_rounds():
     tableau = solver_tableau(SCHEDULE, "ddim", 10)
-    x_T, z = noise_for(10, 2)
-    walk = Realtime(3)(mixture_denoiser(SCHEDULE), tableau, x_T, z, torch.zeros_like(z))
+    noise = noise_for(10, 2)
+    walk = Realtime(3)(mixture_denoiser(SCHEDULE), tableau, noise, torch.zeros_like(noise.z))
     assert (walk.rounds == 3).all() and (walk.evaluations == 30).all()
 
 
-def test_warm_start_moves_everything_by_the_executed_steps():
-    tableau = solver_tableau(SCHEDULE, "ddpm", 6)
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_continuing_moves_everything_by_the_executed_steps(solver):
+    tableau = solver_tableau(SCHEDULE, solver, 6)
     generators = [torch.Generator().manual_seed(b) for b in range(2)]
-    x_T, z, _ = fresh(tableau, (8, 2), None, 0, generators)
-    walk = Sequential()(mixture_denoiser(SCHEDULE), tableau, x_T, z)
-    x_T_next, z_next, start = warm_start(walk, 3, generators)
-    assert torch.equal(x_T_next[:, :5], x_T[:, 3:])
-    assert torch.equal(z_next[..., :5, :], z[..., 3:, :])
+    noise, _ = fresh(tableau, (8, 2), None, 0, generators)
+    walk = Sequential()(mixture_denoiser(SCHEDULE), tableau, noise)
+    following, start = continued(tableau, (8, 2), walk, 3, generators)
+    assert torch.equal(following.x_T[:, :5], noise.x_T[:, 3:])
+    assert torch.equal(following.z[..., :5, :], noise.z[..., 3:, :])
     assert torch.equal(start[..., :5, :], walk.x0_hats[..., 3:, :])
     assert torch.equal(start[..., 5:, :], walk.x0_hats[..., -1:, :].expand(6, 2, 3, 2))
-    assert not torch.equal(x_T_next[:, 5:], x_T[:, 5:])
+    assert not torch.equal(following.x_T[:, 5:], noise.x_T[:, 5:])
+    assert following.z.shape == noise.z.shape and following.u.shape == noise.u.shape
 
 
-def test_noise_of_an_element_is_its_generators_alone():
+def test_guessing_takes_the_plan_but_not_its_noise():
     tableau = solver_tableau(SCHEDULE, "ddpm", 6)
-    together = fresh(tableau, (4, 2), None, 0, [torch.Generator().manual_seed(s) for s in (3, 4)])
-    alone = fresh(tableau, (4, 2), None, 0, [torch.Generator().manual_seed(4)])
-    assert torch.equal(together[0][1], alone[0][0])
-    assert torch.equal(together[1][:, 1], alone[1][:, 0])
+    generators = [torch.Generator().manual_seed(b) for b in range(2)]
+    noise, _ = fresh(tableau, (8, 2), None, 0, generators)
+    walk = Sequential()(mixture_denoiser(SCHEDULE), tableau, noise)
+    following, start = guessed(tableau, (8, 2), walk, 3, generators)
+    _, shifted = continued(tableau, (8, 2), walk, 3, generators)
+    assert torch.equal(start, shifted)
+    assert not (following.x_T[:, :5] == noise.x_T[:, 3:]).any()
 
 
-def test_a_nan_from_the_network_ends_the_walk():
+@pytest.mark.parametrize("begin", BEGINS)
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_noise_of_an_element_is_its_generators_alone(begin, solver):
+    tableau = solver_tableau(SCHEDULE, solver, 6)
+
+    def noise_of(seeds):
+        return BEGINS[begin](tableau, (4, 2), None, 0, [torch.Generator().manual_seed(s) for s in seeds])[0]
+
+    together, alone = noise_of((3, 4)), noise_of((4,))
+    assert torch.equal(together.x_T[1], alone.x_T[0])
+    assert torch.equal(together.z[:, 1], alone.z[:, 0])
+    assert torch.equal(together.u[:, 1], alone.u[:, 0])
+
+
+@pytest.mark.parametrize("driver", [Picard(5), PicardPublished(5), Anderson(5), Speculative(5)])
+def test_a_nan_from_the_network_ends_the_walk(driver):
     tableau = solver_tableau(SCHEDULE, "ddpm", 10)
-    x_T, z = noise_for(10, 1)
-    walk = Picard(5, 0.1)(lambda x, t, element: x * float("nan"), tableau, x_T, z)
+    walk = driver(lambda x, t, element: x * float("nan"), tableau, noise_for(10, 1))
     assert walk.rounds[0] <= 10 and not walk.sample.isfinite().any()
 
 
@@ -156,7 +356,27 @@ def test_a_nan_from_the_network_ends_the_walk():
         ({"driver": "picard", "window": 0}, "window=0"),
         ({"driver": "picard", "tolerance": 0.0}, "tolerance=0.0"),
         ({"driver": "picard_published", "tolerance": -1}, "tolerance=-1"),
+        ({"driver": "picard_published", "plan_tolerance": 0.1}, "no option 'plan_tolerance'"),
         ({"driver": "realtime", "rounds": 0}, "rounds=0"),
+        ({"driver": "picard", "plan_tolerance": 0.0}, "plan_tolerance=0.0"),
+        ({"driver": "picard", "executed_steps": 3}, "no option 'executed_steps'"),
+        ({"driver": "picard", "evaluate": "al"}, "did you mean 'all'"),
+        ({"driver": "picard", "evaluate": "sharded"}, "torchrun"),
+        ({"driver": "anderson", "memory": 0}, "memory=0"),
+        ({"driver": "speculative", "window": 0}, "window=0"),
+        ({"driver": "speculative", "solver": "ddim"}, "adds noise on every step"),
+        ({"driver": "speculative", "solver": "dpm_solver_pp_2m"}, "adds noise on every step"),
+        ({"driver": "rk45"}, "probability flow"),
+        ({"driver": "rk45", "solver": "ddim", "rtol": 0.0}, "rtol=0.0"),
+        ({"begin": "contined"}, "did you mean 'continued'"),
+        ({"solver": "unipc", "n_steps": 2, "solver_options": {"order": 3}}, "order=3 needs at least 3"),
+        ({"solver": "unipc", "solver_options": {"order": 4}}, "order=4 must be 1 to 3"),
+        ({"solver": "unipc", "solver_options": {"variant": "bh3"}}, "bh1 or bh2"),
+        ({"solver": "dpm_solver_3", "n_steps": 2}, "order=3 needs at least 3"),
+        ({"solver": "pndm", "n_steps": 3}, "at least 4 steps"),
+        ({"n_steps": 95, "lambda_min": -2.0}, "with lambda_min=-2"),
+        ({"lambda_min": 50.0}, "n_steps=100 must be 1 to 0"),
+        ({"denoise_to_zero": False}, "must be 1 to 99"),
         ({"driver": "picrad"}, "did you mean 'picard'"),
         ({"driver": "picard", "windwo": 3}, "did you mean 'window'"),
         ({"solver": "ddmp"}, "did you mean 'ddpm'"),
@@ -164,7 +384,7 @@ def test_a_nan_from_the_network_ends_the_walk():
         ({"n_steps": 0}, "n_steps=0"),
         ({"n_steps": 101}, "n_steps=101"),
         ({"solver": "ddim", "solver_options": {"eta": 2.0}}, "eta=2.0"),
-        ({"solver": "ddim", "solver_options": {"etta": 0.0}}, "etta"),
+        ({"solver": "ddim", "solver_options": {"etta": 0.0}}, "did you mean 'eta'"),
         ({"solver": "ddpm", "solver_options": {"variance": "fixed_smal"}}, "did you mean 'fixed_small'"),
     ],
 )
@@ -173,6 +393,20 @@ def test_bad_sampler_settings_are_named(options, message):
         make_sampler(SCHEDULE, **options)
 
 
-def test_every_driver_is_listed():
-    for driver in DRIVERS:
-        assert make_sampler(SCHEDULE, driver=driver).tableau.n_nodes == 100
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_every_driver_is_made_and_samples(driver):
+    solver = "ddim" if driver == "rk45" else "ddpm"
+    sampler = make_sampler(SCHEDULE, solver=solver, n_steps=8, driver=driver)
+    walk = sampler(mixture_denoiser(SCHEDULE), (4, 2), [torch.Generator().manual_seed(0)])
+    assert walk.sample.shape == (1, 4, 2) and walk.sample.isfinite().all()
+    assert walk.x0_hats.shape == (8, 1, 4, 2) and walk.noise.z.shape == (8, 1, 4, 2)
+
+
+def test_rk45_steps_each_element_by_itself():
+    tableau = solver_tableau(SCHEDULE, "ddim", 8)
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(8, 3)
+    driver = make_sampler(SCHEDULE, solver="ddim", n_steps=8, driver="rk45").driver
+    together = driver(denoise, tableau, noise)
+    alone = driver(lambda x, t, element: denoise(x, t, element + 2), tableau, noise.select(torch.tensor([2])))
+    assert torch.equal(together.sample[2], alone.sample[0])
+    assert together.rounds[2] == alone.rounds[0]

@@ -192,7 +192,7 @@ def test_the_baseline_is_the_same_policy(monkeypatch):
     policy = tiny_policy(n_steps=100)
     window = np.full((2, 20), 200.0)
     plan = policy.plan(window, generator=torch.Generator().manual_seed(4))
-    noises = iter([plan.walk.x_T, *plan.walk.z])
+    noises = iter([plan.walk.noise.x_T, *plan.walk.noise.z])
     monkeypatch.setattr("torch.randn", lambda *args, **kwargs: next(noises))
     monkeypatch.setattr(
         "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **kwargs: next(noises)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -107,3 +109,42 @@ def test_the_batch_must_agree():
         policy.plan(WINDOWS, generator=seeded(0, 1))
     with pytest.raises(InputError, match="3 previous plans"):
         policy.plan(WINDOWS[:1], policy.plan(WINDOWS, generator=seeded(0, 1, 2)), generator=seeded(0))
+
+
+# --------------------------------------------------------------------------------------- guidance
+
+GUIDED = replace(TINY, condition_dropout=0.1)
+
+
+def test_guidance_changes_plans_and_scale_one_does_not():
+    window = np.random.default_rng(0).uniform(100, 400, (2, 2, 20))
+    schedule = spec_schedule(GUIDED)
+    policy = Policy(tiny_checkpoint(GUIDED), make_sampler(schedule, solver="ddim", n_steps=5))
+    plain, one, three, per_element = (
+        p.plan(window, generator=seeded(0, 1)).actions
+        for p in (
+            policy,
+            policy.with_guidance(1.0),
+            policy.with_guidance(3.0),
+            policy.with_guidance(torch.tensor([1.0, 3.0])),
+        )
+    )
+    torch.testing.assert_close(one, plain, atol=1e-3, rtol=0)
+    assert (three - plain).abs().max() > 0.1
+    torch.testing.assert_close(per_element, torch.stack((plain[0], three[1])), atol=1e-3, rtol=0)
+    assert policy.guidance_scale is None  # the policy itself stays as it was
+
+
+def test_a_dynamic_threshold_bounds_plans():
+    window = np.full((2, 20), 100.0)
+    policy = Policy(tiny_checkpoint(GUIDED), make_sampler(spec_schedule(GUIDED), solver="ddim", n_steps=5))
+    bounded = policy.with_guidance(4.0, dynamic_threshold=0.9)
+    clipped = policy.with_guidance(4.0)
+    plans = [p.plan(window, generator=seeded(0)).walk.sample for p in (bounded, clipped)]
+    assert plans[0].abs().max() <= 1 and not torch.equal(*plans)
+
+
+def test_guiding_an_unconditional_policy_is_refused():
+    policy = Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY)))
+    with pytest.raises(InputError, match="condition dropout"):
+        policy.with_guidance(2.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import signal
 import subprocess
@@ -18,12 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.data.dataset import ObservationField, WindowDataset
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
-from paradiffpolicy.diffusion.denoiser import PREDICTIONS, Denoiser, denoising_loss
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.policy import Policy, build_network, spec_sampler
 from paradiffpolicy.training.train import Trainer, TrainSettings, learning_rate_at
 
 from .conftest import ROOT, TINY
-from .problems import SCHEDULE
 
 SETTINGS = TrainSettings(n_steps=12, batch_size=16, warmup_steps=3, log_every=4, save_every=3)
 
@@ -188,24 +186,30 @@ def test_learning_rate_warms_up_and_falls_to_nothing():
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_perfect_network_has_no_loss_and_denoises(prediction):
-    """The target, given back as the output, leads to x0, at every timestep."""
-    torch.manual_seed(0)
-    x0 = torch.rand(100, 4, 2, dtype=torch.float64) * 1.8 - 0.9
-    eps, t = torch.randn_like(x0), torch.arange(100)
-    alpha, sigma = SCHEDULE.alpha(t).view(-1, 1, 1), SCHEDULE.sigma(t).view(-1, 1, 1)
-
-    def perfect(x, t, condition):
-        return PREDICTIONS[prediction].target(x0, eps, alpha, sigma)
-
-    condition = torch.zeros(100, 1)
-    loss = denoising_loss(perfect, SCHEDULE, prediction, x0, condition, t, eps)
-    assert float(loss) < 1e-12 and math.isfinite(float(loss))
-    denoised = Denoiser(perfect, SCHEDULE, prediction)(alpha * x0 + sigma * eps, t, condition)
-    torch.testing.assert_close(denoised, x0, atol=1e-6, rtol=0)
+def test_condition_dropout_blanks_its_share_of_the_windows(toy_store, tmp_path):
+    spec = replace(TINY, condition_dropout=0.3)
+    run = Trainer(toy_data(toy_store), spec, replace(SETTINGS, batch_size=64), tmp_path)
+    seen = []
+    run.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2].clone()))
+    for _ in range(10):
+        run.update()
+    blank = (torch.cat(seen) == 0).all(dim=1)
+    assert 0.2 < float(blank.double().mean()) < 0.4
+    assert run.checkpoint().spec.condition_dropout == 0.3
 
 
-def test_x0_is_clipped():
-    denoise = Denoiser(lambda x, t, condition: x * 0 + 5, SCHEDULE, "sample", clip=1.0)
-    assert float(denoise(torch.zeros(1, 2, 2), torch.tensor([3]), torch.zeros(1, 1)).max()) == 1.0
+def test_condition_dropout_must_leave_something():
+    with pytest.raises(InputError, match=r"condition_dropout=1\.0"):
+        build_network(replace(TINY, condition_dropout=1.0))
+
+
+@pytest.mark.parametrize("schedule", ["vp_linear", "vp_cosine"])
+def test_a_continuous_schedule_trains_and_samples(schedule, toy_store, tmp_path):
+    spec = replace(TINY, schedule=schedule, prediction="v")
+    run = Trainer(toy_data(toy_store), spec, SETTINGS, tmp_path)
+    t = run.schedule.draw(1000, torch.Generator().manual_seed(0))
+    assert (t >= 0).all() and (t <= 99).all() and (t != t.round()).any()
+    run.update()
+    policy = Policy(run.checkpoint(), spec_sampler(spec, solver="unipc", n_steps=5))
+    plan = policy.plan(torch.zeros(2, spec.obs_dim), generator=torch.Generator().manual_seed(0))
+    assert plan.actions.isfinite().all()

@@ -1,15 +1,16 @@
 r"""One convention for every network: ``x0_hat = D(x_t, t)``.
 
-A network predicts epsilon, the sample, or v; which one, and the clipping of the result, is known
-here and nowhere else.
+A network predicts epsilon, the sample, v, or the score; which one, and the bounds put on the
+result, is known here and nowhere else.
 
-===========  ============================================  =======================
+===========  ============================================  ==========================
 prediction   target for ``x_t = alpha x_0 + sigma eps``     x0_hat from the output o
-===========  ============================================  =======================
+===========  ============================================  ==========================
 epsilon      ``eps``                                       ``(x_t - sigma o) / alpha``
 sample       ``x_0``                                       ``o``
 v            ``alpha eps - sigma x_0`` (Salimans & Ho 22)  ``alpha x_t - sigma o``
-===========  ============================================  =======================
+score        ``-eps / sigma`` (Song et al. 2021)           ``(x_t + sigma^2 o) / alpha``
+===========  ============================================  ==========================
 """
 
 from __future__ import annotations
@@ -20,11 +21,53 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError, nearest
+from ..errors import InputError, nearest, require_positive
 from .schedule import NoiseSchedule
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(x_t [batch, T, A], t [batch], condition [batch, G]) -> [batch, T, A]``."""
+"""``(x_t [batch, T, A], t [batch], condition [batch, G]) -> [batch, T, A]``; t may be fractional."""
+
+Threshold = Callable[[Tensor], Tensor]
+"""Bounds an x0_hat ``[batch, T, A]``, each row by itself."""
+
+
+def unbounded(x0: Tensor) -> Tensor:
+    """No threshold."""
+    return x0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """``|x0_hat| <= bound``, in normalised units (diffusion_policy: 1)."""
+
+    bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive(clip=self.bound)
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        return x0.clamp(-self.bound, self.bound)
+
+
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """Clips each row at a quantile of its own absolute values, but at least at 1 and at most at
+    ``maximum``, and scales it back to 1 (Saharia et al. 2022, Imagen, section 2.3).
+
+    Keeps strong guidance from saturating most of the sample.
+    """
+
+    ratio: float = 0.995
+    maximum: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise InputError(f"dynamic threshold ratio={self.ratio} must be over 0, at most 1")
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        quantile = torch.quantile(x0.flatten(1).abs(), self.ratio, dim=1)
+        bound = per_row(quantile.clamp(1.0, self.maximum), x0)
+        return x0.clamp(-bound, bound) / bound
 
 
 @dataclass(frozen=True)
@@ -35,6 +78,8 @@ class Prediction:
     """``(x_0, eps, alpha, sigma) -> target``."""
     to_x0: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     """``(x_t, output, alpha, sigma) -> x_0``."""
+    weight: Callable[[Tensor], Tensor] = torch.ones_like
+    """Of the squared error in training, from sigma."""
 
 
 PREDICTIONS = {
@@ -49,6 +94,11 @@ PREDICTIONS = {
     "v": Prediction(
         target=lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
         to_x0=lambda x, output, alpha, sigma: alpha * x - sigma * output,
+    ),
+    "score": Prediction(
+        target=lambda x0, eps, alpha, sigma: -eps / sigma,
+        to_x0=lambda x, output, alpha, sigma: (x + sigma**2 * output) / alpha,
+        weight=torch.square,  # then every timestep counts alike
     ),
 }
 
@@ -72,20 +122,23 @@ class Denoiser:
         network: the conditional network.
         schedule: the schedule that it was trained on.
         prediction: a name in ``PREDICTIONS``.
-        clip: bound of ``|x0_hat|`` in normalised units (diffusion_policy: 1), or None.
+        threshold: bounds x0_hat.
     """
 
     network: Network
     schedule: NoiseSchedule
     prediction: str = "epsilon"
-    clip: float | None = 1.0
+    threshold: Threshold = Clip()
 
-    def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """``x`` ``[batch, T, A]``, ``t`` ``[batch]`` int64, ``condition`` ``[batch, G]``."""
+    def raw(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """x0_hat without the threshold: what guidance combines."""
         alpha, sigma = per_row(self.schedule.alpha(t), x), per_row(self.schedule.sigma(t), x)
         output = self.network(x, t, condition)
-        x0 = prediction_named(self.prediction).to_x0(x, output, alpha, sigma)
-        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+        return prediction_named(self.prediction).to_x0(x, output, alpha, sigma)
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """``x`` ``[batch, T, A]``, ``t`` ``[batch]`` in x's dtype, ``condition`` ``[batch, G]``."""
+        return self.threshold(self.raw(x, t, condition))
 
     def bind(self, condition: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Fixes ``condition`` ``[batch, G]`` for one plan; the result is a ``sampling.walk.BoundDenoise``."""
@@ -105,14 +158,15 @@ def denoising_loss(
     t: Tensor,
     eps: Tensor,
 ) -> Tensor:
-    """Mean squared error to the prediction target (Ho et al. 2020, equation 14).
+    """Mean squared error to the prediction target (Ho et al. 2020, equation 14), weighted per target.
 
     Args:
         x0, eps: clean actions and the noise, ``[batch, T, A]``.
         condition: ``[batch, G]``.
-        t: ``[batch]`` int64.
+        t: ``[batch]`` timesteps.
     """
     alpha, sigma = per_row(schedule.alpha(t), x0), per_row(schedule.sigma(t), x0)
-    target = prediction_named(prediction).target(x0, eps, alpha, sigma)
-    output = network(alpha * x0 + sigma * eps, t, condition)
-    return torch.nn.functional.mse_loss(output.float(), target)
+    kind = prediction_named(prediction)
+    target = kind.target(x0, eps, alpha, sigma)
+    output = network(alpha * x0 + sigma * eps, t.to(x0.dtype), condition)
+    return (kind.weight(sigma) * (output.float() - target) ** 2).mean()

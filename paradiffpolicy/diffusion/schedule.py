@@ -1,16 +1,23 @@
 r"""Noise schedules: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``.
 
-Discrete training timesteps ``t = 0 … n_train_steps - 1``; ``CLEAN = -1`` stands for the data itself
-(alpha 1, sigma 0).  Everything is float64, from closed forms; whoever needs float32 rounds at the
-end.
+All schedules share one axis of timesteps: ``0`` is the least noisy that training sees,
+``n_train_steps - 1`` the noisiest, and ``CLEAN = -1`` the data itself (alpha 1, sigma 0).  Times in
+between are allowed everywhere: a discrete schedule interpolates log alpha linearly (Lu et al. 2022,
+DPM-Solver, appendix D), a continuous one is a formula in ``u = (t + 1) / n_train_steps``.  The
+log signal-to-noise ratio ``lambda = log(alpha / sigma)`` falls strictly with t.
+
+Everything is float64; whoever needs float32 rounds at the end.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,33 +27,70 @@ CLEAN = -1
 """The timestep of the noise-free sample."""
 
 
-def linear_betas(n: int, beta_start: float, beta_end: float) -> Tensor:
-    """Ho et al. 2020 (DDPM), section 4."""
-    return torch.linspace(beta_start, beta_end, n, dtype=torch.float64)
+class Point(NamedTuple):
+    """A schedule at one time: what solvers' formulas are written in."""
+
+    time: float
+    alpha: float
+    sigma: float
+    lam: float
+    """lambda; infinite at ``CLEAN``."""
 
 
-def scaled_linear_betas(n: int, beta_start: float, beta_end: float) -> Tensor:
-    """Linear in the square root, as latent diffusion has it (Rombach et al. 2022)."""
-    return torch.linspace(beta_start**0.5, beta_end**0.5, n, dtype=torch.float64) ** 2
+class NoiseSchedule(ABC):
+    """A variance-preserving schedule.
 
+    Attributes:
+        n_train_steps: length of the axis of timesteps.
+    """
 
-def squared_cosine_betas(n: int, max_beta: float = 0.999) -> Tensor:
-    """Nichol & Dhariwal 2021, equation 17; each beta clipped at ``max_beta``."""
-    u = torch.arange(n + 1, dtype=torch.float64) / n
-    alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
+    n_train_steps: int
 
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """At timesteps ``t`` (any shape, fractions and ``CLEAN`` allowed), float64."""
 
-SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
-    "squared_cosine": lambda n, beta_start, beta_end: squared_cosine_betas(n),
-    "linear": linear_betas,
-    "scaled_linear": scaled_linear_betas,
-}
+    @abstractmethod
+    def timestep_of_log_alpha(self, log_alpha: float) -> float:
+        """The inverse of ``log_alpha``."""
+
+    @abstractmethod
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Training timesteps ``[count]``, uniform."""
+
+    @staticmethod
+    def named(
+        name: str, n_train_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> NoiseSchedule:
+        """One of ``SCHEDULES``; the betas' ends are used by the linear ones only."""
+        if name not in SCHEDULES:
+            raise InputError(f"unknown noise schedule {name!r}{nearest(name, SCHEDULES)}")
+        return SCHEDULES[name](n_train_steps, beta_start, beta_end)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal's share at timesteps ``t`` (any shape), float64."""
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise's share at timesteps ``t`` (any shape), float64."""
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def timestep(self, lam: float) -> float:
+        """The (fractional) timestep at which lambda has this value."""
+        return self.timestep_of_log_alpha(-0.5 * float(np.logaddexp(0.0, -2.0 * lam)))
+
+    def at(self, t: float) -> Point:
+        """All values at one time."""
+        if t == CLEAN:
+            return Point(t, 1.0, 0.0, math.inf)
+        log_alpha = float(self.log_alpha(torch.tensor(t, dtype=torch.float64)))
+        alpha, sigma = math.exp(log_alpha), math.sqrt(-math.expm1(2 * log_alpha))
+        return Point(float(t), alpha, sigma, math.log(alpha / sigma))
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
-    """A discrete variance-preserving schedule.
+class DiscreteSchedule(NoiseSchedule):
+    """Given by numbers at whole timesteps.
 
     Attributes:
         alphas_cumprod: ``[n_train_steps]`` float64, the squared alphas, strictly decreasing in
@@ -57,6 +101,7 @@ class NoiseSchedule:
     """
 
     alphas_cumprod: Tensor
+    _knots: Tensor = field(init=False, repr=False)  # log alpha at CLEAN, 0, 1, …
 
     def __post_init__(self) -> None:
         a = self.alphas_cumprod
@@ -64,29 +109,108 @@ class NoiseSchedule:
             raise InputError(f"alphas_cumprod must be a float64 vector, got {a.dtype} {tuple(a.shape)}")
         if not bool((a > 0).all() and (a < 1).all() and (a.diff() < 0).all()):
             raise InputError("alphas_cumprod must fall strictly within (0, 1): check the schedule's betas")
+        knots = torch.cat((torch.zeros(1, dtype=torch.float64), 0.5 * a.log()))
+        object.__setattr__(self, "_knots", knots)
 
     @staticmethod
-    def named(
-        name: str, n_train_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02
-    ) -> NoiseSchedule:
-        """One of ``SCHEDULES``; the betas' ends are used by the linear ones only."""
-        if name not in SCHEDULES:
-            raise InputError(f"unknown noise schedule {name!r}{nearest(name, SCHEDULES)}")
-        betas = SCHEDULES[name](n_train_steps, beta_start, beta_end)
-        return NoiseSchedule(torch.cumprod(1 - betas, dim=0))
+    def from_betas(betas: Tensor) -> DiscreteSchedule:
+        """``betas`` ``[n_train_steps]`` float64: what the forward process adds at each step."""
+        return DiscreteSchedule(torch.cumprod(1 - betas, dim=0))
 
     @property
-    def n_train_steps(self) -> int:
+    def n_train_steps(self) -> int:  # type: ignore[override]
         return len(self.alphas_cumprod)
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """Signal's share at timesteps ``t`` (any shape, ``CLEAN`` allowed), float64."""
-        return self._squared_alpha(t).sqrt()
+    def log_alpha(self, t: Tensor) -> Tensor:
+        knots = self._knots.to(t.device)
+        position = t.double() + 1
+        below = position.floor().clamp(0, len(knots) - 2).long()
+        return torch.lerp(knots[below], knots[below + 1], position - below)
 
-    def sigma(self, t: Tensor) -> Tensor:
-        """Noise's share at timesteps ``t`` (any shape, ``CLEAN`` allowed), float64."""
-        return (1 - self._squared_alpha(t)).sqrt()
+    def timestep_of_log_alpha(self, log_alpha: float) -> float:
+        rising = self._knots.flip(0).numpy()
+        return float(np.interp(log_alpha, rising, np.arange(len(rising) - 2, -2, -1, dtype=float)))
 
-    def _squared_alpha(self, t: Tensor) -> Tensor:
-        a = self.alphas_cumprod.to(t.device)
-        return torch.where(t == CLEAN, 1.0, a[t.clamp(min=0)])
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.n_train_steps, (count,), generator=generator)
+
+
+@dataclass(frozen=True)
+class ContinuousSchedule(NoiseSchedule):
+    """Given by a formula in ``u = (t + 1) / n_train_steps``, from 0 (clean) to 1.
+
+    Attributes:
+        n_train_steps: how many timesteps u's interval is divided into.
+        log_alpha_of_u: the formula, for float64 tensors.
+        u_of_log_alpha: its inverse.
+    """
+
+    n_train_steps: int
+    log_alpha_of_u: Callable[[Tensor], Tensor]
+    u_of_log_alpha: Callable[[float], float]
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return self.log_alpha_of_u((t.double() + 1) / self.n_train_steps)
+
+    def timestep_of_log_alpha(self, log_alpha: float) -> float:
+        return self.u_of_log_alpha(log_alpha) * self.n_train_steps - 1
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(count, generator=generator) * (self.n_train_steps - 1)
+
+
+def linear(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
+    """Ho et al. 2020 (DDPM), section 4."""
+    return DiscreteSchedule.from_betas(torch.linspace(beta_start, beta_end, n, dtype=torch.float64))
+
+
+def scaled_linear(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
+    """Linear in the square root, as latent diffusion has it (Rombach et al. 2022)."""
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, n, dtype=torch.float64)
+    return DiscreteSchedule.from_betas(roots**2)
+
+
+def squared_cosine(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
+    """Nichol & Dhariwal 2021, equation 17; each beta clipped at 0.999; takes no betas' ends."""
+    u = torch.arange(n + 1, dtype=torch.float64) / n
+    alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    return DiscreteSchedule.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
+
+
+def vp_linear(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
+    """The variance-preserving SDE with ``beta(u)`` from ``1000 beta_start`` to ``1000 beta_end``:
+    ``log alpha = -u^2 (beta_1 - beta_0) / 4 - u beta_0 / 2`` (Song et al. 2021, equation 33)."""
+    b0, b1 = 1000 * beta_start, 1000 * beta_end
+
+    def u_of_log_alpha(log_alpha: float) -> float:
+        return -2 * log_alpha / (b0 / 2 + math.sqrt(b0**2 / 4 - (b1 - b0) * log_alpha))
+
+    return ContinuousSchedule(n, lambda u: -(u**2) * (b1 - b0) / 4 - u * b0 / 2, u_of_log_alpha)
+
+
+def vp_cosine(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
+    """``alpha = cos(pi/2 (v + s)/(1 + s)) / cos(pi/2 s/(1 + s))``, s = 0.008, with v up to 0.9946,
+    where the noise would become infinite (Lu et al. 2022, DPM-Solver, appendix D); takes no betas'
+    ends."""
+    s, v_max = 0.008, 0.9946
+    log_alpha_0 = math.log(math.cos(math.pi / 2 * s / (1 + s)))
+
+    def log_alpha_of_u(u: Tensor) -> Tensor:
+        log_alpha = torch.cos(math.pi / 2 * (v_max * u + s) / (1 + s)).log() - log_alpha_0
+        return log_alpha.clamp(max=0)  # against rounding at u = 0
+
+    def u_of_log_alpha(log_alpha: float) -> float:
+        angle = math.acos(min(1.0, math.exp(log_alpha + log_alpha_0)))
+        return (angle * 2 / math.pi * (1 + s) - s) / v_max
+
+    return ContinuousSchedule(n, log_alpha_of_u, u_of_log_alpha)
+
+
+SCHEDULES: dict[str, Callable[[int, float, float], NoiseSchedule]] = {
+    "squared_cosine": squared_cosine,
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "vp_linear": vp_linear,
+    "vp_cosine": vp_cosine,
+}
+"""Every schedule by name: ``(n_train_steps, beta_start, beta_end)`` to a schedule."""

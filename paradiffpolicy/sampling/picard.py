@@ -10,6 +10,9 @@ Each batch element has its own window, held in a tensor on the device.  A window
 solved input, so every round solves at least one node: with tolerance to 0 the result is the
 sequential one, in at most N rounds.
 
+What a robot needs is the plan, not every node.  With ``plan_tolerance`` a batch element is done as
+soon as the part of its sample that will be executed moves less than that from round to round.
+
 ``Picard`` iterates on the denoiser's outputs, ``D <- D(drift + B D)``.  B carries everything linear
 at once, so errors are left only where the network is nonlinear.  ``PicardPublished`` is the paper's
 form, which sums the steps' increments, and needs about twice the rounds at equal error.
@@ -18,20 +21,39 @@ form, which sums the steps' increments, and needs about twice the rounds at equa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..errors import require_count, require_positive
-from ..types import Walk
+from ..types import Noise, Walk
 from .tableau import Tableau
-from .walk import BoundDenoise, Evaluate, Linear, evaluate_active
+from .walk import BoundDenoise, Evaluate, Linear, broadcast, evaluate_active
 
-Round = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Round = Callable[[Tensor, Tensor, Tensor], Tensor]
 """One network call on all windows: ``(index [W, batch], active [W, batch], unreached [batch])``,
-the windows' nodes, which of them exist, and the first node that no round has reached, to ``(new,
-old)``, the inputs ``[W - 1, batch, T, A]`` of the windows' nodes but the first."""
+the windows' nodes, which of them exist, and the first node that no round has reached, to
+``[W - 1, batch]``, the mean square by which the inputs of the windows' nodes but the first moved."""
+
+Unit = Callable[[Tensor], Tensor]
+"""Nodes ``index [W, batch]`` to the variances ``[W - 1, batch]`` that all but the first are measured in."""
+
+Update = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""What replaces the x0_hats of the windows' nodes: ``(index [W, batch], active [W, batch], old, new)``,
+the last two ``[W, batch, T, A]`` before and after the network call."""
+
+Done = Callable[[Tensor, Tensor, Callable[[], Tensor]], Tensor]
+"""Which batch elements need no more rounds: ``(passed [batch], reached [batch], sample)`` to ``[batch]``:
+whose nodes are all solved, whose window has reached the end, and what gives the sample as it stands."""
+
+RANGE = 2.0
+"""Of a normalised action, from -1 to 1."""
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """``[W, batch, T, A]`` to ``[W, batch]``."""
+    return x.flatten(2).square().mean(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,7 @@ class _Windowed:
 
     Attributes:
         window: W, nodes per round and batch element.
-        tolerance: in standard deviations of DDPM's reverse step.
+        tolerance: of a node, in standard deviations of DDPM's reverse step.
         evaluate: how the network is called on a window.
     """
 
@@ -52,36 +74,68 @@ class _Windowed:
         require_count(window=self.window)
         require_positive(tolerance=self.tolerance)
 
-    def _slide(self, tableau: Tableau, x_T: Tensor, one_round: Round) -> tuple[Tensor, Tensor]:
-        """Rounds until every window has passed the end; rounds and evaluations, ``[batch]`` each.
+    def _slide(
+        self,
+        n: int,
+        x_T: Tensor,
+        one_round: Round,
+        unit: Unit,
+        done: Callable[[Tensor, Tensor], Tensor] = lambda passed, reached: passed,
+    ) -> tuple[Tensor, Tensor]:
+        """Rounds until every batch element is done; rounds and evaluations, ``[batch]`` each.
 
         A window that hangs over the end has N in ``index`` there.
         """
-        n, batch, device = tableau.n_nodes, len(x_T), x_T.device
-        variance = torch.cat((tableau.variance, tableau.variance.new_zeros(1))).to(x_T)
+        batch, device = len(x_T), x_T.device
         ahead = torch.arange(min(self.window, n), device=device)[:, None]
         offset, rounds, evaluations = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(3))
         while (active := offset + ahead < n).any():
             index = (offset + ahead).clamp(max=n)
-            new, old = one_round(index, active, offset + len(ahead))
+            moved = one_round(index, active, offset + len(ahead))
             # Nodes after the first whose input stood still go with it, up to the first that moved.
-            still = (new - old).square().mean(dim=(-2, -1)) <= self.tolerance**2 * variance[index[1:]]
+            still = moved <= self.tolerance**2 * unit(index)
             rounds += active[0]
             evaluations += active.sum(dim=0)
+            reached = offset + len(ahead) >= n
             offset = (offset + 1 + still.cumprod(dim=0).sum(dim=0)).clamp(max=n)
+            offset = torch.where(done(offset == n, reached), n, offset)
         return rounds, evaluations
 
 
+@dataclass(frozen=True)
 class Picard(_Windowed):
     """The fixed point of ``D <- D(drift + B D)``, in windows.
 
     Nodes that no round has reached yet take the x0_hat of the farthest node that one has.
+
+    Attributes:
+        plan_tolerance: of the plan, as a share of the action range; None: only nodes count.
+        executed: the steps of the sample that ``plan_tolerance`` is about.
     """
 
+    plan_tolerance: float | None = None
+    executed: slice = field(default_factory=lambda: slice(None))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plan_tolerance is not None:
+            require_positive(plan_tolerance=self.plan_tolerance)
+
     def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, x_T: Tensor, z: Tensor, start: Tensor | None = None
+        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
     ) -> Walk:
-        linear, n = Linear(tableau, x_T, z), tableau.n_nodes
+        return self._walk(denoise, tableau, noise, start, self._done())
+
+    def _walk(
+        self,
+        denoise: BoundDenoise,
+        tableau: Tableau,
+        noise: Noise,
+        start: Tensor | None,
+        done: Done,
+        update: Update | None = None,
+    ) -> Walk:
+        linear, n, x_T = Linear(tableau, noise), tableau.n_nodes, noise.x_T
         nodes = torch.arange(n, device=x_T.device)[:, None]
         column = torch.arange(len(x_T), device=x_T.device)
         # Row N takes what a window that hangs over the end would write; no node reads it.
@@ -89,17 +143,47 @@ class Picard(_Windowed):
         if start is not None:
             x0_hats[:n] = start
 
-        def one_round(index: Tensor, active: Tensor, unreached: Tensor) -> tuple[Tensor, Tensor]:
+        def one_round(index: Tensor, active: Tensor, unreached: Tensor) -> Tensor:
             x = linear.nodes(index, x0_hats[:n])
             outputs = self.evaluate(denoise, x, linear.timesteps[index.clamp(max=n - 1)], active)
+            before = x0_hats[index, column]
             x0_hats[index, column] = outputs
             if start is None:
-                beyond = (nodes >= unreached)[..., None, None]
+                beyond = broadcast(nodes >= unreached, x0_hats)
                 x0_hats[:n] = torch.where(beyond, outputs[-1], x0_hats[:n])
-            return linear.nodes(index[1:], x0_hats[:n]), x[1:]
+            moved = mean_square(linear.nodes(index[1:], x0_hats[:n]) - x[1:])
+            if update is not None:
+                x0_hats[index, column] = update(index, active, before, outputs)
+                moved = moved.minimum(mean_square(linear.nodes(index[1:], x0_hats[:n]) - x[1:]))
+            return moved
 
-        rounds, evaluations = self._slide(tableau, x_T, one_round)
-        return Walk(linear.node(n, x0_hats[:n]), x0_hats[:n], x_T, z, rounds, evaluations)
+        # A node's unit is the noise of the step that leads to it.  (The paper takes the step that
+        # leaves it; the last one has no noise, which costs a round for the last node alone.)
+        variance = tableau.variance.to(x_T)
+        rounds, evaluations = self._slide(
+            n,
+            x_T,
+            one_round,
+            lambda index: variance[index[1:].clamp(1, n) - 1],
+            lambda passed, reached: done(passed, reached, lambda: linear.node(n, x0_hats[:n])),
+        )
+        return Walk(linear.node(n, x0_hats[:n]), x0_hats[:n], noise, rounds, evaluations)
+
+    def _done(self) -> Done:
+        """A new walk's rule: all nodes solved, or what will be executed moved less than
+        ``plan_tolerance`` in a round that saw the end."""
+        if self.plan_tolerance is None:
+            return lambda passed, reached, sample: passed
+        limit, before = self.plan_tolerance * RANGE, None
+
+        def done(passed: Tensor, reached: Tensor, sample: Callable[[], Tensor]) -> Tensor:
+            nonlocal before
+            last, before = before, sample()[:, self.executed].flatten(1)
+            if last is None:
+                return passed
+            return passed | (reached & ((before - last).abs().amax(dim=1) <= limit))
+
+        return done
 
 
 class PicardPublished(_Windowed):
@@ -110,29 +194,29 @@ class PicardPublished(_Windowed):
     """
 
     def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, x_T: Tensor, z: Tensor, start: Tensor | None = None
+        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
     ) -> Walk:
-        n, device = tableau.n_nodes, x_T.device
-        a, S, R = (part.to(x_T) for part in tableau.step_form)
-        noise = (R @ z.reshape(n, -1)).view_as(z)
-        timesteps = tableau.timesteps.to(device)
-        nodes = torch.arange(n + 1, device=device)[:, None]
-        column = torch.arange(len(x_T), device=device)
+        n, x_T, z = tableau.n_nodes, noise.x_T, noise.z
+        a, q, S, R = (part.to(x_T) for part in tableau.step_form)
+        given = (R @ z.reshape(n, -1)).view_as(z) + broadcast(q, z) * x_T
+        timesteps = tableau.timesteps.to(x_T)
+        nodes = torch.arange(n + 1, device=x_T.device)[:, None]
+        column = torch.arange(len(x_T), device=x_T.device)
         # Row N of x0_hats and row N + 1 of x take what hangs over the end; no node reads them.
         x0_hats = x_T.new_zeros(n + 1, *x_T.shape)
         x = x_T.expand(n + 2, *x_T.shape).clone()
 
-        def one_round(index: Tensor, active: Tensor, unreached: Tensor) -> tuple[Tensor, Tensor]:
+        def one_round(index: Tensor, active: Tensor, unreached: Tensor) -> Tensor:
             inside = index.clamp(max=n - 1)
             old = x[index, column]
             x0_hats[index, column] = self.evaluate(denoise, old, timesteps[inside], active)
-            step = a[inside][..., None, None] * old + noise[inside, column]
-            step = step + torch.einsum("wbn,nbta->wbta", S[inside], x0_hats[:n])
+            step = broadcast(a[inside], old) * old + given[inside, column]
+            step = step + torch.einsum("wbn,nb...->wb...", S[inside], x0_hats[:n])
             new = old[0] + (step - old).cumsum(dim=0)
             x[index + 1, column] = new
-            beyond = (nodes > unreached)[..., None, None]
-            x[: n + 1] = torch.where(beyond, new[-1], x[: n + 1])
-            return new[:-1], old[1:]
+            x[: n + 1] = torch.where(broadcast(nodes > unreached, x), new[-1], x[: n + 1])
+            return mean_square(new[:-1] - old[1:])
 
-        rounds, evaluations = self._slide(tableau, x_T, one_round)
-        return Walk(x[n], x0_hats[:n], x_T, z, rounds, evaluations)
+        variance = torch.cat((tableau.variance, tableau.variance.new_zeros(1))).to(x_T)
+        rounds, evaluations = self._slide(n, x_T, one_round, lambda index: variance[index[1:]])
+        return Walk(x[n], x0_hats[:n], noise, rounds, evaluations)

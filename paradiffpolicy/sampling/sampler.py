@@ -8,55 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..diffusion.schedule import NoiseSchedule
 from ..errors import InputError, nearest
 from ..types import Walk
+from .anderson import Anderson
+from .begin import BEGINS, Begin, Shape, continued, fresh
 from .picard import Picard, PicardPublished
-from .realtime import Realtime, warm_start
+from .realtime import Realtime
+from .rk45 import RK45
 from .sequential import Sequential
-from .solvers import solver_tableau
+from .sharded import Sharded
+from .solvers import Solver, solver_tableau
+from .speculative import Speculative
 from .tableau import Tableau
-from .walk import BoundDenoise, Driver
-
-Shape = tuple[int, int]
-"""(T, A) of one sample."""
-
-Begin = Callable[
-    [Tableau, Shape, Walk | None, int, Sequence[torch.Generator]], tuple[Tensor, Tensor, Tensor | None]
-]
-"""``(tableau, shape, previous walk, executed steps, one generator per batch element)`` to
-``(x_T [batch, T, A], z [N, batch, T, A], start [N, batch, T, A] or None)``."""
-
-
-def fresh(
-    tableau: Tableau,
-    shape: Shape,
-    previous: Walk | None,
-    executed_steps: int,
-    generators: Sequence[torch.Generator],
-) -> tuple[Tensor, Tensor, None]:
-    """New noise for every plan.  A batch element draws from its own generator, so what it gets
-    doesn't depend on its neighbours; step noises are drawn only if the solver uses them."""
-    n = tableau.n_nodes
-    drawn = 1 + (n if tableau.stochastic else 0)
-    noise = torch.stack([torch.randn(drawn, *shape, generator=g, device=g.device) for g in generators], dim=1)
-    z = noise[1:] if tableau.stochastic else noise.new_zeros(()).expand(n, *noise.shape[1:])
-    return noise[0], z, None
-
-
-def continued(
-    tableau: Tableau,
-    shape: Shape,
-    previous: Walk | None,
-    executed_steps: int,
-    generators: Sequence[torch.Generator],
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """From the last plan, moved along by what was executed; fresh if there is none."""
-    if previous is None:
-        return fresh(tableau, shape, previous, executed_steps, generators)
-    return warm_start(previous, executed_steps, generators)
+from .walk import BoundDenoise, Driver, Evaluate, evaluate_active, evaluate_all
 
 
 @dataclass(frozen=True)
@@ -82,40 +48,79 @@ class Sampler:
         executed_steps: int = 0,
     ) -> Walk:
         """One sample of ``shape`` per generator."""
-        x_T, z, start = self.begin(self.tableau, shape, previous, executed_steps, generators)
-        return self.driver(denoise, self.tableau, x_T, z, start)
+        noise, start = self.begin(self.tableau, shape, previous, executed_steps, generators)
+        return self.driver(denoise, self.tableau, noise, start)
 
 
 DRIVERS: dict[str, tuple[Callable[..., Driver], Begin]] = {
     "sequential": (Sequential, fresh),
     "picard": (Picard, fresh),
     "picard_published": (PicardPublished, fresh),
+    "anderson": (Anderson, fresh),
+    "speculative": (Speculative, fresh),
     "realtime": (Realtime, continued),
+    "rk45": (RK45, fresh),
 }
-"""Every driver by name, with where its walks begin."""
+"""Every driver by name, with where its walks begin unless told otherwise."""
+
+EVALUATES: dict[str, Callable[[], Evaluate]] = {
+    "active": lambda: evaluate_active,
+    "all": lambda: evaluate_all,
+    "sharded": Sharded,
+}
+"""Every way to call the network on a window, by name."""
 
 
 def make_sampler(
     schedule: NoiseSchedule,
     *,
-    solver: str = "ddpm",
+    solver: str | Solver = "ddpm",
     n_steps: int = 100,
     spacing: str = "leading",
+    denoise_to_zero: bool = True,
+    lambda_min: float | None = None,
     solver_options: Mapping[str, Any] | None = None,
     driver: str = "sequential",
+    begin: str | None = None,
+    executed: slice = slice(None),
     **driver_options: Any,
 ) -> Sampler:
-    """A sampler by names: see ``SOLVERS``, ``SPACINGS`` and ``DRIVERS``.
+    """A sampler by names: see ``SOLVERS``, ``SPACINGS``, ``DRIVERS`` and ``BEGINS``.
+
+    Args:
+        schedule: the noise schedule that the network was trained on.
+        solver: a name, or a function like those.
+        n_steps, spacing, denoise_to_zero, lambda_min: see ``spacing.time_grid``.
+        begin: where walks begin; None: as the driver usually does.
+        executed: a sample's steps that will be executed, which a ``plan_tolerance`` is about.
+        driver_options: the driver's attributes; ``evaluate`` by a name in ``EVALUATES``.
 
     Raises:
-        InputError: a name or an option is unknown, or a value is out of range.
+        InputError: a name or an option is unknown, a value is out of range, or the parts don't fit.
     """
-    tableau = solver_tableau(schedule, solver, n_steps, spacing, **(solver_options or {}))
+    tableau = solver_tableau(
+        schedule, solver, n_steps, spacing, denoise_to_zero, lambda_min, **(solver_options or {})
+    )
     if driver not in DRIVERS:
         raise InputError(f"unknown driver {driver!r}{nearest(driver, DRIVERS)}")
-    make_driver, begin = DRIVERS[driver]
+    if begin is not None and begin not in BEGINS:
+        raise InputError(f"unknown begin {begin!r}{nearest(begin, BEGINS)}")
+    make_driver, usual_begin = DRIVERS[driver]
+    given = {"schedule": schedule, "executed": executed}
     known = inspect.signature(make_driver).parameters
     for option in driver_options:
-        if option not in known:
-            raise InputError(f"driver {driver!r} has no option {option!r}{nearest(option, known)}")
-    return Sampler(tableau, make_driver(**driver_options), begin)
+        if option not in known or option in given:
+            names = [name for name in known if name not in given]
+            raise InputError(f"driver {driver!r} has no option {option!r}{nearest(option, names)}")
+    options = {**driver_options, **{name: value for name, value in given.items() if name in known}}
+    if isinstance(options.get("evaluate"), str):
+        name = options["evaluate"]
+        if name not in EVALUATES:
+            raise InputError(f"unknown evaluate {name!r}{nearest(name, EVALUATES)}")
+        options["evaluate"] = EVALUATES[name]()
+    walker: Any = make_driver(**options)
+    if hasattr(walker, "check"):
+        walker.check(tableau)
+    if isinstance(options.get("evaluate"), Sharded):
+        options["evaluate"].check(min(getattr(walker, "window", tableau.n_nodes), tableau.n_nodes))
+    return Sampler(tableau, walker, usual_begin if begin is None else BEGINS[begin])

@@ -14,22 +14,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class StepForm(NamedTuple):
+    """A table as a recurrence: ``x_{i+1} = a_i x_i + q_i x_T + sum_{j<=i} S_ij D_j + R_ij z_j``."""
+
+    a: Tensor
+    q: Tensor
+    S: Tensor
+    R: Tensor
+
+
 @dataclass(frozen=True)
 class Tableau:
-    """A solver's coefficients, float64.
+    """A solver's coefficients, float64; N is the number of network calls of a sequential walk.
 
     Attributes:
-        timesteps: ``[N]`` int64, where the network is called.
+        timesteps: ``[N]``, where the network is called; fractions allowed.
         p: ``[N + 1]``, weight of the initial noise.
         B: ``[N + 1, N]``, weights of the denoiser's outputs.
         C: ``[N + 1, N]``, weights of the step noises; zero for an ODE solver.
-        variance: ``[N]``, variance of DDPM's reverse step that leaves each node: the unit in which
-            ParaDiGMS measures convergence (Shih et al. 2023, section 3.2), also for ODE solvers.
+        variance: ``[N]``, variance of DDPM's reverse step that leaves each node's time: the unit in
+            which ParaDiGMS measures convergence (Shih et al. 2023, section 3.2), also for ODE solvers.
+        end: the time that the sample stands for; ``CLEAN`` unless the last step is left out.
 
     Raises:
         ValueError: shapes don't fit, ``p[0] != 1``, a node uses itself or a later one, or a value
@@ -41,22 +52,22 @@ class Tableau:
     B: Tensor
     C: Tensor
     variance: Tensor
+    end: float
 
     def __post_init__(self) -> None:
         n = len(self.timesteps)
         shapes = {
+            "timesteps": (self.timesteps, (n,)),
             "p": (self.p, (n + 1,)),
             "B": (self.B, (n + 1, n)),
             "C": (self.C, (n + 1, n)),
             "variance": (self.variance, (n,)),
         }
         for name, (value, shape) in shapes.items():
-            if tuple(value.shape) != shape or value.dtype != torch.float64:
+            if n == 0 or tuple(value.shape) != shape or value.dtype != torch.float64:
                 raise ValueError(f"{name} must be float64 {shape}, got {value.dtype} {tuple(value.shape)}")
             if not value.isfinite().all():
                 raise ValueError(f"{name} has values that aren't finite")
-        if n == 0 or self.timesteps.dtype != torch.int64:
-            raise ValueError(f"timesteps must be int64, at least one, got {self.timesteps}")
         if self.p[0] != 1:
             raise ValueError(f"node 0 is the noise itself, but {self.p[0]=}")
         if self.B.triu().any() or self.C.triu().any():
@@ -73,23 +84,14 @@ class Tableau:
         return bool(self.C.any())
 
     @cached_property
-    def step_form(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``(a [N], S [N, N], R [N, N])``: the same nodes as a recurrence,
-        ``x_{i+1} = a_i x_i + sum_{j<=i} S_ij D_j + sum_{j<=i} R_ij z_j``."""
-        if not self.p[:-1].all():
-            raise ValueError("a node without initial noise before the last has no step form")
-        a = self.p[1:] / self.p[:-1]
-        return a, self.B[1:] - a[:, None] * self.B[:-1], self.C[1:] - a[:, None] * self.C[:-1]
-
-    @staticmethod
-    def from_steps(timesteps: Tensor, a: Tensor, S: Tensor, R: Tensor, variance: Tensor) -> Tableau:
-        """The table of a recurrence, see ``step_form``."""
-        n = len(timesteps)
-        p = torch.ones(n + 1, dtype=torch.float64)
-        B = torch.zeros(n + 1, n, dtype=torch.float64)
-        C = torch.zeros(n + 1, n, dtype=torch.float64)
-        for i in range(n):
-            p[i + 1] = a[i] * p[i]
-            B[i + 1] = a[i] * B[i] + S[i]
-            C[i + 1] = a[i] * C[i] + R[i]
-        return Tableau(timesteps, p, B, C, variance)
+    def step_form(self) -> StepForm:
+        """The same nodes, each from the one before; ``a`` is chosen so that x_T isn't needed again
+        (``q = 0``), except where the node before holds too little of it."""
+        before, after = self.p[:-1], self.p[1:]
+        a = torch.where(after.abs() <= 10 * before.abs(), after / before, 1.0)
+        return StepForm(
+            a,
+            after - a * before,
+            self.B[1:] - a[:, None] * self.B[:-1],
+            self.C[1:] - a[:, None] * self.C[:-1],
+        )

@@ -196,15 +196,19 @@ class Trainer:
         windows = batch_windows(len(self.data), settings.batch_size, step, settings.seed)
         observations, actions = self.data.batch(windows.to(self.device))
         generator = torch.Generator().manual_seed((settings.seed << 32) + step)
-        t = torch.randint(self.schedule.n_train_steps, (len(actions),), generator=generator)
+        t = self.schedule.draw(len(actions), generator)
         eps = torch.randn(actions.shape, generator=generator)
+        condition = rearrange(observations, "b t o -> b (t o)")
+        if self.spec.condition_dropout:
+            kept = torch.rand(len(actions), generator=generator) >= self.spec.condition_dropout
+            condition = condition * kept[:, None].to(condition)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = denoising_loss(
                 self.network,
                 self.schedule,
                 self.spec.prediction,
                 actions,
-                rearrange(observations, "b t o -> b (t o)"),
+                condition,
                 t.to(self.device),
                 eps.to(self.device),
             )

@@ -1,22 +1,21 @@
-"""Exact problems: denoisers that are known in closed form."""
+"""Problems with known answers: denoisers in closed form, to test and to measure solvers on."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from paradiffpolicy.diffusion.schedule import NoiseSchedule
-from paradiffpolicy.sampling.walk import BoundDenoise
-
-SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
+from ..diffusion.denoiser import per_row
+from ..diffusion.schedule import NoiseSchedule
+from ..sampling.walk import BoundDenoise
+from ..types import Noise
 
 
 def gaussian_denoiser(schedule: NoiseSchedule, mean: Tensor, std: float) -> BoundDenoise:
     """``E[x_0 | x_t]`` for ``x_0 ~ N(mean, std^2)``; linear in x_t. ``mean`` ``[T, A]``."""
 
     def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
-        alpha = schedule.alpha(t).to(x).view(-1, 1, 1)
-        sigma = schedule.sigma(t).to(x).view(-1, 1, 1)
+        alpha, sigma = per_row(schedule.alpha(t), x), per_row(schedule.sigma(t), x)
         gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
         return mean + gain * (x - alpha * mean)
 
@@ -29,9 +28,9 @@ def mixture_denoiser(schedule: NoiseSchedule, std: float = 0.2) -> BoundDenoise:
     so that mixing up elements shows."""
 
     def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
-        alpha = schedule.alpha(t).to(x).view(-1, 1, 1, 1)
-        sigma = schedule.sigma(t).to(x).view(-1, 1, 1, 1)
-        means = torch.tensor([-0.6, 0.1, 0.7], dtype=x.dtype) + 0.05 * element.view(-1, 1, 1, 1)
+        alpha = per_row(schedule.alpha(t), x)[..., None]
+        sigma = per_row(schedule.sigma(t), x)[..., None]
+        means = x.new_tensor([-0.6, 0.1, 0.7]) + 0.05 * per_row(element, x)[..., None]
         variance = alpha**2 * std**2 + sigma**2
         centred = x[..., None] - alpha * means
         weights = (-(centred**2) / (2 * variance)).softmax(dim=-1)
@@ -41,9 +40,9 @@ def mixture_denoiser(schedule: NoiseSchedule, std: float = 0.2) -> BoundDenoise:
 
 
 def noise_for(
-    n: int, batch: int, seed: int = 0, shape: tuple[int, int] = (4, 2), dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, Tensor]:
-    """``(x_T [batch, T, A], z [n, batch, T, A])``."""
+    n: int, batch: int, seed: int = 0, shape: tuple[int, ...] = (4, 2), dtype: torch.dtype = torch.float64
+) -> Noise:
+    """Noise for a walk of n nodes, all from one seed."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(n + 1, batch, *shape, generator=generator, dtype=dtype)
-    return noise[0], noise[1:]
+    normal = torch.randn(n + 1, batch, *shape, generator=generator, dtype=dtype)
+    return Noise(normal[0], normal[1:], torch.rand(n, batch, generator=generator, dtype=dtype))

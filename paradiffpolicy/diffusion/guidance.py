@@ -1,0 +1,65 @@
+r"""Guidance: a denoiser that leans towards its condition, or towards a classifier's verdict.
+
+Each function gives what drivers walk with, ``(x [rows, T, A], t [rows], element [rows]) -> x0_hat``,
+so guidance works under every driver.  It combines x0_hats before the threshold.  All predictions are
+affine in the network's output with the same coefficients, so combining x0_hats is the same as
+combining epsilons, as the papers have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, per_row
+
+Guided = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def classifier_free(denoiser: Denoiser, condition: Tensor, blank: Tensor, scale: Tensor) -> Guided:
+    """``D_blank + scale (D_condition - D_blank)``, both from one batched network call (Ho and
+    Salimans 2022).
+
+    Args:
+        condition: ``[batch, G]``.
+        blank: ``[batch, G]``, what stands for no condition.
+        scale: ``[batch]``: 0 leaves the condition out, 1 is the network as it is, more exaggerates.
+    """
+
+    def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
+        both = torch.cat((condition.index_select(0, element), blank.index_select(0, element)))
+        given, without = denoiser.raw(torch.cat((x, x)), torch.cat((t, t)), both).chunk(2)
+        return denoiser.threshold(without + per_row(scale[element], x) * (given - without))
+
+    return denoise
+
+
+LogProbability = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(x_t [rows, T, A], t [rows], element [rows]) -> log p(y | x_t) [rows]``, differentiable."""
+
+
+def classifier(
+    denoiser: Denoiser, condition: Tensor, log_probability: LogProbability, scale: Tensor
+) -> Guided:
+    """``D + scale sigma^2 / alpha grad log p(y | x_t)`` (Dhariwal and Nichol 2021, algorithm 2, for
+    ``eps - scale sigma grad``).
+
+    Args:
+        condition: ``[batch, G]``, of the network itself.
+        log_probability: a classifier, or any differentiable reward, of noisy samples.
+        scale: ``[batch]``.
+    """
+
+    def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
+        alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            # Inference tensors take no gradient: their clones do.
+            inputs = x.clone().requires_grad_()
+            total = log_probability(inputs, t.clone(), element.clone()).sum()
+            (gradient,) = torch.autograd.grad(total, inputs)
+        x0 = denoiser.raw(x, t, condition.index_select(0, element))
+        return denoiser.threshold(x0 + per_row(scale[element] * sigma**2 / alpha, x) * gradient)
+
+    return denoise

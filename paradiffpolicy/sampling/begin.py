@@ -1,0 +1,87 @@
+"""Where a walk begins: its noise, and what of the last plan it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..types import Noise, Walk
+from .tableau import Tableau
+
+Shape = tuple[int, ...]
+"""Of one sample: (T, A)."""
+
+Begin = Callable[[Tableau, Shape, Walk | None, int, Sequence[torch.Generator]], tuple[Noise, Tensor | None]]
+"""``(tableau, shape, previous walk, executed steps, one generator per batch element)`` to the noise
+and a first guess of the x0_hats ``[N, batch, T, A]``, or None."""
+
+
+def fresh(
+    tableau: Tableau,
+    shape: Shape,
+    previous: Walk | None,
+    executed_steps: int,
+    generators: Sequence[torch.Generator],
+) -> tuple[Noise, None]:
+    """New noise for every plan.  A batch element draws from its own generator, so what it gets
+    doesn't depend on its neighbours; an ODE solver draws x_T alone."""
+    n = tableau.n_nodes
+    drawn = 1 + (n if tableau.stochastic else 0)
+    normal = torch.stack(
+        [torch.randn(drawn, *shape, generator=g, device=g.device) for g in generators], dim=1
+    )
+    if not tableau.stochastic:
+        z = normal.new_zeros(()).expand(n, *normal.shape[1:])
+        return Noise(normal[0], z, normal.new_zeros(()).expand(n, len(generators))), None
+    u = torch.stack([torch.rand(n, generator=g, device=g.device) for g in generators], dim=1)
+    return Noise(normal[0], normal[1:], u), None
+
+
+def shifted(values: Tensor, steps: int, tail: Tensor) -> Tensor:
+    """``values`` ``[..., T, A]`` moved ``steps`` towards the past; ``tail`` ``[..., steps, A]``
+    fills the end."""
+    return torch.cat((values[..., steps:, :], tail), dim=-2)
+
+
+def shifted_guess(previous: Walk, executed_steps: int) -> Tensor:
+    """The last plan's x0_hats, moved along by what was executed and extended by their last step."""
+    last = previous.x0_hats[..., -1:, :]
+    return shifted(previous.x0_hats, executed_steps, last.expand(*last.shape[:-2], executed_steps, -1))
+
+
+def guessed(
+    tableau: Tableau,
+    shape: Shape,
+    previous: Walk | None,
+    executed_steps: int,
+    generators: Sequence[torch.Generator],
+) -> tuple[Noise, Tensor | None]:
+    """New noise, and the last plan as a first guess of the x0_hats, if there is one."""
+    noise, _ = fresh(tableau, shape, previous, executed_steps, generators)
+    return noise, None if previous is None else shifted_guess(previous, executed_steps)
+
+
+def continued(
+    tableau: Tableau,
+    shape: Shape,
+    previous: Walk | None,
+    executed_steps: int,
+    generators: Sequence[torch.Generator],
+) -> tuple[Noise, Tensor | None]:
+    """The last plan and its noise, moved along together, so that what is left of the plan is nearly
+    a fixed point already; the end of the noise is new.  Fresh if there is no last plan."""
+    fresh_noise, _ = fresh(tableau, (executed_steps, shape[-1]) if previous else shape, None, 0, generators)
+    if previous is None:
+        return fresh_noise, None
+    noise = Noise(
+        shifted(previous.noise.x_T, executed_steps, fresh_noise.x_T.to(previous.noise.x_T)),
+        shifted(previous.noise.z, executed_steps, fresh_noise.z.to(previous.noise.z)),
+        fresh_noise.u,
+    )
+    return noise, shifted_guess(previous, executed_steps)
+
+
+BEGINS: dict[str, Begin] = {"fresh": fresh, "guessed": guessed, "continued": continued}
+"""Every way to begin by name."""

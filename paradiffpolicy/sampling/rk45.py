@@ -1,0 +1,83 @@
+"""The adaptive reference: scipy's Dormand-Prince 5(4) on the probability flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from ..diffusion.schedule import CLEAN, NoiseSchedule
+from ..errors import InputError, require_positive
+from ..types import Noise, Walk
+from .tableau import Tableau
+from .walk import BoundDenoise, evaluate_all
+
+
+@dataclass(frozen=True)
+class RK45:
+    """Solves ``dy/dlambda = D - y``, ``y = x / alpha``, between the table's first and last time with
+    error control, each batch element with its own steps.
+
+    Of the table it takes the times alone: whatever ODE solver it belongs to, this is the flow that
+    the solver approximates.  The step to the clean sample is ``x_0 = D``, as everywhere.  Not fast.
+
+    Attributes:
+        schedule: the noise schedule.
+        rtol, atol: of the local error, in normalised units.
+    """
+
+    schedule: NoiseSchedule
+    rtol: float = 1e-6
+    atol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require_positive(rtol=self.rtol, atol=self.atol)
+
+    @staticmethod
+    def check(tableau: Tableau) -> None:
+        """Raises ``InputError`` for a stochastic table."""
+        if tableau.stochastic:
+            raise InputError(
+                "driver 'rk45' solves the probability flow: choose a solver without noise, as ddim"
+            )
+
+    def __call__(
+        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
+    ) -> Walk:
+        self.check(tableau)
+        x_T, schedule = noise.x_T, self.schedule
+        shape, batch = x_T.shape[1:], len(x_T)
+        times = tableau.timesteps.tolist() + ([] if tableau.end == CLEAN else [tableau.end])
+        points = [schedule.at(t) for t in times]
+        # Tables of several stages come to a time more than once.
+        lambdas, place = np.unique([point.lam for point in points], return_inverse=True)
+        ys = np.empty((batch, len(points), x_T[0].numel()))
+        calls = torch.zeros(batch, dtype=torch.int64, device=x_T.device)
+        for b in range(batch):
+            element = torch.tensor([b], device=x_T.device)
+
+            def slope(lam: float, y: NDArray[Any], element: Tensor = element) -> NDArray[Any]:
+                at = schedule.at(schedule.timestep(lam))
+                x = torch.from_numpy(at.alpha * y).to(x_T).view(1, *shape)
+                D = denoise(x, x_T.new_tensor([at.time]), element)
+                return D.flatten().cpu().double().numpy() - y
+
+            begin = (x_T[b].cpu().double() / points[0].alpha).flatten().numpy()
+            span = (lambdas[0], lambdas[-1])
+            solved = solve_ivp(slope, span, begin, "RK45", lambdas, rtol=self.rtol, atol=self.atol)
+            if not solved.success:
+                raise RuntimeError(f"RK45 failed at lambda {solved.t[-1]:.3f}: {solved.message}")
+            ys[b] = solved.y.T[place]
+            calls[b] = solved.nfev
+        alphas = np.array([point.alpha for point in points])[:, None]
+        x = torch.from_numpy(np.swapaxes(ys * alphas, 0, 1)).to(x_T).view(len(points), *x_T.shape)
+        n = tableau.n_nodes
+        t = tableau.timesteps.to(x_T)[:, None].expand(n, batch)
+        x0_hats = evaluate_all(denoise, x[:n], t, torch.ones_like(t, dtype=torch.bool))
+        sample = x0_hats[-1] if tableau.end == CLEAN else x[-1]
+        return Walk(sample, x0_hats, noise, rounds=calls + 1, evaluations=calls + n)

@@ -1,0 +1,102 @@
+"""Which timesteps a solver visits.
+
+A spacing is a function ``(schedule, n, last)`` to n falling times, float64, of which ``last`` is
+the noisiest that it may use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..diffusion.schedule import CLEAN, NoiseSchedule
+from ..errors import InputError, nearest
+
+Spacing = Callable[[NoiseSchedule, int, int], Tensor]
+
+
+def _between(first: float, last: float, n: int) -> Tensor:
+    """n equidistant values that begin with ``first``."""
+    return torch.linspace(first, last, n, dtype=torch.float64)
+
+
+def leading(schedule: NoiseSchedule, n: int, last: int) -> Tensor:
+    """``…, 2k, k, 0`` with ``k = (last + 1) // n``: never sees the noisiest timesteps."""
+    return torch.arange(n - 1, -1, -1, dtype=torch.float64) * ((last + 1) // n)
+
+
+def trailing(schedule: NoiseSchedule, n: int, last: int) -> Tensor:
+    """From the last timestep in equal strides: never sees the cleanest ones (Lin et al. 2024)."""
+    stride = (last + 1) / n
+    return (last + 1 - stride * torch.arange(n, dtype=torch.float64)).round() - 1
+
+
+def linspace(schedule: NoiseSchedule, n: int, last: int) -> Tensor:
+    """Both ends, and equal strides between them, rounded."""
+    return _between(last, 0, n).round()
+
+
+def quadratic(schedule: NoiseSchedule, n: int, last: int) -> Tensor:
+    """Equal strides in the root of the timestep: dense where it is clean (Song et al. 2021, DDIM,
+    appendix D.2)."""
+    return _between(last**0.5, 0, n) ** 2
+
+
+def uniform_lambda(schedule: NoiseSchedule, n: int, last: int) -> Tensor:
+    """Equal strides in the log signal-to-noise ratio (Lu et al. 2022, DPM-Solver, section 3.3)."""
+    lambdas = _between(schedule.at(last).lam, schedule.at(0).lam, n)
+    return torch.tensor([schedule.timestep(lam) for lam in lambdas.tolist()], dtype=torch.float64)
+
+
+def karras(schedule: NoiseSchedule, n: int, last: int, rho: float = 7.0) -> Tensor:
+    """Equal strides in ``(sigma / alpha)^(1/rho)`` (Karras et al. 2022, equation 5)."""
+    ends = [math.exp(-schedule.at(t).lam / rho) for t in (last, 0)]
+    noise = _between(ends[0], ends[1], n) ** rho
+    return torch.tensor([schedule.timestep(-math.log(s)) for s in noise.tolist()], dtype=torch.float64)
+
+
+SPACINGS: dict[str, Spacing] = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "quadratic": quadratic,
+    "uniform_lambda": uniform_lambda,
+    "karras": karras,
+}
+"""Every spacing by name."""
+
+
+def time_grid(
+    schedule: NoiseSchedule,
+    n_steps: int,
+    spacing: str = "leading",
+    denoise_to_zero: bool = True,
+    lambda_min: float | None = None,
+) -> Tensor:
+    """The ``n_steps + 1`` times between which a solver steps.
+
+    Args:
+        spacing: a name in ``SPACINGS``.
+        denoise_to_zero: the last step goes from the spacing's last timestep to the clean sample;
+            without it the sample is left there, with that timestep's noise on it.
+        lambda_min: leave out the timesteps whose log signal-to-noise ratio is lower (Lu et al. 2022
+            use -5.1 for the squared-cosine schedule, whose last timesteps are nothing but noise).
+
+    Raises:
+        InputError: the spacing is unknown, or the schedule has too few timesteps for so many steps.
+    """
+    if spacing not in SPACINGS:
+        raise InputError(f"unknown timestep spacing {spacing!r}{nearest(spacing, SPACINGS)}")
+    n_times = n_steps + (not denoise_to_zero)
+    last = schedule.n_train_steps - 1
+    if lambda_min is not None:
+        last = min(last, math.floor(schedule.timestep(lambda_min) + 1e-6))
+    usable = max(last + 1, 0) - (not denoise_to_zero)
+    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or not 0 < n_steps <= usable:
+        clipped = "" if lambda_min is None else f" with lambda_min={lambda_min:g}"
+        raise InputError(f"n_steps={n_steps} must be 1 to {usable}, the policy's training steps{clipped}")
+    times = SPACINGS[spacing](schedule, n_times, last).clamp(0, last)  # against rounding at the ends
+    return torch.cat((times, times.new_tensor([CLEAN]))) if denoise_to_zero else times

@@ -1,0 +1,120 @@
+r"""How a solver becomes a table: its own algorithm, run once on symbols.
+
+A solver is written as its paper writes it.  ``x_T``, the network's outputs and the noises are
+``Form``s, which can be added and multiplied by numbers and nothing else, so whatever a solver
+computes is linear, and its weights are the table:
+
+    def euler(schedule, grid):
+        trace = Trace(schedule, grid)
+        x = trace.x_T
+        for s, t in trace.steps:
+            D = trace.denoise(x, s)
+            x = t.sigma / s.sigma * x + (t.alpha - s.alpha * t.sigma / s.sigma) * D
+        return trace.tableau(x)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..diffusion.schedule import NoiseSchedule, Point
+from .tableau import Tableau
+
+
+class Form:
+    """A linear form: ``w[0] x_T + sum_j w[1 + 2j] D_j + w[2 + 2j] z_j``."""
+
+    __array_ufunc__ = None  # numpy's numbers leave multiplication to __rmul__
+
+    def __init__(self, weights: NDArray[np.float64]) -> None:
+        self.weights = weights
+
+    @staticmethod
+    def unit(column: int) -> Form:
+        weights = np.zeros(column + 1)
+        weights[column] = 1.0
+        return Form(weights)
+
+    def padded(self, length: int) -> NDArray[np.float64]:
+        return np.pad(self.weights, (0, length - len(self.weights)))
+
+    def __add__(self, other: Form) -> Form:
+        length = max(len(self.weights), len(other.weights))
+        return Form(self.padded(length) + other.padded(length))
+
+    def __sub__(self, other: Form) -> Form:
+        return self + (-1.0) * other
+
+    def __mul__(self, factor: float) -> Form:
+        return Form(self.weights * float(factor))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Form:
+        return Form(self.weights / float(divisor))
+
+
+def posterior_variance(s: Point, t: Point) -> float:
+    """Variance of ``q(x_t | x_s, x_0)`` for t less noisy than s (Ho et al. 2020, equation 7)."""
+    return (t.sigma / s.sigma) ** 2 * (1 - (s.alpha / t.alpha) ** 2)
+
+
+class Trace:
+    """Records what a solver does on a grid of times.
+
+    Args:
+        schedule: the noise schedule.
+        grid: ``[n_steps + 1]`` falling times; the last is where the sample stands.
+
+    Attributes:
+        points: the grid's times with their alpha, sigma and lambda.
+        steps: ``(from, to)``, pairs of neighbours.
+        x_T: the initial noise.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, grid: Sequence[float]) -> None:
+        self.schedule = schedule
+        self.points = [schedule.at(float(time)) for time in grid]
+        self.steps = list(pairwise(self.points))
+        self.x_T = Form.unit(0)
+        self._inputs: list[Form] = []
+        self._at: list[Point] = []
+
+    def denoise(self, x: Form, at: Point) -> Form:
+        """The network's x0_hat for input ``x`` at a time: one more node."""
+        self._inputs.append(x)
+        self._at.append(at)
+        return Form.unit(2 * len(self._inputs) - 1)
+
+    def noise(self) -> Form:
+        """Standard normal noise that belongs to the latest node; the same if asked for again."""
+        return Form.unit(2 * len(self._inputs))
+
+    def tableau(self, sample: Form) -> Tableau:
+        """The table whose last node is ``sample``."""
+        n = len(self._inputs)
+        rows = np.stack([form.padded(2 * n + 1) for form in [*self._inputs, sample]])
+        end = self.points[-1]
+        variance = []
+        for at in self._at:
+            later = [other for other in self._at if other.time < at.time]
+            following = max(later, key=lambda point: point.time, default=end)
+            variance.append(posterior_variance(at, following) if following.time < at.time else 0.0)
+
+        def table(values: Any) -> torch.Tensor:
+            return torch.tensor(np.ascontiguousarray(values), dtype=torch.float64)
+
+        return Tableau(
+            timesteps=table([at.time for at in self._at]),
+            p=table(rows[:, 0]),
+            B=table(rows[:, 1::2]),
+            C=table(rows[:, 2::2]),
+            variance=table(variance),
+            end=end.time,
+        )
