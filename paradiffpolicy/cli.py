@@ -5,13 +5,15 @@ Everything is built here and nowhere else; what is built knows nothing of config
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +84,7 @@ def evaluate(cfg: Config) -> None:
         "task": cfg.task.name,
         "checkpoint": str(cfg.checkpoint),
         "reference": cfg.reference,
+        "guidance_scale": cfg.guidance_scale,
         "seeds": [seeds.start, seeds.stop - 1],
         "machine": machine(),
         "samplers_config": {name: plain(cfg.sampler[name]) for name in names},
@@ -216,7 +219,7 @@ def collect(cfg: Config) -> None:
     print(f"{out}: {buffer.n_episodes} episodes, {buffer.n_steps} steps")
 
 
-def bench(cfg: Config) -> None:
+def bench_latency(cfg: Config) -> None:
     """Timings, as ratios within one run."""
     from rich.console import Console
     from tqdm import tqdm
@@ -242,6 +245,47 @@ def bench(cfg: Config) -> None:
     print(line)
     if cfg.out:
         write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
+
+
+def bench_solvers(cfg: Config) -> None:
+    """Solver by steps by driver: rounds, evaluations, errors, wall time."""
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from .control.clock import MonotonicClock
+    from .evaluation.rollout import rollout
+    from .evaluation.solvers import Case, solver_rows, solver_table, work_precision
+    from .files import write_atomically
+    from .policy import spec_sampler
+
+    require_count(windows=cfg.windows)
+    policy = load_policy(cfg)
+    cases = []
+    for solver in cfg.solvers:
+        for n_steps in cfg.steps:
+            grid = {"n_steps": n_steps, "spacing": cfg.spacing, "lambda_min": cfg.lambda_min}
+            tableau = spec_sampler(policy.spec, solver=solver, **grid).tableau
+            for name, settings in plain(cfg.drivers).items():
+                if settings["driver"] == "speculative" and not tableau.stochastic:
+                    continue
+                window = {} if settings["driver"] == "sequential" else {"window": tableau.n_nodes}
+                sampler = spec_sampler(policy.spec, solver=solver, **grid, **(window | settings))
+                cases.append(Case(solver, n_steps, name, sampler))
+    episode = rollout(policy, env_maker(cfg), [cfg.first_seed], cfg.task.max_steps)[0]
+    windows = [episode.windows[k % len(episode.windows)] for k in range(cfg.windows)]
+    with tqdm(total=cfg.windows, unit="turn", desc="solvers", dynamic_ncols=True) as bar:
+        rows = solver_rows(policy, cases, windows, MonotonicClock(), bar.update)
+    title = f"{cfg.task.name}, {Path(cfg.checkpoint).name}, {cfg.spacing} spacing"
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(solver_table(rows, title))
+    console.print(f"on {describe(machine())}", highlight=False)
+    content = {"machine": machine(), "spacing": cfg.spacing, "rows": [vars(row) for row in rows]}
+    folder, figure = Path(cfg.out), work_precision(rows, title)
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(folder / "solvers.json", lambda path: path.write_text(text))
+    write_atomically(folder / "solvers.png", lambda path: figure.savefig(path))
+    for name in ("solvers.json", "solvers.png"):
+        console.print(str(folder / name), highlight=False)
 
 
 def info(cfg: Config) -> None:
@@ -297,12 +341,13 @@ def info(cfg: Config) -> None:
 def load_policy(cfg: Config) -> Policy:
     """The checkpoint's policy, checked against the task, with the reference sampler."""
     from .checkpoint import Checkpoint
-    from .policy import Policy, check_task
+    from .policy import Policy, check_task, spec_sampler
 
     device = choose_device(cfg)
     checkpoint = Checkpoint.load(locate(cfg.checkpoint))
     check_task(checkpoint.spec, cfg.task.name, cfg.task.obs_dim, cfg.task.action_dim)
-    return Policy(checkpoint, named_sampler(cfg, "ddpm", checkpoint.spec), device)
+    policy = Policy(checkpoint, spec_sampler(checkpoint.spec), device)
+    return policy.with_guidance(cfg.get("guidance_scale"), cfg.get("dynamic_threshold"))
 
 
 def named_sampler(cfg: Config, name: str, spec: PolicySpec) -> Sampler:
@@ -366,6 +411,35 @@ def locate(path: str) -> Path:
     given = Path(path)
     beside = Path(__file__).resolve().parent.parent / given
     return beside if not given.exists() and beside.exists() else given
+
+
+@contextlib.contextmanager
+def one_of_several(cfg: Config) -> Iterator[Config]:
+    """Joins the other processes if torchrun started several.  All compute the same; the first
+    reports, the others are silent and write to a folder that goes away."""
+    if "WORLD_SIZE" not in os.environ:
+        yield cfg
+        return
+    import torch.distributed as dist
+
+    from .sampling.sharded import join_from_environment
+
+    rank = join_from_environment(choose_device(cfg))
+    try:
+        if rank == 0:
+            yield cfg
+            return
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            open(os.devnull, "w") as nowhere,  # noqa: PTH123  a stream, not a path
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            if "out" in cfg:
+                cfg.out = f"{scratch}/out"
+            yield cfg
+    finally:
+        dist.destroy_process_group()
 
 
 def plain(node: Config) -> Any:
@@ -462,14 +536,24 @@ COMMANDS = {
             ("paradiffpolicy collect sampler_name=ddpm first_seed=1000", "another sampler, other seeds"),
         ),
     ),
-    "bench": Command(
-        bench,
+    "bench latency": Command(
+        bench_latency,
         "Times plans and network calls, interleaved in one run, as ratios to the loop that\n"
         "diffusion_policy and LeRobot run (diffusers, DDPM-100). Prints a table, then one JSON line.",
         (
-            ("paradiffpolicy bench", "the latency of every sampler"),
-            ("paradiffpolicy bench 'samplers=[paraddpm]' sampler.paraddpm.window=50", "one, changed"),
-            ("paradiffpolicy bench threads=1 out=latency.json", "one thread, kept in a file"),
+            ("paradiffpolicy bench latency", "the latency of every sampler"),
+            ("paradiffpolicy bench latency 'samplers=[paraddpm]' sampler.paraddpm.window=20", "one, changed"),
+            ("paradiffpolicy bench latency threads=1 out=latency.json", "one thread, kept in a file"),
+        ),
+    ),
+    "bench solvers": Command(
+        bench_solvers,
+        "Compares solvers, numbers of steps and drivers: rounds, network evaluations, wall time, error to\n"
+        "the sequential sample, error to the exact flow. Writes a table, JSON and a work-precision plot.",
+        (
+            ("paradiffpolicy bench solvers", "all of them, a few minutes"),
+            ("paradiffpolicy bench solvers 'solvers=[ddpm]' 'steps=[100]'", "one solver, every driver"),
+            ("paradiffpolicy bench solvers spacing=karras lambda_min=null", "on another grid"),
         ),
     ),
     "info": Command(
@@ -496,15 +580,16 @@ def compose(command: str, overrides: list[str]) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    config = command.replace(" ", "_")
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise InputError(f"{override!r} is not an override: write NAME=VALUE, as seeds=10")
     with initialize_config_module("paradiffpolicy.configs", version_base="1.3"):
         try:
-            cfg = hydra_compose(command, overrides)
+            cfg = hydra_compose(config, overrides)
             OmegaConf.resolve(cfg)
         except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(_override_error(command, overrides, error, hydra_compose(command)))
+            raise InputError(_override_error(command, overrides, error, hydra_compose(config)))
     return cfg
 
 
@@ -531,7 +616,7 @@ def _flat_keys(node: Config, prefix: str = "") -> list[str]:
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{' '.join(command.help.split())}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<15}{' '.join(command.help.split())}" for name, command in COMMANDS.items()]
     return (
         "paradiffpolicy COMMAND [NAME=VALUE ...]\n\n"
         + "\n".join(lines)
@@ -558,15 +643,18 @@ def main(argv: list[str] | None = None) -> int:
         print(usage())
         return 0 if argv else 2
     try:
-        name, overrides = argv[0], argv[1:]
+        words = 2 if any(command.startswith(f"{argv[0]} ") for command in COMMANDS) else 1
+        name, overrides = " ".join(argv[:words]), argv[words:]
         if name not in COMMANDS:
             raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
         if {"-h", "--help"} & set(overrides):
             print(command_help(name))
             return 0
-        COMMANDS[name].run(compose(name, overrides))
+        with one_of_several(compose(name, overrides)) as cfg:
+            COMMANDS[name].run(cfg)
     except InputError as error:
-        print(f"paradiffpolicy: {' '.join(str(error).split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, the first speaks
+            print(f"paradiffpolicy: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("paradiffpolicy: interrupted", file=sys.stderr)

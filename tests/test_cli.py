@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.sampling.sampler import make_sampler
 
-from .conftest import ROOT, tiny_checkpoint
+from .conftest import ROOT, TINY, tiny_checkpoint
 
 CONFIGS = ROOT / "configs"
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
@@ -86,7 +87,7 @@ def test_help_lists_the_commands(capsys):
 def test_a_commands_help_has_three_examples_that_compose(capsys, command):
     import shlex
 
-    code, out, _ = run(capsys, command, "--help")
+    code, out, _ = run(capsys, *command.split(), "--help")
     assert code == 0
     examples = re.findall(rf"^  paradiffpolicy {command}(.*)$", out, flags=re.M)
     assert len(examples) == 3
@@ -105,7 +106,7 @@ def test_evaluate_writes_its_report(capsys, checkpoint, tmp_path):
     assert names == ["ddim.mp4", "realtime.mp4", "report.json", "rollout.png", "score_latency.png"]
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["seeds"] == [100_000, 100_001]
-    assert report["samplers"]["ddim"]["rounds_per_plan"]["mean"] == 10
+    assert report["samplers"]["ddim"]["rounds_per_plan"]["mean"] == 15
     assert report["samplers"]["realtime"]["deadlines"]["ticks"] == 3
 
 
@@ -162,12 +163,55 @@ def test_collected_episodes_can_be_trained_on_and_evaluated(capsys, checkpoint, 
 def test_bench_prints_a_table_and_a_line_of_json(capsys, checkpoint, tmp_path):
     out_file = tmp_path / "bench.json"
     code, out, _ = run(
-        capsys, "bench", checkpoint, "samplers=[ddim]", "repeats=2", "task.max_steps=16", f"out={out_file}"
+        capsys,
+        "bench",
+        "latency",
+        checkpoint,
+        "samplers=[ddim]",
+        "repeats=2",
+        "task.max_steps=16",
+        f"out={out_file}",
     )
     assert code == 0
     line = out.strip().splitlines()[-1]
     assert line == out_file.read_text().strip()
     assert [row["name"] for row in json.loads(line)["rows"]] == ["diffusers DDPM-100", "ddim"]
+
+
+def test_bench_solvers_measures_every_row(capsys, checkpoint, tmp_path):
+    code, out, err = run(
+        capsys,
+        *("bench", "solvers", checkpoint, "solvers=[sde_dpm_solver_pp_2m,heun]", "steps=[4,8]"),
+        *("windows=2", "task.max_steps=16", f"out={tmp_path}"),
+    )
+    assert code == 0, err
+    rows = json.loads((tmp_path / "solvers.json").read_text())["rows"]
+    found = {(row["solver"], row["n_steps"], row["driver"]): row for row in rows}
+    assert len(found) == len(rows) == 2 * 5 + 2 * 4
+    assert "sde_dpm_solver_pp_2m" in out and (tmp_path / "solvers.png").stat().st_size > 10_000
+    heun = found["heun", 8, "sequential"]
+    assert heun["nodes"] == heun["rounds"] == 15 and heun["error"] == 0
+    assert heun["flow_error"] < found["heun", 4, "sequential"]["flow_error"]
+    assert found["sde_dpm_solver_pp_2m", 8, "picard"]["flow_error"] is None
+    assert found["sde_dpm_solver_pp_2m", 8, "speculative"]["error"] < 1e-2  # its own noise's sequential walk
+
+
+def test_guidance_is_an_option_for_policies_trained_for_it(capsys, tmp_path):
+    tiny_checkpoint(replace(TINY, condition_dropout=0.1)).save(tmp_path / "guided")
+    scores = []
+    for name, scale in (("plain", "null"), ("guided", "4.0")):
+        out = tmp_path / f"out-{name}"
+        checkpoint = f"checkpoint={tmp_path / 'guided'}"
+        code, _, err = run(
+            capsys,
+            *("evaluate", checkpoint, f"guidance_scale={scale}", "latency_plans=0", "paced_ticks=0"),
+            *("videos=0", "seeds=2", "samplers=[ddim]", "reference=ddim", "task.max_steps=16", f"out={out}"),
+        )
+        assert code == 0, err
+        report = json.loads((out / "report.json").read_text())
+        assert report["guidance_scale"] == (None if scale == "null" else 4.0)
+        scores.append(report["samplers"]["ddim"]["score"]["per_seed"])
+    assert scores[0] != scores[1]
 
 
 def test_info_describes_checkpoint_and_dataset(capsys, checkpoint, toy_store):
@@ -254,6 +298,12 @@ def test_train_refuses(capsys, tmp_path, toy_store, make, message):
         (["task.name=lift"], "the checkpoint is for task 'pusht', not 'lift'"),
         (["task.obs_dim=7"], "obs_dim=20"),
         (["checkpoint=/nowhere"], "no checkpoint at /nowhere"),
+        (["guidance_scale=2.0"], "condition dropout"),
+        (
+            ["+sampler.mine={solver: ddim, driver: speculative}", "samplers=[mine]"],
+            "adds noise on every step",
+        ),
+        (["sampler.paraddpm.evaluate=sharded", "samplers=[paraddpm]"], "torchrun"),
     ],
 )
 def test_evaluate_refuses(capsys, checkpoint, tmp_path, overrides, message):
@@ -266,12 +316,15 @@ def test_evaluate_refuses(capsys, checkpoint, tmp_path, overrides, message):
 def test_a_truncated_checkpoint_is_refused(capsys, checkpoint, tmp_path):
     (file,) = (tmp_path / "tiny").glob("weights-*")
     file.write_bytes(file.read_bytes()[:-1])
-    for command in ("evaluate", "collect", "bench"):
-        code, _, err = run(capsys, command, checkpoint)
+    for command in ("evaluate", "collect", "bench latency", "bench solvers"):
+        code, _, err = run(capsys, *command.split(), checkpoint)
         assert code == 2 and "truncated" in err
 
 
 def test_unknown_commands_are_named(capsys):
+    code, _, err = run(capsys, "bench", "solver")
+    assert code == 2 and "did you mean 'bench solvers'" in err
+    assert run(capsys, "bench")[0] == 2
     code, _, err = run(capsys, "evalute")
     assert code == 2 and "did you mean 'evaluate'" in err
     assert run(capsys)[0] == 2

@@ -1,0 +1,196 @@
+"""Solver by steps by driver: what a plan costs, and how far it is from what it should be.
+
+Two errors are told apart.  A driver's is the distance of the policy's plan to the sequential walk of
+the same table and noise.  A solver's is the distance of the sequential sample to the exact flow, on a
+Gaussian mixture whose denoiser is known; stochastic solvers have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+from numpy.typing import NDArray
+from rich.table import Table
+
+from ..control.clock import Clock
+from ..diffusion.schedule import NoiseSchedule
+from ..policy import Policy
+from ..sampling.rk45 import RK45
+from ..sampling.sampler import Sampler
+from ..sampling.sequential import Sequential
+from ..sampling.tableau import Tableau
+from ..types import Noise, Plan
+from .latency import interleaved
+from .problems import mixture_denoiser, noise_for
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row to measure."""
+
+    solver: str
+    n_steps: int
+    driver: str
+    sampler: Sampler
+
+
+@dataclass(frozen=True)
+class SolverRow:
+    """One row of the benchmark.
+
+    Attributes:
+        nodes: network calls of a sequential walk.
+        rounds, evaluations: of the policy's plans, means.
+        ms: median wall time of a plan for one robot, milliseconds.
+        error: to the sequential walk of the same noise, over a plan's executed actions, in the
+            action's units: median over plans of the largest deviation.
+        flow_error: root mean square to the exact flow on the mixture; None for stochastic solvers.
+    """
+
+    solver: str
+    n_steps: int
+    driver: str
+    nodes: int
+    rounds: float
+    evaluations: float
+    ms: float
+    error: float
+    flow_error: float | None
+
+
+def flow_error(schedule: NoiseSchedule, tableau: Tableau, batch: int = 64) -> float | None:
+    """Root mean square distance of sequential samples to the flow of a Gaussian mixture."""
+    if tableau.stochastic:
+        return None
+    denoise, noise = mixture_denoiser(schedule), noise_for(tableau.n_nodes, 1, shape=(batch, 1))
+    exact = RK45(schedule, rtol=1e-8, atol=1e-8)(denoise, tableau, noise).sample
+    sample = Sequential()(denoise, tableau, noise).sample
+    return float((sample - exact).square().mean().sqrt())
+
+
+class _Planning:
+    """A task to time: plans from windows, each from its own noise; keeps the plans."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.plans = policy, list[Plan]()
+
+    def __call__(self, window: NDArray[Any]) -> None:
+        generator = torch.Generator().manual_seed(len(self.plans))
+        self.plans.append(self.policy.plan(window, generator=generator))
+
+
+def sequential_plan(policy: Policy, window: NDArray[Any], noise: Noise) -> Plan:
+    """The plan that the policy's table gives sequentially from a noise."""
+
+    def given(*_: Any) -> tuple[Noise, None]:
+        return noise, None
+
+    sampler = Sampler(policy.sampler.tableau, Sequential(), given)
+    return policy.with_sampler(sampler).plan(window, generator=torch.Generator())
+
+
+def solver_rows(
+    policy: Policy,
+    cases: Sequence[Case],
+    windows: Sequence[NDArray[Any]],
+    clock: Clock,
+    on_turn: Callable[[], object] = lambda: None,
+) -> list[SolverRow]:
+    """Every case on the same observation windows ``[To, O]``, taking turns."""
+    tasks = {str(i): _Planning(policy.with_sampler(case.sampler)) for i, case in enumerate(cases)}
+    seconds = interleaved(tasks, windows, clock, on_turn)
+    flow_errors: dict[tuple[str, int], float | None] = {}
+    rows = []
+    for case, task, times in zip(cases, tasks.values(), seconds.values(), strict=True):
+        plans = task.plans[1:]  # the first warmed up
+        errors = []
+        for window, plan in zip(windows, plans, strict=True):
+            reference = sequential_plan(task.policy, window, plan.walk.noise)
+            errors.append(float((plan.executed_actions - reference.executed_actions).abs().max()))
+        key = (case.solver, case.n_steps)
+        if key not in flow_errors:
+            flow_errors[key] = flow_error(policy.schedule, case.sampler.tableau)
+        rows.append(
+            SolverRow(
+                *key,
+                case.driver,
+                nodes=case.sampler.tableau.n_nodes,
+                rounds=float(np.mean([int(plan.walk.rounds[0]) for plan in plans])),
+                evaluations=float(np.mean([int(plan.walk.evaluations[0]) for plan in plans])),
+                ms=float(np.median(times)) * 1e3,
+                error=float(np.median(errors)),
+                flow_error=flow_errors[key],
+            )
+        )
+    return rows
+
+
+def solver_table(rows: Sequence[SolverRow], title: str) -> Table:
+    view = Table(title=title, title_justify="left")
+    for heading in ("solver", "steps", "driver"):
+        view.add_column(heading, justify="right" if heading == "steps" else "left")
+    for heading in ("rounds", "evaluations", "ms p50", "error to\nsequential", "error to\nthe flow"):
+        view.add_column(heading, justify="right")
+    for row in rows:
+        view.add_row(
+            row.solver,
+            str(row.n_steps),
+            row.driver,
+            f"{row.rounds:.1f}",
+            f"{row.evaluations:.0f}",
+            f"{row.ms:.0f}",
+            f"{row.error:.2g}",
+            "-" if row.flow_error is None else f"{row.flow_error:.1e}",
+        )
+    return view
+
+
+def work_precision(rows: Sequence[SolverRow], title: str) -> Figure:
+    """Left: what accuracy a solver's network calls buy.  Right: what rounds a driver needs for them."""
+    figure = Figure(figsize=(12, 5), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    solvers = list(dict.fromkeys(row.solver for row in rows))
+    styles = {
+        solver: {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--"}
+        for i, solver in enumerate(solvers)
+    }
+    for solver in solvers:
+        points = [r for r in rows if r.solver == solver and r.driver == "sequential" and r.flow_error]
+        if points:
+            left.plot(
+                [r.nodes for r in points],
+                [r.flow_error for r in points],
+                marker="o",
+                label=solver,
+                **styles[solver],
+            )
+    left.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="error to the exact flow (rms)")
+    left.set_title("solvers, on a Gaussian mixture", loc="left", fontsize="medium")
+    left.legend(fontsize="x-small")
+    drivers: Mapping[str, str] = dict(
+        zip(dict.fromkeys(r.driver for r in rows if r.driver != "sequential"), "os^vD", strict=False)
+    )
+    for driver, marker in drivers.items():
+        points = [r for r in rows if r.driver == driver]
+        colours = [styles[r.solver]["color"] for r in points]
+        right.scatter(
+            [r.nodes for r in points], [r.rounds for r in points], marker=marker, c=colours, alpha=0.8
+        )
+        right.scatter([], [], marker=marker, color="gray", label=driver)
+    longest = max(row.nodes for row in rows)
+    right.plot([1, longest], [1, longest], color="gray", linestyle=":", label="sequential")
+    right.set(xscale="log", yscale="log", xlabel="nodes of the table", ylabel="network rounds per plan")
+    right.set_title("drivers, on the policy (colours: solvers)", loc="left", fontsize="medium")
+    right.legend(fontsize="x-small")
+    for axes in (left, right):
+        axes.grid(visible=True, which="both", alpha=0.25)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    right.yaxis.set_major_formatter(ScalarFormatter())
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize="medium")
+    return figure
