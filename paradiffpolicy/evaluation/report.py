@@ -95,9 +95,12 @@ def score_latency(results: Sequence[SamplerResult], title: str, control_hz: floa
     return figure
 
 
-def film_strip(results: Sequence[SamplerResult], control_hz: float, columns: int = 6) -> Figure:
-    """The first episode, a row per sampler: pictures at equal intervals, the same in every row."""
-    shown = [result for result in results if result.episodes[0].frames]
+def film_strip(
+    results: Sequence[SamplerResult], control_hz: float, columns: int = 6, max_rows: int = 6
+) -> Figure:
+    """The first episode, a row per sampler, the first few of them: pictures at equal intervals, the
+    same in every row."""
+    shown = [result for result in results if result.episodes[0].frames][:max_rows]
     longest = max(len(result.episodes[0].frames) for result in shown)
     figure = Figure(figsize=(1.7 * columns, 1.85 * len(shown)), dpi=110, layout="constrained")
     grid = figure.subplots(len(shown), columns, squeeze=False)
