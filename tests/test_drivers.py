@@ -22,7 +22,7 @@ from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 from paradiffpolicy.sampling.solvers import SOLVERS, solver_tableau
 from paradiffpolicy.sampling.spacing import SPACINGS
-from paradiffpolicy.sampling.speculative import Speculative
+from paradiffpolicy.sampling.speculative import Speculative, reflection_coupling
 from paradiffpolicy.sampling.walk import evaluate_active, evaluate_all
 from paradiffpolicy.types import Noise
 
@@ -190,6 +190,22 @@ def test_a_speculative_walk_is_the_sequential_one_of_its_decided_noise(solver, b
     if window == 1:
         # Nothing is guessed far ahead, but a step's own output is: one round per node.
         assert (walk.rounds == 20).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 0.3, 1.5, 4.0])
+def test_the_coupling_is_normal_and_maximal(size):
+    """The noise is standard normal, and the guess stands with the overlap of the two laws."""
+    generator = torch.Generator().manual_seed(1)
+    count = 40_000
+    z = torch.randn(1, count, 3, 1, generator=generator, dtype=torch.float64)
+    log_u = torch.rand(1, count, generator=generator, dtype=torch.float64).log()
+    direction = torch.tensor([0.6, -0.8, 0.0], dtype=torch.float64).view(1, 1, 3, 1)
+    stands, noise = reflection_coupling(z, (size * direction).expand_as(z), log_u)
+    for column in range(3):
+        assert stats.kstest(noise[0, :, column, 0].numpy(), "norm").pvalue > 0.001
+    assert np.abs(np.corrcoef(noise[0, :, :, 0].T.numpy()) - np.eye(3)).max() < 0.03
+    overlap = 2 * stats.norm.cdf(-size / 2)
+    assert float(stands.double().mean()) == pytest.approx(overlap, abs=0.01)
 
 
 LAW = {"n_steps": 6, "count": 20_000}
@@ -364,6 +380,7 @@ def test_a_nan_from_the_network_ends_the_walk(driver):
         ({"driver": "picard", "evaluate": "sharded"}, "torchrun"),
         ({"driver": "anderson", "memory": 0}, "memory=0"),
         ({"driver": "speculative", "window": 0}, "window=0"),
+        ({"driver": "speculative", "begin": "continued"}, "begin='guessed'"),
         ({"driver": "speculative", "solver": "ddim"}, "adds noise on every step"),
         ({"driver": "speculative", "solver": "dpm_solver_pp_2m"}, "adds noise on every step"),
         ({"driver": "rk45"}, "probability flow"),

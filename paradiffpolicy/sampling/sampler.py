@@ -123,4 +123,10 @@ def make_sampler(
         walker.check(tableau)
     if isinstance(options.get("evaluate"), Sharded):
         options["evaluate"].check(min(getattr(walker, "window", tableau.n_nodes), tableau.n_nodes))
-    return Sampler(tableau, walker, usual_begin if begin is None else BEGINS[begin])
+    begins = usual_begin if begin is None else BEGINS[begin]
+    if isinstance(walker, Speculative) and begins is continued:
+        raise InputError(
+            "begin='continued' uses the last plan's noise again, on which its guess depends; driver "
+            "'speculative' needs noise that its guess doesn't know: begin='guessed' or 'fresh'"
+        )
+    return Sampler(tableau, walker, begins)

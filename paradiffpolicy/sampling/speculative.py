@@ -30,12 +30,32 @@ from .tableau import Tableau
 from .walk import BoundDenoise, Evaluate, Linear, broadcast, evaluate_active
 
 
+def reflection_coupling(z: Tensor, delta: Tensor, log_u: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise for a step whose mean was guessed wrong by ``delta`` standard deviations.
+
+    Args:
+        z: ``[W, batch, T, A]``, the noise that the guess was made with.
+        delta: the same shape; (guessed mean - mean) / standard deviation.
+        log_u: ``[W, batch]``, logarithms of uniform numbers.
+
+    Returns:
+        Whether the guess stands ``[W, batch]``, and the noise that makes the step what it becomes,
+        ``[W, batch, T, A]``: standard normal, and ``z + delta`` as often as that is possible.
+    """
+    size = delta.flatten(2).norm(dim=-1)
+    stands = log_u <= -(z * delta).flatten(2).sum(dim=-1) - size**2 / 2
+    e = delta / broadcast(size.clamp(min=torch.finfo(size.dtype).tiny), delta)
+    along = broadcast((z * e).flatten(2).sum(dim=-1), delta)
+    return stands, torch.where(broadcast(stands, delta), z + delta, z - 2 * along * e)
+
+
 @dataclass(frozen=True)
 class Speculative:
     """Samples with exactly the sequential driver's law, for solvers that add noise on every step.
 
     The sample is another one than the sequential driver's from the same noise.  ``Walk.noise`` has
-    the step noises as they were decided: walked sequentially, they give this very sample.
+    the step noises as they were decided: walked sequentially, they give this very sample.  A
+    ``start`` may be any guess that doesn't depend on the noise.
 
     Attributes:
         window: nodes per round and batch element.
@@ -88,15 +108,10 @@ class Speculative:
             wrong[index, column] = x0_hats[index, column] - outputs
             delta = torch.einsum("wbn,nb...->wb...", weights[inside], wrong[:n])
             proposed = z[index, column]
-            flat, size = delta.flatten(2), delta.flatten(2).norm(dim=-1)
-            log_ratio = -(proposed.flatten(2) * flat).sum(dim=-1) - size**2 / 2
+            stands, decided = reflection_coupling(proposed, delta, log_u[inside, column])
             certain = scale[inside] == 0  # without noise the mean is the law
-            stands = certain | (log_u[inside, column] <= log_ratio)
-            e = delta / broadcast(size.clamp(min=torch.finfo(size.dtype).tiny), delta)
-            along = broadcast((proposed * e).flatten(2).sum(dim=-1), delta)
-            decided = torch.where(broadcast(stands, delta), proposed + delta, proposed - 2 * along * e)
             # The steps that stand up to the first that doesn't, and that one, are decided.
-            standing = stands.cumprod(dim=0)
+            standing = (stands | certain).cumprod(dim=0)
             up_to = torch.cat((torch.ones_like(standing[:1]), standing[:-1])).bool() & active
             keep = broadcast(up_to & ~certain, delta)
             z[index, column] = torch.where(keep, decided, proposed)
