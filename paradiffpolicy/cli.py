@@ -521,7 +521,7 @@ COMMANDS = {
         "Runs samplers of one policy in closed loop on the same seeds. Reports rewards with intervals,\n"
         "network rounds, plan latency and missed deadlines; writes report.json, a picture and videos.",
         (
-            ("paradiffpolicy evaluate", "DDPM, ParaDDPM and realtime on PushT, 50 seeds"),
+            ("paradiffpolicy evaluate", "DDPM, ParaDDPM, speculative and realtime on PushT, 50 seeds"),
             ("paradiffpolicy evaluate 'samplers=[ddim,realtime]' seeds=10", "others, quickly"),
             ("paradiffpolicy evaluate checkpoint=outputs/train/pusht/checkpoint", "your own policy"),
         ),

@@ -156,7 +156,7 @@ def test_plan_tolerance_waits_for_the_window_to_reach_the_end(driver):
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm_solver_pp_2m"])
 def test_anderson_never_needs_more_rounds_than_picard(solver, tolerance, window, std):
     tableau = solver_tableau(SCHEDULE, solver, 100)
-    noise, denoise = noise_for(100, 16), mixture_denoiser(SCHEDULE, std=std)
+    noise, denoise = noise_for(100, 64), mixture_denoiser(SCHEDULE, std=std)
     plain, faster = (driver(window, tolerance)(denoise, tableau, noise) for driver in (Picard, Anderson))
     assert (faster.rounds <= plain.rounds).all()
     # Both iterations' network calls are counted.
