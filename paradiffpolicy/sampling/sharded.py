@@ -9,6 +9,7 @@ they exchange what the network said.  Start them with ``torchrun``:
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 import torch.distributed as dist
@@ -57,5 +58,8 @@ def join_from_environment(device: str) -> int:
     """Joins the processes that torchrun started, if it did; this process's rank."""
     if not dist.is_torchelastic_launched():
         return 0
-    dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # a process, a GPU
+    dist.init_process_group("nccl" if cuda else "gloo")
     return dist.get_rank()
