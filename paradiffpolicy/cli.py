@@ -271,7 +271,8 @@ def bench_solvers(cfg: Config) -> None:
                 window = {} if settings["driver"] == "sequential" else {"window": tableau.n_nodes}
                 sampler = spec_sampler(policy.spec, solver=solver, **grid, **(window | settings))
                 cases.append(Case(solver, n_steps, name, sampler))
-    episode = rollout(policy, env_maker(cfg), [cfg.first_seed], cfg.task.max_steps)[0]
+    guide = policy.with_sampler(spec_sampler(policy.spec, solver="ddim", n_steps=10))
+    episode = rollout(guide, env_maker(cfg), [cfg.first_seed], cfg.task.max_steps)[0]
     windows = [episode.windows[k % len(episode.windows)] for k in range(cfg.windows)]
     with tqdm(total=cfg.windows, unit="turn", desc="solvers", dynamic_ncols=True) as bar:
         rows = solver_rows(policy, cases, windows, MonotonicClock(), bar.update)

@@ -68,7 +68,7 @@ def train(
     unet: UNet2DModel,
     denoiser: Denoiser,
     n_steps: int,
-    batch_size: int = 128,
+    batch_size: int = 64,
     progress: Callable[[int], Any] = trange,
 ) -> list[float]:
     """Trains in place; the losses."""

@@ -10,6 +10,7 @@ from typing import Any
 import imageio.v2 as imageio
 import matplotlib
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
@@ -53,45 +54,44 @@ def table(results: Sequence[SamplerResult], title: str) -> Table:
     return view
 
 
+def plain_ticks(axis: Axis) -> None:
+    """1, 2, 5, 10, … on a logarithmic axis, written out."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(NullFormatter())
+
+
 def score_latency(results: Sequence[SamplerResult], title: str, control_hz: float) -> Figure:
     """Score against latency, both with their spread, and where a control period ends."""
-    figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9.5, 5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for result in results:
-        if not result.latencies:
-            continue
-        middle, low, high = (result.latency_ms(p) for p in (50, 5, 99))
-        mean = float(np.mean(result.scores))
+    timed = sorted((result for result in results if result.latencies), key=lambda r: r.latency_ms(50))
+    for i, result in enumerate(timed):
+        middle, high = result.latency_ms(50), result.latency_ms(99)
         error = standard_error(result.scores)
-        mark = axes.errorbar(
+        axes.errorbar(
             middle,
-            mean,
-            xerr=[[middle - low], [high - middle]],
+            float(np.mean(result.scores)),
+            xerr=[[0.0], [high - middle]],
             yerr=1.96 * (0.0 if np.isnan(error) else error),
-            marker="o",
+            marker="osD^v"[i // 10 % 5],
             capsize=3,
+            color=f"C{i % 10}",
+            label=result.name,
         )
-        axes.annotate(
-            result.name,
-            (middle, mean),
-            textcoords="offset points",
-            xytext=(-4, 6),
-            horizontalalignment="right",
-            color=mark[0].get_color(),
-        )
+    if timed:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", title="by latency")
     axes.axvline(1e3 / control_hz, color="gray", linestyle=":")
     axes.text(
         1e3 / control_hz, 0.02, f" one period at {control_hz:g} Hz", transform=axes.get_xaxis_transform()
     )
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("plan latency, ms (median; bar: p5 to p99), one robot")
+    plain_ticks(axes.xaxis)
+    axes.set_xlabel("plan latency, ms (median; bar: to p99), one robot")
     axes.set_ylabel("score (mean; bar: 95 % interval)")
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(visible=True, which="both", alpha=0.25)
-    axes.margins(x=0.25, y=0.2)
+    axes.margins(x=0.1, y=0.15)
     return figure
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 from rich.table import Table
 
@@ -28,6 +27,7 @@ from ..sampling.tableau import Tableau
 from ..types import Noise, Plan
 from .latency import interleaved
 from .problems import mixture_denoiser, noise_for
+from .report import plain_ticks
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def work_precision(rows: Sequence[SolverRow], title: str) -> Figure:
     right.legend(fontsize="x-small")
     for axes in (left, right):
         axes.grid(visible=True, which="both", alpha=0.25)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-    right.yaxis.set_major_formatter(ScalarFormatter())
+        plain_ticks(axes.xaxis)
+    plain_ticks(right.yaxis)
     figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize="medium")
     return figure
