@@ -1,6 +1,6 @@
 """An image model under the parallel drivers: handwritten digits, class by class, with guidance.
 
-    .venv/bin/python scripts/digits.py              trains for about three minutes, then samples
+    .venv/bin/python scripts/digits.py              about five minutes of training, two of sampling
     .venv/bin/python scripts/digits.py out=my.png   another place for the picture
 
 A diffusers ``UNet2DModel`` is trained on scikit-learn's 8 x 8 digits, a tenth of them without their
