@@ -150,9 +150,9 @@ def test_plan_tolerance_waits_for_the_window_to_reach_the_end(driver):
     assert (plan.rounds >= nodes.rounds - 5).all() and (plan.rounds > 50).all()
 
 
-@pytest.mark.parametrize("std", [0.1, 0.2])
+@pytest.mark.parametrize("std", [0.1, 0.15, 0.3])
 @pytest.mark.parametrize("window", [20, 100])
-@pytest.mark.parametrize("tolerance", [0.1, 0.01])
+@pytest.mark.parametrize("tolerance", [0.1, 0.03, 0.01])
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm_solver_pp_2m"])
 def test_anderson_never_needs_more_rounds_than_picard(solver, tolerance, window, std):
     tableau = solver_tableau(SCHEDULE, solver, 100)
