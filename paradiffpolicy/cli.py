@@ -226,7 +226,6 @@ def bench_latency(cfg: Config) -> None:
 
     from .control.clock import MonotonicClock
     from .evaluation.latency import latency_rows, latency_table
-    from .evaluation.rollout import rollout
     from .files import write_atomically
 
     require_count(repeats=cfg.repeats)
@@ -234,8 +233,7 @@ def bench_latency(cfg: Config) -> None:
     policies = {name: policy.with_sampler(named_sampler(cfg, name, policy.spec)) for name in cfg.samplers}
     # Real observations: how many rounds a tolerance takes depends on them.
     guide = policy.with_sampler(named_sampler(cfg, "realtime", policy.spec))
-    episode = rollout(guide, env_maker(cfg), [cfg.first_seed], cfg.task.max_steps)[0]
-    windows = [episode.windows[k % len(episode.windows)] for k in range(cfg.repeats)]
+    windows = recorded_windows(cfg, guide, cfg.repeats)
     with tqdm(total=cfg.repeats, unit="turn", desc="latency", dynamic_ncols=True) as bar:
         rows = latency_rows(policies, windows, MonotonicClock(), bar.update)
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -253,7 +251,6 @@ def bench_solvers(cfg: Config) -> None:
     from tqdm import tqdm
 
     from .control.clock import MonotonicClock
-    from .evaluation.rollout import rollout
     from .evaluation.solvers import Case, solver_rows, solver_table, work_precision
     from .files import write_atomically
     from .policy import spec_sampler
@@ -272,8 +269,7 @@ def bench_solvers(cfg: Config) -> None:
                 sampler = spec_sampler(policy.spec, solver=solver, **grid, **(window | settings))
                 cases.append(Case(solver, n_steps, name, sampler))
     guide = policy.with_sampler(spec_sampler(policy.spec, solver="ddim", n_steps=10))
-    episode = rollout(guide, env_maker(cfg), [cfg.first_seed], cfg.task.max_steps)[0]
-    windows = [episode.windows[k % len(episode.windows)] for k in range(cfg.windows)]
+    windows = recorded_windows(cfg, guide, cfg.windows)
     with tqdm(total=cfg.windows, unit="turn", desc="solvers", dynamic_ncols=True) as bar:
         rows = solver_rows(policy, cases, windows, MonotonicClock(), bar.update)
     title = f"{cfg.task.name}, {Path(cfg.checkpoint).name}, {cfg.spacing} spacing"
@@ -371,6 +367,14 @@ def env_maker(cfg: Config) -> MakeEnv:
 
     kwargs = plain(cfg.task.env.kwargs)
     return lambda: gymnasium.make(cfg.task.env.id, max_episode_steps=cfg.task.max_steps, **kwargs)
+
+
+def recorded_windows(cfg: Config, guide: Policy, count: int) -> list[Any]:
+    """Observation windows ``[To, O]`` of an episode that ``guide`` runs, again from its start if short."""
+    from .evaluation.rollout import rollout
+
+    episode = rollout(guide, env_maker(cfg), [cfg.first_seed], cfg.task.max_steps)[0]
+    return [episode.windows[k % len(episode.windows)] for k in range(count)]
 
 
 def named_augmentation(name: str) -> Augment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import gymnasium
 import imageio.v2 as imageio
@@ -17,6 +18,7 @@ from scipy import stats
 from paradiffpolicy.control.clock import VirtualClock
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.robot import EnvRobot
+from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.baseline import diffusers_ddpm
 from paradiffpolicy.evaluation.compare import results
 from paradiffpolicy.evaluation.latency import interleaved, latency_rows, plan_latencies
@@ -200,6 +202,13 @@ def test_the_baseline_is_the_same_policy(monkeypatch):
     condition = policy.observation_normalizer.normalize(torch.full((1, 2, 20), 200.0)).flatten(1)
     theirs = diffusers_ddpm(policy, condition, torch.Generator())
     torch.testing.assert_close(theirs, plan.walk.sample, atol=2e-3, rtol=0)
+
+
+def test_the_baseline_refuses_what_diffusers_does_not_have():
+    spec = replace(TINY, prediction="score")
+    policy = Policy(tiny_checkpoint(spec), make_sampler(spec_schedule(spec)))
+    with pytest.raises(InputError, match="prediction=score"):
+        diffusers_ddpm(policy, torch.zeros(1, 40), torch.Generator())
 
 
 # ------------------------------------------------------------------------------------------ report

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..diffusion.diffusers_unet import BETAS, PREDICTION_TYPES
 from ..errors import InputError
 from ..policy import Policy
 
@@ -22,7 +23,7 @@ def diffusers_ddpm(policy: Policy, condition: Tensor, generator: torch.Generator
         ``[batch, T, A]`` normalised.
 
     Raises:
-        InputError: diffusers isn't installed.
+        InputError: diffusers isn't installed, or has no such schedule or prediction.
     """
     try:
         from diffusers import DDPMScheduler
@@ -31,14 +32,21 @@ def diffusers_ddpm(policy: Policy, condition: Tensor, generator: torch.Generator
             "the benchmark's baseline needs diffusers: scripts/setup dev, or pip install diffusers"
         )
     spec = policy.spec
+    schedules = {ours: theirs for theirs, ours in BETAS.items()}
+    predictions = {ours: theirs for theirs, ours in PREDICTION_TYPES.items()}
+    if spec.schedule not in schedules or spec.prediction not in predictions:
+        raise InputError(
+            f"diffusers has no schedule={spec.schedule} with prediction={spec.prediction}: the benchmark's "
+            "baseline needs a policy with another"
+        )
     scheduler: Any = DDPMScheduler(
         spec.n_train_steps,
         beta_start=spec.beta_start,
         beta_end=spec.beta_end,
-        beta_schedule={"squared_cosine": "squaredcos_cap_v2"}.get(spec.schedule, spec.schedule),
+        beta_schedule=schedules[spec.schedule],
         clip_sample=spec.clip is not None,
         clip_sample_range=spec.clip or 1.0,
-        prediction_type={"v": "v_prediction"}.get(spec.prediction, spec.prediction),
+        prediction_type=predictions[spec.prediction],
     )
     scheduler.set_timesteps(spec.n_train_steps)
     network = policy.denoiser.network

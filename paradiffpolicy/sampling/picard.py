@@ -36,9 +36,6 @@ Round = Callable[[Tensor, Tensor, Tensor], Tensor]
 the windows' nodes, which of them exist, and the first node that no round has reached, to
 ``[W - 1, batch]``, the mean square by which the inputs of the windows' nodes but the first moved."""
 
-Unit = Callable[[Tensor], Tensor]
-"""Nodes ``index [W, batch]`` to the variances ``[W - 1, batch]`` that all but the first are measured in."""
-
 Update = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """What replaces the x0_hats of the windows' nodes: ``(index [W, batch], active [W, batch], old, new)``,
 the last two ``[W, batch, T, A]`` before and after the network call."""
@@ -79,12 +76,13 @@ class _Windowed:
         n: int,
         x_T: Tensor,
         one_round: Round,
-        unit: Unit,
+        unit: Tensor,
         done: Callable[[Tensor, Tensor], Tensor] = lambda passed, reached: passed,
     ) -> tuple[Tensor, Tensor]:
         """Rounds until every batch element is done; rounds and evaluations, ``[batch]`` each.
 
-        A window that hangs over the end has N in ``index`` there.
+        A window that hangs over the end has N in ``index`` there.  ``unit`` ``[N + 1]`` are the
+        variances that the nodes' movements are measured in.
         """
         batch, device = len(x_T), x_T.device
         ahead = torch.arange(min(self.window, n), device=device)[:, None]
@@ -93,7 +91,7 @@ class _Windowed:
             index = (offset + ahead).clamp(max=n)
             moved = one_round(index, active, offset + len(ahead))
             # Nodes after the first whose input stood still go with it, up to the first that moved.
-            still = moved <= self.tolerance**2 * unit(index)
+            still = moved <= self.tolerance**2 * unit[index[1:]]
             rounds += active[0]
             evaluations += active.sum(dim=0)
             reached = offset + len(ahead) >= n
@@ -159,12 +157,12 @@ class Picard(_Windowed):
 
         # A node's unit is the noise of the step that leads to it.  (The paper takes the step that
         # leaves it; the last one has no noise, which costs a round for the last node alone.)
-        variance = tableau.variance.to(x_T)
+        unit = torch.cat((tableau.variance[:1], tableau.variance)).to(x_T)
         rounds, evaluations = self._slide(
             n,
             x_T,
             one_round,
-            lambda index: variance[index[1:].clamp(1, n) - 1],
+            unit,
             lambda passed, reached: done(passed, reached, lambda: linear.node(n, x0_hats[:n])),
         )
         return Walk(linear.node(n, x0_hats[:n]), x0_hats[:n], noise, rounds, evaluations)
@@ -217,6 +215,6 @@ class PicardPublished(_Windowed):
             x[: n + 1] = torch.where(broadcast(nodes > unreached, x), new[-1], x[: n + 1])
             return mean_square(new[:-1] - old[1:])
 
-        variance = torch.cat((tableau.variance, tableau.variance.new_zeros(1))).to(x_T)
-        rounds, evaluations = self._slide(n, x_T, one_round, lambda index: variance[index[1:]])
+        unit = torch.cat((tableau.variance, tableau.variance.new_zeros(1))).to(x_T)
+        rounds, evaluations = self._slide(n, x_T, one_round, unit)
         return Walk(x[n], x0_hats[:n], noise, rounds, evaluations)
