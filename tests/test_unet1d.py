@@ -87,7 +87,7 @@ def test_film_scales_and_shifts():
 
     expected = conv_block(block.blocks[1], scale * conv_block(block.blocks[0], x) + bias)
     expected = expected + nn.functional.conv1d(x, block.residual_conv.weight, block.residual_conv.bias)
-    torch.testing.assert_close(block(x, condition), expected)
+    torch.testing.assert_close(block(x, film), expected)
 
 
 def test_without_scale_the_condition_is_added():

@@ -13,7 +13,6 @@ from typing import cast
 
 import torch
 from einops import rearrange
-from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 
@@ -93,27 +92,35 @@ class ConditionalResidualBlock1D(nn.Module):
         self.cond_encoder = nn.Sequential(
             nn.Mish(),
             nn.Linear(cond_dim, out_channels * (2 if predict_scale else 1)),
-            Rearrange("batch channels -> batch channels 1"),
         )
         self.residual_conv = (
             nn.Conv1d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         )
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """``x`` ``[batch, in_channels, T]``, ``condition`` ``[batch, cond_dim]`` to
+    @property
+    def film_layer(self) -> nn.Linear:
+        """From mish(condition) to scale and bias."""
+        return cast(nn.Linear, self.cond_encoder[1])
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """``x`` ``[batch, in_channels, T]`` and what ``film_layer`` gives, ``[batch, film]``, to
         ``[batch, out_channels, T]``."""
         h = self.blocks[0](x)
-        film = self.cond_encoder(condition)
         if self.predict_scale:
-            scale, bias = film.chunk(2, dim=1)
+            scale, bias = film[:, :, None].chunk(2, dim=1)
             h = scale * h + bias
         else:
-            h = h + film
+            h = h + film[:, :, None]
         return self.blocks[1](h) + self.residual_conv(x)
 
 
 class ConditionalUnet1D(nn.Module):
     """Predicts the denoising target of an action sequence from its noisy version.
+
+    A FiLM layer is linear in ``mish(cat(time, condition))``, so it is the sum of a part for the
+    timestep and a part for the condition.  ``time_film`` and ``condition_film`` give them for all
+    layers side by side, and ``trunk`` is what is left: a sampler needs the first once per policy, the
+    second once per plan, and only the third in every network call.
 
     Args:
         input_dim: action dimension A.
@@ -176,6 +183,55 @@ class ConditionalUnet1D(nn.Module):
             nn.Conv1d(down_dims[0], input_dim, 1),
         )
 
+    @property
+    def residual_blocks(self) -> list[ConditionalResidualBlock1D]:
+        """In the order in which they are run, which is the order of their FiLM parts."""
+        levels = [*self.down_modules, *self.up_modules]
+        blocks = [cast(nn.ModuleList, level)[:2] for level in levels]
+        blocks.insert(len(self.down_modules), self.mid_modules)
+        return [cast(ConditionalResidualBlock1D, block) for pair in blocks for block in pair]
+
+    @property
+    def film_sizes(self) -> list[int]:
+        """Of the blocks' FiLM parts; F is their sum."""
+        return [block.film_layer.out_features for block in self.residual_blocks]
+
+    def time_film(self, timestep: Tensor) -> Tensor:
+        """The FiLM layers' part for timesteps ``[n]``, biases included: ``[n, F]``."""
+        embedding = self.diffusion_step_encoder(timestep)
+        features, size = nn.functional.mish(embedding), embedding.shape[-1]
+        layers = [block.film_layer for block in self.residual_blocks]
+        parts = [nn.functional.linear(features, layer.weight[:, :size], layer.bias) for layer in layers]
+        return torch.cat(parts, dim=-1)
+
+    def condition_film(self, global_cond: Tensor) -> Tensor:
+        """The FiLM layers' part for conditions ``[batch, G]``: ``[batch, F]``."""
+        features, size = nn.functional.mish(global_cond), self.global_cond_dim
+        layers = [block.film_layer for block in self.residual_blocks]
+        parts = [
+            nn.functional.linear(features, layer.weight[:, layer.in_features - size :]) for layer in layers
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def trunk(self, sample: Tensor, film: Tensor) -> Tensor:
+        """``sample`` ``[batch, T, A]`` and ``film`` ``[batch, F]``, both parts added, to
+        ``[batch, T, A]``."""
+        x = rearrange(sample, "b t a -> b a t")
+        films = iter(film.split(self.film_sizes, dim=-1))
+        skips = []
+        for level in self.down_modules:
+            first, second, downsample = cast(nn.ModuleList, level)
+            x = second(first(x, next(films)), next(films))
+            skips.append(x)
+            x = downsample(x)
+        for block in self.mid_modules:
+            x = block(x, next(films))
+        for level in self.up_modules:
+            first, second, upsample = cast(nn.ModuleList, level)
+            x = torch.cat((x, skips.pop()), dim=1)
+            x = upsample(second(first(x, next(films)), next(films)))
+        return rearrange(self.final_conv(x), "b a t -> b t a")
+
     def forward(self, sample: Tensor, timestep: Tensor, global_cond: Tensor) -> Tensor:
         """One network call.
 
@@ -187,18 +243,4 @@ class ConditionalUnet1D(nn.Module):
         Returns:
             ``[batch, T, A]``: epsilon, x0 or v, whatever it was trained for.
         """
-        x = rearrange(sample, "b t a -> b a t")
-        condition = torch.cat((self.diffusion_step_encoder(timestep), global_cond), dim=-1)
-        skips = []
-        for level in self.down_modules:
-            first, second, downsample = cast(nn.ModuleList, level)
-            x = second(first(x, condition), condition)
-            skips.append(x)
-            x = downsample(x)
-        for block in self.mid_modules:
-            x = block(x, condition)
-        for level in self.up_modules:
-            first, second, upsample = cast(nn.ModuleList, level)
-            x = torch.cat((x, skips.pop()), dim=1)
-            x = upsample(second(first(x, condition), condition))
-        return rearrange(self.final_conv(x), "b a t -> b t a")
+        return self.trunk(sample, self.time_film(timestep) + self.condition_film(global_cond))

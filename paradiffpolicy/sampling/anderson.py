@@ -17,7 +17,6 @@ gives the sample: never more rounds than Picard, for twice the evaluations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +24,9 @@ from torch import Tensor
 
 from ..errors import require_count, require_positive
 from ..types import Noise, Walk
-from .picard import Picard
+from .picard import Picard, PicardRounds
 from .tableau import Tableau
-from .walk import BoundDenoise, broadcast
+from .walk import NodeDenoise, Rounds, State, broadcast, put, spread, take
 
 
 @dataclass(frozen=True)
@@ -48,73 +47,98 @@ class Anderson(Picard):
         require_count(memory=self.memory)
         require_positive(trust=self.trust)
 
-    def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
-    ) -> Walk:
-        batch, device = len(noise.x_T), noise.x_T.device
-        twice = torch.arange(2 * batch, device=device) % batch  # Picard's, then the accelerated ones
-        either = self._done()
-        x0_hats = noise.x_T.new_zeros(tableau.n_nodes + 1, 2 * batch, *noise.x_T.shape[1:])
-        plain_first = torch.zeros(batch, dtype=torch.bool, device=device)
-
-        def done(passed: Tensor, reached: Tensor, sample: Callable[[], Tensor]) -> Tensor:
-            plain, accelerated = either(passed, reached, sample).chunk(2)
-            plain_first.logical_or_(plain & ~accelerated)
-            return (plain | accelerated).repeat(2)
-
-        walk = self._walk(
-            lambda x, t, element: denoise(x, t, element % batch),
-            tableau,
-            noise.select(twice),
-            None if start is None else start[:, twice],
-            done,
-            _Acceleration(self.memory, self.trust, x0_hats, batch),
-        )
-        plain_evaluations, evaluations = walk.evaluations.chunk(2)
-        best = walk.select(torch.arange(batch, device=device) + batch * ~plain_first)
-        return Walk(best.sample, best.x0_hats, noise, best.rounds, plain_evaluations + evaluations)
+    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
+        return AndersonRounds(self, tableau, like, started)
 
 
-class _Acceleration:
-    """An ``Update`` for one walk: keeps, for every node, the last rounds' differences.
+class AndersonRounds(PicardRounds):
+    """Picard's rounds of a batch twice as large: its second half is accelerated.
 
-    Args:
-        memory, trust: see ``Anderson``.
-        x0_hats: ``[N + 1, batch, T, A]`` or the like, for their shape.
-        first: the batch element from which on to accelerate.
+    The state remembers, for every node, the last rounds' differences (``dD``, ``dR``), what its last
+    round began with (``before``), its residual there, and whether it had one (``seen``).
     """
 
-    def __init__(self, memory: int, trust: float, x0_hats: Tensor, first: int) -> None:
-        self.trust, self.first = trust, first
-        # What the node's last round began with, its residual there, and whether it had one.
-        self.before, self.residual = torch.zeros_like(x0_hats), torch.zeros_like(x0_hats)
-        self.seen = torch.zeros(x0_hats.shape[:2], dtype=torch.bool, device=x0_hats.device)
-        self.dD, self.dR = (x0_hats.new_zeros(memory, *x0_hats.shape) for _ in range(2))
+    def __init__(self, driver: Anderson, tableau: Tableau, like: Tensor, started: bool) -> None:
+        super().__init__(driver, tableau, like, started)
+        self.memory, self.trust = driver.memory, driver.trust
 
-    def __call__(self, index: Tensor, active: Tensor, old: Tensor, new: Tensor) -> Tensor:
-        chosen = slice(self.first, None)
-        at = (index[:, chosen], torch.arange(index.shape[1], device=index.device)[chosen])
-        mixed = new.clone()
-        mixed[:, chosen] -= self._correction(at, active[:, chosen], old[:, chosen], new[:, chosen])
-        return mixed
+    def begin(self, noise: Noise, start: Tensor | None) -> State:
+        def twice(values: Tensor, dim: int) -> Tensor:
+            return torch.cat((values, values), dim=dim)
 
-    def _correction(self, at: tuple[Tensor, Tensor], active: Tensor, old: Tensor, new: Tensor) -> Tensor:
-        R = torch.where(broadcast(active, old), new - old, 0.0)
-        again = broadcast(self.seen[at] & active, old)  # a node that missed a round starts anew
-        for kept, now, last in ((self.dD, old, self.before), (self.dR, R, self.residual)):
-            newest = torch.where(again, now - last[at], 0.0)[None]
-            kept[:, *at] = torch.cat((newest, kept[:-1, *at]))
-        self.before[at], self.residual[at], self.seen[at] = old, R, active
-        steps, changes = self.dD[:, *at].flatten(3), self.dR[:, *at].flatten(3)  # [m, W, batch, T A]
-        R = R.flatten(2)
+        doubled = Noise(twice(noise.x_T, 0), twice(noise.z, 1), twice(noise.u, 1))
+        state = super().begin(doubled, None if start is None else twice(start, 1))
+        accelerated = state["x0_hats"].chunk(2, dim=1)[1]
+        state |= {name: torch.zeros_like(accelerated) for name in ("before", "residual")}
+        state |= {name: accelerated.new_zeros(self.memory, *accelerated.shape) for name in ("dD", "dR")}
+        state["seen"] = torch.zeros_like(accelerated, dtype=torch.bool)
+        state["plain_first"] = torch.zeros_like(state["offset"].chunk(2)[0], dtype=torch.bool)
+        return state
+
+    def round(self, denoise: NodeDenoise, state: State) -> State:
+        batch = len(state["plain_first"])
+        return super().round(lambda x, node, element: denoise(x, node, element % batch), state)
+
+    def improved(
+        self, state: State, index: Tensor, active: Tensor, x: Tensor, old: Tensor, new: Tensor, moved: Tensor
+    ) -> tuple[Tensor, Tensor, State]:
+        at, outputs = index.chunk(2, dim=1)[1], take(new, index)
+        plain, accelerated = outputs.chunk(2, dim=1)
+        correction, kept = self._correction(
+            state, at, active.chunk(2, dim=1)[1], old.chunk(2, dim=1)[1], accelerated
+        )
+        mixed = put(new, index, torch.cat((plain, accelerated - correction), dim=1))
+        return mixed, moved.minimum(self._moved(index, state["drift"], mixed, x)), kept
+
+    def _correction(
+        self, state: State, at: Tensor, active: Tensor, old: Tensor, new: Tensor
+    ) -> tuple[Tensor, State]:
+        """What to take off the accelerated half's outputs, and what to remember."""
+        residual = torch.where(broadcast(active, old), new - old, 0.0)
+        # A node that missed a round starts anew.
+        again = take(state["seen"], at) & broadcast(active, old)
+        kept, recent = {}, {}
+        for name, now, last in (("dD", old, "before"), ("dR", residual, "residual")):
+            newest = torch.where(again, now - take(state[last], at), 0.0)
+            ages = [newest, *(take(age, at) for age in state[name][:-1])]
+            recent[name] = torch.stack([age.flatten(2) for age in ages])  # [m, W, batch, T A]
+            kept[name] = torch.stack(
+                [put(old_age, at, age) for old_age, age in zip(state[name], ages, strict=True)]
+            )
+        kept["before"], kept["residual"] = put(state["before"], at, old), put(state["residual"], at, residual)
+        kept["seen"] = put(state["seen"], at, spread(active, old))
+        steps, changes = recent["dD"], recent["dR"]
+        R = residual.flatten(2)
         gram = torch.einsum("kwbd,lwbd->wbkl", changes, changes).cumsum(dim=0)
         fit = torch.einsum("kwbd,wbd->wbk", changes, R).cumsum(dim=0)
         # A ridge far below the differences that matter keeps the system regular.
         ridge = 1e-8 * gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1) + torch.finfo(gram.dtype).tiny
-        gamma = torch.linalg.solve(gram + torch.diag_embed(ridge[..., None].expand_as(fit)), fit)
+        regular = gram + torch.diag_embed(ridge[..., None].expand_as(fit))
+        gamma = torch.linalg.solve_ex(regular, fit[..., None]).result[..., 0]
         left = R - torch.einsum("wbk,kwbd->wbd", gamma, changes)
         correction = torch.einsum("wbk,kwbd->wbd", gamma, steps + changes)
         limit = self.trust * R.norm(dim=-1)
         trusted = (left.norm(dim=-1) <= limit) & (correction.norm(dim=-1) <= limit)
-        trusted[0] = False
-        return torch.where(broadcast(trusted, old), correction.view_as(old), 0.0)
+        trusted = trusted & (self.window.ahead > 0)
+        return torch.where(broadcast(trusted, old), correction.view_as(old), 0.0), kept
+
+    def finished(self, state: State, reached: Tensor) -> State:
+        """The half that is done first ends the other."""
+        state = super().finished(state, reached)
+        plain, accelerated = (state["offset"] >= self.n).chunk(2)
+        offset = torch.where((plain | accelerated).repeat(2), self.n, state["offset"])
+        first = state["plain_first"] | (plain & ~accelerated)
+        return {**state, "offset": offset, "plain_first": first}
+
+    def finish(self, noise: Noise, state: State) -> Walk:
+        both = super().finish(noise, state)
+        first = state["plain_first"]
+
+        def best(values: Tensor, dim: int = 0) -> Tensor:
+            plain, accelerated = values.chunk(2, dim=dim)
+            shape = [1] * dim + [-1] + [1] * (values.ndim - dim - 1)
+            return torch.where(first.view(shape), plain, accelerated)
+
+        evaluations = sum(both.evaluations.chunk(2))
+        assert isinstance(evaluations, Tensor)
+        return Walk(best(both.sample), best(both.x0_hats, 1), noise, best(both.rounds), evaluations)

@@ -20,7 +20,6 @@ form, which sums the steps' increments, and needs about twice the rounds at equa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -29,20 +28,21 @@ from torch import Tensor
 from ..errors import require_count, require_positive
 from ..types import Noise, Walk
 from .tableau import Tableau
-from .walk import BoundDenoise, Evaluate, Linear, broadcast, evaluate_active
-
-Round = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""One network call on all windows: ``(index [W, batch], active [W, batch], unreached [batch])``,
-the windows' nodes, which of them exist, and the first node that no round has reached, to
-``[W - 1, batch]``, the mean square by which the inputs of the windows' nodes but the first moved."""
-
-Update = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""What replaces the x0_hats of the windows' nodes: ``(index [W, batch], active [W, batch], old, new)``,
-the last two ``[W, batch, T, A]`` before and after the network call."""
-
-Done = Callable[[Tensor, Tensor, Callable[[], Tensor]], Tensor]
-"""Which batch elements need no more rounds: ``(passed [batch], reached [batch], sample)`` to ``[batch]``:
-whose nodes are all solved, whose window has reached the end, and what gives the sample as it stands."""
+from .walk import (
+    Evaluate,
+    Linear,
+    NodeDenoise,
+    RoundDriver,
+    Rounds,
+    State,
+    broadcast,
+    combined,
+    evaluate_active,
+    leading,
+    put,
+    take,
+    zero_counts,
+)
 
 RANGE = 2.0
 """Of a normalised action, from -1 to 1."""
@@ -54,7 +54,7 @@ def mean_square(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Windowed:
+class _Windowed(RoundDriver):
     """Settings of a windowed driver.
 
     Attributes:
@@ -71,33 +71,61 @@ class _Windowed:
         require_count(window=self.window)
         require_positive(tolerance=self.tolerance)
 
-    def _slide(
-        self,
-        n: int,
-        x_T: Tensor,
-        one_round: Round,
-        unit: Tensor,
-        done: Callable[[Tensor, Tensor], Tensor] = lambda passed, reached: passed,
-    ) -> tuple[Tensor, Tensor]:
-        """Rounds until every batch element is done; rounds and evaluations, ``[batch]`` each.
 
-        A window that hangs over the end has N in ``index`` there.  ``unit`` ``[N + 1]`` are the
-        variances that the nodes' movements are measured in.
-        """
-        batch, device = len(x_T), x_T.device
-        ahead = torch.arange(min(self.window, n), device=device)[:, None]
-        offset, rounds, evaluations = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(3))
-        while (active := offset + ahead < n).any():
-            index = (offset + ahead).clamp(max=n)
-            moved = one_round(index, active, offset + len(ahead))
-            # Nodes after the first whose input stood still go with it, up to the first that moved.
-            still = moved <= self.tolerance**2 * unit[index[1:]]
-            rounds += active[0]
-            evaluations += active.sum(dim=0)
-            reached = offset + len(ahead) >= n
-            offset = (offset + 1 + still.cumprod(dim=0).sum(dim=0)).clamp(max=n)
-            offset = torch.where(done(offset == n, reached), n, offset)
-        return rounds, evaluations
+class Window:
+    """Windows of a batch, one per element; their first nodes are ``state["offset"]`` ``[batch]``.
+
+    Args:
+        size: W; at most n.
+        n: nodes of the table.
+    """
+
+    def __init__(self, size: int, n: int, device: torch.device) -> None:
+        self.n, self.size = n, min(size, n)
+        self.ahead = torch.arange(self.size, device=device)[:, None]
+
+    def state(self, like: Tensor) -> State:
+        """Windows at the first node, for ``like`` ``[batch, …]``."""
+        return {name: zero_counts(like) for name in ("offset", "rounds", "evaluations")}
+
+    def index(self, state: State) -> tuple[Tensor, Tensor]:
+        """The windows' nodes ``[W, batch]``, n for what hangs over the end, and which of them exist."""
+        index = state["offset"] + self.ahead
+        return index.clamp(max=self.n), index < self.n
+
+    def moved(self, state: State, active: Tensor, solved: Tensor) -> State:
+        """Windows after a round that solved so many of their nodes, ``[batch]``."""
+        return {
+            "offset": (state["offset"] + solved).clamp(max=self.n),
+            "rounds": state["rounds"] + active[0],
+            "evaluations": state["evaluations"] + active.sum(dim=0),
+        }
+
+    def done(self, state: State) -> Tensor:
+        return (state["offset"] >= self.n).all()
+
+
+class _WindowedRounds:
+    """What both forms share; ``unit`` ``[N + 1]`` are the variances that the nodes' movements are
+    measured in."""
+
+    count = None
+
+    def __init__(self, driver: _Windowed, tableau: Tableau, like: Tensor, unit: Tensor) -> None:
+        self.n = self.limit = tableau.n_nodes
+        self.window = Window(driver.window, self.n, like.device)
+        self.limits = (driver.tolerance**2 * unit).to(like)
+        self.evaluate = driver.evaluate
+
+    def done(self, state: State) -> Tensor:
+        return self.window.done(state)
+
+    def solved(self, index: Tensor, moved: Tensor) -> Tensor:
+        """Of every window, how many nodes are: the first, whose input was solved, and those after it
+        whose input stood still, up to the first that moved.  ``moved`` ``[W, batch]``: the mean
+        square."""
+        limits = self.limits.index_select(0, index.flatten()).view(index.shape)
+        return leading((moved <= limits) | (self.window.ahead == 0))
 
 
 @dataclass(frozen=True)
@@ -119,71 +147,84 @@ class Picard(_Windowed):
         if self.plan_tolerance is not None:
             require_positive(plan_tolerance=self.plan_tolerance)
 
-    def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
-    ) -> Walk:
-        return self._walk(denoise, tableau, noise, start, self._done())
+    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
+        return PicardRounds(self, tableau, like, started)
 
-    def _walk(
-        self,
-        denoise: BoundDenoise,
-        tableau: Tableau,
-        noise: Noise,
-        start: Tensor | None,
-        done: Done,
-        update: Update | None = None,
-    ) -> Walk:
-        linear, n, x_T = Linear(tableau, noise), tableau.n_nodes, noise.x_T
-        nodes = torch.arange(n, device=x_T.device)[:, None]
-        column = torch.arange(len(x_T), device=x_T.device)
-        # Row N takes what a window that hangs over the end would write; no node reads it.
-        x0_hats = x_T.new_zeros(n + 1, *x_T.shape)
-        if start is not None:
-            x0_hats[:n] = start
 
-        def one_round(index: Tensor, active: Tensor, unreached: Tensor) -> Tensor:
-            x = linear.nodes(index, x0_hats[:n])
-            outputs = self.evaluate(denoise, x, linear.timesteps[index.clamp(max=n - 1)], active)
-            before = x0_hats[index, column]
-            x0_hats[index, column] = outputs
-            if start is None:
-                beyond = broadcast(nodes >= unreached, x0_hats)
-                x0_hats[:n] = torch.where(beyond, outputs[-1], x0_hats[:n])
-            moved = mean_square(linear.nodes(index[1:], x0_hats[:n]) - x[1:])
-            if update is not None:
-                x0_hats[index, column] = update(index, active, before, outputs)
-                moved = moved.minimum(mean_square(linear.nodes(index[1:], x0_hats[:n]) - x[1:]))
-            return moved
+class PicardRounds(_WindowedRounds):
+    """Every round is the windows' nodes."""
 
+    def __init__(self, driver: Picard, tableau: Tableau, like: Tensor, started: bool) -> None:
         # A node's unit is the noise of the step that leads to it.  (The paper takes the step that
         # leaves it; the last one has no noise, which costs a round for the last node alone.)
-        unit = torch.cat((tableau.variance[:1], tableau.variance)).to(x_T)
-        rounds, evaluations = self._slide(
-            n,
-            x_T,
-            one_round,
-            unit,
-            lambda passed, reached: done(passed, reached, lambda: linear.node(n, x0_hats[:n])),
-        )
-        return Walk(linear.node(n, x0_hats[:n]), x0_hats[:n], noise, rounds, evaluations)
+        super().__init__(driver, tableau, like, torch.cat((tableau.variance[:1], tableau.variance)))
+        self.linear, self.started = Linear(tableau, like), started
+        self.plan_limit = None if driver.plan_tolerance is None else driver.plan_tolerance * RANGE
+        self.executed = driver.executed
+        self.nodes = torch.arange(self.n + 1, device=like.device)[:, None]
 
-    def _done(self) -> Done:
-        """A new walk's rule: all nodes solved, or what will be executed moved less than
-        ``plan_tolerance`` in a round that saw the end."""
-        if self.plan_tolerance is None:
-            return lambda passed, reached, sample: passed
-        limit, before = self.plan_tolerance * RANGE, None
+    def begin(self, noise: Noise, start: Tensor | None) -> State:
+        drift = self.linear.drift(noise)
+        # Row N takes what a window that hangs over the end would write; no node reads it.
+        x0_hats = torch.zeros_like(drift) if start is None else torch.cat((start, start[:1]))
+        state = {"drift": drift, "x0_hats": x0_hats, **self.window.state(noise.x_T)}
+        if self.plan_limit is not None:
+            # The plan of the round before: nothing is near NaN.
+            state["plan"] = torch.full_like(noise.x_T[:, self.executed], torch.nan)
+        return state
 
-        def done(passed: Tensor, reached: Tensor, sample: Callable[[], Tensor]) -> Tensor:
-            nonlocal before
-            last, before = before, sample()[:, self.executed].flatten(1)
-            if last is None:
-                return passed
-            return passed | (reached & ((before - last).abs().amax(dim=1) <= limit))
+    def round(self, denoise: NodeDenoise, state: State) -> State:
+        drift, x0_hats = state["drift"], state["x0_hats"]
+        index, active = self.window.index(state)
+        x = self.linear.nodes(index, drift, x0_hats[: self.n])
+        outputs = self.evaluate(denoise, x, index.clamp(max=self.n - 1), active)
+        new = put(x0_hats, index, outputs)
+        if not self.started:
+            unreached = broadcast(self.nodes >= state["offset"] + self.window.size, new)
+            new = torch.where(unreached, outputs[-1], new)
+        moved = self._moved(index, drift, new, x)
+        new, moved, kept = self.improved(state, index, active, x, take(x0_hats, index), new, moved)
+        state = {**state, **kept, "x0_hats": new}
+        reached = state["offset"] + self.window.size >= self.n
+        state |= self.window.moved(state, active, self.solved(index, moved))
+        return self.finished(state, reached)
 
-        return done
+    def improved(
+        self, state: State, index: Tensor, active: Tensor, x: Tensor, old: Tensor, new: Tensor, moved: Tensor
+    ) -> tuple[Tensor, Tensor, State]:
+        """A chance to do better than Picard's update.
+
+        Args:
+            x: ``[W, batch, T, A]``, the windows' inputs.
+            old: ``[W, batch, T, A]``, their x0_hats before the round.
+            new: ``[N + 1, batch, T, A]``, all x0_hats after it.
+            moved: ``[W, batch]``, the mean square by which the inputs moved.
+
+        Returns:
+            ``new`` and ``moved`` anew, and what to remember in the state.
+        """
+        return new, moved, {}
+
+    def _moved(self, index: Tensor, drift: Tensor, x0_hats: Tensor, x: Tensor) -> Tensor:
+        """``[W, batch]``: by how much the windows' inputs differ from ``x``, in the mean square."""
+        return mean_square(self.linear.nodes(index, drift, x0_hats[: self.n]) - x)
+
+    def finished(self, state: State, reached: Tensor) -> State:
+        """Ends the walk of batch elements whose plan stood still in a round that ``reached`` the end."""
+        if self.plan_limit is None:
+            return state
+        plan = self.linear.sample(state["drift"], state["x0_hats"][: self.n])[:, self.executed]
+        still = (plan - state["plan"]).abs().flatten(1).amax(dim=1) <= self.plan_limit
+        offset = torch.where(reached & still, self.n, state["offset"])
+        return {**state, "plan": plan, "offset": offset}
+
+    def finish(self, noise: Noise, state: State) -> Walk:
+        x0_hats = state["x0_hats"][: self.n]
+        sample = self.linear.sample(state["drift"], x0_hats)
+        return Walk(sample, x0_hats, noise, state["rounds"], state["evaluations"])
 
 
+@dataclass(frozen=True)
 class PicardPublished(_Windowed):
     """The paper's algorithm: ``x_{i+1} <- x_o + sum_{k=o..i} (step(x_k) - x_k)``, o the window's
     first node; nodes that no round has reached yet take the farthest one's value.
@@ -191,30 +232,43 @@ class PicardPublished(_Windowed):
     Reproduces the paper; ignores ``start``.
     """
 
-    def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
-    ) -> Walk:
-        n, x_T, z = tableau.n_nodes, noise.x_T, noise.z
-        a, q, S, R = (part.to(x_T) for part in tableau.step_form)
-        given = (R @ z.reshape(n, -1)).view_as(z) + broadcast(q, z) * x_T
-        timesteps = tableau.timesteps.to(x_T)
-        nodes = torch.arange(n + 1, device=x_T.device)[:, None]
-        column = torch.arange(len(x_T), device=x_T.device)
+    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
+        return PicardPublishedRounds(self, tableau, like)
+
+
+class PicardPublishedRounds(_WindowedRounds):
+    """Every round is the windows' nodes; the state is their inputs."""
+
+    def __init__(self, driver: PicardPublished, tableau: Tableau, like: Tensor) -> None:
+        super().__init__(driver, tableau, like, torch.cat((tableau.variance, tableau.variance.new_zeros(1))))
+        self.a, self.q, self.S, self.R = (part.to(like) for part in tableau.step_form)
+        self.nodes = torch.arange(self.n + 2, device=like.device)[:, None]
+
+    def begin(self, noise: Noise, start: Tensor | None) -> State:
+        x_T, z = noise.x_T, noise.z
+        q = self.q.view(-1, *[1] * x_T.ndim)
         # Row N of x0_hats and row N + 1 of x take what hangs over the end; no node reads them.
-        x0_hats = x_T.new_zeros(n + 1, *x_T.shape)
-        x = x_T.expand(n + 2, *x_T.shape).clone()
+        return {
+            "given": (self.R @ z.reshape(self.n, -1)).view_as(z) + q * x_T,
+            "x0_hats": x_T.new_zeros(self.n + 1, *x_T.shape),
+            "x": x_T.expand(self.n + 2, *x_T.shape).clone(),
+            **self.window.state(x_T),
+        }
 
-        def one_round(index: Tensor, active: Tensor, unreached: Tensor) -> Tensor:
-            inside = index.clamp(max=n - 1)
-            old = x[index, column]
-            x0_hats[index, column] = self.evaluate(denoise, old, timesteps[inside], active)
-            step = broadcast(a[inside], old) * old + given[inside, column]
-            step = step + torch.einsum("wbn,nb...->wb...", S[inside], x0_hats[:n])
-            new = old[0] + (step - old).cumsum(dim=0)
-            x[index + 1, column] = new
-            x[: n + 1] = torch.where(broadcast(nodes > unreached, x), new[-1], x[: n + 1])
-            return mean_square(new[:-1] - old[1:])
+    def round(self, denoise: NodeDenoise, state: State) -> State:
+        index, active = self.window.index(state)
+        inside = index.clamp(max=self.n - 1)
+        old = take(state["x"], index)
+        outputs = self.evaluate(denoise, old, inside, active)
+        x0_hats = put(state["x0_hats"], index, outputs)
+        a = broadcast(self.a.index_select(0, inside.flatten()).view(inside.shape), old)
+        step = a * old + take(state["given"], inside) + combined(self.S, inside, x0_hats[: self.n])
+        new = old[0] + (step - old).cumsum(dim=0)
+        x = put(state["x"], index + 1, new)
+        x = torch.where(broadcast(self.nodes > state["offset"] + self.window.size, x), new[-1], x)
+        solved = self.solved(index, mean_square(torch.cat((old[:1], new[:-1])) - old))
+        return {**state, "x0_hats": x0_hats, "x": x, **self.window.moved(state, active, solved)}
 
-        unit = torch.cat((tableau.variance, tableau.variance.new_zeros(1))).to(x_T)
-        rounds, evaluations = self._slide(n, x_T, one_round, unit)
-        return Walk(x[n], x0_hats[:n], noise, rounds, evaluations)
+    def finish(self, noise: Noise, state: State) -> Walk:
+        x0_hats = state["x0_hats"][: self.n]
+        return Walk(state["x"][self.n], x0_hats, noise, state["rounds"], state["evaluations"])

@@ -16,11 +16,11 @@ from ..errors import require_count
 from ..types import Noise, Walk
 from .sequential import Sequential
 from .tableau import Tableau
-from .walk import BoundDenoise, Evaluate, Linear, evaluate_all
+from .walk import Evaluate, Linear, NodeDenoise, RoundDriver, Rounds, State, evaluate_all
 
 
 @dataclass(frozen=True)
-class Realtime:
+class Realtime(RoundDriver):
     """K rounds of ``D <- D(drift + B D)`` over all nodes: constant latency, no stopping rule.
 
     Without a ``start`` (a first plan) there is nothing to continue: that plan is sampled
@@ -33,17 +33,34 @@ class Realtime:
     def __post_init__(self) -> None:
         require_count(rounds=self.rounds)
 
-    def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
-    ) -> Walk:
-        if start is None:
-            return Sequential()(denoise, tableau, noise)
-        linear, n, batch = Linear(tableau, noise), tableau.n_nodes, len(noise.x_T)
-        t = linear.timesteps[:, None].expand(n, batch)
-        active = torch.ones_like(t, dtype=torch.bool)
-        x0_hats = start
-        for _ in range(self.rounds):
-            x = linear.drift[:n] + torch.tensordot(linear.B[:n], x0_hats, dims=1)
-            x0_hats = self.evaluate(denoise, x, t, active)
-        rounds = torch.full((batch,), self.rounds, device=noise.x_T.device)
-        return Walk(linear.node(n, x0_hats), x0_hats, noise, rounds, evaluations=rounds * n)
+    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
+        return RealtimeRounds(self, tableau, like) if started else Sequential().on(tableau, like)
+
+
+class RealtimeRounds:
+    """Every round is all nodes."""
+
+    def __init__(self, driver: Realtime, tableau: Tableau, like: Tensor) -> None:
+        self.linear, self.evaluate = Linear(tableau, like), driver.evaluate
+        self.count = self.limit = driver.rounds
+        self.nodes = torch.arange(tableau.n_nodes, device=like.device)[:, None]
+
+    def begin(self, noise: Noise, start: Tensor | None) -> State:
+        assert start is not None
+        drift = self.linear.drift(noise)
+        return {"drift": drift, "x0_hats": start, "round": drift.new_zeros((), dtype=torch.int64)}
+
+    def round(self, denoise: NodeDenoise, state: State) -> State:
+        x = self.linear.all_nodes(state["drift"], state["x0_hats"])
+        node = self.nodes.expand(x.shape[:2])
+        active = torch.ones_like(node, dtype=torch.bool)
+        outputs = self.evaluate(denoise, x, node, active)
+        return {**state, "x0_hats": outputs, "round": state["round"] + 1}
+
+    def done(self, state: State) -> Tensor:
+        return state["round"] >= self.limit
+
+    def finish(self, noise: Noise, state: State) -> Walk:
+        sample = self.linear.sample(state["drift"], state["x0_hats"])
+        rounds = torch.full((sample.shape[0],), self.limit, device=sample.device)
+        return Walk(sample, state["x0_hats"], noise, rounds, evaluations=rounds * len(self.nodes))

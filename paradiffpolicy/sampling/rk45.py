@@ -15,7 +15,7 @@ from ..diffusion.schedule import CLEAN, NoiseSchedule
 from ..errors import InputError, require_positive
 from ..types import Noise, Walk
 from .tableau import Tableau
-from .walk import BoundDenoise, evaluate_all
+from .walk import BoundDenoise, evaluate_all, on_nodes
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class RK45:
         alphas = np.array([point.alpha for point in points])[:, None]
         x = torch.from_numpy(np.swapaxes(ys * alphas, 0, 1)).to(x_T).view(len(points), *x_T.shape)
         n = tableau.n_nodes
-        t = tableau.timesteps.to(x_T)[:, None].expand(n, batch)
-        x0_hats = evaluate_all(denoise, x[:n], t, torch.ones_like(t, dtype=torch.bool))
+        node = torch.arange(n, device=x_T.device)[:, None].expand(n, batch)
+        at_nodes = on_nodes(denoise, tableau.timesteps.to(x_T))
+        x0_hats = evaluate_all(at_nodes, x[:n], node, torch.ones_like(node, dtype=torch.bool))
         sample = x0_hats[-1] if tableau.end == CLEAN else x[-1]
         return Walk(sample, x0_hats, noise, rounds=calls + 1, evaluations=calls + n)

@@ -9,21 +9,44 @@ from torch import Tensor
 
 from ..types import Noise, Walk
 from .tableau import Tableau
-from .walk import BoundDenoise, Linear
+from .walk import Linear, NodeDenoise, RoundDriver, State
 
 
 @dataclass(frozen=True)
-class Sequential:
+class Sequential(RoundDriver):
     """``for i: D_i = D(x_i)``: N rounds of one node each; ignores ``start``."""
 
-    def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
-    ) -> Walk:
-        linear, n, x_T = Linear(tableau, noise), tableau.n_nodes, noise.x_T
-        element = torch.arange(len(x_T), device=x_T.device)
-        x0_hats = x_T.new_zeros(n, *x_T.shape)
-        for i in range(n):
-            t = linear.timesteps[i].expand(len(x_T))
-            x0_hats[i] = denoise(linear.node(i, x0_hats), t, element)
-        calls = torch.full((len(x_T),), n, device=x_T.device)
-        return Walk(linear.node(n, x0_hats), x0_hats, noise, rounds=calls, evaluations=calls)
+    def on(self, tableau: Tableau, like: Tensor, started: bool = False) -> SequentialRounds:
+        return SequentialRounds(tableau, like)
+
+
+class SequentialRounds:
+    """Round i is node i."""
+
+    def __init__(self, tableau: Tableau, like: Tensor) -> None:
+        self.linear = Linear(tableau, like)
+        self.count = self.limit = tableau.n_nodes
+
+    def begin(self, noise: Noise, start: Tensor | None) -> State:
+        drift = self.linear.drift(noise)
+        return {
+            "drift": drift,
+            "x0_hats": torch.zeros_like(drift[:-1]),
+            "node": torch.zeros(1, dtype=torch.int64, device=drift.device),
+        }
+
+    def round(self, denoise: NodeDenoise, state: State) -> State:
+        node, drift, x0_hats = state["node"], state["drift"], state["x0_hats"]
+        row = self.linear.B.index_select(0, node)
+        x = drift.index_select(0, node)[0] + (row @ x0_hats.flatten(1)).view_as(drift[0])
+        element = torch.arange(x.shape[0], device=x.device)
+        output = denoise(x, node.expand(x.shape[0]), element)
+        return {**state, "x0_hats": x0_hats.index_copy(0, node, output[None]), "node": node + 1}
+
+    def done(self, state: State) -> Tensor:
+        return state["node"][0] >= self.limit
+
+    def finish(self, noise: Noise, state: State) -> Walk:
+        sample = self.linear.sample(state["drift"], state["x0_hats"])
+        calls = torch.full((sample.shape[0],), self.limit, device=sample.device)
+        return Walk(sample, state["x0_hats"], noise, rounds=calls, evaluations=calls)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import InputError
-from .walk import BoundDenoise, evaluate_active
+from .walk import NodeDenoise, evaluate_active
 
 
 class Sharded:
@@ -42,13 +42,13 @@ class Sharded:
                 f"{self.world} processes for a window of {window} nodes: start at most {window}, or widen it"
             )
 
-    def __call__(self, denoise: BoundDenoise, x: Tensor, t: Tensor, active: Tensor) -> Tensor:
+    def __call__(self, denoise: NodeDenoise, x: Tensor, node: Tensor, active: Tensor) -> Tensor:
         """See ``walk.Evaluate``; all processes get the whole window."""
         share = math.ceil(len(x) / self.world)
         mine = slice(self.rank * share, (self.rank + 1) * share)
         part = x.new_zeros(share, *x.shape[1:])
         if len(x[mine]):
-            part[: len(x[mine])] = evaluate_active(denoise, x[mine], t[mine], active[mine])
+            part[: len(x[mine])] = evaluate_active(denoise, x[mine], node[mine], active[mine])
         whole = x.new_empty(share * self.world, *x.shape[1:])
         dist.all_gather_into_tensor(whole, part, group=self.group)
         return whole[: len(x)]

@@ -26,8 +26,22 @@ from torch import Tensor
 
 from ..errors import InputError, require_count
 from ..types import Noise, Walk
+from .picard import Window
 from .tableau import Tableau
-from .walk import BoundDenoise, Evaluate, Linear, broadcast, evaluate_active
+from .walk import (
+    Evaluate,
+    Linear,
+    NodeDenoise,
+    RoundDriver,
+    Rounds,
+    State,
+    broadcast,
+    combined,
+    evaluate_active,
+    leading,
+    put,
+    take,
+)
 
 
 def reflection_coupling(z: Tensor, delta: Tensor, log_u: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +64,7 @@ def reflection_coupling(z: Tensor, delta: Tensor, log_u: Tensor) -> tuple[Tensor
 
 
 @dataclass(frozen=True)
-class Speculative:
+class Speculative(RoundDriver):
     """Samples with exactly the sequential driver's law, for solvers that add noise on every step.
 
     The sample is another one than the sequential driver's from the same noise.  ``Walk.noise`` has
@@ -80,47 +94,69 @@ class Speculative:
                 "sde_dpm_solver_pp_2m does: choose one of those, or driver 'picard'"
             )
 
-    def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
-    ) -> Walk:
+    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
         self.check(tableau)
-        n, x_T, batch, device = tableau.n_nodes, noise.x_T, len(noise.x_T), noise.x_T.device
+        return SpeculativeRounds(self, tableau, like, started)
+
+
+class SpeculativeRounds:
+    """Every round decides the noise of the windows' steps up to the first rejection."""
+
+    count = None
+
+    def __init__(self, driver: Speculative, tableau: Tableau, like: Tensor, started: bool) -> None:
+        self.n = self.limit = tableau.n_nodes
+        self.linear, self.started, self.evaluate = Linear(tableau, like), started, driver.evaluate
+        self.window = Window(driver.window, self.n, like.device)
         steps = tableau.step_form
-        scale = steps.R.diagonal().to(x_T)
+        self.scale = steps.R.diagonal().to(like)
+        divisor = torch.where(steps.R.diagonal() > 0, steps.R.diagonal(), 1.0)
+        self.weights = (steps.S / divisor[:, None]).to(like)
+        self.nodes = torch.arange(self.n + 1, device=like.device)[:, None]
+
+    def begin(self, noise: Noise, start: Tensor | None) -> State:
         # Row N takes what a window that hangs over the end would write.
-        weights = (steps.S / torch.where(scale > 0, scale, 1.0).double()[:, None]).to(x_T)
         z = torch.cat((noise.z, torch.zeros_like(noise.z[:1])))
-        log_u = noise.u.log()
-        x0_hats = x_T.new_zeros(n + 1, *x_T.shape)
-        if start is not None:
-            x0_hats[:n] = start
-        nodes = torch.arange(n, device=device)[:, None]
-        column = torch.arange(batch, device=device)
-        ahead = torch.arange(min(self.window, n), device=device)[:, None]
-        offset, rounds, evaluations = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(3))
-        while (active := offset + ahead < n).any():
-            index = (offset + ahead).clamp(max=n)
-            inside = index.clamp(max=n - 1)
-            linear = Linear(tableau, Noise(x_T, z[:n], noise.u))
-            x = linear.nodes(index, x0_hats[:n])
-            outputs = self.evaluate(denoise, x, linear.timesteps[inside], active)
-            wrong = torch.zeros_like(x0_hats)  # by how much the proposals' means were guessed wrong
-            wrong[index, column] = x0_hats[index, column] - outputs
-            delta = torch.einsum("wbn,nb...->wb...", weights[inside], wrong[:n])
-            proposed = z[index, column]
-            stands, decided = reflection_coupling(proposed, delta, log_u[inside, column])
-            certain = scale[inside] == 0  # without noise the mean is the law
-            # The steps that stand up to the first that doesn't, and that one, are decided.
-            standing = (stands | certain).cumprod(dim=0)
-            up_to = torch.cat((torch.ones_like(standing[:1]), standing[:-1])).bool() & active
-            keep = broadcast(up_to & ~certain, delta)
-            z[index, column] = torch.where(keep, decided, proposed)
-            x0_hats[index, column] = outputs
-            if start is None:
-                beyond = broadcast(nodes >= offset + len(ahead), x0_hats)
-                x0_hats[:n] = torch.where(beyond, outputs[-1], x0_hats[:n])
-            rounds += active[0]
-            evaluations += active.sum(dim=0)
-            offset = offset + up_to.sum(dim=0)
-        walked = Noise(x_T, z[:n], noise.u)
-        return Walk(Linear(tableau, walked).node(n, x0_hats[:n]), x0_hats[:n], walked, rounds, evaluations)
+        return {
+            "x_T": noise.x_T,
+            "z": z,
+            "log_u": noise.u.log(),
+            "x0_hats": torch.zeros_like(z) if start is None else torch.cat((start, start[:1])),
+            **self.window.state(noise.x_T),
+        }
+
+    def round(self, denoise: NodeDenoise, state: State) -> State:
+        n, z, x0_hats = self.n, state["z"], state["x0_hats"]
+        index, active = self.window.index(state)
+        inside = index.clamp(max=n - 1)
+        drift = self.linear.drift(Noise(state["x_T"], z[:n], state["log_u"]))
+        x = self.linear.nodes(index, drift, x0_hats[:n])
+        outputs = self.evaluate(denoise, x, inside, active)
+        # By how much the proposals' means were guessed wrong, in standard deviations.
+        wrong = put(torch.zeros_like(x0_hats), index, take(x0_hats, index) - outputs)
+        delta = combined(self.weights, inside, wrong[:n])
+        proposed = take(z, index)
+        stands, decided = reflection_coupling(proposed, delta, state["log_u"].gather(0, inside))
+        certain = self.scale.index_select(0, inside.flatten()).view(inside.shape) == 0  # the mean is the law
+        # The steps that stand up to the first that doesn't, and that one, are decided.
+        up_to = (self.window.ahead <= leading(stands | certain)) & active
+        keep = broadcast(up_to & ~certain, delta)
+        new = put(x0_hats, index, outputs)
+        if not self.started:
+            unreached = broadcast(self.nodes >= state["offset"] + self.window.size, new)
+            new = torch.where(unreached, outputs[-1], new)
+        return {
+            **state,
+            "z": put(z, index, torch.where(keep, decided, proposed)),
+            "x0_hats": new,
+            **self.window.moved(state, active, up_to.sum(dim=0)),
+        }
+
+    def done(self, state: State) -> Tensor:
+        return self.window.done(state)
+
+    def finish(self, noise: Noise, state: State) -> Walk:
+        walked = Noise(noise.x_T, state["z"][: self.n], noise.u)
+        x0_hats = state["x0_hats"][: self.n]
+        sample = self.linear.sample(self.linear.drift(walked), x0_hats)
+        return Walk(sample, x0_hats, walked, state["rounds"], state["evaluations"])

@@ -1,7 +1,18 @@
-"""What every driver shares: the network as it sees it, and a node's input from the table."""
+"""What every driver shares: rounds, the network as they see it, and a node's input from the table.
+
+A driver on a table is a few pure functions of tensors (``Rounds``):
+
+    state = begin(noise, start)
+    while not done(state):  state = round(denoise, state)
+    walk = finish(state)
+
+No shape, no branch and no index on the host depends on data, so ``sampling.capture`` can freeze
+them, and ``walk`` here runs them as they stand.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -17,6 +28,46 @@ BoundDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 A row is one node of one batch element; ``element`` says which, to find its condition.  ``t`` may be
 fractional and has x's dtype.  What is written ``T, A`` here may be any shape, an image's too.
 """
+
+NodeDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(x [rows, T, A], node [rows] int64, element [rows] int64) -> x0_hat [rows, T, A]``: the same on a
+table's nodes, so that what depends on the timestep alone can be looked up."""
+
+State = dict[str, Tensor]
+"""What a round changes, and what it only reads; always the same keys, shapes and dtypes."""
+
+
+def on_nodes(denoise: BoundDenoise, timesteps: Tensor) -> NodeDenoise:
+    """``denoise`` at a table's nodes, whose timesteps ``[N]`` are."""
+    return lambda x, node, element: denoise(x, timesteps.index_select(0, node).to(x.dtype), element)
+
+
+class Rounds(Protocol):
+    """A driver on one table, ready to walk.
+
+    Attributes:
+        count: the number of rounds, if it is known beforehand; None: until done.
+        limit: there are never more.
+    """
+
+    count: int | None
+    limit: int
+
+    def begin(self, noise: Noise, start: Tensor | None) -> State:
+        """The state before the first round; ``start`` ``[N, batch, T, A]`` guesses all x0_hats."""
+        ...
+
+    def round(self, denoise: NodeDenoise, state: State) -> State:
+        """One network call; does nothing once all are done."""
+        ...
+
+    def done(self, state: State) -> Tensor:
+        """``[]`` bool: whether no batch element needs another round."""
+        ...
+
+    def finish(self, noise: Noise, state: State) -> Walk:
+        """The walk, as it stands."""
+        ...
 
 
 class Driver(Protocol):
@@ -36,31 +87,84 @@ class Driver(Protocol):
         ...
 
 
+class RoundDriver(ABC):
+    """A ``Driver`` that goes in rounds."""
+
+    @abstractmethod
+    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
+        """Its rounds on a table, in ``like``'s precision and on its device; ``started`` says whether
+        walks have a ``start``."""
+
+    def __call__(
+        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
+    ) -> Walk:
+        rounds = self.on(tableau, noise.x_T, start is not None)
+        return walk(rounds, on_nodes(denoise, tableau.timesteps.to(noise.x_T)), noise, start)
+
+
+def walk(rounds: Rounds, denoise: NodeDenoise, noise: Noise, start: Tensor | None = None) -> Walk:
+    """All rounds, one after the other."""
+    state = rounds.begin(noise, start)
+    if rounds.count is not None:
+        for _ in range(rounds.count):
+            state = rounds.round(denoise, state)
+    else:
+        while not rounds.done(state):
+            state = rounds.round(denoise, state)
+    return rounds.finish(noise, state)
+
+
 class Linear:
-    """The linear part of a table in the working precision.
+    """The linear part of a table in the working precision: ``x_i = drift[i] + B[i] D`` with
+    ``drift[i] = p_i x_T + C_i z``."""
 
-    ``x_i = drift[i] + B[i] D`` with ``drift[i] = p_i x_T + C_i z``, computed once per plan.
-    """
+    def __init__(self, tableau: Tableau, like: Tensor) -> None:
+        self.n, self.stochastic = tableau.n_nodes, tableau.stochastic
+        self.p, self.B, self.C = tableau.p.to(like), tableau.B.to(like), tableau.C.to(like)
 
-    def __init__(self, tableau: Tableau, noise: Noise) -> None:
-        x_T, n = noise.x_T, tableau.n_nodes
-        self.drift = tableau.p.to(x_T).view(-1, *[1] * x_T.ndim) * x_T
-        if tableau.stochastic:
-            self.drift += (tableau.C.to(x_T) @ noise.z.reshape(n, -1)).view_as(self.drift)
-        self.B = tableau.B.to(x_T)
-        self.timesteps = tableau.timesteps.to(x_T)
+    def drift(self, noise: Noise) -> Tensor:
+        """``[N + 1, batch, T, A]``, once per plan."""
+        x_T = noise.x_T
+        drift = self.p.view(-1, *[1] * x_T.ndim) * x_T
+        if self.stochastic:
+            drift = drift + (self.C @ noise.z.reshape(self.n, -1)).view_as(drift)
+        return drift
 
-    def node(self, i: int, x0_hats: Tensor) -> Tensor:
-        """Node i's input ``[batch, T, A]``; reads ``x0_hats[:i]``."""
-        if i == 0:
-            return self.drift[0]
-        return self.drift[i] + torch.tensordot(self.B[i, :i], x0_hats[:i], dims=1)
+    def all_nodes(self, drift: Tensor, x0_hats: Tensor) -> Tensor:
+        """Inputs of all nodes, ``[N, batch, T, A]``."""
+        return drift[: self.n] + (self.B[: self.n] @ x0_hats.flatten(1)).view_as(x0_hats)
 
-    def nodes(self, index: Tensor, x0_hats: Tensor) -> Tensor:
+    def sample(self, drift: Tensor, x0_hats: Tensor) -> Tensor:
+        """Node N, ``[batch, T, A]``."""
+        return drift[self.n] + (self.B[self.n :] @ x0_hats.flatten(1)).view_as(drift[0])
+
+    def nodes(self, index: Tensor, drift: Tensor, x0_hats: Tensor) -> Tensor:
         """Inputs of nodes ``index`` ``[W, batch]``, different ones per batch element:
         ``[W, batch, T, A]``; reads all ``x0_hats`` ``[N, batch, T, A]``."""
-        batch = torch.arange(index.shape[1], device=index.device)
-        return self.drift[index, batch] + torch.einsum("wbn,nb...->wb...", self.B[index], x0_hats)
+        return take(drift, index) + combined(self.B, index, x0_hats)
+
+
+def combined(weights: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Row ``index`` ``[W, batch]`` of ``weights`` ``[…, N]`` times ``values`` ``[N, batch, T, A]``,
+    for each batch element: ``[W, batch, T, A]``."""
+    rows = weights.index_select(0, index.flatten()).view(*index.shape, -1)
+    each = rows.transpose(0, 1) @ values.flatten(2).transpose(0, 1)  # [batch, W, T A]
+    return each.transpose(0, 1).reshape(*index.shape, *values.shape[2:])
+
+
+def spread(index: Tensor, like: Tensor) -> Tensor:
+    """``[W, batch]`` to ``[W, batch, T, A]``, as gather and scatter want it."""
+    return broadcast(index, like).expand(*index.shape, *like.shape[2:])
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """``values`` ``[N, batch, T, A]`` at ``index`` ``[W, batch]``: ``[W, batch, T, A]``."""
+    return values.gather(0, spread(index, values))
+
+
+def put(values: Tensor, index: Tensor, new: Tensor) -> Tensor:
+    """``values`` with ``new`` ``[W, batch, T, A]`` at ``index``; of several at one place, any."""
+    return values.scatter(0, spread(index, values), new)
 
 
 def broadcast(mask: Tensor, like: Tensor) -> Tensor:
@@ -68,26 +172,35 @@ def broadcast(mask: Tensor, like: Tensor) -> Tensor:
     return mask.view(*mask.shape, *[1] * (like.ndim - mask.ndim))
 
 
+def leading(flags: Tensor) -> Tensor:
+    """How many of the first of ``flags`` ``[W, batch]`` are true, before one isn't: ``[batch]`` int64."""
+    return (flags.logical_not().cumsum(dim=0) == 0).sum(dim=0)
+
+
+def zero_counts(like: Tensor) -> Tensor:
+    """``[batch]`` int64, for ``like`` ``[batch, …]``."""
+    return torch.zeros(like.shape[0], dtype=torch.int64, device=like.device)
+
+
 class Evaluate(Protocol):
     """Calls the network on a window of nodes; an argument of the parallel drivers."""
 
-    def __call__(self, denoise: BoundDenoise, x: Tensor, t: Tensor, active: Tensor) -> Tensor:
-        """``x`` ``[W, batch, T, A]``, ``t`` and ``active`` ``[W, batch]`` to ``[W, batch, T, A]``;
+    def __call__(self, denoise: NodeDenoise, x: Tensor, node: Tensor, active: Tensor) -> Tensor:
+        """``x`` ``[W, batch, T, A]``, ``node`` and ``active`` ``[W, batch]`` to ``[W, batch, T, A]``;
         rows that aren't active may come back as anything finite."""
         ...
 
 
-def evaluate_all(denoise: BoundDenoise, x: Tensor, t: Tensor, active: Tensor) -> Tensor:
+def evaluate_all(denoise: NodeDenoise, x: Tensor, node: Tensor, active: Tensor) -> Tensor:
     """Every row, active or not: no shape depends on data, so it can be captured."""
-    batch = x.shape[1]
-    element = torch.arange(batch, device=x.device).expand(t.shape).reshape(-1)
-    return denoise(x.flatten(0, 1), t.reshape(-1), element).view_as(x)
+    element = torch.arange(x.shape[1], device=x.device).expand(node.shape).reshape(-1)
+    return denoise(x.flatten(0, 1), node.reshape(-1), element).view_as(x)
 
 
-def evaluate_active(denoise: BoundDenoise, x: Tensor, t: Tensor, active: Tensor) -> Tensor:
+def evaluate_active(denoise: NodeDenoise, x: Tensor, node: Tensor, active: Tensor) -> Tensor:
     """Only the active rows: less work where work costs time, as on a CPU."""
-    node, element = active.nonzero(as_tuple=True)
+    window, element = active.nonzero(as_tuple=True)
     x0_hats = torch.zeros_like(x)
-    if len(node):
-        x0_hats[node, element] = denoise(x[node, element], t[node, element], element)
+    if len(window):
+        x0_hats[window, element] = denoise(x[window, element], node[window, element], element)
     return x0_hats

@@ -1,0 +1,201 @@
+r"""The U-Net's trunk with every convolution as matrix products, for CPUs.
+
+A convolution over a horizon of 4 to 16 steps is a poor fit for a CPU's convolution kernels, and a
+matrix product per tap k is a good one:
+
+    y[o] = b + sum_k  W_k x[s o + k - p]        o = 0 … T' - 1, taps that fall outside left out
+
+Taps that fall on the padding aren't computed: with kernel 5 that is 30 % of the work where T = 4.
+Activations are ``[rows, T, channels]``, as samples are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .unet1d import ConditionalResidualBlock1D, ConditionalUnet1D, Conv1dBlock, Downsample1d, Upsample1d
+
+MakeWeight = Callable[[Tensor], nn.Module]
+"""From a tap's weight ``[out, in]`` to what multiplies by it, ``[…, in]`` to ``[…, out]``."""
+
+
+class Weight(nn.Module):
+    """``x W^T`` in the weight's own precision."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Buffer(weight.contiguous())
+        self.weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+class Int8Weight(nn.Module):
+    """``x W^T`` with W rounded to 8 bits, a scale per output channel: a quarter of the memory
+    traffic, which is what a call with few rows waits for."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+        self.quantized = nn.Buffer((weight / scale).round().to(torch.int8))
+        self.scale = nn.Buffer(scale)
+        self.quantized: Tensor
+        self.scale: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.quantized.to(x.dtype) * self.scale)
+
+
+def int8_where_it_pays(weight: Tensor) -> nn.Module:
+    """8 bits for weights of a megabyte and more; smaller ones stay in the cache anyway."""
+    return (Int8Weight if weight.numel() >= 2**18 else Weight)(weight)
+
+
+def placed(part: Tensor, first: int, length: int) -> Tensor:
+    """``part`` ``[rows, n, C]`` at steps ``first …`` of a horizon of ``length``, zero elsewhere."""
+    after = length - first - part.shape[1]
+    return nn.functional.pad(part, (0, 0, first, after)) if first or after else part
+
+
+class Taps(nn.Module):
+    """A Conv1d or ConvTranspose1d, ``[rows, T, in]`` to ``[rows, T', out]``."""
+
+    def __init__(self, conv: nn.Conv1d | nn.ConvTranspose1d, make_weight: MakeWeight) -> None:
+        super().__init__()
+        self.transposed = isinstance(conv, nn.ConvTranspose1d)
+        self.kernel, self.stride, self.padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+        weight = conv.weight.detach()
+        taps = (weight.transpose(0, 1) if self.transposed else weight).unbind(dim=2)
+        self.taps = nn.ModuleList(make_weight(tap) for tap in taps)
+        self.bias = nn.Buffer(cast(Tensor, conv.bias).detach())
+        self.bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        if not self.transposed:
+            steps = (length + 2 * self.padding - self.kernel) // self.stride + 1
+            return self._sum(x, [(k, k - self.padding) for k in range(self.kernel)], self.stride, steps)
+        # Output s m + r takes input m - d from every tap with k - p = r + s d.
+        phases = []
+        for r in range(self.stride):
+            taps = range((r + self.padding) % self.stride, self.kernel, self.stride)
+            shifts = [(k, (r + self.padding - k) // self.stride) for k in taps]
+            phases.append(self._sum(x, shifts, 1, length))
+        return torch.stack(phases, dim=2).flatten(1, 2)
+
+    def _sum(self, x: Tensor, shifts: list[tuple[int, int]], stride: int, steps: int) -> Tensor:
+        """``y[o] = b + sum W_k x[stride o + shift]`` over ``(k, shift)``, for ``steps`` outputs."""
+        y = None
+        for k, shift in sorted(shifts, key=lambda tap: abs(tap[1])):  # whole ones first
+            first = max(0, -(shift // stride))
+            last = min(steps - 1, (x.shape[1] - 1 - shift) // stride)
+            if first > last:
+                continue
+            inputs = x[:, stride * first + shift : stride * last + shift + 1 : stride]
+            part = placed(self.taps[k](inputs), first, steps)
+            y = part if y is None else y + part
+        assert y is not None
+        return y + self.bias
+
+
+class Norm(nn.Module):
+    """GroupNorm over ``[rows, T, C]``."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight, self.bias = nn.Buffer(norm.weight.detach()), nn.Buffer(norm.bias.detach())
+        self.weight: Tensor
+        self.bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, steps, channels = x.shape
+        each = channels // self.groups
+        grouped = x.view(rows, steps, self.groups, each).transpose(1, 2)
+        flat = grouped.reshape(rows, self.groups, steps * each)
+        normed = nn.functional.layer_norm(flat, (steps * each,), eps=self.eps)
+        back = normed.view(rows, self.groups, steps, each).transpose(1, 2)
+        return back.reshape(rows, steps, channels) * self.weight + self.bias
+
+
+class ConvBlock(nn.Module):
+    """``Conv1dBlock``."""
+
+    def __init__(self, block: Conv1dBlock, make_weight: MakeWeight) -> None:
+        super().__init__()
+        conv, norm = cast(nn.Conv1d, block.block[0]), cast(nn.GroupNorm, block.block[1])
+        self.conv, self.norm = Taps(conv, make_weight), Norm(norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.mish(self.norm(self.conv(x)))
+
+
+class ResidualBlock(nn.Module):
+    """``ConditionalResidualBlock1D``; ``film`` ``[rows, film]``."""
+
+    def __init__(self, block: ConditionalResidualBlock1D, make_weight: MakeWeight) -> None:
+        super().__init__()
+        first, second = (cast(Conv1dBlock, part) for part in block.blocks)
+        self.first, self.second = ConvBlock(first, make_weight), ConvBlock(second, make_weight)
+        self.predict_scale = block.predict_scale
+        conv = block.residual_conv
+        self.residual = Taps(conv, make_weight) if isinstance(conv, nn.Conv1d) else nn.Identity()
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.predict_scale:
+            scale, bias = film[:, None].chunk(2, dim=-1)
+            h = scale * h + bias
+        else:
+            h = h + film[:, None]
+        return self.second(h) + self.residual(x)
+
+
+class MatmulUnet1D(nn.Module):
+    """``ConditionalUnet1D.trunk``, to rounding, with its weights laid out anew.
+
+    Args:
+        unet: where the weights are from; a copy of them is kept.
+        make_weight: their precision.
+    """
+
+    def __init__(self, unet: ConditionalUnet1D, make_weight: MakeWeight = Weight) -> None:
+        super().__init__()
+        self.film_sizes = unet.film_sizes
+        blocks = [ResidualBlock(block, make_weight) for block in unet.residual_blocks]
+        down, up = 2 * len(unet.down_modules), 2 * len(unet.up_modules)
+        self.down, self.up = nn.ModuleList(blocks[:down]), nn.ModuleList(blocks[len(blocks) - up :])
+        self.middle = nn.ModuleList(blocks[down : len(blocks) - up])
+
+        def resampled(level: nn.Module) -> nn.Module:
+            sampling = cast(nn.ModuleList, level)[2]
+            scales = isinstance(sampling, (Downsample1d, Upsample1d))
+            return Taps(cast(nn.Conv1d, sampling.conv), make_weight) if scales else nn.Identity()
+
+        self.downsample = nn.ModuleList(map(resampled, unet.down_modules))
+        self.upsample = nn.ModuleList(map(resampled, unet.up_modules))
+        self.final = ConvBlock(cast(Conv1dBlock, unet.final_conv[0]), make_weight)
+        self.output = Taps(cast(nn.Conv1d, unet.final_conv[1]), make_weight)
+
+    def forward(self, sample: Tensor, film: Tensor) -> Tensor:
+        """``sample`` ``[rows, T, A]``, ``film`` ``[rows, F]`` to ``[rows, T, A]``."""
+        films = iter(film.split(self.film_sizes, dim=-1))
+        x, skips = sample, []
+        for level, downsample in enumerate(self.downsample):
+            for block in self.down[2 * level : 2 * level + 2]:
+                x = block(x, next(films))
+            skips.append(x)
+            x = downsample(x)
+        for block in self.middle:
+            x = block(x, next(films))
+        for level, upsample in enumerate(self.upsample):
+            x = torch.cat((x, skips.pop()), dim=-1)
+            for block in self.up[2 * level : 2 * level + 2]:
+                x = block(x, next(films))
+            x = upsample(x)
+        return self.output(self.final(x))
