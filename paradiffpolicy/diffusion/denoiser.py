@@ -16,7 +16,8 @@ score        ``-eps / sigma`` (Song et al. 2021)           ``(x_t + sigma^2 o) /
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -140,11 +141,100 @@ class Denoiser:
         """``x`` ``[batch, T, A]``, ``t`` ``[batch]`` in x's dtype, ``condition`` ``[batch, G]``."""
         return self.threshold(self.raw(x, t, condition))
 
+    def at(self, timesteps: Tensor, trunk: Trunk | None = None) -> NodeDenoiser:
+        """The denoiser at ``timesteps`` ``[N]`` alone, with what they decide computed beforehand.
+
+        Args:
+            trunk: another form of the network's trunk, for a ``SplitNetwork``.
+        """
+        network = self.network
+        alpha, sigma = self.schedule.alpha(timesteps.double()), self.schedule.sigma(timesteps.double())
+        if not isinstance(network, SplitNetwork):
+
+            def whole(x: Tensor, node: Tensor, condition: Tensor) -> Tensor:
+                return self.network(x, timesteps.index_select(0, node).to(x.dtype), condition)
+
+            return NodeDenoiser(self, alpha, sigma, whole, lambda condition: condition)
+        with torch.inference_mode():
+            time = network.time_film(timesteps)
+        run = trunk or network.trunk
+
+        def split(x: Tensor, node: Tensor, film: Tensor) -> Tensor:
+            return run(x, time.index_select(0, node) + film)
+
+        return NodeDenoiser(self, alpha, sigma, split, network.condition_film)
+
     def bind(self, condition: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Fixes ``condition`` ``[batch, G]`` for one plan; the result is a ``sampling.walk.BoundDenoise``."""
 
         def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
             return self(x, t, condition.index_select(0, element))
+
+        return denoise
+
+
+Trunk = Callable[[Tensor, Tensor], Tensor]
+"""``(x_t [batch, T, A], film [batch, F]) -> [batch, T, A]``."""
+
+
+@runtime_checkable
+class SplitNetwork(Protocol):
+    """A network that its timestep and its condition enter as a sum: ``network(x, t, condition) =
+    trunk(x, time_film(t) + condition_film(condition))``."""
+
+    def time_film(self, timestep: Tensor) -> Tensor:
+        """``[n]`` to ``[n, F]``."""
+        ...
+
+    def condition_film(self, global_cond: Tensor) -> Tensor:
+        """``[batch, G]`` to ``[batch, F]``."""
+        ...
+
+    def trunk(self, sample: Tensor, film: Tensor) -> Tensor:
+        """See ``Trunk``."""
+        ...
+
+
+@dataclass(frozen=True)
+class NodeDenoiser:
+    """A denoiser at a list of timesteps, its nodes; used like a ``Denoiser``, with nodes for
+    timesteps and with what ``observe`` makes of conditions for conditions.
+
+    Attributes:
+        denoiser: at any timestep.
+        alpha, sigma: ``[N]``, float64.
+        network: ``(x [batch, T, A], node [batch] int64, observed [batch, F]) -> [batch, T, A]``.
+        observe: conditions ``[batch, G]`` to ``[batch, F]``; needed once per plan.
+    """
+
+    denoiser: Denoiser
+    alpha: Tensor
+    sigma: Tensor
+    network: Network
+    observe: Callable[[Tensor], Tensor]
+
+    @property
+    def threshold(self) -> Threshold:
+        return self.denoiser.threshold
+
+    def on(self, like: Tensor) -> NodeDenoiser:
+        """The same with alpha and sigma in ``like``'s precision, on its device."""
+        return replace(self, alpha=self.alpha.to(like), sigma=self.sigma.to(like))
+
+    def raw(self, x: Tensor, node: Tensor, observed: Tensor) -> Tensor:
+        """x0_hat without the threshold."""
+        alpha, sigma = (
+            per_row(self.alpha.index_select(0, node), x),
+            per_row(self.sigma.index_select(0, node), x),
+        )
+        output = self.network(x, node, observed)
+        return prediction_named(self.denoiser.prediction).to_x0(x, output, alpha, sigma)
+
+    def bind(self, observed: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Fixes ``observed`` ``[batch, F]`` for one plan; the result is a ``sampling.walk.NodeDenoise``."""
+
+        def denoise(x: Tensor, node: Tensor, element: Tensor) -> Tensor:
+            return self.threshold(self.raw(x, node, observed.index_select(0, element)))
 
         return denoise
 

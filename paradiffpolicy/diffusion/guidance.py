@@ -13,25 +13,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, per_row
+from .denoiser import Denoiser, NodeDenoiser, per_row
 
 Guided = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def classifier_free(denoiser: Denoiser, condition: Tensor, blank: Tensor, scale: Tensor) -> Guided:
+def classifier_free(
+    denoiser: Denoiser | NodeDenoiser, condition: Tensor, blank: Tensor, scale: Tensor
+) -> Guided:
     """``D_blank + scale (D_condition - D_blank)``, both from one batched network call (Ho and
     Salimans 2022).
 
     Args:
-        condition: ``[batch, G]``.
-        blank: ``[batch, G]``, what stands for no condition.
+        condition: ``[batch, G]``, or what a ``NodeDenoiser`` observed of it.
+        blank: the same of what stands for no condition.
         scale: ``[batch]``: 0 leaves the condition out, 1 is the network as it is, more exaggerates.
     """
 
     def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
         both = torch.cat((condition.index_select(0, element), blank.index_select(0, element)))
         given, without = denoiser.raw(torch.cat((x, x)), torch.cat((t, t)), both).chunk(2)
-        return denoiser.threshold(without + per_row(scale[element], x) * (given - without))
+        here = per_row(scale.index_select(0, element), x)
+        return denoiser.threshold(without + here * (given - without))
 
     return denoise
 

@@ -20,6 +20,7 @@ that is decided as the window slides, and that noise is standard normal.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -75,6 +76,8 @@ class Speculative(RoundDriver):
         window: nodes per round and batch element.
         evaluate: how the network is called on a window.
     """
+
+    decides_noise: ClassVar[bool] = True
 
     window: int = 20
     evaluate: Evaluate = evaluate_active

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -88,7 +88,13 @@ class Driver(Protocol):
 
 
 class RoundDriver(ABC):
-    """A ``Driver`` that goes in rounds."""
+    """A ``Driver`` that goes in rounds.
+
+    Attributes:
+        decides_noise: the walk's step noises aren't those that it began with, and it needs ``Noise.u``.
+    """
+
+    decides_noise: ClassVar[bool] = False
 
     @abstractmethod
     def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:

@@ -1,0 +1,27 @@
+"""No capture: the program as it stands.  The reference, and the fallback."""
+
+from __future__ import annotations
+
+from ..walk import State
+from .program import Program
+
+
+class Eager:
+    """Runs a program's functions."""
+
+    rung = "eager"
+    nbytes = 0
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __call__(self, inputs: State) -> State:
+        program = self.program
+        state = program.begin(inputs)
+        if program.count is not None:
+            for _ in range(program.count):
+                state = program.round(state)
+        else:
+            while not program.done(state):
+                state = program.round(state)
+        return program.finish(inputs, state)

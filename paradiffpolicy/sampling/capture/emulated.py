@@ -1,0 +1,142 @@
+"""A GPU capture's rules and its replay, on a CPU: proof that a program can be captured.
+
+A capture records which kernels ran on which memory, and a replay runs the same kernels on the same
+memory.  So does this: every aten call is recorded with its tensors, and a replay makes the same
+calls into the same storages, without any Python of the program.  What a program should have taken
+from its inputs but kept elsewhere comes out stale, as it would on a GPU, and a loop that Python
+counted is stuck in its first round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..walk import State
+from .program import CaptureError, Program, nbytes
+from .tape import Op, Tape, record
+
+TO_HOST = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
+FROM_HOST = {"tensor", "as_tensor", "from_numpy", "asarray", "cuda", "frombuffer"}
+COPIES = {"to", "type"}
+
+
+class _HostCopies(TorchFunctionMode):
+    """Refuses calls that cross between host and device: on a CPU they can't be told from others once
+    they are aten calls."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        kwargs = kwargs or {}
+        if name in TO_HOST and any(isinstance(arg, Tensor) for arg in args):
+            raise CaptureError(f"reads a value back to the host ({name}), which a capture can't")
+        moves = name in COPIES and any(
+            isinstance(value, str | torch.device) for value in (*args[1:], *kwargs.values())
+        )
+        if name in FROM_HOST or moves:
+            raise CaptureError(f"copies from or to the host ({name}), which a capture can't: make it before")
+        return func(*args, **kwargs)
+
+
+def check(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuses what a capture refuses."""
+    if torch.Tag.nondeterministic_seeded in op.tags:
+        raise CaptureError(f"draws at random ({op}), which a capture would repeat: draw it before")
+    masked = any(
+        isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+        for index in (args[1] if op.overloadpacket in INDEXED else ())
+    )
+    data_dependent = torch.Tag.dynamic_output_shape in op.tags and op.overloadpacket not in INDEXED
+    if masked or data_dependent:
+        raise CaptureError(f"has a shape that depends on data ({op}), which a capture can't: use torch.where")
+    if torch.Tag.data_dependent_output in op.tags:
+        raise CaptureError(f"reads a value back to the host ({op}), which a capture can't")
+    if op.overloadpacket is torch.ops.aten.lift_fresh:
+        raise CaptureError("copies a constant from the host (torch.tensor), which a capture can't")
+
+
+INDEXED = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
+
+
+def captured(function: Callable[[], State]) -> Tape:
+    """Records a function under a capture's rules.
+
+    Raises:
+        CaptureError: it breaks one.
+    """
+    with _HostCopies():
+        return record(function, check)
+
+
+def replay(tape: Tape) -> None:
+    """Makes the calls again, into the storages that the recording filled."""
+    with torch.inference_mode():
+        for call in tape.calls:
+            if call.op.is_view or call.op._schema.is_mutable:
+                if call.op._schema.is_mutable:
+                    call.op(*call.args, **call.kwargs)
+                continue
+            again = call.op(*call.args, **call.kwargs)
+            new = [again] if isinstance(again, Tensor) else list(again)
+            for old, value in zip(call.outputs, new, strict=True):
+                if old.untyped_storage().data_ptr() != value.untyped_storage().data_ptr():
+                    old.copy_(value)
+
+
+class Emulated:
+    """A program as a CUDA graph would hold it: one graph if the number of rounds is known, else one
+    each for the beginning, a round and the end, the round's being replayed until done."""
+
+    rung = "emulated capture"
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.inputs = {name: value.clone() for name, value in program.inputs.items()}
+        self.state: State = {}
+        if program.count is not None:
+            self.whole = captured(lambda: self._unrolled(program.count or 0))
+            tapes = [self.whole]
+        else:
+            self.begin = captured(lambda: program.begin(self.inputs))
+            # The state's memory: a round reads it and writes it.
+            self.state = {name: value.clone() for name, value in self.begin.result.items()}
+            self.round = captured(self._one_round)
+            self.finish = captured(lambda: program.finish(self.inputs, self.state))
+            tapes = [self.begin, self.round, self.finish]
+        made = [dict(enumerate(call.outputs)) for tape in tapes for call in tape.calls]
+        self.nbytes = nbytes(self.inputs, self.state, *({str(k): v for k, v in m.items()} for m in made))
+
+    def _unrolled(self, count: int) -> State:
+        state = self.program.begin(self.inputs)
+        for _ in range(count):
+            state = self.program.round(state)
+        return self.program.finish(self.inputs, state)
+
+    def _one_round(self) -> State:
+        new = self.program.round(self.state)
+        for name, value in new.items():
+            if value is not self.state[name]:
+                self.state[name].copy_(value)
+        return {"done": self.program.done(self.state)}
+
+    def __call__(self, inputs: State) -> State:
+        for name, value in inputs.items():
+            self.inputs[name].copy_(value)
+        if self.program.count is not None:
+            replay(self.whole)
+            return self.whole.result
+        replay(self.begin)
+        for name, value in self.begin.result.items():
+            self.state[name].copy_(value)
+        for _ in range(self.program.limit):
+            replay(self.round)
+            if self.round.result["done"]:
+                break
+        replay(self.finish)
+        return self.finish.result

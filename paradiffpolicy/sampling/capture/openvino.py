@@ -1,0 +1,221 @@
+"""A whole plan as one OpenVINO model: a CPU's equivalent of a graph of kernels.
+
+The program's calls are recorded (``tape``) and translated (``openvino_ops``); the rounds are the body
+of a Loop, so that a plan is one call of the model, and its weights are there once, whatever the
+number of rounds.  A compiled model is kept on disk, so that only a first start waits for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...files import write_atomically
+from ..walk import State
+from .program import CaptureError, Program, nbytes
+from .sampler import Backend, fingerprint
+from .tape import Tape, record
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+"""What a CPU must be capable of for a precision of arithmetic."""
+
+
+OUTPUT = "output."
+"""Begins the names of a model's outputs, which must differ from its inputs'."""
+
+
+@functools.cache
+def core() -> ov.Core:
+    """One for the process.
+
+    Raises:
+        CaptureError: OpenVINO isn't installed.
+    """
+    try:
+        import openvino as ov
+    except ImportError:
+        raise CaptureError("capture=openvino needs OpenVINO: pip install 'paradiffpolicy[openvino]'")
+    return ov.Core()
+
+
+def openvino_backend(
+    precision: str = "f32",
+    *,
+    threads: int | None = None,
+    pinning: bool | None = None,
+    cache: Path | None = None,
+) -> Backend:
+    """Freezes programs of CPU tensors.
+
+    Args:
+        precision: of the arithmetic, a name in ``PRECISIONS``.
+        threads: of a call; None: as many as OpenVINO likes.
+        pinning: of threads to cores; None: as OpenVINO likes.
+        cache: a folder for compiled models; None: none are kept.
+
+    Raises:
+        CaptureError: OpenVINO isn't installed, or the CPU can't compute in that precision.
+    """
+    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if PRECISIONS[precision] not in capabilities:
+        raise CaptureError(f"this CPU doesn't compute in {precision}: precision=f32, or int8 weights")
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    if pinning is not None:
+        options["ENABLE_CPU_PINNING"] = pinning
+    return Backend("openvino", lambda program: OpenVINO(program, options, cache))
+
+
+class OpenVINO:
+    """A compiled model with its buffers."""
+
+    rung = "one OpenVINO model"
+
+    def __init__(self, program: Program, options: dict[str, Any], cache: Path | None) -> None:
+        if any(value.device.type != "cpu" for value in program.inputs.values()):
+            raise CaptureError("computes on the CPU alone: device=cpu, or another capture")
+        compiled, weights = compiled_model(program, options, cache)
+        import openvino as ov
+
+        self.inputs = {name: value.clone() for name, value in program.inputs.items()}
+        self.outputs: State = {}
+        self.request = compiled.create_infer_request()
+        used = {port.any_name for port in compiled.inputs}
+        for name, value in self.inputs.items():
+            if name in used:
+                self.request.set_tensor(name, ov.Tensor(value.numpy(), shared_memory=True))
+        for port in compiled.outputs:
+            dtype = torch.from_numpy(port.element_type.to_dtype().type(0)[None]).dtype
+            value = torch.zeros(tuple(port.shape), dtype=dtype)
+            self.outputs[port.any_name.removeprefix(OUTPUT)] = value
+            self.request.set_tensor(port.any_name, ov.Tensor(value.numpy(), shared_memory=True))
+        self.nbytes = nbytes(self.inputs, self.outputs) + weights
+
+    def __call__(self, inputs: State) -> State:
+        for name, value in inputs.items():
+            self.inputs[name].copy_(value)
+        self.request.infer()
+        return self.outputs
+
+
+def compiled_model(
+    program: Program, options: dict[str, Any], cache: Path | None
+) -> tuple[ov.CompiledModel, int]:
+    """The program's model, from the cache if it is there, and in it afterwards; and the bytes of its
+    constants, which is all that OpenVINO tells of its memory."""
+    path = None
+    if cache is not None and program.identity is not None:
+        path = cache / f"{fingerprint(program.identity, options, surroundings())}.blob"
+        if path.exists():
+            try:
+                with path.open("rb") as stream:
+                    compiled = core().import_model(stream.read(), "CPU", options)
+                path.touch()  # pruning takes the oldest
+                return compiled, path.stat().st_size
+            except RuntimeError as error:
+                log.warning("capture: %s is damaged (%s); compiling anew", path, str(error).splitlines()[0])
+    model, weights = plan_model(program)
+    compiled = core().compile_model(model, "CPU", options)
+    if path is not None:
+        try:
+            blob = BytesIO()
+            compiled.export_model(blob)
+            write_atomically(path, lambda temporary: temporary.write_bytes(blob.getbuffer()))
+            prune(path.parent)
+        except OSError as error:
+            log.warning("capture: can't keep the compiled model (%s)", error)
+    return compiled, weights
+
+
+KEPT_MODELS = 24
+
+
+def prune(cache: Path) -> None:
+    """Leaves the ``KEPT_MODELS`` that were used last."""
+    blobs = sorted(cache.glob("*.blob"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in blobs[KEPT_MODELS:]:
+        path.unlink(missing_ok=True)
+
+
+@functools.cache
+def surroundings() -> str:
+    """What a compiled model depends on besides its program: versions, this package's code, the CPU."""
+    package = Path(__file__).parents[2]
+    sources = [path.read_bytes() for path in sorted(package.rglob("*.py"))]
+    versions = [importlib.metadata.version(name) for name in ("openvino", "torch")]
+    return fingerprint(core().get_property("CPU", "FULL_DEVICE_NAME"), platform.machine(), versions, sources)
+
+
+def plan_model(program: Program) -> tuple[ov.Model, int]:
+    """The whole plan, and the bytes of its constants; its ports are named as the program's inputs, and
+    ``OUTPUT`` and its outputs.
+
+    Raises:
+        CaptureError: an operation isn't translated.
+    """
+    import openvino as ov
+    import openvino.opset13 as op
+
+    from .openvino_ops import WHOLE, Graph
+
+    def recorded(function: Callable[[], State]) -> Tape:
+        return record(function, whole=WHOLE)
+
+    plan = Graph(program.inputs)
+    begin = recorded(lambda: program.begin(program.inputs))
+    plan.add(begin)
+
+    # A round, on tensors of its own so that its graph has its own parameters.
+    state = {name: value.clone() for name, value in begin.result.items()}
+    one_round = recorded(lambda: program.round(state))
+    changed = [name for name in state if one_round.result[name] is not state[name]]
+    body = Graph(state)
+    body.add(one_round)
+    results = {name: op.result(body.value(one_round.result[name])) for name in changed}
+    if program.count is None:
+        done = recorded(lambda: {"done": program.done(one_round.result)})
+        body.add(done)
+        again = op.result(op.logical_not(body.value(done.result["done"])))
+    else:
+        again = op.result(body.constant(torch.tensor(True)))
+    limit = program.limit if program.count is None else program.count
+
+    loop = op.loop(plan.constant(torch.tensor(limit)), plan.constant(torch.tensor(True)))
+    loop.set_function(ov.Model([again, *results.values()], list(body.parameters.values()), "round"))
+    loop.set_special_body_ports([-1, 0])
+    for name, parameter in body.parameters.items():
+        initial = plan.output(begin.result[name])
+        if name in results:
+            loop.set_merged_input(parameter, initial, results[name].output(0))
+        else:
+            loop.set_invariant_input(parameter, initial)
+    after = {name: value.clone() for name, value in state.items()}
+    for name, value in after.items():
+        if name in results:
+            plan.stands_for(value, loop.get_iter_value(results[name].output(0), -1))
+        else:
+            plan.stands_for(value, plan.output(begin.result[name]))
+    loop.validate_and_infer_types()
+
+    finish = recorded(lambda: program.finish(program.inputs, after))
+    plan.add(finish)
+    outputs = []
+    for name, value in finish.result.items():
+        result = op.result(plan.output(value))
+        result.output(0).set_names({OUTPUT + name})
+        outputs.append(result)
+    return ov.Model(outputs, list(plan.parameters.values()), "plan"), plan.nbytes + body.nbytes

@@ -1,0 +1,289 @@
+"""A driver on a table with a network, captured: one call of a frozen program per plan."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError, require_count
+from ...types import Noise, Walk
+from ..tableau import Tableau
+from ..walk import Driver, NodeDenoise, RoundDriver, Rounds, State, evaluate_active, evaluate_all
+from .eager import Eager
+from .program import CaptureError, Freeze, Frozen, Program
+
+log = logging.getLogger(__name__)
+
+
+class Network(Protocol):
+    """What a program samples with."""
+
+    def observe(self, inputs: State) -> State:
+        """Whatever a plan's conditions decide, once per plan; everything ``[batch, …]``."""
+        ...
+
+    def bound(self, observed: State) -> NodeDenoise:
+        """The network for what ``observe`` gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How programs are frozen.
+
+    Attributes:
+        name: for people.
+        freeze: does it.
+        padded: programs are made for a few batch sizes, and batches padded to them; else for any.
+    """
+
+    name: str
+    freeze: Freeze
+    padded: bool = True
+
+
+EAGER = Backend("eager", Eager, padded=False)
+
+
+def padded_size(batch: int) -> int:
+    """The batch size to capture for: powers of two up to 8, then multiples of 8."""
+    return 1 << (batch - 1).bit_length() if batch <= 8 else -(-batch // 8) * 8
+
+
+def sampling_program(
+    network: Network, rounds: Rounds, tableau: Tableau, inputs: State, identity: str | None = None
+) -> Program:
+    """A walk as a program: noise, start and conditions in, the walk's tensors out."""
+    n = tableau.n_nodes
+
+    def noise(inputs: State) -> Noise:
+        x_T = inputs["x_T"]
+        zero = x_T.new_zeros(())
+        z, u = inputs.get("z"), inputs.get("u")
+        return Noise(
+            x_T,
+            zero.expand(n, *x_T.shape) if z is None else z,
+            zero.expand(n, x_T.shape[0]) if u is None else u,
+        )
+
+    def begin(inputs: State) -> State:
+        observed = {OBSERVED + name: value for name, value in network.observe(inputs).items()}
+        return {**observed, **rounds.begin(noise(inputs), inputs.get("start"))}
+
+    def one_round(state: State) -> State:
+        observed = {key.removeprefix(OBSERVED): v for key, v in state.items() if key.startswith(OBSERVED)}
+        return rounds.round(network.bound(observed), state)
+
+    def finish(inputs: State, state: State) -> State:
+        walk = rounds.finish(noise(inputs), state)
+        outputs = {
+            "sample": walk.sample,
+            "x0_hats": walk.x0_hats,
+            "rounds": walk.rounds,
+            "evaluations": walk.evaluations,
+        }
+        return {**outputs, "z": walk.noise.z} if "u" in inputs else outputs
+
+    return Program(begin, one_round, rounds.done, finish, rounds.count, rounds.limit, inputs, identity)
+
+
+OBSERVED = "observed."
+"""Begins the names of what the network observed, in a state."""
+
+
+def capture(
+    driver: Driver,
+    tableau: Tableau,
+    network: Network,
+    backend: Backend,
+    *,
+    identity: str | None = None,
+    capacity: int = 8,
+) -> CapturedSampler:
+    """A sampler whose plans are one call of a frozen program each.
+
+    Args:
+        driver: one that goes in rounds; ``evaluate_active`` becomes ``evaluate_all``, since a
+            capture's shapes don't depend on data.
+        tableau: the solver.
+        network: observes once per plan, denoises in every round.
+        backend: how to freeze.
+        identity: tells the network's weights and their precision from all others, for backends that
+            keep programs on disk.
+        capacity: programs that are kept; the one that was used longest ago goes first.
+
+    Raises:
+        CaptureError: the driver can't be captured.
+    """
+    require_count(capacity=capacity)
+    if not isinstance(driver, RoundDriver):
+        raise CaptureError(
+            f"driver {type(driver).__name__.lower()!r} can't be captured, since its steps depend on what it "
+            "sees: capture=eager, or another driver"
+        )
+    evaluate = getattr(driver, "evaluate", evaluate_all)
+    if backend.padded and evaluate is evaluate_active:
+        driver = replace(driver, evaluate=evaluate_all)  # type: ignore[type-var]
+    elif backend.padded and evaluate is not evaluate_all:
+        raise CaptureError(
+            f"evaluate={type(evaluate).__name__.lower()} can't be captured: capture=eager, or evaluate=all"
+        )
+    return CapturedSampler(driver, tableau, network, backend, identity, capacity)
+
+
+class CapturedSampler:
+    """See ``capture``.  Programs are made at the first use of their shapes, or by ``warm_up``.
+
+    May be used from any thread; calls wait for one another.
+    """
+
+    def __init__(
+        self,
+        driver: RoundDriver,
+        tableau: Tableau,
+        network: Network,
+        backend: Backend,
+        identity: str | None,
+        capacity: int,
+    ) -> None:
+        self.driver, self.tableau, self.network = driver, tableau, network
+        self.backend, self.identity, self.capacity = backend, identity, capacity
+        self._frozen: OrderedDict[tuple[Any, ...], Frozen] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def run(self, inputs: State, noise: Noise, start: Tensor | None = None) -> Walk:
+        """One walk.
+
+        Args:
+            inputs: the conditions, each ``[batch, …]``, as the network observes them.
+            noise: everything random.
+            start: ``[N, batch, T, A]``, the first guess, or None.
+
+        Raises:
+            CaptureError: the program can't be captured.
+            InputError: the shapes don't fit together.
+        """
+        batch = noise.x_T.shape[0]
+        given = {**inputs, "x_T": noise.x_T}
+        along = {}  # those whose batch is the second axis
+        if self.tableau.stochastic:
+            along["z"] = noise.z
+        if self.driver.decides_noise:
+            along["u"] = noise.u
+        if start is not None:
+            along["start"] = start
+        n = self.tableau.n_nodes
+        for name, value in given.items():
+            if value.shape[0] != batch:
+                raise InputError(f"{name} {tuple(value.shape)} must begin with the batch, {batch}")
+        for name, value in along.items():
+            if tuple(value.shape[:2]) != (n, batch):
+                raise InputError(f"{name} {tuple(value.shape)} must begin with nodes and batch, {(n, batch)}")
+        if self.backend.padded:
+            size = padded_size(batch)
+            given = {name: _padded(value, 0, size) for name, value in given.items()}
+            along = {name: _padded(value, 1, size) for name, value in along.items()}
+        with self._lock, torch.inference_mode():
+            outputs = self._program({**given, **along})({**given, **along})
+            out = {name: value[:batch] for name, value in outputs.items() if name not in ("x0_hats", "z")}
+            out |= {name: outputs[name][:, :batch] for name in ("x0_hats", "z") if name in outputs}
+            if self.backend.padded:  # the next call writes to the same memory
+                out = {name: value.clone() for name, value in out.items()}
+        walked = replace(noise, z=out["z"]) if "z" in out else noise
+        return Walk(out["sample"], out["x0_hats"], walked, out["rounds"], out["evaluations"])
+
+    def _program(self, inputs: State) -> Frozen:
+        key = tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(inputs.items()))
+        if key in self._frozen:
+            self._frozen.move_to_end(key)
+            return self._frozen[key]
+        started = "start" in inputs
+        rounds = self.driver.on(self.tableau, inputs["x_T"], started)
+        identity = self.identity and fingerprint(self.identity, self.driver, self.tableau, key)
+        example = {name: value.clone() for name, value in inputs.items()}
+        frozen = self.backend.freeze(sampling_program(self.network, rounds, self.tableau, example, identity))
+        while len(self._frozen) >= self.capacity:
+            self._frozen.popitem(last=False)
+        self._frozen[key] = frozen
+        return frozen
+
+    @property
+    def programs(self) -> list[Frozen]:
+        """Those that are kept, the one used longest ago first."""
+        return list(self._frozen.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they keep."""
+        return sum(frozen.nbytes for frozen in self.programs)
+
+
+def _padded(value: Tensor, dim: int, size: int) -> Tensor:
+    """Its last element again until ``size`` along ``dim``: padding must not be NaN, and not be slower."""
+    missing = size - value.shape[dim]
+    if not missing:
+        return value
+    last = value.narrow(dim, value.shape[dim] - 1, 1)
+    return torch.cat((value, last.expand(*value.shape[:dim], missing, *value.shape[dim + 1 :])), dim=dim)
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of settings and tensors, the same in every process."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, bytes):
+            digest.update(part)
+        elif isinstance(part, list | tuple):
+            digest.update(f"{len(part)}".encode())
+            for item in part:
+                add(item)
+        elif isinstance(part, Tensor):
+            digest.update(repr((part.dtype, tuple(part.shape))).encode())
+            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy())
+        elif is_dataclass(part):
+            digest.update(type(part).__name__.encode())
+            for field in fields(part):
+                digest.update(field.name.encode())
+                add(getattr(part, field.name))
+        elif callable(part):
+            digest.update(f"{part.__module__}.{part.__qualname__}".encode())
+        else:
+            digest.update(repr(part).encode())
+
+    for part in parts:
+        add(part)
+    return digest.hexdigest()
+
+
+def first_that_works(backends: list[Callable[[], Backend]]) -> Backend:
+    """A ladder: what the first can't freeze the next does, with a line in the log that says why.
+
+    Args:
+        backends: best first; making one may raise ``CaptureError`` too.
+    """
+    rungs: list[Backend] = []
+    for make in backends:
+        try:
+            rungs.append(make())
+        except CaptureError as error:
+            log.warning("capture: %s; trying the next", error)
+    name = " or ".join(rung.name for rung in rungs)
+
+    def freeze(program: Program) -> Frozen:
+        for rung in rungs[:-1]:
+            try:
+                return rung.freeze(program)
+            except CaptureError as error:
+                log.warning("capture: %s can't, it %s; trying the next", rung.name, error)
+        return rungs[-1].freeze(program)
+
+    return Backend(name, freeze, rungs[0].padded)
