@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,19 @@ from .diffusion.denoiser import Clip, Denoiser, DynamicThreshold, unbounded
 from .diffusion.guidance import classifier_free
 from .diffusion.schedule import NoiseSchedule
 from .errors import InputError
+from .models.precision import TrunkForms
 from .models.unet1d import ConditionalUnet1D
+from .sampling.capture.backends import CaptureSettings, ladder
+from .sampling.capture.fingerprint import fingerprint
+from .sampling.capture.network import DenoiserNetwork
+from .sampling.capture.program import CaptureError
+from .sampling.capture.sampler import capture
+from .sampling.rk45 import RK45
 from .sampling.sampler import Sampler, make_sampler
-from .sampling.walk import BoundDenoise
-from .types import Plan, PolicySpec
+from .sampling.walk import State
+from .types import Noise, Plan, PolicySpec, Walk
+
+log = logging.getLogger(__name__)
 
 
 class InvalidObservationError(InputError):
@@ -92,6 +103,21 @@ def check_task(spec: PolicySpec, task: str, obs_dim: int, action_dim: int) -> No
         )
 
 
+class Weights:
+    """A checkpoint's weights, for their hash, which is computed when it is asked for."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+
+    @cached_property
+    def hash(self) -> str:
+        return fingerprint(sorted(self._weights.items()))
+
+
+Walker = Callable[[State, Noise, Tensor | None], Walk]
+"""``(inputs, noise, start)`` to the walk; see ``CapturedSampler.run``."""
+
+
 class Policy:
     """A trained network with a sampler.
 
@@ -126,6 +152,10 @@ class Policy:
         )
         self.observation_normalizer = checkpoint.observation_normalizer.to(self.device)
         self.action_normalizer = checkpoint.action_normalizer.to(self.device)
+        self.capture = CaptureSettings()
+        self._forms = TrunkForms(self.denoiser.network, "f32", self.device)
+        self._weights = Weights(checkpoint.weights)
+        self._walk = self._walker()
 
     @staticmethod
     def load(folder: str | Path, device: torch.device | str = "cpu", **sampler: Any) -> Policy:
@@ -140,6 +170,35 @@ class Policy:
     def with_sampler(self, sampler: Sampler) -> Policy:
         """This policy (the same weights in memory) with another sampler."""
         return self._with(sampler=sampler)
+
+    def captured(
+        self, backend: str = "auto", cache: Path | None = None, precision: str = "f32", **settings: Any
+    ) -> Policy:
+        """This policy with plans that are one call of a frozen program each: faster, and the same to
+        rounding.  A program is made at the first plan of its shapes, or by ``warm_up``.
+
+        Args:
+            backend: ``auto``, ``cuda_graph``, ``openvino``, ``emulated`` or ``eager``.
+            cache: a folder that keeps compiled programs for the next start (``default_cache()`` is
+                the usual one); None: none are kept.
+            precision: ``f32``, ``bf16``, ``f16``, or ``int8`` weights.
+            settings: see ``CaptureSettings``.
+
+        Raises:
+            InputError: a setting is unknown, or can't be had on this device or with this sampler.
+        """
+        chosen = CaptureSettings(backend, precision, cache=cache, **settings)
+        forms = TrunkForms(self.denoiser.network, precision, self.device)
+        return self._with(capture=chosen, _forms=forms)
+
+    def warm_up(self, batch: int = 1) -> Policy:
+        """Makes what the first plans of a batch need; this policy."""
+        window = torch.zeros(batch, self.spec.n_obs_steps, self.spec.obs_dim, device=self.device)
+        window = self.observation_normalizer.unnormalize(window)
+        generators = [torch.Generator().manual_seed(0) for _ in range(batch)]
+        first = self.plan(window, generator=generators)
+        self.plan(window, first, generator=generators)
+        return self
 
     def with_guidance(self, scale: float | Tensor | None, dynamic_threshold: float | None = None) -> Policy:
         """This policy, guided: plans lean towards what the observation says (Ho and Salimans 2022).
@@ -165,16 +224,40 @@ class Policy:
     def _with(self, **changes: Any) -> Policy:
         policy = object.__new__(Policy)
         policy.__dict__ = {**self.__dict__, **changes}
+        policy._walk = policy._walker()
         return policy
 
-    def _denoise(self, condition: Tensor) -> BoundDenoise:
-        """The network bound to the observations ``[batch, G]``, with guidance if there is any."""
-        if self.guidance_scale is None:
-            return self.denoiser.bind(condition)
-        scale = torch.as_tensor(self.guidance_scale, dtype=condition.dtype, device=self.device)
-        return classifier_free(
-            self.denoiser, condition, torch.zeros_like(condition), scale.expand(len(condition))
-        )
+    def _walker(self) -> Walker:
+        """What walks the sampler's table, captured or not."""
+        sampler, settings = self.sampler, self.capture
+        try:
+            if isinstance(sampler.driver, RK45) and settings.backend == "eager":
+                return self._walk_freely
+            backend = ladder(settings.backends(self.device))
+            trunk = self._forms.trunk(matmul=backend.matmul, arithmetic_in_half=backend.arithmetic_in_half)
+            network = DenoiserNetwork(self.denoiser, sampler.tableau, self.device, trunk)
+            return capture(
+                sampler.driver,
+                sampler.tableau,
+                network,
+                backend,
+                identity=lambda: fingerprint(
+                    self._weights.hash, self.spec, self.denoiser.threshold, settings.precision
+                ),
+                capacity=settings.capacity,
+            ).run
+        except CaptureError as error:
+            if settings.backend != "auto":
+                raise
+            log.warning("capture: %s; not captured", error)
+            return self._with(capture=CaptureSettings())._walk
+
+    def _walk_freely(self, inputs: State, noise: Noise, start: Tensor | None) -> Walk:
+        """For the driver that chooses its own timesteps."""
+        denoise, condition = self.denoiser.bind(inputs["condition"]), inputs["condition"]
+        if "scale" in inputs:
+            denoise = classifier_free(self.denoiser, condition, torch.zeros_like(condition), inputs["scale"])
+        return self.sampler.driver(denoise, self.sampler.tableau, noise, start)
 
     @torch.inference_mode()
     def plan(
@@ -211,13 +294,18 @@ class Policy:
         if previous is not None and previous.actions.shape[0] != len(window):
             raise InputError(f"{len(window)} observation windows, but {len(previous.actions)} previous plans")
         condition = rearrange(self.observation_normalizer.normalize(window), "b t o -> b (t o)")
-        walk = self.sampler(
-            self._denoise(condition),
+        inputs = {"condition": condition}
+        if self.guidance_scale is not None:
+            scale = torch.as_tensor(self.guidance_scale, dtype=condition.dtype, device=self.device)
+            inputs["scale"] = scale.expand(len(condition))
+        noise, start = self.sampler.begin(
+            self.sampler.tableau,
             (spec.horizon, spec.action_dim),
-            generators,
             None if previous is None else previous.walk,
             spec.n_action_steps if executed_steps is None else executed_steps,
+            generators,
         )
+        walk = self._walk(inputs, noise.to(self.device), start)
         actions = self.action_normalizer.unnormalize(walk.sample)
         if not actions.isfinite().all():
             raise InvalidPlanError(

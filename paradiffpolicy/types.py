@@ -64,6 +64,10 @@ class Noise:
         """The same for some of the batch elements."""
         return Noise(self.x_T[elements], self.z[:, elements], self.u[:, elements])
 
+    def to(self, device: torch.device) -> Noise:
+        """The same on a device."""
+        return Noise(*(part.to(device, non_blocking=True) for part in (self.x_T, self.z, self.u)))
+
 
 @dataclass(frozen=True)
 class Walk:

@@ -16,7 +16,7 @@ score        ``-eps / sigma`` (Song et al. 2021)           ``(x_t + sigma^2 o) /
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -141,23 +141,22 @@ class Denoiser:
         """``x`` ``[batch, T, A]``, ``t`` ``[batch]`` in x's dtype, ``condition`` ``[batch, G]``."""
         return self.threshold(self.raw(x, t, condition))
 
-    def at(self, timesteps: Tensor, trunk: Trunk | None = None) -> NodeDenoiser:
-        """The denoiser at ``timesteps`` ``[N]`` alone, with what they decide computed beforehand.
+    def at(self, timesteps: Tensor, like: Tensor, trunk: Trunk | None = None) -> NodeDenoiser:
+        """The denoiser at ``timesteps`` ``[N]`` float64 alone, with what they decide computed
+        beforehand, in ``like``'s precision and on its device.
 
         Args:
             trunk: another form of the network's trunk, for a ``SplitNetwork``.
         """
-        network = self.network
-        alpha, sigma = self.schedule.alpha(timesteps.double()), self.schedule.sigma(timesteps.double())
+        network, t = self.network, timesteps.to(like)
+        alpha, sigma = self.schedule.alpha(timesteps).to(like), self.schedule.sigma(timesteps).to(like)
         if not isinstance(network, SplitNetwork):
 
             def whole(x: Tensor, node: Tensor, condition: Tensor) -> Tensor:
-                return self.network(x, timesteps.index_select(0, node).to(x.dtype), condition)
+                return self.network(x, t.index_select(0, node), condition)
 
             return NodeDenoiser(self, alpha, sigma, whole, lambda condition: condition)
-        with torch.inference_mode():
-            time = network.time_film(timesteps)
-        run = trunk or network.trunk
+        time, run = network.time_film(t), trunk or network.trunk
 
         def split(x: Tensor, node: Tensor, film: Tensor) -> Tensor:
             return run(x, time.index_select(0, node) + film)
@@ -202,7 +201,7 @@ class NodeDenoiser:
 
     Attributes:
         denoiser: at any timestep.
-        alpha, sigma: ``[N]``, float64.
+        alpha, sigma: ``[N]``, of the nodes.
         network: ``(x [batch, T, A], node [batch] int64, observed [batch, F]) -> [batch, T, A]``.
         observe: conditions ``[batch, G]`` to ``[batch, F]``; needed once per plan.
     """
@@ -216,10 +215,6 @@ class NodeDenoiser:
     @property
     def threshold(self) -> Threshold:
         return self.denoiser.threshold
-
-    def on(self, like: Tensor) -> NodeDenoiser:
-        """The same with alpha and sigma in ``like``'s precision, on its device."""
-        return replace(self, alpha=self.alpha.to(like), sigma=self.sigma.to(like))
 
     def raw(self, x: Tensor, node: Tensor, observed: Tensor) -> Tensor:
         """x0_hat without the threshold."""

@@ -26,10 +26,11 @@ MakeWeight = Callable[[Tensor], nn.Module]
 class Weight(nn.Module):
     """``x W^T`` in the weight's own precision."""
 
+    weight: Tensor
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Buffer(weight.contiguous())
-        self.weight: Tensor
+        self.register_buffer("weight", weight.contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight)
@@ -39,13 +40,14 @@ class Int8Weight(nn.Module):
     """``x W^T`` with W rounded to 8 bits, a scale per output channel: a quarter of the memory
     traffic, which is what a call with few rows waits for."""
 
+    quantized: Tensor
+    scale: Tensor
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / 127
-        self.quantized = nn.Buffer((weight / scale).round().to(torch.int8))
-        self.scale = nn.Buffer(scale)
-        self.quantized: Tensor
-        self.scale: Tensor
+        self.register_buffer("quantized", (weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.quantized.to(x.dtype) * self.scale)
@@ -65,6 +67,8 @@ def placed(part: Tensor, first: int, length: int) -> Tensor:
 class Taps(nn.Module):
     """A Conv1d or ConvTranspose1d, ``[rows, T, in]`` to ``[rows, T', out]``."""
 
+    bias: Tensor
+
     def __init__(self, conv: nn.Conv1d | nn.ConvTranspose1d, make_weight: MakeWeight) -> None:
         super().__init__()
         self.transposed = isinstance(conv, nn.ConvTranspose1d)
@@ -72,8 +76,7 @@ class Taps(nn.Module):
         weight = conv.weight.detach()
         taps = (weight.transpose(0, 1) if self.transposed else weight).unbind(dim=2)
         self.taps = nn.ModuleList(make_weight(tap) for tap in taps)
-        self.bias = nn.Buffer(cast(Tensor, conv.bias).detach())
-        self.bias: Tensor
+        self.register_buffer("bias", cast(Tensor, conv.bias).detach())
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1]
@@ -106,12 +109,14 @@ class Taps(nn.Module):
 class Norm(nn.Module):
     """GroupNorm over ``[rows, T, C]``."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         self.groups, self.eps = norm.num_groups, norm.eps
-        self.weight, self.bias = nn.Buffer(norm.weight.detach()), nn.Buffer(norm.bias.detach())
-        self.weight: Tensor
-        self.bias: Tensor
+        self.register_buffer("weight", norm.weight.detach())
+        self.register_buffer("bias", norm.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         rows, steps, channels = x.shape

@@ -105,7 +105,7 @@ class Window:
         return (state["offset"] >= self.n).all()
 
 
-class _WindowedRounds:
+class _WindowedRounds(Rounds):
     """What both forms share; ``unit`` ``[N + 1]`` are the variances that the nodes' movements are
     measured in."""
 

@@ -34,10 +34,10 @@ class Realtime(RoundDriver):
         require_count(rounds=self.rounds)
 
     def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
-        return RealtimeRounds(self, tableau, like) if started else Sequential().on(tableau, like)
+        return RealtimeRounds(self, tableau, like) if started else Sequential().on(tableau, like, started)
 
 
-class RealtimeRounds:
+class RealtimeRounds(Rounds):
     """Every round is all nodes."""
 
     def __init__(self, driver: Realtime, tableau: Tableau, like: Tensor) -> None:

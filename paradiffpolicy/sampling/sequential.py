@@ -9,18 +9,18 @@ from torch import Tensor
 
 from ..types import Noise, Walk
 from .tableau import Tableau
-from .walk import Linear, NodeDenoise, RoundDriver, State
+from .walk import Linear, NodeDenoise, RoundDriver, Rounds, State
 
 
 @dataclass(frozen=True)
 class Sequential(RoundDriver):
     """``for i: D_i = D(x_i)``: N rounds of one node each; ignores ``start``."""
 
-    def on(self, tableau: Tableau, like: Tensor, started: bool = False) -> SequentialRounds:
+    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
         return SequentialRounds(tableau, like)
 
 
-class SequentialRounds:
+class SequentialRounds(Rounds):
     """Round i is node i."""
 
     def __init__(self, tableau: Tableau, like: Tensor) -> None:

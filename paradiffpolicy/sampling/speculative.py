@@ -102,7 +102,7 @@ class Speculative(RoundDriver):
         return SpeculativeRounds(self, tableau, like, started)
 
 
-class SpeculativeRounds:
+class SpeculativeRounds(Rounds):
     """Every round decides the noise of the windows' steps up to the first rejection."""
 
     count = None

@@ -43,7 +43,7 @@ def on_nodes(denoise: BoundDenoise, timesteps: Tensor) -> NodeDenoise:
 
 
 class Rounds(Protocol):
-    """A driver on one table, ready to walk.
+    """A driver on one table, ready to walk; made for one precision and device.
 
     Attributes:
         count: the number of rounds, if it is known beforehand; None: until done.

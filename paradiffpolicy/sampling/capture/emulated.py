@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..walk import State
-from .program import CaptureError, Program, nbytes
+from .program import CaptureError, nbytes
 from .tape import Op, Tape, record
 
 TO_HOST = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
@@ -89,54 +89,39 @@ def replay(tape: Tape) -> None:
                     old.copy_(value)
 
 
-class Emulated:
-    """A program as a CUDA graph would hold it: one graph if the number of rounds is known, else one
-    each for the beginning, a round and the end, the round's being replayed until done."""
+class TapeGraph:
+    """A tape as a ``graphs.Graph``."""
 
-    rung = "emulated capture"
+    def __init__(self, tape: Tape) -> None:
+        self.tape, self.result = tape, tape.result
+        outputs = [output for call in tape.calls for output in call.outputs]
+        self.nbytes = nbytes({str(i): output for i, output in enumerate(outputs)})
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.inputs = {name: value.clone() for name, value in program.inputs.items()}
-        self.state: State = {}
-        if program.count is not None:
-            self.whole = captured(lambda: self._unrolled(program.count or 0))
-            tapes = [self.whole]
-        else:
-            self.begin = captured(lambda: program.begin(self.inputs))
-            # The state's memory: a round reads it and writes it.
-            self.state = {name: value.clone() for name, value in self.begin.result.items()}
-            self.round = captured(self._one_round)
-            self.finish = captured(lambda: program.finish(self.inputs, self.state))
-            tapes = [self.begin, self.round, self.finish]
-        made = [dict(enumerate(call.outputs)) for tape in tapes for call in tape.calls]
-        self.nbytes = nbytes(self.inputs, self.state, *({str(k): v for k, v in m.items()} for m in made))
+    def replay(self) -> None:
+        replay(self.tape)
 
-    def _unrolled(self, count: int) -> State:
-        state = self.program.begin(self.inputs)
-        for _ in range(count):
-            state = self.program.round(state)
-        return self.program.finish(self.inputs, state)
 
-    def _one_round(self) -> State:
-        new = self.program.round(self.state)
-        for name, value in new.items():
-            if value is not self.state[name]:
-                self.state[name].copy_(value)
-        return {"done": self.program.done(self.state)}
+class Past:
+    """An event on a device that has always done everything."""
 
-    def __call__(self, inputs: State) -> State:
-        for name, value in inputs.items():
-            self.inputs[name].copy_(value)
-        if self.program.count is not None:
-            replay(self.whole)
-            return self.whole.result
-        replay(self.begin)
-        for name, value in self.begin.result.items():
-            self.state[name].copy_(value)
-        for _ in range(self.program.limit):
-            replay(self.round)
-            if self.round.result["done"]:
-                break
-        replay(self.finish)
-        return self.finish.result
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class EmulatedDevice:
+    """A ``graphs.Device`` on the CPU."""
+
+    name = "emulated"
+    while_loop = "the emulation has no while node"
+
+    def capture(self, function: Callable[[], State]) -> TapeGraph:
+        return TapeGraph(captured(function))
+
+    def event(self) -> Past:
+        return Past()
+
+    def host_flag(self) -> Tensor:
+        return torch.zeros((), dtype=torch.bool)

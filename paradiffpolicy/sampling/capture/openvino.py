@@ -11,17 +11,20 @@ import functools
 import importlib.metadata
 import logging
 import platform
+import threading
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ...files import write_atomically
 from ..walk import State
+from .fingerprint import fingerprint
 from .program import CaptureError, Program, nbytes
-from .sampler import Backend, fingerprint
+from .sampler import Backend
 from .tape import Tape, record
 
 if TYPE_CHECKING:
@@ -77,7 +80,12 @@ def openvino_backend(
         options["INFERENCE_NUM_THREADS"] = threads
     if pinning is not None:
         options["ENABLE_CPU_PINNING"] = pinning
-    return Backend("openvino", lambda program: OpenVINO(program, options, cache))
+    return Backend(
+        "openvino",
+        lambda program: OpenVINO(program, options, cache),
+        matmul=True,
+        arithmetic_in_half=True,
+    )
 
 
 class OpenVINO:
@@ -88,7 +96,7 @@ class OpenVINO:
     def __init__(self, program: Program, options: dict[str, Any], cache: Path | None) -> None:
         if any(value.device.type != "cpu" for value in program.inputs.values()):
             raise CaptureError("computes on the CPU alone: device=cpu, or another capture")
-        compiled, weights = compiled_model(program, options, cache)
+        compiled, size, self._memory = compiled_plan(program, options, cache)
         import openvino as ov
 
         self.inputs = {name: value.clone() for name, value in program.inputs.items()}
@@ -103,7 +111,7 @@ class OpenVINO:
             value = torch.zeros(tuple(port.shape), dtype=dtype)
             self.outputs[port.any_name.removeprefix(OUTPUT)] = value
             self.request.set_tensor(port.any_name, ov.Tensor(value.numpy(), shared_memory=True))
-        self.nbytes = nbytes(self.inputs, self.outputs) + weights
+        self.nbytes = nbytes(self.inputs, self.outputs) + size
 
     def __call__(self, inputs: State) -> State:
         for name, value in inputs.items():
@@ -112,33 +120,61 @@ class OpenVINO:
         return self.outputs
 
 
-def compiled_model(
-    program: Program, options: dict[str, Any], cache: Path | None
-) -> tuple[ov.CompiledModel, int]:
-    """The program's model, from the cache if it is there, and in it afterwards; and the bytes of its
-    constants, which is all that OpenVINO tells of its memory."""
+class Compiled(NamedTuple):
+    """A compiled model.
+
+    Attributes:
+        model: it.
+        nbytes: of its constants, which is all that OpenVINO tells of its memory.
+        memory: what it lies in; must outlive it.
+    """
+
+    model: ov.CompiledModel
+    nbytes: int
+    memory: Any = None
+
+
+def compiled_plan(program: Program, options: dict[str, Any], cache: Path | None) -> Compiled:
+    """The program's model, from the cache if it is there, and in it soon afterwards."""
     path = None
     if cache is not None and program.identity is not None:
         path = cache / f"{fingerprint(program.identity, options, surroundings())}.blob"
-        if path.exists():
-            try:
-                with path.open("rb") as stream:
-                    compiled = core().import_model(stream.read(), "CPU", options)
-                path.touch()  # pruning takes the oldest
-                return compiled, path.stat().st_size
-            except RuntimeError as error:
-                log.warning("capture: %s is damaged (%s); compiling anew", path, str(error).splitlines()[0])
-    model, weights = plan_model(program)
+        kept = kept_plan(path, options)
+        if kept is not None:
+            return kept
+    model, size = plan_model(program)
     compiled = core().compile_model(model, "CPU", options)
     if path is not None:
-        try:
-            blob = BytesIO()
-            compiled.export_model(blob)
-            write_atomically(path, lambda temporary: temporary.write_bytes(blob.getbuffer()))
-            prune(path.parent)
-        except OSError as error:
-            log.warning("capture: can't keep the compiled model (%s)", error)
-    return compiled, weights
+        # Beside the first plans, which needn't wait for the disk; the interpreter's exit does.
+        threading.Thread(target=keep, args=(compiled, path), name="capture-cache").start()
+    return Compiled(compiled, size)
+
+
+def kept_plan(path: Path, options: dict[str, Any]) -> Compiled | None:
+    """The compiled model in a file; None if there is none, or if it is damaged."""
+    import openvino as ov
+
+    try:
+        mapped = np.memmap(path, dtype=np.uint8, mode="c")
+        compiled = core().import_model(ov.Tensor(mapped, shared_memory=True), "CPU", options)
+        path.touch()  # pruning takes the oldest
+    except FileNotFoundError:
+        return None
+    except (RuntimeError, ValueError, OSError) as error:
+        log.warning("capture: %s is damaged (%s); compiling anew", path, str(error).splitlines()[0])
+        return None
+    return Compiled(compiled, mapped.nbytes, mapped)
+
+
+def keep(compiled: ov.CompiledModel, path: Path) -> None:
+    """Writes a compiled model to a file."""
+    try:
+        blob = BytesIO()
+        compiled.export_model(blob)
+        write_atomically(path, lambda temporary: temporary.write_bytes(blob.getbuffer()))
+        prune(path.parent)
+    except (RuntimeError, OSError) as error:
+        log.warning("capture: can't keep the compiled model (%s)", error)
 
 
 KEPT_MODELS = 24

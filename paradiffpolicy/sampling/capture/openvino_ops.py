@@ -29,10 +29,11 @@ TYPES = {
     torch.bool: Type.boolean,
 }
 
-WHOLE = frozenset({aten.linear.default, aten.layer_norm.default})
+WHOLE = frozenset({aten.linear.default, aten.layer_norm.default, aten.matmul.default})
 """Composite operations that have one of their own here."""
 
-Value = Node | Output
+Value = Any
+"""A node of the graph, or an output of one: ``Node | Output``."""
 Translation = Callable[["Graph", Call], Any]
 TRANSLATIONS: dict[Any, Translation] = {}
 """From an aten overload packet to what builds it: an output, or a list of them."""
@@ -210,7 +211,11 @@ for packet, build in {
     aten.sin: op.sin,
     aten.cos: op.cos,
 }.items():
-    TRANSLATIONS[packet] = lambda graph, call, build=build: build(graph.value(call.args[0]))
+
+    def unary(graph: Graph, call: Call, build: Any = build) -> Value:
+        return build(graph.value(call.args[0]))
+
+    TRANSLATIONS[packet] = unary
 
 for packet in (aten.alias, aten.detach, aten.clone, aten.contiguous):
     TRANSLATIONS[packet] = lambda graph, call: graph.value(call.args[0])
@@ -262,14 +267,16 @@ def transpose(graph: Graph, call: Call) -> Value:
     if call.op.overloadpacket is aten.permute:
         order = [from_zero(dim, x) for dim in call.args[1]]
     else:
-        i, j = (from_zero(dim, x) for dim in (call.args[1:] or (0, 1)))
+        dims = call.args[1:] or (0, 1)
+        i, j = from_zero(dims[0], x), from_zero(dims[1], x)
         order[i], order[j] = order[j], order[i]
     return op.transpose(graph.value(x), graph.ints(*order))
 
 
 @translates(aten.slice)
 def slice_(graph: Graph, call: Call) -> Value:
-    x, dim, start, end, step = (*call.args, *(0, None, None, 1)[len(call.args) - 1 :])
+    given: list[Any] = [*call.args, *(0, None, None, 1)[len(call.args) - 1 :]]
+    x, dim, start, end, step = given
     dim, length = from_zero(dim, x), x.shape[from_zero(dim, x)]
     first, last, _ = slice(start, end).indices(length)
     if (first, last, step) == (0, length, 1):
@@ -313,8 +320,8 @@ def stack(graph: Graph, call: Call) -> Value:
 @translates(aten.constant_pad_nd)
 def constant_pad(graph: Graph, call: Call) -> Value:
     x, pads = call.args[:2]
-    pairs = list(zip(pads[::2], pads[1::2], strict=True))[::-1]
-    begins, ends = zip(*[(0, 0)] * (x.ndim - len(pairs)), *pairs, strict=True)
+    untouched = [0] * (x.ndim - len(pads) // 2)
+    begins, ends = untouched + pads[-2::-2], untouched + pads[::-2]
     filling = graph.cast(call.args[2] if len(call.args) > 2 else 0, x.dtype)
     return op.pad(graph.value(x), graph.ints(*begins), graph.ints(*ends), "constant", filling)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,9 +16,8 @@ from ...types import Noise, Walk
 from ..tableau import Tableau
 from ..walk import Driver, NodeDenoise, RoundDriver, Rounds, State, evaluate_active, evaluate_all
 from .eager import Eager
+from .fingerprint import fingerprint
 from .program import CaptureError, Freeze, Frozen, Program
-
-log = logging.getLogger(__name__)
 
 
 class Network(Protocol):
@@ -43,11 +40,15 @@ class Backend:
         name: for people.
         freeze: does it.
         padded: programs are made for a few batch sizes, and batches padded to them; else for any.
+        matmul: likes convolutions as matrix products.
+        arithmetic_in_half: computes in bf16 or f16 by itself if told to, from float32 weights.
     """
 
     name: str
     freeze: Freeze
     padded: bool = True
+    matmul: bool = False
+    arithmetic_in_half: bool = False
 
 
 EAGER = Backend("eager", Eager, padded=False)
@@ -105,7 +106,7 @@ def capture(
     network: Network,
     backend: Backend,
     *,
-    identity: str | None = None,
+    identity: Callable[[], str] | None = None,
     capacity: int = 8,
 ) -> CapturedSampler:
     """A sampler whose plans are one call of a frozen program each.
@@ -151,7 +152,7 @@ class CapturedSampler:
         tableau: Tableau,
         network: Network,
         backend: Backend,
-        identity: str | None,
+        identity: Callable[[], str] | None,
         capacity: int,
     ) -> None:
         self.driver, self.tableau, self.network = driver, tableau, network
@@ -207,7 +208,7 @@ class CapturedSampler:
             return self._frozen[key]
         started = "start" in inputs
         rounds = self.driver.on(self.tableau, inputs["x_T"], started)
-        identity = self.identity and fingerprint(self.identity, self.driver, self.tableau, key)
+        identity = self.identity and fingerprint(self.identity(), self.driver, self.tableau, key)
         example = {name: value.clone() for name, value in inputs.items()}
         frozen = self.backend.freeze(sampling_program(self.network, rounds, self.tableau, example, identity))
         while len(self._frozen) >= self.capacity:
@@ -233,57 +234,3 @@ def _padded(value: Tensor, dim: int, size: int) -> Tensor:
         return value
     last = value.narrow(dim, value.shape[dim] - 1, 1)
     return torch.cat((value, last.expand(*value.shape[:dim], missing, *value.shape[dim + 1 :])), dim=dim)
-
-
-def fingerprint(*parts: Any) -> str:
-    """A hash of settings and tensors, the same in every process."""
-    digest = hashlib.sha256()
-
-    def add(part: Any) -> None:
-        if isinstance(part, bytes):
-            digest.update(part)
-        elif isinstance(part, list | tuple):
-            digest.update(f"{len(part)}".encode())
-            for item in part:
-                add(item)
-        elif isinstance(part, Tensor):
-            digest.update(repr((part.dtype, tuple(part.shape))).encode())
-            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy())
-        elif is_dataclass(part):
-            digest.update(type(part).__name__.encode())
-            for field in fields(part):
-                digest.update(field.name.encode())
-                add(getattr(part, field.name))
-        elif callable(part):
-            digest.update(f"{part.__module__}.{part.__qualname__}".encode())
-        else:
-            digest.update(repr(part).encode())
-
-    for part in parts:
-        add(part)
-    return digest.hexdigest()
-
-
-def first_that_works(backends: list[Callable[[], Backend]]) -> Backend:
-    """A ladder: what the first can't freeze the next does, with a line in the log that says why.
-
-    Args:
-        backends: best first; making one may raise ``CaptureError`` too.
-    """
-    rungs: list[Backend] = []
-    for make in backends:
-        try:
-            rungs.append(make())
-        except CaptureError as error:
-            log.warning("capture: %s; trying the next", error)
-    name = " or ".join(rung.name for rung in rungs)
-
-    def freeze(program: Program) -> Frozen:
-        for rung in rungs[:-1]:
-            try:
-                return rung.freeze(program)
-            except CaptureError as error:
-                log.warning("capture: %s can't, it %s; trying the next", rung.name, error)
-        return rungs[-1].freeze(program)
-
-    return Backend(name, freeze, rungs[0].padded)

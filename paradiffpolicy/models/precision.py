@@ -1,0 +1,122 @@
+"""The network's trunk in another precision, or laid out anew."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.denoiser import Network, SplitNetwork, Trunk
+from ..errors import InputError, nearest
+from .matmul_unet1d import MatmulUnet1D, Weight, int8_where_it_pays
+from .unet1d import ConditionalUnet1D
+
+HALF = {"bf16": torch.bfloat16, "f16": torch.float16}
+PRECISIONS = ("f32", *HALF, "int8")
+"""``int8`` is of weights; the arithmetic is float32's then."""
+
+
+def check_precision(precision: str) -> None:
+    """Raises ``InputError`` if there is none of that name."""
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}{nearest(precision, PRECISIONS)}")
+
+
+class _Trunk(nn.Module):
+    """A network's trunk as a module, so that it can be converted by itself."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: Tensor, film: Tensor) -> Tensor:
+        return self.network.trunk(sample, film)
+
+
+def half_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
+    """The trunk with its weights and activations in ``dtype``; a sample goes in and comes out as it
+    was."""
+    trunk = _Trunk(copy.deepcopy(network)).to(dtype)
+
+    def run(sample: Tensor, film: Tensor) -> Tensor:
+        return trunk(sample.to(dtype), film.to(dtype)).to(sample.dtype)
+
+    return run
+
+
+def rounded_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
+    """The same accuracy without the hardware: weights, and what every layer takes and gives, are
+    rounded to ``dtype``, and the arithmetic between is float32's.  Not faster: it tells what a
+    precision will cost on a device that has it."""
+    trunk = _Trunk(copy.deepcopy(network))
+
+    def rounded(values: Any) -> Any:
+        return values.to(dtype).to(values.dtype) if isinstance(values, Tensor) else values
+
+    for parameter in trunk.parameters():
+        parameter.data = rounded(parameter.data)
+    for module in trunk.modules():
+        if not list(module.children()):
+            module.register_forward_pre_hook(lambda module, args: tuple(map(rounded, args)))
+            module.register_forward_hook(lambda module, args, output: rounded(output))
+    return lambda sample, film: trunk(sample, rounded(film))
+
+
+def trunk_in(network: SplitNetwork, precision: str, device: torch.device, *, matmul: bool = False) -> Trunk:
+    """A network's trunk in a precision.
+
+    Args:
+        network: as it was trained, in float32.
+        precision: a name in ``PRECISIONS``.
+        device: where it will run: a CPU's halves are rounded float32.
+        matmul: with convolutions as matrix products.
+
+    Raises:
+        InputError: the precision is unknown, or the network has no such form.
+    """
+    check_precision(precision)
+    if matmul or precision == "int8":
+        if not isinstance(network, ConditionalUnet1D) or precision in HALF:
+            raise InputError(f"{type(network).__name__} has no form of matrix products in {precision}")
+        return MatmulUnet1D(network, int8_where_it_pays if precision == "int8" else Weight)
+    if precision == "f32":
+        return network.trunk
+    return (rounded_trunk if device.type == "cpu" else half_trunk)(network, HALF[precision])
+
+
+class TrunkForms:
+    """A network's trunk in one precision, in the forms that backends ask for; each is made when it is
+    first run, since a compiled program from a cache never runs it.
+
+    Raises:
+        InputError: the precision is unknown, or the network's trunk isn't apart.
+    """
+
+    def __init__(self, network: Network, precision: str, device: torch.device) -> None:
+        check_precision(precision)
+        if precision != "f32" and not isinstance(network, SplitNetwork):
+            raise InputError(f"precision={precision} needs a network with a trunk: precision=f32")
+        self.network, self.precision, self.device = network, precision, device
+        self._made: dict[tuple[str, bool], Trunk] = {}
+
+    def trunk(self, *, matmul: bool, arithmetic_in_half: bool) -> Trunk | None:
+        """The form for a backend; None: the network has none but its own.
+
+        Args:
+            matmul: with convolutions as matrix products.
+            arithmetic_in_half: the backend itself computes in bf16 or f16, from float32 weights.
+        """
+        network = self.network
+        if not isinstance(network, SplitNetwork):
+            return None
+        precision = "f32" if arithmetic_in_half and self.precision in HALF else self.precision
+        form = (precision, matmul)
+
+        def trunk(sample: Tensor, film: Tensor) -> Tensor:
+            if form not in self._made:
+                self._made[form] = trunk_in(network, precision, self.device, matmul=matmul)
+            return self._made[form](sample, film)
+
+        return trunk

@@ -1,0 +1,176 @@
+"""A program as graphs that a device replays: three rungs, the same for a GPU and for its emulation.
+
+1. The number of rounds is known: everything unrolled in one graph.
+2. Else, where the device has a while node: everything in one graph with a loop in it.
+3. Else a graph each for the beginning, a round and the end.  The device writes whether it is done to
+   memory that the host can read; rounds are launched ahead of what the host has read, so that the
+   device never waits for the host.  The last few rounds may be more than was needed, and change
+   nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..walk import State
+from .program import CaptureError, Program, nbytes
+
+log = logging.getLogger(__name__)
+
+LAUNCH_AHEAD = 2
+"""Rounds in flight beyond the one whose flag the host waits for."""
+
+WhileLoop = Callable[
+    [Callable[..., Tensor], Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]], tuple[Tensor, ...]
+]
+"""``(again(*carried) [] bool, body(*carried), carried) -> carried``: a loop inside a graph."""
+
+
+class Graph(Protocol):
+    """Recorded work on fixed memory.
+
+    Attributes:
+        result: what the recorded function gave; every replay writes there.
+        nbytes: memory that it keeps.
+    """
+
+    result: State
+    nbytes: int
+
+    def replay(self) -> None:
+        """Queues the work."""
+        ...
+
+
+class Event(Protocol):
+    """A place in the device's queue."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None:
+        """Waits until the device has come to it."""
+        ...
+
+
+class Device(Protocol):
+    """What can capture.
+
+    Attributes:
+        name: for people.
+        while_loop: its loop inside a graph, or why there is none.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def while_loop(self) -> WhileLoop | str: ...
+
+    def capture(self, function: Callable[[], State]) -> Graph:
+        """Records ``function``'s work.  Raises ``CaptureError``, and keeps nothing then."""
+        ...
+
+    def event(self) -> Event: ...
+
+    def host_flag(self) -> Tensor:
+        """``[]`` bool that the device writes and the host reads."""
+        ...
+
+
+class Graphs:
+    """A program, captured on a device."""
+
+    def __init__(self, program: Program, device: Device) -> None:
+        self.program = program
+        self.inputs = {name: value.clone() for name, value in program.inputs.items()}
+        self.state: State = {}
+        self.whole: Graph | None = None
+        if program.count is not None:
+            self.rung = f"{device.name}: {program.count} rounds unrolled in one graph"
+            self.whole = device.capture(self._unrolled)
+        elif not isinstance(device.while_loop, str):
+            self.rung = f"{device.name}: one graph with a while node"
+            while_loop = device.while_loop
+            try:
+                self.whole = device.capture(lambda: self._looped(while_loop))
+            except CaptureError as error:
+                log.warning("capture: no while node, since it %s; a graph per round instead", error)
+        else:
+            log.info("capture: a graph per round, since %s", device.while_loop)
+        if self.whole is not None:
+            graphs = [self.whole]
+        else:
+            self.rung = f"{device.name}: a graph per round"
+            self.flag = device.host_flag()
+            self.events = [device.event() for _ in range(LAUNCH_AHEAD + 1)]
+            with torch.inference_mode():
+                # The state's memory: the first graph fills it, a round reads it and writes it.
+                state = program.begin(self.inputs)
+                self.state = {name: value.clone() for name, value in state.items()}
+            graphs = [device.capture(part) for part in (self._begin, self._round, self._finish)]
+            self.begin, self.round, self.finish = graphs
+        self.nbytes = nbytes(self.inputs, self.state) + sum(graph.nbytes for graph in graphs)
+
+    def _unrolled(self) -> State:
+        state = self.program.begin(self.inputs)
+        for _ in range(self.program.limit if self.program.count is None else self.program.count):
+            state = self.program.round(state)
+        return self.program.finish(self.inputs, state)
+
+    def _looped(self, while_loop: WhileLoop) -> State:
+        program = self.program
+        state = program.begin(self.inputs)
+        names = sorted(state)
+
+        def again(*carried: Tensor) -> Tensor:
+            return program.done(dict(zip(names, carried, strict=True))).logical_not()
+
+        def body(*carried: Tensor) -> tuple[Tensor, ...]:
+            new = program.round(dict(zip(names, carried, strict=True)))
+            return tuple(new[name] for name in names)
+
+        carried = while_loop(again, body, tuple(state[name] for name in names))
+        return program.finish(self.inputs, dict(zip(names, carried, strict=True)))
+
+    def _begin(self) -> State:
+        self._keep(self.program.begin(self.inputs))
+        return {}
+
+    def _round(self) -> State:
+        self._keep(self.program.round(self.state))
+        return {}
+
+    def _keep(self, new: State) -> None:
+        for name, value in new.items():
+            if value is not self.state[name]:
+                self.state[name].copy_(value)
+        self.flag.copy_(self.program.done(self.state), non_blocking=True)
+
+    def _finish(self) -> State:
+        return self.program.finish(self.inputs, self.state)
+
+    def __call__(self, inputs: State) -> State:
+        for name, value in inputs.items():
+            self.inputs[name].copy_(value, non_blocking=True)
+        if self.whole is not None:
+            self.whole.replay()
+            return self.whole.result
+        self.begin.replay()
+        in_flight: deque[Event] = deque()
+        for launched in range(self.program.limit):
+            self.round.replay()
+            event = self.events[launched % len(self.events)]
+            event.record()
+            in_flight.append(event)
+            if len(in_flight) > LAUNCH_AHEAD:
+                in_flight.popleft().synchronize()
+                if self.flag:  # once true it stays true, so a later round's word is as good
+                    break
+        self.finish.replay()
+        return self.finish.result
