@@ -53,7 +53,7 @@ def evaluate(cfg: Config) -> None:
         raise InputError("samplers=[] names none: give at least one, as samplers=[ddpm,paraddpm]")
     names = list(dict.fromkeys([cfg.reference, *cfg.samplers]))
     policy = load_policy(cfg)
-    policies = {name: policy.with_sampler(named_sampler(cfg, name, policy.spec)) for name in names}
+    policies = {name: sampling_policy(cfg, name, policy) for name in names}
     make_env, clock = env_maker(cfg), MonotonicClock()
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
     folder = Path(cfg.out or f"outputs/evaluate/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
@@ -85,6 +85,7 @@ def evaluate(cfg: Config) -> None:
         "checkpoint": str(cfg.checkpoint),
         "reference": cfg.reference,
         "guidance_scale": cfg.guidance_scale,
+        "capture": {"backend": cfg.capture, "precision": cfg.precision},
         "seeds": [seeds.start, seeds.stop - 1],
         "machine": machine(),
         "samplers_config": {name: plain(cfg.sampler[name]) for name in names},
@@ -109,6 +110,7 @@ def train(cfg: Config) -> None:
     from .types import PolicySpec
 
     device = choose_device(cfg)
+    settings_of_capture = capture_settings(cfg) | {"cache": None}  # weights change
     spec = PolicySpec(
         task=cfg.task.name,
         obs_dim=cfg.task.obs_dim,
@@ -144,7 +146,8 @@ def train(cfg: Config) -> None:
     seeds = range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.seeds)
 
     def evaluate_policy(checkpoint: Checkpoint) -> dict[str, float]:
-        episodes = rollout(Policy(checkpoint, sampler, device), env_maker(cfg), seeds, cfg.task.max_steps)
+        policy = Policy(checkpoint, sampler, device).captured(**settings_of_capture)
+        episodes = rollout(policy, env_maker(cfg), seeds, cfg.task.max_steps)
         scores = [episode.score for episode in episodes]
         return {
             "score": round(sum(scores) / len(scores), 4),
@@ -195,7 +198,7 @@ def collect(cfg: Config) -> None:
 
     require_count(episodes=cfg.episodes, batch=cfg.batch)
     policy = load_policy(cfg)
-    policy = policy.with_sampler(named_sampler(cfg, cfg.sampler_name, policy.spec))
+    policy = sampling_policy(cfg, cfg.sampler_name, policy)
     out = Path(cfg.out)
     buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
     first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
@@ -230,9 +233,9 @@ def bench_latency(cfg: Config) -> None:
 
     require_count(repeats=cfg.repeats)
     policy = load_policy(cfg)
-    policies = {name: policy.with_sampler(named_sampler(cfg, name, policy.spec)) for name in cfg.samplers}
+    policies = {name: sampling_policy(cfg, name, policy) for name in cfg.samplers}
     # Real observations: how many rounds a tolerance takes depends on them.
-    guide = policy.with_sampler(named_sampler(cfg, "realtime", policy.spec))
+    guide = sampling_policy(cfg, "realtime", policy)
     windows = recorded_windows(cfg, guide, cfg.repeats)
     with tqdm(total=cfg.repeats, unit="turn", desc="latency", dynamic_ncols=True) as bar:
         rows = latency_rows(policies, windows, MonotonicClock(), bar.update)
@@ -344,7 +347,38 @@ def load_policy(cfg: Config) -> Policy:
     checkpoint = Checkpoint.load(locate(cfg.checkpoint))
     check_task(checkpoint.spec, cfg.task.name, cfg.task.obs_dim, cfg.task.action_dim)
     policy = Policy(checkpoint, spec_sampler(checkpoint.spec), device)
-    return policy.with_guidance(cfg.get("guidance_scale"), cfg.get("dynamic_threshold"))
+    guided = policy.with_guidance(cfg.get("guidance_scale"), cfg.get("dynamic_threshold"))
+    return guided.captured(**capture_settings(cfg))
+
+
+def capture_settings(cfg: Config, **changes: Any) -> dict[str, Any]:
+    """What ``Policy.captured`` takes."""
+    from .sampling.capture.backends import default_cache
+
+    cache = default_cache() if cfg.capture_cache == "auto" else cfg.capture_cache
+    return {
+        "backend": changes.get("capture", cfg.capture),
+        "precision": changes.get("precision", cfg.precision),
+        "cache": None if cache is None else Path(cache),
+        "threads": cfg.threads,
+        "pinning": cfg.pinning,
+        "tf32": cfg.tf32,
+    }
+
+
+CAPTURE_KEYS = ("capture", "precision")
+"""Settings that a sampler's config may have of its own."""
+
+
+def sampling_policy(cfg: Config, name: str, policy: Policy) -> Policy:
+    """The policy with the sampler that the config calls ``name``, captured as that says."""
+    sampler = named_sampler(cfg, name, policy.spec)
+    own = {key: cfg.sampler[name][key] for key in CAPTURE_KEYS if key in cfg.sampler[name]}
+    try:
+        policy = policy.captured(**capture_settings(cfg, **own)) if own else policy
+        return policy.with_sampler(sampler)
+    except InputError as error:
+        raise InputError(f"sampler.{name}: {error}")
 
 
 def named_sampler(cfg: Config, name: str, spec: PolicySpec) -> Sampler:
@@ -354,7 +388,8 @@ def named_sampler(cfg: Config, name: str, spec: PolicySpec) -> Sampler:
     if name not in cfg.sampler:
         raise InputError(f"unknown sampler {name!r}{nearest(name, cfg.sampler)}")
     try:
-        return spec_sampler(spec, **plain(cfg.sampler[name]))
+        settings = {k: v for k, v in plain(cfg.sampler[name]).items() if k not in CAPTURE_KEYS}
+        return spec_sampler(spec, **settings)
     except InputError as error:
         raise InputError(f"sampler.{name}: {error}")
 

@@ -244,7 +244,7 @@ class Policy:
                 identity=lambda: fingerprint(
                     self._weights.hash, self.spec, self.denoiser.threshold, settings.precision
                 ),
-                capacity=settings.capacity,
+                budget=settings.budget,
             ).run
         except CaptureError as error:
             if settings.backend != "auto":

@@ -21,6 +21,7 @@ from .statistics import PairedDifference, paired_difference, standard_error
 
 def paced_run(policy: Policy, make_env: MakeEnv, seed: int, n_ticks: int, clock: Clock) -> list[Tick]:
     """The control loop at the environment's own rate on a real clock."""
+    policy.warm_up()
     env = make_env()
     robot = EnvRobot(env, seed)
     generator = torch.Generator().manual_seed(seed)

@@ -25,7 +25,7 @@ from ..sampling.sampler import Sampler
 from ..sampling.sequential import Sequential
 from ..sampling.tableau import Tableau
 from ..types import Noise, Plan
-from .latency import interleaved
+from .latency import WARM_UPS, interleaved
 from .problems import mixture_denoiser, noise_for
 from .report import plain_ticks
 
@@ -108,7 +108,7 @@ def solver_rows(
     flow_errors: dict[tuple[str, int], float | None] = {}
     rows = []
     for case, task, times in zip(cases, tasks.values(), seconds.values(), strict=True):
-        plans = task.plans[1:]  # the first warmed up
+        plans = task.plans[WARM_UPS:]
         errors = []
         for window, plan in zip(windows, plans, strict=True):
             reference = sequential_plan(task.policy, window, plan.walk.noise)

@@ -80,7 +80,7 @@ def trunk_in(network: SplitNetwork, precision: str, device: torch.device, *, mat
     if matmul or precision == "int8":
         if not isinstance(network, ConditionalUnet1D) or precision in HALF:
             raise InputError(f"{type(network).__name__} has no form of matrix products in {precision}")
-        return MatmulUnet1D(network, int8_where_it_pays if precision == "int8" else Weight)
+        return MatmulUnet1D(network, int8_where_it_pays(network) if precision == "int8" else Weight)
     if precision == "f32":
         return network.trunk
     return (rounded_trunk if device.type == "cpu" else half_trunk)(network, HALF[precision])

@@ -38,7 +38,7 @@ class CaptureSettings:
         pinning: of those threads to cores; None: as the backend likes.
         tf32: whether a GPU may compute float32 products in TF32.
         cache: a folder for compiled models; None: none are kept.
-        capacity: shapes that are kept in memory.
+        budget: bytes of memory that a sampler's programs may keep, for all shapes.
     """
 
     backend: str = "eager"
@@ -47,12 +47,12 @@ class CaptureSettings:
     pinning: bool | None = None
     tf32: bool = False
     cache: Path | None = None
-    capacity: int = 8
+    budget: int = 2**30
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise InputError(f"unknown capture {self.backend!r}{nearest(self.backend, BACKENDS)}")
-        require_count(capacity=self.capacity, **({} if self.threads is None else {"threads": self.threads}))
+        require_count(budget=self.budget, **({} if self.threads is None else {"threads": self.threads}))
 
     def backends(self, device: torch.device) -> list[Callable[[], Backend]]:
         """What to try on a device, best first; making one raises ``CaptureError`` if it can't be had."""

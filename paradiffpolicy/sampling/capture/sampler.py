@@ -107,7 +107,7 @@ def capture(
     backend: Backend,
     *,
     identity: Callable[[], str] | None = None,
-    capacity: int = 8,
+    budget: int = 2**30,
 ) -> CapturedSampler:
     """A sampler whose plans are one call of a frozen program each.
 
@@ -119,12 +119,13 @@ def capture(
         backend: how to freeze.
         identity: tells the network's weights and their precision from all others, for backends that
             keep programs on disk.
-        capacity: programs that are kept; the one that was used longest ago goes first.
+        budget: bytes that programs may keep; the one that was used longest ago goes first, but the
+            newest always stays.
 
     Raises:
         CaptureError: the driver can't be captured.
     """
-    require_count(capacity=capacity)
+    require_count(budget=budget)
     if not isinstance(driver, RoundDriver):
         raise CaptureError(
             f"driver {type(driver).__name__.lower()!r} can't be captured, since its steps depend on what it "
@@ -137,7 +138,7 @@ def capture(
         raise CaptureError(
             f"evaluate={type(evaluate).__name__.lower()} can't be captured: capture=eager, or evaluate=all"
         )
-    return CapturedSampler(driver, tableau, network, backend, identity, capacity)
+    return CapturedSampler(driver, tableau, network, backend, identity, budget)
 
 
 class CapturedSampler:
@@ -153,10 +154,10 @@ class CapturedSampler:
         network: Network,
         backend: Backend,
         identity: Callable[[], str] | None,
-        capacity: int,
+        budget: int,
     ) -> None:
         self.driver, self.tableau, self.network = driver, tableau, network
-        self.backend, self.identity, self.capacity = backend, identity, capacity
+        self.backend, self.identity, self.budget = backend, identity, budget
         self._frozen: OrderedDict[tuple[Any, ...], Frozen] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -211,9 +212,9 @@ class CapturedSampler:
         identity = self.identity and fingerprint(self.identity(), self.driver, self.tableau, key)
         example = {name: value.clone() for name, value in inputs.items()}
         frozen = self.backend.freeze(sampling_program(self.network, rounds, self.tableau, example, identity))
-        while len(self._frozen) >= self.capacity:
-            self._frozen.popitem(last=False)
         self._frozen[key] = frozen
+        while self.nbytes > self.budget and len(self._frozen) > 1:
+            self._frozen.popitem(last=False)
         return frozen
 
     @property
