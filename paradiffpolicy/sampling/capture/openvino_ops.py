@@ -168,6 +168,12 @@ for packet, build in {
 
     TRANSLATIONS[packet] = arithmetic
 
+
+@translates(aten.rsub)
+def reverse_subtract(graph: Graph, call: Call) -> Value:
+    return op.subtract(*(graph.cast(arg, call.output.dtype) for arg in call.args[1::-1]))
+
+
 for packet, build in {
     aten.eq: op.equal,
     aten.ne: op.not_equal,
@@ -291,15 +297,18 @@ def select(graph: Graph, call: Call) -> Value:
     return op.gather(graph.value(x), graph.axis(index % x.shape[dim]), graph.axis(dim))
 
 
-@translates(aten.split, aten.split_with_sizes, aten.chunk, aten.unbind)
+@translates(aten.split, aten.split_with_sizes, aten.chunk)
 def split(graph: Graph, call: Call) -> list[Value]:
-    x = call.args[0]
-    dim = from_zero(call.args[-1] if call.op.overloadpacket is aten.unbind else dim_argument(call, 2), x)
-    if call.op.overloadpacket is aten.unbind:
-        return [op.gather(graph.value(x), graph.axis(i), graph.axis(dim)) for i in range(x.shape[dim])]
+    dim = from_zero(dim_argument(call, 2), call.args[0])
     sizes = [part.shape[dim] for part in call.outputs]
-    parts = op.variadic_split(graph.value(x), graph.axis(dim), graph.ints(*sizes))
+    parts = op.variadic_split(graph.value(call.args[0]), graph.axis(dim), graph.ints(*sizes))
     return [parts.output(i) for i in range(len(sizes))]
+
+
+@translates(aten.unbind)
+def unbind(graph: Graph, call: Call) -> list[Value]:
+    x, dim = call.args[0], from_zero(dim_argument(call, 1), call.args[0])
+    return [op.gather(graph.value(x), graph.axis(i), graph.axis(dim)) for i in range(x.shape[dim])]
 
 
 def dim_argument(call: Call, position: int, default: int = 0) -> int:

@@ -1,0 +1,730 @@
+"""A captured plan is the eager plan, on every backend that runs here; what can't be captured is refused."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections import deque
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from paradiffpolicy.diffusion.denoiser import Denoiser
+from paradiffpolicy.diffusion.schedule import NoiseSchedule
+from paradiffpolicy.errors import InputError
+from paradiffpolicy.evaluation.problems import noise_for
+from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D
+from paradiffpolicy.models.unet1d import ConditionalUnet1D
+from paradiffpolicy.policy import Policy
+from paradiffpolicy.sampling.capture import cuda_graph, openvino
+from paradiffpolicy.sampling.capture.backends import CaptureSettings, ladder
+from paradiffpolicy.sampling.capture.eager import Eager
+from paradiffpolicy.sampling.capture.emulated import EmulatedDevice, TapeGraph, captured
+from paradiffpolicy.sampling.capture.fingerprint import fingerprint
+from paradiffpolicy.sampling.capture.graphs import LAUNCH_AHEAD, Graphs
+from paradiffpolicy.sampling.capture.network import DenoiserNetwork
+from paradiffpolicy.sampling.capture.program import CaptureError, Program
+from paradiffpolicy.sampling.capture.sampler import EAGER, Backend, capture, padded_size
+from paradiffpolicy.sampling.capture.tape import record
+from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
+from paradiffpolicy.sampling.solvers import SOLVERS
+from paradiffpolicy.sampling.walk import evaluate_all
+
+from .conftest import TINY, tiny_checkpoint
+
+SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
+CPU = torch.device("cpu")
+EMULATED = Backend("emulated", lambda program: Graphs(program, EmulatedDevice()))
+NOISY = ("ddpm", "sde_dpm_solver_pp_1", "sde_dpm_solver_pp_2m")
+PAIRS = [
+    (driver, solver)
+    for driver, solver in itertools.product(DRIVERS, SOLVERS)
+    if driver != "rk45" and (driver != "speculative" or solver in NOISY)
+]
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    torch.manual_seed(0)
+    network = ConditionalUnet1D(2, 6, 16, (8, 16), n_groups=4).eval().requires_grad_(False)
+    return Denoiser(network, SCHEDULE)
+
+
+def problem(n: int, batch: int, seed: int, started: bool):
+    """Conditions, noise and start for a walk of n nodes."""
+    noise = noise_for(n, batch, seed, (4, 2), torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    condition = torch.randn(batch, 6, generator=generator)
+    start = torch.randn(n, batch, 4, 2, generator=generator) if started else None
+    return {"condition": condition}, noise, start
+
+
+def samplers(denoiser, backend, *, matmul=False, **settings):
+    """The same sampler, captured and eager, both calling the network on all rows."""
+    sampler = make_sampler(SCHEDULE, **settings)
+    driver = sampler.driver
+    driver = replace(driver, evaluate=evaluate_all) if hasattr(driver, "evaluate") else driver
+    trunk = MatmulUnet1D(denoiser.network) if matmul else None
+    network = DenoiserNetwork(denoiser, sampler.tableau, CPU, trunk)
+    n = sampler.tableau.n_nodes
+    return n, *(capture(driver, sampler.tableau, network, each) for each in (backend, EAGER))
+
+
+def assert_same(walk, expected, **tolerance):
+    for field in ("sample", "x0_hats"):
+        torch.testing.assert_close(getattr(walk, field), getattr(expected, field), rtol=0, **tolerance)
+    torch.testing.assert_close(walk.noise.z, expected.noise.z, rtol=0, **tolerance)
+    assert torch.equal(walk.rounds, expected.rounds)
+    assert torch.equal(walk.evaluations, expected.evaluations)
+
+
+# ----------------------------------------------------------------------------- an emulated GPU's capture
+
+
+@pytest.mark.parametrize(("driver", "solver"), PAIRS)
+def test_every_driver_and_solver_is_replayed_bit_by_bit(denoiser, driver, solver):
+    """Captured on one problem, replayed on others: rounds differ, and nothing is stale."""
+    n, frozen, eager = samplers(denoiser, EMULATED, driver=driver, solver=solver, n_steps=6)
+    for started in (False, True):
+        for seed in range(3):
+            given = problem(n, 2, seed, started)
+            assert_same(frozen.run(*given), eager.run(*given), atol=0)
+    assert len(frozen.programs) == 2
+
+
+@pytest.mark.parametrize("driver", ["picard", "anderson"])
+def test_a_plan_tolerance_is_captured(denoiser, driver):
+    settings = {"driver": driver, "solver": "ddim", "n_steps": 12, "plan_tolerance": 0.05}
+    n, frozen, eager = samplers(denoiser, EMULATED, **settings)
+    rounds = set()
+    for seed in range(6):
+        given = problem(n, 1, seed, False)
+        assert_same(frozen.run(*given), eager.run(*given), atol=0)
+        rounds.add(int(eager.run(*given).rounds))
+    assert max(rounds) < n
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5, 9, 17])
+def test_batches_are_padded_and_the_padding_cut_off(denoiser, batch):
+    n, frozen, eager = samplers(denoiser, EMULATED, driver="picard", solver="ddpm", n_steps=6, window=3)
+    given = problem(n, batch, 0, False)
+    walk = frozen.run(*given)
+    assert_same(walk, eager.run(*given), atol=1e-5)
+    assert len(walk.sample) == batch <= padded_size(batch) <= max(2 * batch - 1, 1)
+
+
+def test_results_survive_the_next_call(denoiser):
+    n, frozen, _ = samplers(denoiser, EMULATED, driver="realtime", solver="ddim", n_steps=6)
+    first = frozen.run(*problem(n, 2, 0, True))
+    before = first.sample.clone()
+    frozen.run(*problem(n, 2, 1, True))
+    assert torch.equal(first.sample, before)
+
+
+X = torch.arange(6.0).view(2, 3)
+REFUSED = {
+    "item": lambda x: x * x.sum().item(),
+    "float": lambda x: x * float(x.sum()),
+    "bool": lambda x: x if x.sum() > 0 else -x,
+    "tolist": lambda x: x * x[0].tolist()[0],
+    "numpy": lambda x: x * x.numpy()[0, 0],
+    "cpu": lambda x: x.cpu(),
+    "to a device": lambda x: x.to("cpu"),
+    "nonzero": lambda x: x.nonzero().sum(),
+    "mask": lambda x: x[x > 2].sum(),
+    "masked_select": lambda x: x.masked_select(x > 2).sum(),
+    "mask set": lambda x: x.clone().index_put_((x > 2,), torch.zeros((), device=x.device)),
+    "unique": lambda x: x.unique().sum(),
+    "constant": lambda x: x + torch.tensor([1.0, 2.0, 3.0]),
+    "as_tensor": lambda x: x + torch.as_tensor([1.0, 2.0, 3.0]),
+    "equal": lambda x: x * torch.equal(x, x),
+    "randn": lambda x: x + torch.randn(2, 3),
+    "rand_like": lambda x: x + torch.rand_like(x),
+    "dropout": lambda x: functional.dropout(x, 0.5),
+    "normal_": lambda x: x.clone().normal_(),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_capture_refuses_is_refused(name):
+    with pytest.raises(CaptureError, match=r"host|random|shape that depends"):
+        captured(lambda: {"y": REFUSED[name](X)})
+
+
+ALLOWED = {
+    "where": lambda x: torch.where(x > 2, x, 0.0),
+    "index": lambda x: x[torch.zeros_like(x[:, 0], dtype=torch.int64)],
+    "to a dtype": lambda x: x.to(torch.float64),
+    "arange": lambda x: x + torch.arange(3),
+    "full": lambda x: x + torch.full((3,), 2.0),
+    "in place": lambda x: x.clone().mul_(2).add_(x),
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_replay_makes_the_calls_again(name):
+    x = X.clone()
+    graph = TapeGraph(captured(lambda: {"y": ALLOWED[name](x)}))
+    x.copy_(5 - X)
+    graph.replay()
+    assert torch.equal(graph.result["y"], ALLOWED[name](5 - X))
+
+
+def counting(step, count=None):
+    """A program that adds ``step(state)`` until it has passed the input."""
+    return Program(
+        begin=lambda inputs: {"x": torch.zeros_like(inputs["to"]), "to": inputs["to"] + 0},
+        round=lambda state: {
+            **state,
+            "x": torch.where(state["x"] < state["to"], state["x"] + step(), state["x"]),
+        },
+        done=lambda state: (state["x"] >= state["to"]).all(),
+        finish=lambda inputs, state: {"x": state["x"] + 0 * inputs["to"]},
+        count=count,
+        limit=40,
+        inputs={"to": torch.tensor([7.0])},
+    )
+
+
+def test_what_isnt_an_input_comes_out_stale():
+    """As on a GPU: a step that the host changes, and one that it counts, stay what they were."""
+    steps = itertools.count(1)
+    for changing in (lambda: torch.full((1,), 3.0) * next(steps), lambda: next(steps)):
+        frozen = Graphs(counting(changing), EmulatedDevice())
+        first = frozen({"to": torch.tensor([30.0])})["x"].clone()
+        again = frozen({"to": torch.tensor([30.0])})["x"]
+        assert torch.equal(first, again)  # the step of the capture, for ever
+        assert not torch.equal(again, Eager(counting(changing))({"to": torch.tensor([30.0])})["x"])
+
+
+class LateDevice(EmulatedDevice):
+    """Does its work when the host waits for it, and not before: what reads too early reads the past."""
+
+    def __init__(self) -> None:
+        self.queue: deque = deque()
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    def capture(self, function):
+        return LateGraph(super().capture(function).tape, self)
+
+    def event(self):
+        return LateEvent(self)
+
+    def until(self, marker: object) -> None:
+        while self.queue:
+            work = self.queue.popleft()
+            if work is marker:
+                return
+            if callable(work):
+                work()
+                self.in_flight -= 1
+
+
+class LateGraph(TapeGraph):
+    def __init__(self, tape, device: LateDevice) -> None:
+        super().__init__(tape)
+        self.device, self.replays = device, 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.device.queue.append(super().replay)
+        self.device.in_flight += 1
+        self.device.most_in_flight = max(self.device.most_in_flight, self.device.in_flight)
+
+
+class LateEvent:
+    def __init__(self, device: LateDevice) -> None:
+        self.device, self.marker = device, object()
+
+    def record(self) -> None:
+        self.marker = object()
+        self.device.queue.append(self.marker)
+
+    def synchronize(self) -> None:
+        if self.marker in self.device.queue:
+            self.device.until(self.marker)
+
+
+def test_rounds_are_launched_ahead_and_stop_early():
+    device = LateDevice()
+    program = counting(lambda: 1)
+    frozen = Graphs(program, device)
+    for target in (7.0, 3.0, 20.0, 1.0, 39.0, 40.0):
+        launched = []
+        queue_round = frozen.round.replay
+        frozen.round.replay = lambda queue_round=queue_round, launched=launched: launched.append(
+            queue_round()
+        )
+        outputs = frozen({"to": torch.tensor([target])})
+        frozen.round.replay = queue_round
+        device.until(None)  # whoever reads the outputs waits for the device
+        assert outputs["x"] == target
+        assert len(launched) == min(target + LAUNCH_AHEAD, program.limit)
+    # The beginning and the rounds that the host is ahead, while it waits for one.
+    assert device.most_in_flight == LAUNCH_AHEAD + 2
+
+
+class LoopingDevice(EmulatedDevice):
+    """Has a while node; its graphs call their function."""
+
+    @property
+    def while_loop(self):
+        def loop(again, body, carried):
+            carried = tuple(value.clone() for value in carried)
+            while again(*carried):
+                for value, new in zip(carried, body(*carried), strict=True):
+                    value.copy_(new)
+            return carried
+
+        return loop
+
+    def capture(self, function):
+        class Called:
+            nbytes = 0
+
+            def __init__(self) -> None:
+                self.result = function()
+
+            def replay(self) -> None:
+                for value, new in zip(self.result.values(), function().values(), strict=True):
+                    value.copy_(new)
+
+        return Called()
+
+
+def test_a_while_node_holds_the_whole_plan(denoiser):
+    looping = Backend("looping", lambda program: Graphs(program, LoopingDevice()))
+    n, frozen, eager = samplers(denoiser, looping, driver="picard", solver="ddpm", n_steps=12, window=4)
+    for seed in range(3):
+        given = problem(n, 2, seed, False)
+        assert_same(frozen.run(*given), eager.run(*given), atol=0)
+    assert "while node" in frozen.programs[0].rung
+
+
+def test_a_while_node_that_fails_gives_way_to_a_graph_per_round(denoiser, caplog):
+    class Failing(LoopingDevice):
+        def capture(self, function):
+            if not hasattr(self, "failed"):
+                self.failed = True
+                raise CaptureError("failed to be captured (out of luck)")
+            return EmulatedDevice.capture(self, function)
+
+    failing = Backend("failing", lambda program: Graphs(program, Failing()))
+    n, frozen, eager = samplers(denoiser, failing, driver="picard", solver="ddpm", n_steps=6, window=4)
+    given = problem(n, 2, 0, False)
+    assert_same(frozen.run(*given), eager.run(*given), atol=0)
+    assert frozen.programs[0].rung == "emulated: a graph per round"
+    assert "no while node, since it failed to be captured (out of luck)" in caplog.text
+
+
+# --------------------------------------------------------------------------------------------- openvino
+
+
+@pytest.fixture
+def compiled() -> Backend:
+    return openvino.openvino_backend(threads=1)
+
+
+@pytest.mark.parametrize(
+    ("driver", "solver", "options"),
+    [
+        ("sequential", "ddpm", {}),
+        ("sequential", "dpm_solver_pp_3m", {}),
+        ("picard", "ddpm", {"window": 4, "plan_tolerance": 0.02}),
+        ("picard", "unipc", {"window": 1}),
+        ("picard_published", "ddpm", {"window": 4}),
+        ("speculative", "ddpm", {"window": 4}),
+        ("realtime", "ddim", {}),
+        ("realtime", "heun", {}),
+    ],
+)
+def test_an_openvino_model_is_the_eager_plan(denoiser, compiled, driver, solver, options):
+    settings = {"driver": driver, "solver": solver, "n_steps": 8, **options}
+    n, frozen, eager = samplers(denoiser, compiled, matmul=True, **settings)
+    for started in (False, True):
+        for seed in range(4):
+            given = problem(n, 2, seed, started)
+            assert_same(frozen.run(*given), eager.run(*given), atol=2e-5)
+
+
+PLACES = torch.tensor([[0, 2], [1, 0]])
+INT8 = torch.tensor([[1, -2, 3]], dtype=torch.int8)
+OPERATIONS = {
+    "arithmetic": lambda x: (x + 1) * (2 - x) / (x.abs() + 0.5) + x**2 - 3 * x,
+    "integers": lambda x: (x > 0).sum(dim=0) + torch.arange(3),
+    "comparison": lambda x: (x > 0) & (x <= 1) | ~(x != 2),
+    "mixed types": lambda x: x + (x > 0) + (x > 0).to(torch.int64) * 2,
+    "unary": lambda x: (
+        x.neg().exp().log().sqrt() if False else (x.abs() + 1).log().exp().sqrt().tanh().sigmoid()
+    ),
+    "mish": functional.mish,
+    "clamp": lambda x: x.clamp(-0.5, 0.5) + x.clamp(min=0.1) + x.clamp(max=0.2),
+    "where": lambda x: torch.where(x > 0, x, 0.25),
+    "views": lambda x: (
+        x.view(2, 1, 3).expand(2, 4, 3).transpose(0, 2).permute(1, 0, 2).flatten(1).unsqueeze(0)
+    ),
+    "slices": lambda x: torch.cat((x[:, ::2], x[:, 1:], x[-1:].expand(2, -1)), dim=-1),
+    "select": lambda x: x[1] + x[:, -1].sum() + x.select(-1, 0).sum(),
+    "split": lambda x: torch.stack([*x.split([1, 2], dim=1)[1].unbind(1), x.chunk(3, dim=-1)[0][:, 0]]),
+    "pad": lambda x: functional.pad(x, (1, 2, 0, 1)) + functional.pad(x[:, :1], (0, 5, 1, 0), value=2.0),
+    "sums": lambda x: (
+        x.sum() + x.sum(dim=1) + x.mean(dim=(0, 1)) + x.amax(dim=1) - x.amin(dim=0, keepdim=True).sum()
+    ),
+    "logical": lambda x: torch.stack(((x > 0).all(), (x > 0).any(), (x > -9).all(dim=1)[0])),
+    "norm": lambda x: x.norm(dim=-1) + x.norm(),
+    "cumsum": lambda x: x.cumsum(dim=0) + (x > 0).cumsum(dim=1),
+    "gather": lambda x: x.gather(1, PLACES) + x.index_select(1, PLACES[0]),
+    "scatter": lambda x: x.scatter(1, PLACES, x[:, :2] * 2) + x.index_copy(0, PLACES[1, :1], x[:1]),
+    "matmul": lambda x: x @ x.T @ x + (x[:, None] @ x.T[None]).sum(),
+    "linear": lambda x: functional.linear(x, torch.ones(4, 3), torch.arange(4.0)),
+    "layer_norm": lambda x: functional.layer_norm(x, (3,), torch.arange(3.0), torch.ones(3)),
+    "filled": lambda x: torch.zeros_like(x) + torch.full_like(x, 2.0) + x.new_zeros(3) + torch.ones_like(x),
+    "constants": lambda x: x + torch.arange(3).cumsum(0).float().log1p(),
+    "int8": lambda x: x * INT8.to(torch.float32),
+}
+
+
+def model_of(function) -> Program:
+    """The function as a program of one round."""
+    return Program(
+        begin=lambda inputs: {"x": inputs["x"], "y": function(inputs["x"]) * 0},
+        round=lambda state: {**state, "y": function(state["x"])},
+        done=lambda state: state["x"].sum() < 0,
+        finish=lambda inputs, state: {"y": state["y"]},
+        count=1,
+        limit=1,
+        inputs={"x": torch.tensor([[-1.0, 0.3, 2.0], [0.7, -0.2, 0.0]])},
+    )
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_are_translated(name, compiled):
+    def function(x):
+        y = OPERATIONS[name](x)
+        return y.to(torch.float32) if y.dtype == torch.bool else y
+
+    frozen = compiled.freeze(model_of(function))
+    for x in (frozen.inputs["x"].clone(), torch.tensor([[0.1, -3.0, 0.0], [1.0, 2.0, 0.5]])):
+        y = frozen({"x": x})["y"]
+        torch.testing.assert_close(y, function(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("function", [lambda x: x.cumprod(0), lambda x: torch.linalg.inv(x @ x.T)])
+def test_an_unknown_operation_is_named(function, compiled):
+    with pytest.raises(CaptureError, match="isn't translated to OpenVINO \\(aten"):
+        compiled.freeze(model_of(function))
+
+
+def test_a_failed_capture_leaves_nothing(denoiser, compiled):
+    n, frozen, _ = samplers(denoiser, compiled, driver="anderson", solver="ddim", n_steps=6)
+    for _ in range(2):
+        with pytest.raises(CaptureError, match="isn't translated"):
+            frozen.run(*problem(n, 2, 0, False))
+        assert not frozen.programs and not frozen.nbytes
+
+
+def policy_with(**sampler) -> Policy:
+    return Policy(tiny_checkpoint(), make_sampler(SCHEDULE, **sampler))
+
+
+WINDOW = torch.rand(1, 2, 20, generator=torch.Generator().manual_seed(0)) * 512
+
+
+def planned(policy: Policy, n: int = 3):
+    """Plans that continue one another."""
+    generator, plan, plans = torch.Generator().manual_seed(0), None, []
+    for k in range(n):
+        plan = policy.plan(WINDOW + k, plan, generator=generator)
+        plans.append(plan.actions)
+    return torch.stack(plans)
+
+
+def cache_written() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "capture-cache":
+            thread.join()
+
+
+def test_a_compiled_model_is_found_again(tmp_path, monkeypatch, caplog):
+    policy = policy_with(solver="ddim", n_steps=4, driver="realtime")
+    first = planned(policy.captured("openvino", cache=tmp_path))
+    cache_written()
+    blobs = sorted(tmp_path.glob("*.blob"))
+    assert len(blobs) == 2  # a first plan, and one that continues
+
+    def unreachable(program):
+        raise AssertionError("compiled again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino, "plan_model", unreachable)
+        assert torch.equal(planned(policy.captured("openvino", cache=tmp_path)), first)
+        with pytest.raises(AssertionError, match="compiled again"):  # other settings, another model
+            planned(policy.captured("openvino", cache=tmp_path, threads=1))
+    for blob in blobs:
+        blob.write_bytes(blob.read_bytes()[:100])
+    torch.testing.assert_close(planned(policy.captured("openvino", cache=tmp_path)), first)
+    assert "is damaged" in caplog.text
+    cache_written()
+
+
+def test_other_weights_are_another_model(tmp_path):
+    for seed in (0, 1):
+        policy = Policy(tiny_checkpoint(seed=seed), make_sampler(SCHEDULE, solver="ddim", n_steps=3))
+        expected = planned(policy, 1)
+        actual = planned(policy.captured("openvino", cache=tmp_path), 1)
+        torch.testing.assert_close(actual, expected, atol=0.02, rtol=0)
+    cache_written()
+    assert len(list(tmp_path.glob("*.blob"))) == 2
+
+
+def test_the_cache_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(openvino, "KEPT_MODELS", 2)
+    for age, name in enumerate("abcd"):
+        path = tmp_path / f"{name}.blob"
+        path.touch()
+        os.utime(path, (age, age))
+    openvino.prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.blob", "d.blob"]
+
+
+def test_fingerprints_hold_in_other_processes():
+    code = (
+        "import torch\n"
+        "from paradiffpolicy.diffusion.schedule import NoiseSchedule\n"
+        "from paradiffpolicy.sampling.capture.fingerprint import fingerprint\n"
+        "from paradiffpolicy.sampling.sampler import make_sampler\n"
+        "s = make_sampler(NoiseSchedule.named('squared_cosine', 100), n_steps=5, driver='picard')\n"
+        "print(fingerprint(s.driver, s.tableau, [('a', torch.ones(2)), {'b': 1}]))\n"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert outputs[0] == outputs[1] and len(outputs[0]) == 65
+    sampler = make_sampler(SCHEDULE, n_steps=5, driver="picard")
+    others = [
+        fingerprint(sampler.driver, sampler.tableau),
+        fingerprint(replace(sampler.driver, window=3), sampler.tableau),
+        fingerprint(sampler.driver, make_sampler(SCHEDULE, n_steps=6).tableau),
+    ]
+    assert len(set(others)) == 3
+
+
+# -------------------------------------------------------------------------------------------- policies
+
+
+@pytest.mark.parametrize("backend", ["emulated", "openvino", "auto"])
+@pytest.mark.parametrize("driver", ["sequential", "picard", "realtime"])
+def test_captured_policies_plan_the_same(backend, driver):
+    policy = policy_with(solver="ddim", n_steps=8, driver=driver)
+    torch.testing.assert_close(planned(policy.captured(backend)), planned(policy), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["emulated", "openvino"])
+def test_guided_policies_are_captured(backend):
+    spec = replace(TINY, condition_dropout=0.1)
+    policy = Policy(tiny_checkpoint(spec), make_sampler(SCHEDULE, solver="ddim", n_steps=4))
+    for scale in (2.0, torch.tensor([3.0])):
+        guided = policy.with_guidance(scale)
+        torch.testing.assert_close(planned(guided.captured(backend)), planned(guided), atol=0.02, rtol=0)
+    assert (planned(guided) - planned(policy)).abs().max() > 1
+
+
+def test_warming_up_makes_what_plans_need():
+    policy = policy_with(solver="ddim", n_steps=4, driver="realtime").captured("emulated")
+    sampler = policy._walk.__self__
+    policy.warm_up()
+    made = sampler.programs
+    planned(policy)
+    assert len(made) == 2 and sampler.programs == made and sampler.nbytes > 0
+
+
+def test_the_program_that_was_used_longest_ago_goes_first(denoiser):
+    n, frozen, _ = samplers(denoiser, EMULATED, driver="sequential", solver="ddim", n_steps=3)
+    frozen.run(*problem(n, 1, 0, False))
+    one = frozen.nbytes
+    frozen.budget = int(4.5 * one)
+    for batch in (2, 1, 4):  # with 1 and 2 about three times one; 4 is one too many
+        frozen.run(*problem(n, batch, 0, False))
+    assert [len(program.inputs["x_T"]) for program in frozen.programs][-1] == 4
+    assert frozen.nbytes <= frozen.budget or len(frozen.programs) == 1
+    assert 2 not in [len(program.inputs["x_T"]) for program in frozen.programs]
+
+
+def test_plans_leave_nothing_behind():
+    policy = (
+        policy_with(solver="ddim", n_steps=2, driver="realtime").captured("openvino", threads=1).warm_up()
+    )
+    planned(policy, 20)
+    tracemalloc.start()
+    try:
+        planned(policy, 20)
+        before = tracemalloc.get_traced_memory()[0]
+        planned(policy, 200)
+        assert tracemalloc.get_traced_memory()[0] - before < 50_000  # a plan is more than 250 bytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_several_threads_may_plan_at_once():
+    policy = policy_with(solver="ddim", n_steps=6, driver="realtime")
+    expected = planned(policy)
+    shared, other = policy.captured("emulated"), policy.captured("openvino", threads=1)
+    results: dict[int, torch.Tensor] = {}
+
+    def work(k: int) -> None:
+        results[k] = planned(shared if k % 2 else other)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(6):
+        torch.testing.assert_close(results[k], expected, atol=0.02, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_driver_that_cant_be_captured_is_named(caplog):
+    policy = policy_with(solver="ddim", n_steps=4, driver="rk45")
+    for backend in ("emulated", "openvino"):
+        with pytest.raises(InputError, match=r"driver 'rk45' can't be captured.*capture=eager"):
+            policy.captured(backend)
+    torch.testing.assert_close(planned(policy.captured("auto"), 1), planned(policy, 1))
+    assert "'rk45' can't be captured" in caplog.text
+
+
+def test_processes_that_talk_cant_be_captured(denoiser):
+    class Talking:
+        def __call__(self, denoise, x, node, active):
+            return evaluate_all(denoise, x, node, active)
+
+    sampler = make_sampler(SCHEDULE, driver="picard", solver="ddim", n_steps=4)
+    driver = replace(sampler.driver, evaluate=Talking())
+    network = DenoiserNetwork(denoiser, sampler.tableau, CPU)
+    with pytest.raises(
+        CaptureError, match="evaluate=talking can't be captured: capture=eager, or evaluate=all"
+    ):
+        capture(driver, sampler.tableau, network, EMULATED)
+    n, batch = 4, problem(4, 2, 0, False)
+    assert n == sampler.tableau.n_nodes
+    capture(driver, sampler.tableau, network, EAGER).run(*batch)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_refused():
+    with pytest.raises(InputError, match="capture=cuda_graph needs device=cuda"):
+        policy_with(n_steps=2).captured("cuda_graph")
+    with pytest.raises(InputError, match="needs a CUDA device"):
+        cuda_graph.cuda_graph_backend()
+    assert "while nodes need PyTorch" in cuda_graph.while_node()
+
+
+def test_openvino_that_isnt_installed_is_refused_and_auto_goes_on(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    openvino.core.cache_clear()
+    try:
+        with pytest.raises(InputError, match=r"pip install 'paradiffpolicy\[openvino\]'"):
+            policy_with(n_steps=2).captured("openvino")
+        with caplog.at_level(logging.WARNING):
+            policy = policy_with(solver="ddim", n_steps=4)
+            assert torch.equal(planned(policy.captured("auto")), planned(policy))
+        assert "needs OpenVINO" in caplog.text and "trying the next way" in caplog.text
+    finally:
+        openvino.core.cache_clear()
+
+
+def test_auto_falls_back_when_a_plan_cant_be_captured(caplog):
+    """Anderson's linear systems aren't translated: the plan is eager, and says so."""
+    policy = policy_with(solver="ddim", n_steps=6, driver="anderson")
+    torch.testing.assert_close(planned(policy.captured("auto"), 2), planned(policy, 2), atol=0.02, rtol=0)
+    assert "isn't translated to OpenVINO" in caplog.text and "eager instead" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "opnvino"}, "unknown capture 'opnvino'.*openvino"),
+        ({"precision": "bf61"}, "unknown precision 'bf61'.*bf16"),
+        ({"threads": 0}, "threads"),
+        ({"budget": 0}, "budget"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(InputError, match=message):
+        policy_with(n_steps=2).captured(**settings)
+
+
+def test_a_precision_that_the_cpu_lacks_is_refused():
+    capabilities = openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for precision, needed in openvino.PRECISIONS.items():
+        if needed in capabilities:
+            ladder(CaptureSettings("openvino", precision).backends(CPU))
+        else:
+            with pytest.raises(CaptureError, match=f"doesn't compute in {precision}"):
+                ladder(CaptureSettings("openvino", precision).backends(CPU))
+
+
+def test_other_shapes_are_named(denoiser):
+    n, frozen, _ = samplers(denoiser, EMULATED, driver="realtime", solver="ddim", n_steps=6)
+    inputs, noise, start = problem(n, 2, 0, True)
+    with pytest.raises(InputError, match=r"condition \(3, 6\) must begin with the batch, 2"):
+        frozen.run({"condition": torch.zeros(3, 6)}, noise, start)
+    with pytest.raises(InputError, match=r"start \(5, 2, 4, 2\) must begin with nodes and batch, \(6, 2\)"):
+        frozen.run(inputs, noise, start[:5])
+
+
+def test_recording_leaves_the_result_alone():
+    tape = record(lambda: {"y": (X * 2).sum(dim=0)})
+    assert torch.equal(tape.result["y"], (X * 2).sum(dim=0)) and len(tape.calls) == 2
+
+
+# ------------------------------------------------------------------------------------------ on a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("driver", "solver"), [(d, s) for d, s in PAIRS if d in ("sequential", "picard", "realtime")]
+)
+def test_a_cuda_graph_is_the_eager_plan(driver, solver):
+    sampler = make_sampler(SCHEDULE, driver=driver, solver=solver, n_steps=8)
+    policy = Policy(tiny_checkpoint(), sampler, "cuda")
+    torch.testing.assert_close(planned(policy.captured("cuda_graph")), planned(policy), atol=0.05, rtol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["f32", "bf16", "f16"])
+def test_a_cuda_graph_in_half(precision):
+    policy = Policy(
+        tiny_checkpoint(), make_sampler(SCHEDULE, driver="realtime", solver="ddim", n_steps=8), "cuda"
+    )
+    captured_policy, eager = (
+        policy.captured("cuda_graph", precision=precision),
+        policy.captured("eager", precision=precision),
+    )
+    torch.testing.assert_close(planned(captured_policy), planned(eager), atol=0.5, rtol=0)
+
+
+@pytest.mark.cuda
+def test_a_planner_thread_may_capture_and_plan():
+    policy = Policy(
+        tiny_checkpoint(), make_sampler(SCHEDULE, driver="picard", solver="ddpm", n_steps=20), "cuda"
+    )
+    expected, results = planned(policy), []
+    one, two = policy.captured("cuda_graph"), policy.captured("cuda_graph")
+    thread = threading.Thread(target=lambda: results.append(planned(one)))
+    thread.start()
+    results.append(planned(two))
+    thread.join()
+    for result in results:
+        torch.testing.assert_close(result, expected, atol=0.05, rtol=0)
