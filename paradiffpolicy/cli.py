@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -224,25 +224,76 @@ def collect(cfg: Config) -> None:
 
 def bench_latency(cfg: Config) -> None:
     """Timings, as ratios within one run."""
+    from dataclasses import asdict
+
     from rich.console import Console
     from tqdm import tqdm
 
     from .control.clock import MonotonicClock
-    from .evaluation.latency import latency_rows, latency_table
+    from .evaluation import latency
     from .files import write_atomically
+    from .sampling.capture.backends import CaptureSettings
 
-    require_count(repeats=cfg.repeats)
+    counts = {f"repeats.{name}": cfg.repeats.get(name, 5) for name in cfg.networks}
+    require_count(**counts, call_repeats=cfg.call_repeats)
+    console, clock = Console(width=None if sys.stdout.isatty() else 120), MonotonicClock()
     policy = load_policy(cfg)
-    policies = {name: sampling_policy(cfg, name, policy) for name in cfg.samplers}
     # Real observations: how many rounds a tolerance takes depends on them.
-    guide = sampling_policy(cfg, "realtime", policy)
-    windows = recorded_windows(cfg, guide, cfg.repeats)
-    with tqdm(total=cfg.repeats, unit="turn", desc="latency", dynamic_ncols=True) as bar:
-        rows = latency_rows(policies, windows, MonotonicClock(), bar.update)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(latency_table(rows, f"{cfg.task.name}, one robot, {cfg.repeats} plans each"))
-    console.print(f"on {describe(machine())}", highlight=False)
-    line = json.dumps({"machine": machine(), "rows": [vars(row) for row in rows]})
+    most = max(counts.values(), default=1)
+    windows = recorded_windows(cfg, sampling_policy(cfg, "realtime", policy), most)
+    rates = latency.measured_rates(policy.device, clock)
+    rate_line = f"{rates.bandwidth / 1e9:.1f} GB/s read, {rates.matrix / 1e9:.0f} GFLOP/s multiplied"
+    content: dict[str, Any] = {"machine": machine(), "rates": vars(rates)}
+    for network, down_dims in cfg.networks.items():
+        sized = policy if down_dims is None else resized(cfg, policy, down_dims)
+        n_parameters = sum(weight.numel() for weight in sized.denoiser.network.parameters())  # type: ignore[attr-defined]
+        title = f"{cfg.task.name}, {network}, {n_parameters / 1e6:.1f} M parameters"
+        calls = latency.call_rows(
+            sized,
+            {
+                f"captured {p}": CaptureSettings("auto", p, threads=cfg.threads, pinning=cfg.pinning)
+                for p in cfg.precisions
+            },
+            cfg.call_rows,
+            cfg.call_repeats,
+            clock,
+            rates,
+        )
+        policies = {
+            f"{name}, {capture}": sampling_policy(
+                cfg, name, sized.captured(**capture_settings(cfg, capture=capture))
+            )
+            for name in cfg.samplers
+            for capture in cfg.captures
+        }
+        repeats = counts[f"repeats.{network}"]
+        with tqdm(total=repeats, unit="turn", desc=network, dynamic_ncols=True) as bar:
+            rows = latency.latency_rows(policies, windows[:repeats], clock, bar.update, rates)
+        if calls:
+            console.print(latency.call_table(calls, f"{title}: a network call"))
+        console.print(latency.latency_table(rows, f"{title}: a plan for one robot, {repeats} each"))
+        content[network] = {
+            "parameters": n_parameters,
+            "calls": [asdict(row) for row in calls],
+            "plans": [asdict(row) for row in rows],
+        }
+        if cfg.steady:
+            settings = capture_settings(cfg, capture="auto") | {"cache": None}
+            steady_policy = sampling_policy(cfg, "realtime", sized.captured(**settings))
+            with tqdm(total=cfg.steady, unit="plan", desc="steady", dynamic_ncols=True) as bar:
+                steady = latency.steady_state(steady_policy, windows, cfg.steady, clock, bar.update)
+            console.print(
+                f"realtime, captured, {steady.plans} plans in a row: first {steady.first:.0f} ms, p50 "
+                f"{steady.p50:.1f}, p99 {steady.p99:.1f}, p99.9 {steady.p999:.1f} ms; memory grew by "
+                f"{steady.growth:.1f} MB"
+            )
+            content[network]["steady"] = asdict(steady)
+        del policies, sized
+    content["peak_memory_mb"] = latency.peak()
+    console.print(
+        f"on {describe(machine())}; {rate_line}; peak memory {latency.peak():.0f} MB", highlight=False
+    )
+    line = json.dumps(content)
     print(line)
     if cfg.out:
         write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
@@ -364,6 +415,21 @@ def capture_settings(cfg: Config, **changes: Any) -> dict[str, Any]:
         "pinning": cfg.pinning,
         "tf32": cfg.tf32,
     }
+
+
+def resized(cfg: Config, policy: Policy, down_dims: Any) -> Policy:
+    """The same policy with other widths and random weights, for timings."""
+    import torch
+
+    from .checkpoint import Checkpoint
+    from .policy import Policy, build_network
+
+    spec = replace(policy.spec, down_dims=tuple(down_dims))
+    torch.manual_seed(0)
+    weights = dict(build_network(spec).state_dict())
+    normalizers = policy.observation_normalizer, policy.action_normalizer
+    random = Checkpoint(spec, weights, *normalizers, {"note": "random weights"})
+    return Policy(random, policy.sampler, policy.device).captured(**capture_settings(cfg))
 
 
 CAPTURE_KEYS = ("capture", "precision")
@@ -578,8 +644,8 @@ COMMANDS = {
     ),
     "bench latency": Command(
         bench_latency,
-        "Times plans and network calls, interleaved in one run, as ratios to the loop that\n"
-        "diffusion_policy and LeRobot run (diffusers, DDPM-100). Prints a table, then one JSON line.",
+        "Times plans and network calls, eager and captured, interleaved in one run, as ratios to the loops\n"
+        "that diffusion_policy and LeRobot run (diffusers). Prints tables, then one JSON line.",
         (
             ("paradiffpolicy bench latency", "the latency of every sampler"),
             ("paradiffpolicy bench latency 'samplers=[paraddpm]' sampler.paraddpm.window=20", "one, changed"),

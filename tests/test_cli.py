@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from paradiffpolicy.cli import COMMANDS, compose, main
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
+from paradiffpolicy.evaluation.baseline import BASELINES
 from paradiffpolicy.sampling.sampler import make_sampler
 
 from .conftest import ROOT, TINY, tiny_checkpoint
@@ -38,7 +39,10 @@ def checkpoint(tmp_path) -> str:
     return f"checkpoint={tmp_path / 'tiny'}"
 
 
-FAST = ["samplers=[ddim,realtime]", "reference=ddim", "seeds=2", "task.max_steps=16", "paced_ticks=3"]
+FAST = [
+    *("samplers=[ddim,realtime]", "reference=ddim", "seeds=2", "task.max_steps=16", "paced_ticks=3"),
+    "capture=eager",
+]
 
 
 # ----------------------------------------------------------------------------------------- configs
@@ -160,22 +164,69 @@ def test_collected_episodes_can_be_trained_on_and_evaluated(capsys, checkpoint, 
     assert code == 0, err
 
 
-def test_bench_prints_a_table_and_a_line_of_json(capsys, checkpoint, tmp_path):
+def test_bench_latency_prints_tables_and_a_line_of_json(capsys, checkpoint, tmp_path):
     out_file = tmp_path / "bench.json"
-    code, out, _ = run(
+    code, out, err = run(
         capsys,
-        "bench",
-        "latency",
-        checkpoint,
-        "samplers=[ddim]",
-        "repeats=2",
-        "task.max_steps=16",
-        f"out={out_file}",
+        *("bench", "latency", checkpoint, "samplers=[ddim]", "captures=[eager,emulated]"),
+        *("~networks.large", "+networks.small=[8,16]", "repeats.shipped=2", "+repeats.small=1"),
+        *(
+            "call_rows=[1]",
+            "call_repeats=2",
+            "precisions=[f32]",
+            "steady=3",
+            "task.max_steps=16",
+            f"out={out_file}",
+        ),
     )
-    assert code == 0
+    assert code == 0, err
     line = out.strip().splitlines()[-1]
     assert line == out_file.read_text().strip()
-    assert [row["name"] for row in json.loads(line)["rows"]] == ["diffusers DDPM-100", "ddim"]
+    content = json.loads(line)
+    for network in ("shipped", "small"):
+        names = [row["name"] for row in content[network]["plans"]]
+        assert names == [*BASELINES, "ddim, eager", "ddim, emulated"]
+        assert [row["name"] for row in content[network]["calls"]] == ["eager", "captured f32"]
+        assert content[network]["steady"]["plans"] == 3
+    assert content["small"]["parameters"] < content["shipped"]["parameters"]
+    assert content["rates"]["bandwidth"] > 0 and "peak memory" in out
+
+
+def test_a_sampler_may_have_a_capture_of_its_own(capsys, checkpoint, tmp_path):
+    code, _, err = run(
+        capsys,
+        *("evaluate", checkpoint, *FAST, "samplers=[frozen,half]", "videos=0", "latency_plans=0"),
+        "+sampler.frozen={solver: ddim, n_steps: 4, driver: realtime, capture: emulated}",
+        "+sampler.half={solver: ddim, n_steps: 4, driver: realtime, precision: bf16}",
+        f"out={tmp_path / 'r'}",
+    )
+    assert code == 0, err
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["capture"] == {"backend": "eager", "precision": "f32"}
+    assert report["samplers_config"]["frozen"]["capture"] == "emulated"
+    assert set(report["samplers"]) == {"ddim", "frozen", "half"}
+
+
+@pytest.mark.parametrize("capture", ["auto", "openvino", "emulated"])
+def test_every_command_that_samples_captures(capsys, checkpoint, tmp_path, capture):
+    """A capture changes no score by more than rounding does."""
+    scores = {}
+    for backend in ("eager", capture):
+        code, _, err = run(
+            capsys,
+            *("evaluate", checkpoint, *FAST, "samplers=[]", "reference=realtime", "samplers=[realtime]"),
+            *("videos=0", "latency_plans=2", f"capture={backend}", f"out={tmp_path / backend}"),
+        )
+        assert code == 0, err
+        report = json.loads((tmp_path / backend / "report.json").read_text())
+        scores[backend] = list(report["samplers"]["realtime"]["score"]["per_seed"].values())
+    np.testing.assert_allclose(scores[capture], scores["eager"], atol=1e-3)
+    code, out, err = run(
+        capsys,
+        *("collect", checkpoint, "episodes=1", "task.max_steps=16", f"capture={capture}"),
+        f"out={tmp_path / 'collected.zarr'}",
+    )
+    assert code == 0 and "1 of 1 episodes written" in out, err
 
 
 def test_bench_solvers_measures_every_row(capsys, checkpoint, tmp_path):

@@ -15,17 +15,28 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from paradiffpolicy.control.clock import VirtualClock
+from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.robot import EnvRobot
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.baseline import diffusers_ddpm
+from paradiffpolicy.evaluation import baseline
 from paradiffpolicy.evaluation.compare import results
-from paradiffpolicy.evaluation.latency import interleaved, latency_rows, plan_latencies
+from paradiffpolicy.evaluation.latency import (
+    Rates,
+    Work,
+    call_rows,
+    interleaved,
+    latency_rows,
+    measured_rates,
+    plan_latencies,
+    steady_state,
+    trunk_work,
+)
 from paradiffpolicy.evaluation.report import table, write_report
 from paradiffpolicy.evaluation.rollout import Episode, rollout
 from paradiffpolicy.evaluation.statistics import paired_difference, standard_error
 from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.sampling.capture.backends import CaptureSettings
 from paradiffpolicy.sampling.sampler import make_sampler
 
 from .conftest import TINY, tiny_checkpoint
@@ -145,7 +156,7 @@ def test_one_seed_shows_nothing_and_identical_scores_are_equivalent():
 # ----------------------------------------------------------------------------------------- latency
 
 
-def test_tasks_take_turns_and_the_first_turn_is_not_counted():
+def test_tasks_take_turns_and_the_first_turns_are_not_counted():
     clock, order = VirtualClock(), []
 
     def task(name, seconds):
@@ -158,7 +169,7 @@ def test_tasks_take_turns_and_the_first_turn_is_not_counted():
     windows = [np.full((2, 1), float(k)) for k in range(3)]
     seconds = interleaved({"a": task("a", 1.0), "b": task("b", 0.25)}, windows, clock)
     assert seconds["a"] == pytest.approx([1.0] * 3) and seconds["b"] == pytest.approx([0.25] * 3)
-    assert order == [("a", 0), ("b", 0)] + [(name, k) for k in range(3) for name in "ab"]
+    assert order == [("a", 0), ("a", 0), ("b", 0), ("b", 0)] + [(name, k) for k in range(3) for name in "ab"]
 
 
 def test_latency_rows_compare_with_the_baseline():
@@ -177,38 +188,92 @@ def test_latency_rows_compare_with_the_baseline():
             raise AssertionError
 
     clock = Steps()
-    policy.denoiser.network.register_forward_hook(lambda *args: setattr(clock, "calls", clock.calls + 1))
+    last_layer = policy.denoiser.network.final_conv  # of every network call
+    last_layer.register_forward_hook(lambda *args: setattr(clock, "calls", clock.calls + 1))
     realtime = policy.with_sampler(
         make_sampler(policy.schedule, solver="ddim", n_steps=10, driver="realtime", rounds=2)
     )
-    rows = latency_rows({"short": policy, "realtime": realtime}, windows, clock)
-    assert [row.name for row in rows] == ["diffusers DDPM-100", "short", "realtime"]
-    assert [row.rounds for row in rows] == [100, 3, 2]
-    assert [row.p50 for row in rows] == [100e3, 3e3, 2e3]
-    assert [row.speedup for row in rows] == pytest.approx([1, 100 / 3, 50])
+    rates = Rates(bandwidth=1e9, matrix=1e9)
+    rows = latency_rows({"short": policy, "realtime": realtime}, windows, clock, rates=rates)
+    assert [row.name for row in rows] == [*baseline.BASELINES, "short", "realtime"]
+    parallel = rows[2].rounds
+    assert 3 < parallel < 60
+    assert [row.rounds for row in rows] == [100, 10, parallel, 3, 2]
+    assert [row.p50 for row in rows] == [100e3, 10e3, parallel * 1e3, 3e3, 2e3]
+    assert [row.speedup for row in rows] == pytest.approx([1, 10, 100 / parallel, 100 / 3, 50])
+    assert [row.speedup_ddim for row in rows] == pytest.approx([0.1, 1, 10 / parallel, 10 / 3, 5])
+    work = trunk_work(policy.denoiser.network, 16)
+    assert rows[3].floor == pytest.approx(3 * 1e-6 * max(work.nbytes, work.operations))
+    assert rows[4].floor == pytest.approx(2 * 1e-6 * max(work.nbytes, 10 * work.operations))
     assert plan_latencies({"realtime": realtime}, windows, clock) == {"realtime": [2.0, 2.0]}
 
 
-def test_the_baseline_is_the_same_policy(monkeypatch):
-    """With the noise that ours draws, the diffusers loop gives our sequential DDPM's plan."""
-    policy = tiny_policy(n_steps=100)
-    window = np.full((2, 20), 200.0)
-    plan = policy.plan(window, generator=torch.Generator().manual_seed(4))
-    noises = iter([plan.walk.noise.x_T, *plan.walk.noise.z])
-    monkeypatch.setattr("torch.randn", lambda *args, **kwargs: next(noises))
-    monkeypatch.setattr(
-        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **kwargs: next(noises)
+def test_a_floor_is_what_takes_longer():
+    rates = Rates(bandwidth=100.0, matrix=10.0)
+    assert Work(nbytes=200, operations=10).floor(rates, calls=3, rows=1) == pytest.approx(6.0)
+    assert Work(nbytes=200, operations=10).floor(rates, calls=3, rows=5) == pytest.approx(15.0)
+
+
+def test_rates_are_measured_and_a_trunk_is_counted():
+    rates = measured_rates(torch.device("cpu"), MonotonicClock(), repeats=1)
+    assert 1e8 < rates.bandwidth < 1e13 and 1e8 < rates.matrix < 1e15
+    network = tiny_policy().denoiser.network
+    work = trunk_work(network, 16)
+    layers = network.state_dict().items()
+    film = sum(w.nbytes for name, w in layers if "cond_encoder" in name or "diffusion_step" in name)
+    assert work.nbytes == sum(w.nbytes for _, w in layers) - film
+    dense = 2 * 16 * (2 * 16 * 5 + 16 * 16 * 5)  # a first block's convolutions, taps on the padding too
+    assert dense / 2 < work.operations / 10 < dense * 2
+
+
+def test_calls_are_timed_eager_and_captured():
+    policy = tiny_policy()
+    settings = {"captured": CaptureSettings("emulated")}
+    rows = call_rows(policy, settings, [1, 2], 2, MonotonicClock(), Rates(1e9, 1e9))
+    assert [(row.name, row.batch) for row in rows] == [(n, b) for b in (1, 2) for n in ("eager", "captured")]
+    assert all(row.p50 > 0 and row.floor > 0 for row in rows)
+
+
+def test_a_steady_state_is_many_plans():
+    policy = tiny_policy(solver="ddim", n_steps=4, driver="realtime").captured("emulated")
+    plans = []
+    steady = steady_state(
+        policy, [np.full((2, 20), 256.0)] * 3, 12, MonotonicClock(), lambda: plans.append(1)
     )
+    assert steady.plans == len(plans) == 12
+    assert 0 < steady.p50 <= steady.p99 <= steady.p999 and abs(steady.growth) < 100
+
+
+def given_noise(monkeypatch, noise):
+    """Makes diffusers' loops draw what one of our walks drew."""
+    draws = iter([noise.x_T, *noise.z])
+    monkeypatch.setattr(baseline, "_noise", lambda *args: next(draws))
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **kwargs: next(draws)
+    )
+
+
+@pytest.mark.parametrize("name", baseline.BASELINES)
+def test_the_baselines_are_the_same_policy(monkeypatch, name):
+    """With the noise that ours draws, diffusers' loops give our sequential plans; unclipped, since
+    theirs takes epsilon from before the clipping."""
+    ours = {"solver": "ddim", "n_steps": 10} if "DDIM" in name else {"solver": "ddpm", "n_steps": 100}
+    spec = replace(TINY, clip=None)
+    policy = Policy(tiny_checkpoint(spec), make_sampler(spec_schedule(spec), **ours))
+    plan = policy.plan(np.full((2, 20), 200.0), generator=torch.Generator().manual_seed(4))
+    given_noise(monkeypatch, plan.walk.noise)
     condition = policy.observation_normalizer.normalize(torch.full((1, 2, 20), 200.0)).flatten(1)
-    theirs = diffusers_ddpm(policy, condition, torch.Generator())
-    torch.testing.assert_close(theirs, plan.walk.sample, atol=2e-3, rtol=0)
+    settings = {"tolerance": 1e-5} if "ParaDiGMS" in name else {}
+    theirs, rounds = baseline.BASELINES[name](policy, condition, torch.Generator(), **settings)
+    torch.testing.assert_close(theirs, plan.walk.sample, atol=2e-3, rtol=1e-4)
+    assert rounds < 100 if settings else rounds == ours["n_steps"]
 
 
-def test_the_baseline_refuses_what_diffusers_does_not_have():
+def test_the_baselines_refuse_what_diffusers_does_not_have():
     spec = replace(TINY, prediction="score")
     policy = Policy(tiny_checkpoint(spec), make_sampler(spec_schedule(spec)))
     with pytest.raises(InputError, match="prediction=score"):
-        diffusers_ddpm(policy, torch.zeros(1, 40), torch.Generator())
+        baseline.ddpm(policy, torch.zeros(1, 40), torch.Generator())
 
 
 # ------------------------------------------------------------------------------------------ report
