@@ -277,11 +277,11 @@ def bench_latency(cfg: Config) -> None:
             "calls": [asdict(row) for row in calls],
             "plans": [asdict(row) for row in rows],
         }
-        if cfg.steady:
+        if n_steady := cfg.steady.get(network, 0):
             settings = capture_settings(cfg, capture="auto") | {"cache": None}
             steady_policy = sampling_policy(cfg, "realtime", sized.captured(**settings))
-            with tqdm(total=cfg.steady, unit="plan", desc="steady", dynamic_ncols=True) as bar:
-                steady = latency.steady_state(steady_policy, windows, cfg.steady, clock, bar.update)
+            with tqdm(total=n_steady, unit="plan", desc="steady", dynamic_ncols=True) as bar:
+                steady = latency.steady_state(steady_policy, windows, n_steady, clock, bar.update)
             console.print(
                 f"realtime, captured, {steady.plans} plans in a row: first {steady.first:.0f} ms, p50 "
                 f"{steady.p50:.1f}, p99 {steady.p99:.1f}, p99.9 {steady.p999:.1f} ms; memory grew by "

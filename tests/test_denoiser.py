@@ -19,6 +19,7 @@ from paradiffpolicy.diffusion.guidance import classifier, classifier_free
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.problems import gaussian_denoiser, noise_for
+from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 
@@ -173,3 +174,27 @@ def test_guidance_works_under_every_driver(driver, kind):
     # RK45 solves the flow that ddim takes 20 steps for.
     torch.testing.assert_close(walk.sample, reference.sample, atol=0.1 if driver == "rk45" else 1e-9, rtol=0)
     assert (reference.sample - plain.sample).abs().max() > 0.05
+
+
+# ------------------------------------------------------------------------------------------ at nodes
+
+NODES = torch.tensor([91.0, 40.5, 7.0, 0.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["split", "whole"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_denoiser_at_nodes_is_the_denoiser(kind, prediction):
+    """What is computed beforehand is what would be computed each time; guided too."""
+    torch.manual_seed(0)
+    unet = ConditionalUnet1D(2, 2, 8, (8, 16), n_groups=4).double().eval().requires_grad_(False)
+    network = unet if kind == "split" else lambda x, t, condition: unet(x, t, condition)
+    denoiser = Denoiser(network, SCHEDULE, prediction, Clip(1.0))
+    at_nodes = denoiser.at(NODES, torch.zeros((), dtype=torch.float64))
+    x = noise_for(1, 5, shape=(4, 2)).x_T
+    node, element = torch.tensor([3, 0, 2, 1, 0]), torch.tensor([2, 1, 0, 0, 2])
+    observed, blank = at_nodes.observe(CONDITION), at_nodes.observe(BLANK)
+    expected = denoiser.bind(CONDITION)(x, NODES[node], element)
+    torch.testing.assert_close(at_nodes.bind(observed)(x, node, element), expected, atol=1e-10, rtol=0)
+    expected = classifier_free(denoiser, CONDITION, BLANK, SCALES)(x, NODES[node], element)
+    guided = classifier_free(at_nodes, observed, blank, SCALES)(x, node, element)
+    torch.testing.assert_close(guided, expected, atol=1e-10, rtol=0)

@@ -6,9 +6,14 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.ema import EMA, ema_decay
+from paradiffpolicy.models.matmul_unet1d import Int8Weight, MatmulUnet1D, Weight
+from paradiffpolicy.models.precision import HALF, TrunkForms, half_trunk, rounded_trunk, trunk_in
 from paradiffpolicy.models.unet1d import ConditionalUnet1D, SinusoidalPosEmb
 
 
@@ -128,3 +133,77 @@ def test_ema_averages():
         network.weight.fill_(4.0)
         ema.update(network, 2)
     assert float(ema.network.weight) == pytest.approx(4 - 2 * (1 - 2**-0.75))
+
+
+# ---------------------------------------------------------------------------- the trunk in other forms
+
+
+def random_trunk(down_dims, kernel_size=5, scale=True, seed=0):
+    torch.manual_seed(seed)
+    network = ConditionalUnet1D(2, 5, 8, down_dims, kernel_size, n_groups=4, cond_predict_scale=scale)
+    return network.eval().requires_grad_(False)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    down_dims=st.lists(st.sampled_from([4, 8, 12]), min_size=1, max_size=4),
+    steps=st.integers(1, 3),
+    kernel_size=st.sampled_from([1, 3, 5, 7]),
+    scale=st.booleans(),
+)
+def test_a_trunk_of_matrix_products_is_the_trunk(down_dims, steps, kernel_size, scale):
+    network = random_trunk(down_dims, kernel_size, scale).double()
+    sample = torch.randn(3, steps * network.horizon_multiple, 2, dtype=torch.float64)
+    film = torch.randn(3, sum(network.film_sizes), dtype=torch.float64)
+    expected = network.trunk(sample, film)
+    torch.testing.assert_close(MatmulUnet1D(network)(sample, film), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_film_is_a_part_for_the_time_and_a_part_for_the_condition():
+    network = random_trunk((8, 16)).double()
+    t, condition = torch.tensor([3.0, 70.0]).double(), torch.randn(2, 5).double()
+    both = torch.cat((network.diffusion_step_encoder(t), condition), dim=-1)
+    expected = [block.cond_encoder(both) for block in network.residual_blocks]
+    parts = network.time_film(t) + network.condition_film(condition)
+    torch.testing.assert_close(parts, torch.cat(expected, dim=-1))
+    assert network.film_sizes == [part.shape[1] for part in expected]
+
+
+def test_int8_weights_are_near_and_small():
+    """Rounded by at most half a step of a 127th of their row's largest; only the large ones."""
+    network = random_trunk((16, 64, 128))
+    trunk = trunk_in(network, "int8", torch.device("cpu"))
+    kinds = [type(module) for module in trunk.modules()]
+    assert kinds.count(Int8Weight) > 10 and kinds.count(Weight) > 10
+    assert all(m.quantized.dtype is torch.int8 for m in trunk.modules() if isinstance(m, Int8Weight))
+    nbytes = sum(buffer.nbytes for buffer in trunk.buffers())
+    assert nbytes < 0.4 * sum(p.nbytes for p in network.parameters())
+    weight = torch.randn(5, 7)
+    error = (Int8Weight(weight)(torch.eye(7)).T - weight).abs()
+    assert (error <= weight.abs().amax(dim=1, keepdim=True) / 127 / 2 + 1e-6).all()
+    sample, film = torch.randn(3, 16, 2), torch.randn(3, sum(network.film_sizes))
+    exact, near = network.trunk(sample, film), trunk(sample, film)
+    assert 0 < (near - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "f16"])
+def test_rounded_is_as_accurate_as_half(precision):
+    """The same numbers to a few roundings, and its outputs are halves."""
+    network, dtype = random_trunk((16, 32)), HALF[precision]
+    sample, film = torch.randn(3, 16, 2), torch.randn(3, sum(network.film_sizes))
+    exact = network.trunk(sample, film)
+    rounded, half = (make(network, dtype)(sample, film) for make in (rounded_trunk, half_trunk))
+    errors = [float((values - exact).abs().max()) for values in (rounded, half)]
+    assert errors[0] > 0 and 0.2 < errors[0] / errors[1] < 5
+    assert torch.equal(rounded.to(dtype).float(), rounded)
+    torch.testing.assert_close(network.trunk(sample, film), exact)  # the network itself stays as it was
+
+
+def test_precisions_that_dont_exist_are_named():
+    cpu, network = torch.device("cpu"), random_trunk((8,))
+    with pytest.raises(InputError, match=r"unknown precision 'f61'.*f16"):
+        trunk_in(network, "f61", cpu)
+    with pytest.raises(InputError, match="no form of matrix products in bf16"):
+        trunk_in(network, "bf16", cpu, matmul=True)
+    with pytest.raises(InputError, match="precision=int8 needs a network with a trunk"):
+        TrunkForms(lambda x, t, condition: x, "int8", cpu)
