@@ -263,8 +263,8 @@ def bench_latency(cfg: Config) -> None:
             f"{name}, {capture}": sampling_policy(
                 cfg, name, sized.captured(**capture_settings(cfg, capture=capture))
             )
+            for capture in cfg.captures  # next to each other: one library's idle threads disturb another's
             for name in cfg.samplers
-            for capture in cfg.captures
         }
         repeats = counts[f"repeats.{network}"]
         with tqdm(total=repeats, unit="turn", desc=network, dynamic_ncols=True) as bar:
