@@ -85,7 +85,7 @@ def evaluate(cfg: Config) -> None:
         "checkpoint": str(cfg.checkpoint),
         "reference": cfg.reference,
         "guidance_scale": cfg.guidance_scale,
-        "capture": {"backend": cfg.capture, "precision": cfg.precision},
+        "capture": {"backend": cfg.capture, "precision": cfg.precision, "programs": programs(policies)},
         "seeds": [seeds.start, seeds.stop - 1],
         "machine": machine(),
         "samplers_config": {name: plain(cfg.sampler[name]) for name in names},
@@ -93,7 +93,7 @@ def evaluate(cfg: Config) -> None:
     paths = write_report(folder, compared, title, about, cfg.task.control_hz)
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table(compared, title))
-    console.print(f"on {describe(machine())}", highlight=False)
+    console.print(f"on {describe(machine())}; plans: {in_words(programs(policies))}", highlight=False)
     for path in paths:
         console.print(str(path), highlight=False)
 
@@ -430,6 +430,25 @@ def resized(cfg: Config, policy: Policy, down_dims: Any) -> Policy:
     normalizers = policy.observation_normalizer, policy.action_normalizer
     random = Checkpoint(spec, weights, *normalizers, {"note": "random weights"})
     return Policy(random, policy.sampler, policy.device).captured(**capture_settings(cfg))
+
+
+def programs(policies: Mapping[str, Policy]) -> dict[str, Any]:
+    """What each policy has captured: how, for how many shapes, and the megabytes that it keeps."""
+    return {
+        name: {
+            "how": sorted({program.rung for program in policy.programs}),
+            "shapes": len(policy.programs),
+            "megabytes": round(sum(program.nbytes for program in policy.programs) / 2**20, 1),
+        }
+        for name, policy in policies.items()
+    }
+
+
+def in_words(captured: Mapping[str, Any]) -> str:
+    how = " or ".join(sorted({rung for entry in captured.values() for rung in entry["how"]}))
+    shapes = sum(entry["shapes"] for entry in captured.values())
+    megabytes = sum(entry["megabytes"] for entry in captured.values())
+    return f"{how} ({shapes} programs, {megabytes:.0f} MB)" if megabytes else how or "not captured"
 
 
 CAPTURE_KEYS = ("capture", "precision")

@@ -25,8 +25,8 @@ from .models.unet1d import ConditionalUnet1D
 from .sampling.capture.backends import CaptureSettings, ladder
 from .sampling.capture.fingerprint import fingerprint
 from .sampling.capture.network import DenoiserNetwork
-from .sampling.capture.program import CaptureError
-from .sampling.capture.sampler import capture
+from .sampling.capture.program import CaptureError, Frozen
+from .sampling.capture.sampler import CapturedSampler, capture
 from .sampling.rk45 import RK45
 from .sampling.sampler import Sampler, make_sampler
 from .sampling.walk import State
@@ -125,6 +125,7 @@ class Policy:
         spec: shapes; ``spec.executed`` says which of a plan's steps are for execution.
         sampler: how plans are sampled; ``with_sampler`` gives the same policy another.
         guidance_scale: of classifier-free guidance; None: none.  ``with_guidance`` sets it.
+        capture: how plans are captured; ``captured`` sets it.
         info: what the checkpoint says about its origin.
     """
 
@@ -200,6 +201,11 @@ class Policy:
         self.plan(window, first, generator=generators)
         return self
 
+    @property
+    def programs(self) -> list[Frozen]:
+        """What has been captured: how (``rung``), and the memory that it keeps (``nbytes``)."""
+        return [] if self._captured is None else self._captured.programs
+
     def with_guidance(self, scale: float | Tensor | None, dynamic_threshold: float | None = None) -> Policy:
         """This policy, guided: plans lean towards what the observation says (Ho and Salimans 2022).
 
@@ -230,13 +236,14 @@ class Policy:
     def _walker(self) -> Walker:
         """What walks the sampler's table, captured or not."""
         sampler, settings = self.sampler, self.capture
+        self._captured: CapturedSampler | None = None
         try:
             if isinstance(sampler.driver, RK45) and settings.backend == "eager":
                 return self._walk_freely
             backend = ladder(settings.backends(self.device))
             trunk = self._forms.trunk(matmul=backend.matmul, arithmetic_in_half=backend.arithmetic_in_half)
             network = DenoiserNetwork(self.denoiser, sampler.tableau, self.device, trunk)
-            return capture(
+            self._captured = capture(
                 sampler.driver,
                 sampler.tableau,
                 network,
@@ -245,7 +252,8 @@ class Policy:
                     self._weights.hash, self.spec, self.denoiser.threshold, settings.precision
                 ),
                 budget=settings.budget,
-            ).run
+            )
+            return self._captured.run
         except CaptureError as error:
             if settings.backend != "auto":
                 raise

@@ -202,7 +202,13 @@ def test_a_sampler_may_have_a_capture_of_its_own(capsys, checkpoint, tmp_path):
     )
     assert code == 0, err
     report = json.loads((tmp_path / "r" / "report.json").read_text())
-    assert report["capture"] == {"backend": "eager", "precision": "f32"}
+    captured = report["capture"]
+    assert captured["backend"] == "eager" and captured["precision"] == "f32"
+    assert captured["programs"]["frozen"]["how"] == [
+        "emulated: 2 rounds unrolled in one graph",
+        "emulated: 4 rounds unrolled in one graph",
+    ]
+    assert captured["programs"]["frozen"]["megabytes"] > 0 == captured["programs"]["ddim"]["megabytes"]
     assert report["samplers_config"]["frozen"]["capture"] == "emulated"
     assert set(report["samplers"]) == {"ddim", "frozen", "half"}
 
