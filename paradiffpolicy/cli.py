@@ -234,12 +234,12 @@ def bench_latency(cfg: Config) -> None:
     from .files import write_atomically
     from .sampling.capture.backends import CaptureSettings
 
-    counts = {f"repeats.{name}": cfg.repeats.get(name, 5) for name in cfg.networks}
-    require_count(**counts, call_repeats=cfg.call_repeats)
+    repeats_of, steady_of = per_network(cfg, "repeats", 5), per_network(cfg, "steady", 0)
+    require_count(**repeats_of, call_repeats=cfg.call_repeats)
     console, clock = Console(width=None if sys.stdout.isatty() else 120), MonotonicClock()
     policy = load_policy(cfg)
     # Real observations: how many rounds a tolerance takes depends on them.
-    most = max(counts.values(), default=1)
+    most = max(repeats_of.values(), default=1)
     windows = recorded_windows(cfg, sampling_policy(cfg, "realtime", policy), most)
     rates = latency.measured_rates(policy.device, clock)
     rate_line = f"{rates.bandwidth / 1e9:.1f} GB/s read, {rates.matrix / 1e9:.0f} GFLOP/s multiplied"
@@ -266,7 +266,7 @@ def bench_latency(cfg: Config) -> None:
             for capture in cfg.captures  # next to each other: one library's idle threads disturb another's
             for name in cfg.samplers
         }
-        repeats = counts[f"repeats.{network}"]
+        repeats = repeats_of[network]
         with tqdm(total=repeats, unit="turn", desc=network, dynamic_ncols=True) as bar:
             rows = latency.latency_rows(policies, windows[:repeats], clock, bar.update, rates)
         if calls:
@@ -277,7 +277,7 @@ def bench_latency(cfg: Config) -> None:
             "calls": [asdict(row) for row in calls],
             "plans": [asdict(row) for row in rows],
         }
-        if n_steady := cfg.steady.get(network, 0):
+        if n_steady := steady_of[network]:
             settings = capture_settings(cfg, capture="auto") | {"cache": None}
             steady_policy = sampling_policy(cfg, "realtime", sized.captured(**settings))
             with tqdm(total=n_steady, unit="plan", desc="steady", dynamic_ncols=True) as bar:
@@ -297,6 +297,17 @@ def bench_latency(cfg: Config) -> None:
     print(line)
     if cfg.out:
         write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
+
+
+def per_network(cfg: Config, name: str, otherwise: int) -> dict[str, int]:
+    """A setting that is one number for all networks, or one for each."""
+    value = plain(cfg[name])
+    numbers = value if isinstance(value, dict) else dict.fromkeys(cfg.networks, value)
+    chosen = {network: numbers.get(network, otherwise) for network in cfg.networks}
+    for network, number in chosen.items():
+        if not isinstance(number, int):
+            raise InputError(f"{name}.{network}={number} must be a whole number")
+    return chosen
 
 
 def bench_solvers(cfg: Config) -> None:

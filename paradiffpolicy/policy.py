@@ -26,13 +26,16 @@ from .sampling.capture.backends import CaptureSettings, ladder
 from .sampling.capture.fingerprint import fingerprint
 from .sampling.capture.network import DenoiserNetwork
 from .sampling.capture.program import CaptureError, Frozen
-from .sampling.capture.sampler import CapturedSampler, capture
+from .sampling.capture.sampler import EAGER, CapturedSampler, capture
 from .sampling.rk45 import RK45
 from .sampling.sampler import Sampler, make_sampler
-from .sampling.walk import State
+from .sampling.walk import State, evaluate_active
 from .types import Noise, Plan, PolicySpec, Walk
 
 log = logging.getLogger(__name__)
+
+WINDOWED_BATCH = 4
+"""The largest batch whose windows ``capture=auto`` captures on a CPU."""
 
 
 class InvalidObservationError(InputError):
@@ -253,12 +256,27 @@ class Policy:
                 ),
                 budget=settings.budget,
             )
+            if settings.backend == "auto" and self.device.type == "cpu":
+                return self._auto_walker(network, self._captured.run)
             return self._captured.run
         except CaptureError as error:
             if settings.backend != "auto":
                 raise
             log.warning("capture: %s; not captured", error)
             return self._with(capture=CaptureSettings())._walk
+
+    def _auto_walker(self, network: DenoiserNetwork, captured: Walker) -> Walker:
+        """Captured, but for batches whose windows are at different places: there a CPU gains more from
+        calling the network on active rows alone, which no capture can."""
+        sampler = self.sampler
+        if getattr(sampler.driver, "evaluate", None) is not evaluate_active:
+            return captured
+        eager = capture(sampler.driver, sampler.tableau, network, EAGER).run
+
+        def walk(inputs: State, noise: Noise, start: Tensor | None) -> Walk:
+            return (captured if len(noise.x_T) <= WINDOWED_BATCH else eager)(inputs, noise, start)
+
+        return walk
 
     def _walk_freely(self, inputs: State, noise: Noise, start: Tensor | None) -> Walk:
         """For the driver that chooses its own timesteps."""

@@ -651,6 +651,23 @@ def test_auto_falls_back_when_a_plan_cant_be_captured(caplog):
     assert "isn't translated to OpenVINO" in caplog.text and "eager instead" in caplog.text
 
 
+def test_auto_calls_large_batches_of_windows_on_active_rows_alone():
+    """On a CPU; every batch plans what the eager policy plans."""
+    policy = policy_with(solver="ddpm", n_steps=12, driver="picard", window=4)
+    auto = policy.captured("auto")
+    for batch, programs in ((6, 0), (2, 1)):
+        windows, seeds = WINDOW.repeat(batch, 1, 1), range(batch)
+        plans = [
+            each.plan(windows, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
+            for each in (auto, policy)
+        ]
+        torch.testing.assert_close(plans[0].actions, plans[1].actions, atol=0.02, rtol=0)
+        assert len(auto.programs) == programs
+    every = policy.captured("emulated")
+    every.plan(WINDOW.repeat(6, 1, 1), generator=[torch.Generator() for _ in range(6)])
+    assert len(every.programs) == 1  # what was asked for is what is done
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

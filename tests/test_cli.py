@@ -174,7 +174,7 @@ def test_bench_latency_prints_tables_and_a_line_of_json(capsys, checkpoint, tmp_
             "call_rows=[1]",
             "call_repeats=2",
             "precisions=[f32]",
-            "steady=3",
+            "steady.shipped=3",
             "task.max_steps=16",
             f"out={out_file}",
         ),
