@@ -257,7 +257,7 @@ class Policy:
                 budget=settings.budget,
             )
             if settings.backend == "auto" and self.device.type == "cpu":
-                return self._auto_walker(network, self._captured.run)
+                return self._auto_walker(self._captured.run)
             return self._captured.run
         except CaptureError as error:
             if settings.backend != "auto":
@@ -265,12 +265,14 @@ class Policy:
             log.warning("capture: %s; not captured", error)
             return self._with(capture=CaptureSettings())._walk
 
-    def _auto_walker(self, network: DenoiserNetwork, captured: Walker) -> Walker:
+    def _auto_walker(self, captured: Walker) -> Walker:
         """Captured, but for batches whose windows are at different places: there a CPU gains more from
         calling the network on active rows alone, which no capture can."""
         sampler = self.sampler
         if getattr(sampler.driver, "evaluate", None) is not evaluate_active:
             return captured
+        trunk = self._forms.trunk(matmul=False, arithmetic_in_half=False)
+        network = DenoiserNetwork(self.denoiser, sampler.tableau, self.device, trunk)
         eager = capture(sampler.driver, sampler.tableau, network, EAGER).run
 
         def walk(inputs: State, noise: Noise, start: Tensor | None) -> Walk:
