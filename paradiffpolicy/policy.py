@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +106,6 @@ def check_task(spec: PolicySpec, task: str, obs_dim: int, action_dim: int) -> No
         )
 
 
-class Weights:
-    """A checkpoint's weights, for their hash, which is computed when it is asked for."""
-
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self._weights = weights
-
-    @cached_property
-    def hash(self) -> str:
-        return fingerprint(sorted(self._weights.items()))
-
-
 Walker = Callable[[State, Noise, Tensor | None], Walk]
 """``(inputs, noise, start)`` to the walk; see ``CapturedSampler.run``."""
 
@@ -158,7 +147,8 @@ class Policy:
         self.action_normalizer = checkpoint.action_normalizer.to(self.device)
         self.capture = CaptureSettings()
         self._forms = TrunkForms(self.denoiser.network, "f32", self.device)
-        self._weights = Weights(checkpoint.weights)
+        # Asked for by compiled programs' names alone, and the same for every sampler.
+        self._weights_hash = cache(lambda: fingerprint(sorted(network.state_dict().items())))
         self._walk = self._walker()
 
     @staticmethod
@@ -175,23 +165,20 @@ class Policy:
         """This policy (the same weights in memory) with another sampler."""
         return self._with(sampler=sampler)
 
-    def captured(
-        self, backend: str = "auto", cache: Path | None = None, precision: str = "f32", **settings: Any
-    ) -> Policy:
+    def captured(self, backend: str = "auto", *, precision: str = "f32", **settings: Any) -> Policy:
         """This policy with plans that are one call of a frozen program each: faster, and the same to
         rounding.  A program is made at the first plan of its shapes, or by ``warm_up``.
 
         Args:
             backend: ``auto``, ``cuda_graph``, ``openvino``, ``emulated`` or ``eager``.
-            cache: a folder that keeps compiled programs for the next start (``default_cache()`` is
-                the usual one); None: none are kept.
             precision: ``f32``, ``bf16``, ``f16``, or ``int8`` weights.
-            settings: see ``CaptureSettings``.
+            settings: see ``CaptureSettings``; ``cache=default_cache()`` keeps compiled programs for the
+                next start.
 
         Raises:
             InputError: a setting is unknown, or can't be had on this device or with this sampler.
         """
-        chosen = CaptureSettings(backend, precision, cache=cache, **settings)
+        chosen = CaptureSettings(backend, precision, **settings)
         forms = TrunkForms(self.denoiser.network, precision, self.device)
         return self._with(capture=chosen, _forms=forms)
 
@@ -252,7 +239,7 @@ class Policy:
                 network,
                 backend,
                 identity=lambda: fingerprint(
-                    self._weights.hash, self.spec, self.denoiser.threshold, settings.precision
+                    self._weights_hash(), self.spec, self.denoiser.threshold, settings.precision
                 ),
                 budget=settings.budget,
             )

@@ -266,7 +266,7 @@ def test_the_baselines_are_the_same_policy(monkeypatch, name):
     settings = {"tolerance": 1e-5} if "ParaDiGMS" in name else {}
     theirs, rounds = baseline.BASELINES[name](policy, condition, torch.Generator(), **settings)
     torch.testing.assert_close(theirs, plan.walk.sample, atol=2e-3, rtol=1e-4)
-    assert rounds < 100 if settings else rounds == ours["n_steps"]
+    assert rounds <= ours["n_steps"] if settings else rounds == ours["n_steps"]
 
 
 def test_the_baselines_refuse_what_diffusers_does_not_have():

@@ -124,7 +124,7 @@ def test_more_processes_than_nodes_are_refused_in_one_line():
 def test_a_sharded_evaluation_is_the_single_one(tmp_path):
     tiny_checkpoint().save(tmp_path / "tiny")
     common = [f"checkpoint={tmp_path / 'tiny'}", "samplers=[paraddpm]", "reference=paraddpm", "seeds=2"]
-    common += ["task.max_steps=16", "paced_ticks=9", "latency_plans=2", "videos=0"]
+    common += ["task.max_steps=16", "paced_ticks=9", "latency_plans=2", "videos=0", "capture=eager"]
     arguments = ["-m", "paradiffpolicy", "evaluate", *common]
     sharded = launch(2, *arguments, "sampler.paraddpm.evaluate=sharded", f"out={tmp_path / 'sharded'}")
     assert sharded.stdout.count("score ±") == 1, "one process reports"

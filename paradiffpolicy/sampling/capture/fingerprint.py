@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 
 def fingerprint(*parts: Any) -> str:
-    """A hash of settings and tensors, the same in every process."""
+    """A hash of settings, functions and tensors, the same in every process.  Of other objects their
+    ``repr`` counts, which at worst is never the same again."""
     digest = hashlib.sha256()
 
     def add(part: Any) -> None:
@@ -29,7 +31,7 @@ def fingerprint(*parts: Any) -> str:
             for field in fields(part):
                 digest.update(field.name.encode())
                 add(getattr(part, field.name))
-        elif callable(part):
+        elif inspect.isroutine(part) or isinstance(part, type):
             digest.update(f"{part.__module__}.{part.__qualname__}".encode())
         else:
             digest.update(repr(part).encode())

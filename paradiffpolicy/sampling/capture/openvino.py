@@ -138,7 +138,7 @@ def compiled_plan(program: Program, options: dict[str, Any], cache: Path | None)
     """The program's model, from the cache if it is there, and in it soon afterwards."""
     path = None
     if cache is not None and program.identity is not None:
-        path = cache / f"{fingerprint(program.identity, options, surroundings())}.blob"
+        path = cache / f"{fingerprint(program.identity(), options, surroundings())}.blob"
         kept = kept_plan(path, options)
         if kept is not None:
             return kept

@@ -37,7 +37,8 @@ class Program:
         count: the number of rounds; None: until ``done``.
         limit: there are never more.
         inputs: an example: shapes, dtypes, device.
-        identity: tells this program from all others, in other processes too; None: not known.
+        identity: gives what tells this program from all others, in other processes too; None: nothing
+            does.
     """
 
     begin: Callable[[State], State]
@@ -47,7 +48,7 @@ class Program:
     count: int | None
     limit: int
     inputs: State
-    identity: str | None = None
+    identity: Callable[[], str] | None = None
 
 
 class Frozen(Protocol):

@@ -60,7 +60,11 @@ def padded_size(batch: int) -> int:
 
 
 def sampling_program(
-    network: Network, rounds: Rounds, tableau: Tableau, inputs: State, identity: str | None = None
+    network: Network,
+    rounds: Rounds,
+    tableau: Tableau,
+    inputs: State,
+    identity: Callable[[], str] | None = None,
 ) -> Program:
     """A walk as a program: noise, start and conditions in, the walk's tensors out."""
     n = tableau.n_nodes
@@ -117,8 +121,8 @@ def capture(
         tableau: the solver.
         network: observes once per plan, denoises in every round.
         backend: how to freeze.
-        identity: tells the network's weights and their precision from all others, for backends that
-            keep programs on disk.
+        identity: gives what tells the network's weights and their precision from all others, for
+            backends that keep programs on disk.
         budget: bytes that programs may keep; the one that was used longest ago goes first, but the
             newest always stays.
 
@@ -209,13 +213,17 @@ class CapturedSampler:
             return self._frozen[key]
         started = "start" in inputs
         rounds = self.driver.on(self.tableau, inputs["x_T"], started)
-        identity = self.identity and fingerprint(self.identity(), self.driver, self.tableau, key)
         example = {name: value.clone() for name, value in inputs.items()}
-        frozen = self.backend.freeze(sampling_program(self.network, rounds, self.tableau, example, identity))
+        program = sampling_program(self.network, rounds, self.tableau, example, self._identity_of(key))
+        frozen = self.backend.freeze(program)
         self._frozen[key] = frozen
         while self.nbytes > self.budget and len(self._frozen) > 1:
             self._frozen.popitem(last=False)
         return frozen
+
+    def _identity_of(self, key: tuple[Any, ...]) -> Callable[[], str] | None:
+        weights = self.identity
+        return None if weights is None else lambda: fingerprint(weights(), self.driver, self.tableau, key)
 
     @property
     def programs(self) -> list[Frozen]:
