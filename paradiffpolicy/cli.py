@@ -301,8 +301,8 @@ def bench_latency(cfg: Config) -> None:
 
 def per_network(cfg: Config, name: str, otherwise: int) -> dict[str, int]:
     """A setting that is one number for all networks, or one for each."""
-    value = plain(cfg[name])
-    numbers = value if isinstance(value, dict) else dict.fromkeys(cfg.networks, value)
+    value = cfg[name]
+    numbers = plain(value) if hasattr(value, "items") else dict.fromkeys(cfg.networks, value)
     chosen = {network: numbers.get(network, otherwise) for network in cfg.networks}
     for network, number in chosen.items():
         if not isinstance(number, int):

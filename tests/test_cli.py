@@ -15,7 +15,7 @@ import pytest
 import zarr
 from omegaconf import OmegaConf
 
-from paradiffpolicy.cli import COMMANDS, compose, main
+from paradiffpolicy.cli import COMMANDS, compose, main, per_network
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.evaluation.baseline import BASELINES
@@ -190,6 +190,15 @@ def test_bench_latency_prints_tables_and_a_line_of_json(capsys, checkpoint, tmp_
     assert content["shipped"]["steady"]["plans"] == 3 and "steady" not in content["small"]
     assert content["small"]["parameters"] < content["shipped"]["parameters"]
     assert content["rates"]["bandwidth"] > 0 and "peak memory" in out
+
+
+def test_a_number_for_all_networks_or_one_for_each(capsys):
+    cfg = compose("bench latency", ["repeats=3", "steady.large=7", "+networks.tiny=[8]"])
+    assert per_network(cfg, "repeats", 5) == {"shipped": 3, "large": 3, "tiny": 3}
+    assert per_network(cfg, "steady", 0) == {"shipped": 0, "large": 7, "tiny": 0}
+    for wrong in ("repeats=x", "steady.shipped=much"):
+        code, _, err = run(capsys, "bench", "latency", wrong)
+        assert code == 2 and "must be a whole number" in err and err.count("\n") == 1
 
 
 def test_a_sampler_may_have_a_capture_of_its_own(capsys, checkpoint, tmp_path):

@@ -92,8 +92,9 @@ class Graphs:
         self.state: State = {}
         self.whole: Graph | None = None
         if program.count is not None:
-            self.rung = f"{device.name}: {program.count} rounds unrolled in one graph"
-            self.whole = device.capture(self._unrolled)
+            count = program.count
+            self.rung = f"{device.name}: {count} rounds unrolled in one graph"
+            self.whole = device.capture(lambda: self._unrolled(count))
         elif not isinstance(device.while_loop, str):
             self.rung = f"{device.name}: one graph with a while node"
             while_loop = device.while_loop
@@ -117,9 +118,9 @@ class Graphs:
             self.begin, self.round, self.finish = graphs
         self.nbytes = nbytes(self.inputs, self.state) + sum(graph.nbytes for graph in graphs)
 
-    def _unrolled(self) -> State:
+    def _unrolled(self, count: int) -> State:
         state = self.program.begin(self.inputs)
-        for _ in range(self.program.limit if self.program.count is None else self.program.count):
+        for _ in range(count):
             state = self.program.round(state)
         return self.program.finish(self.inputs, state)
 
