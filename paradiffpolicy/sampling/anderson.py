@@ -80,9 +80,10 @@ class AndersonRounds(PicardRounds):
         return super().round(lambda x, node, element: denoise(x, node, element % batch), state)
 
     def improved(
-        self, state: State, index: Tensor, active: Tensor, x: Tensor, old: Tensor, new: Tensor, moved: Tensor
+        self, state: State, index: Tensor, active: Tensor, x: Tensor, new: Tensor, moved: Tensor
     ) -> tuple[Tensor, Tensor, State]:
         at, outputs = index.chunk(2, dim=1)[1], take(new, index)
+        old = take(state["x0_hats"], index)
         plain, accelerated = outputs.chunk(2, dim=1)
         correction, kept = self._correction(
             state, at, active.chunk(2, dim=1)[1], old.chunk(2, dim=1)[1], accelerated

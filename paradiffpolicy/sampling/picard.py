@@ -183,20 +183,20 @@ class PicardRounds(_WindowedRounds):
             unreached = broadcast(self.nodes >= state["offset"] + self.window.size, new)
             new = torch.where(unreached, outputs[-1], new)
         moved = self._moved(index, drift, new, x)
-        new, moved, kept = self.improved(state, index, active, x, take(x0_hats, index), new, moved)
+        new, moved, kept = self.improved(state, index, active, x, new, moved)
         state = {**state, **kept, "x0_hats": new}
         reached = state["offset"] + self.window.size >= self.n
         state |= self.window.moved(state, active, self.solved(index, moved))
         return self.finished(state, reached)
 
     def improved(
-        self, state: State, index: Tensor, active: Tensor, x: Tensor, old: Tensor, new: Tensor, moved: Tensor
+        self, state: State, index: Tensor, active: Tensor, x: Tensor, new: Tensor, moved: Tensor
     ) -> tuple[Tensor, Tensor, State]:
         """A chance to do better than Picard's update.
 
         Args:
+            state: before the round.
             x: ``[W, batch, T, A]``, the windows' inputs.
-            old: ``[W, batch, T, A]``, their x0_hats before the round.
             new: ``[N + 1, batch, T, A]``, all x0_hats after it.
             moved: ``[W, batch]``, the mean square by which the inputs moved.
 

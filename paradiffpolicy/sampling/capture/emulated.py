@@ -78,11 +78,11 @@ def replay(tape: Tape) -> None:
     """Makes the calls again, into the storages that the recording filled."""
     with torch.inference_mode():
         for call in tape.calls:
-            if call.op.is_view or call.op._schema.is_mutable:
-                if call.op._schema.is_mutable:
-                    call.op(*call.args, **call.kwargs)
-                continue
+            if call.op.is_view and not call.op._schema.is_mutable:
+                continue  # it looks at memory that other calls write
             again = call.op(*call.args, **call.kwargs)
+            if call.op._schema.is_mutable:
+                continue
             new = [again] if isinstance(again, Tensor) else list(again)
             for old, value in zip(call.outputs, new, strict=True):
                 if old.untyped_storage().data_ptr() != value.untyped_storage().data_ptr():
