@@ -58,7 +58,7 @@ def evaluate(cfg: Config) -> None:
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
     folder = Path(cfg.out or f"outputs/evaluate/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
 
-    episodes, latencies, ticks = {}, {}, {}
+    episodes, latencies, records = {}, {}, {}
     for name in names:
         with tqdm(total=len(seeds) * cfg.task.max_steps, unit="step", desc=name, dynamic_ncols=True) as bar:
             episodes[name] = rollout(
@@ -76,9 +76,9 @@ def evaluate(cfg: Config) -> None:
             latencies = plan_latencies(policies, windows, clock, bar.update)
     if cfg.paced_ticks:
         for name in tqdm(names, desc="at the real rate", unit="sampler", dynamic_ncols=True):
-            ticks[name] = paced_run(policies[name], make_env, cfg.first_seed, cfg.paced_ticks, clock)
+            records[name] = paced_run(policies[name], make_env, cfg.first_seed, cfg.paced_ticks, clock)
 
-    compared = results(episodes, latencies, ticks, cfg.reference, cfg.margin)
+    compared = results(episodes, latencies, records, cfg.reference, cfg.margin)
     title = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint).name}"
     about = {
         "task": cfg.task.name,

@@ -17,20 +17,20 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .diffusion.denoiser import Clip, Denoiser, DynamicThreshold, unbounded
-from .diffusion.guidance import classifier_free
+from .diffusion.guidance import classifier_free, committed
 from .diffusion.schedule import NoiseSchedule
 from .errors import InputError
 from .models.precision import TrunkForms
 from .models.unet1d import ConditionalUnet1D
 from .sampling.capture.backends import CaptureSettings, ladder
 from .sampling.capture.fingerprint import fingerprint
-from .sampling.capture.network import DenoiserNetwork
+from .sampling.capture.network import COMMITTED, DenoiserNetwork
 from .sampling.capture.program import CaptureError, Frozen
 from .sampling.capture.sampler import EAGER, CapturedSampler, capture
 from .sampling.rk45 import RK45
 from .sampling.sampler import Sampler, make_sampler
 from .sampling.walk import State, evaluate_active
-from .types import Noise, Plan, PolicySpec, Walk
+from .types import Committed, Noise, Plan, PolicySpec, Walk
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,12 @@ class Policy:
         self.observation_normalizer = checkpoint.observation_normalizer.to(self.device)
         self.action_normalizer = checkpoint.action_normalizer.to(self.device)
         self.capture = CaptureSettings()
-        self._forms = TrunkForms(self.denoiser.network, "f32", self.device)
+        self._make()
+
+    def _make(self) -> None:
+        """What the rest of it implies."""
+        network: Any = self.denoiser.network
+        self._forms = TrunkForms(network, self.capture.precision, self.device)
         # Asked for by compiled programs' names alone, and the same for every sampler.
         self._weights_hash = cache(lambda: fingerprint(sorted(network.state_dict().items())))
         self._walk = self._walker()
@@ -182,13 +187,21 @@ class Policy:
         forms = TrunkForms(self.denoiser.network, precision, self.device)
         return self._with(capture=chosen, _forms=forms)
 
-    def warm_up(self, batch: int = 1) -> Policy:
-        """Makes what the first plans of a batch need; this policy."""
+    def warm_up(self, batch: int = 1, *, committed: bool = False) -> Policy:
+        """Makes what the first plans of a batch need; this policy.
+
+        Args:
+            committed: for plans with something ``committed``.
+        """
         window = torch.zeros(batch, self.spec.n_obs_steps, self.spec.obs_dim, device=self.device)
         window = self.observation_normalizer.unnormalize(window)
         generators = [torch.Generator().manual_seed(0) for _ in range(batch)]
-        first = self.plan(window, generator=generators)
-        self.plan(window, first, generator=generators)
+        kept = None
+        if committed:
+            actions = torch.zeros(batch, self.spec.horizon, self.spec.action_dim, device=self.device)
+            kept = Committed(self.action_normalizer.unnormalize(actions), torch.zeros_like(actions[..., 0]))
+        first = self.plan(window, generator=generators, committed=kept)
+        self.plan(window, first, generator=generators, committed=kept)
         return self
 
     @property
@@ -216,6 +229,15 @@ class Policy:
         if dynamic_threshold is not None:
             denoiser = replace(denoiser, threshold=DynamicThreshold(dynamic_threshold))
         return self._with(guidance_scale=scale, denoiser=denoiser)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without programs, which are made anew there."""
+        made = ("_walk", "_captured", "_forms", "_weights_hash")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        self._make()
 
     def _with(self, **changes: Any) -> Policy:
         policy = object.__new__(Policy)
@@ -272,6 +294,8 @@ class Policy:
         denoise, condition = self.denoiser.bind(inputs["condition"]), inputs["condition"]
         if "scale" in inputs:
             denoise = classifier_free(self.denoiser, condition, torch.zeros_like(condition), inputs["scale"])
+        if "committed" in inputs:
+            denoise = committed(denoise, *(inputs[name] for name in COMMITTED))
         return self.sampler.driver(denoise, self.sampler.tableau, noise, start)
 
     @torch.inference_mode()
@@ -282,6 +306,7 @@ class Policy:
         *,
         generator: torch.Generator | Sequence[torch.Generator],
         executed_steps: int | None = None,
+        committed: Committed | None = None,
     ) -> Plan:
         """Samples an action sequence per batch element.
 
@@ -290,6 +315,7 @@ class Policy:
             previous: the last plan, if the sampler is to continue it.
             generator: source of the noise; one per batch element, or one for a batch of one.
             executed_steps: how many steps of ``previous`` have been executed since; Ta by default.
+            committed: actions that the plan is to keep (``diffusion.guidance.committed``).
 
         Returns:
             The plan; ``plan.executed_actions`` ``[batch, Ta, A]`` are for execution.
@@ -297,7 +323,7 @@ class Policy:
         Raises:
             InvalidObservationError: the window has the wrong shape, or NaN or infinity in it.
             InvalidPlanError: the plan has.
-            InputError: the number of generators, or ``previous``, doesn't fit the batch.
+            InputError: the number of generators, ``previous`` or ``committed`` doesn't fit the batch.
         """
         spec = self.spec
         window = self._checked(observation_window)
@@ -313,6 +339,8 @@ class Policy:
         if self.guidance_scale is not None:
             scale = torch.as_tensor(self.guidance_scale, dtype=condition.dtype, device=self.device)
             inputs["scale"] = scale.expand(len(condition))
+        if committed is not None:
+            inputs |= dict(zip(COMMITTED, self._normalized(committed, len(window)), strict=True))
         noise, start = self.sampler.begin(
             self.sampler.tableau,
             (spec.horizon, spec.action_dim),
@@ -327,6 +355,19 @@ class Policy:
                 "the plan has NaN or infinity: the weights, or the observation, are far off"
             )
         return Plan(actions, spec.executed, walk)
+
+    def _normalized(self, committed: Committed, batch: int) -> tuple[Tensor, Tensor]:
+        actions = committed.actions.to(self.device, torch.float32)
+        weight = committed.weight.to(self.device, torch.float32)
+        wanted = (batch, self.spec.horizon, self.spec.action_dim)
+        if tuple(actions.shape) != wanted or tuple(weight.shape) != wanted[:2]:
+            raise InputError(
+                f"committed actions {tuple(actions.shape)} and their weight {tuple(weight.shape)} must be "
+                f"[batch, horizon, action_dim] = {wanted} and [batch, horizon] = {wanted[:2]}"
+            )
+        if not actions.isfinite().all() or not ((weight >= 0) & (weight <= 1)).all():
+            raise InputError("committed actions must be finite, and their weight from 0 to 1")
+        return self.action_normalizer.normalize(actions), weight
 
     def _checked(self, observation_window: ArrayLike | Tensor) -> Tensor:
         if not isinstance(observation_window, Tensor):

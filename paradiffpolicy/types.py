@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -16,7 +14,8 @@ class PolicySpec:
     """All that a policy is, but its weights: enough to rebuild it from a checkpoint.
 
     ``T = horizon``, ``To = n_obs_steps``, ``Ta = n_action_steps``.  A plan's step 0 lies at the
-    oldest observation of the window; executed are steps ``To - 1 … To - 2 + Ta``.
+    oldest observation of the window; executed are steps ``To - 1 … To - 2 + Ta``.  ``control_hz`` are
+    the demonstrations' steps per second, and so a plan's.
     ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
     with some can be guided (``diffusion.guidance``).
     """
@@ -39,6 +38,7 @@ class PolicySpec:
     prediction: str = "epsilon"
     clip: float | None = 1.0
     condition_dropout: float = 0.0
+    control_hz: float = 10.0
 
     @property
     def executed(self) -> slice:
@@ -67,6 +67,19 @@ class Noise:
     def to(self, device: torch.device) -> Noise:
         """The same on a device."""
         return Noise(*(part.to(device, non_blocking=True) for part in (self.x_T, self.z, self.u)))
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Actions that a plan is to keep, since they will be executed before it arrives, or nearly so.
+
+    Attributes:
+        actions: ``[batch, T, A]`` in the environment's units; anything finite where the weight is 0.
+        weight: ``[batch, T]``: 1 keeps an action as it is, 0 leaves it free.
+    """
+
+    actions: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,11 +120,14 @@ class Plan:
         actions: ``[batch, T, A]`` in the environment's units.
         executed: which of the T steps a control loop executes.
         walk: how they were sampled, in normalised units.
+        residual: ``[batch]``, by how much a last round changed the executed action that it changed most,
+            in the environment's units; None: not measured.
     """
 
     actions: Tensor
     executed: slice
     walk: Walk
+    residual: Tensor | None = None
 
     @property
     def executed_actions(self) -> Tensor:
@@ -121,32 +137,5 @@ class Plan:
     def select(self, elements: Sequence[int] | Tensor) -> Plan:
         """The same for some of the batch elements."""
         index = torch.as_tensor(elements, dtype=torch.int64, device=self.actions.device)
-        return Plan(self.actions[index], self.executed, self.walk.select(index))
-
-
-@dataclass(frozen=True)
-class Tick:
-    """One period of a control loop.
-
-    Attributes:
-        index: 0, 1, 2, …
-        deadline, started: when it should have begun and when it did, in the clock's seconds.
-        missed: deadlines that went by before this tick because the one before took too long.
-        action: ``[A]``, what was applied.
-        plan_index: which step of the plan that was; -1 while holding.
-        plan_latency: seconds that planning took in this tick; 0 when none was made.
-        rounds: network rounds of that plan; 0 when none was made.
-        fault: why the action was held instead, or None.
-        reward: what the robot reported after the action.
-    """
-
-    index: int
-    deadline: float
-    started: float
-    missed: int
-    action: NDArray[Any]
-    plan_index: int
-    plan_latency: float
-    rounds: int
-    fault: str | None
-    reward: float
+        residual = None if self.residual is None else self.residual[index]
+        return Plan(self.actions[index], self.executed, self.walk.select(index), residual)

@@ -2,81 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from .clock import Clock
 
 
 class Robot(Protocol):
-    """A thing with a control rate that can be observed and told what to do.
+    """Something that can be observed and told what to do.  No call may block: the loop's rate is at
+    stake."""
 
-    Attributes:
-        control_hz: how many actions per second it takes.
-    """
-
-    control_hz: float
-
-    def observe(self) -> NDArray[Any]:
-        """The observation now, ``[O]``."""
+    def observe(self) -> NDArray[Any] | None:
+        """The newest observation ``[O]``; None if none has come since the last call."""
         ...
 
-    def apply(self, action: NDArray[Any], n_steps: int) -> tuple[float, bool]:
-        """Executes ``action`` ``[A]`` for ``n_steps`` control periods; ``(reward, finished)``."""
+    def apply(self, action: NDArray[Any]) -> None:
+        """Sends a command ``[A]``; the robot keeps to it until the next."""
         ...
 
-    def hold(self) -> NDArray[Any]:
-        """The action that keeps it where it is, ``[A]``."""
+    def stop(self) -> None:
+        """Stops in a safe way: called when no action is safe, and at the end of a run."""
         ...
 
 
 class EnvRobot:
-    """A gymnasium environment with ``control_hz`` and ``hold_action``, reset on construction.
+    """A gymnasium environment whose time is the clock's: the world goes on at its own rate, whether it
+    gets new actions or not.
+
+    The environment's steps happen when somebody looks: ``observe`` takes all that the clock says are
+    over, each with the action that was the last when it began.
 
     Args:
-        env: observations must be vectors.
+        env: with ``control_hz`` and ``hold_action``; observations must be vectors.
         seed: of the reset.
+        clock: whose seconds count.  A reset is the moment 0 of the world.
+
+    Attributes:
+        score: the largest reward so far.
+        success: the environment terminated.
+        finished: it terminated, or was truncated.
+        n_steps: steps so far.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], seed: int) -> None:
-        self._env = env
+    def __init__(self, env: gymnasium.Env[Any, Any], seed: int, clock: Clock) -> None:
+        self.env, self._clock = env, clock
         inner: Any = env.unwrapped
+        self._inner = inner
         self.control_hz = float(inner.control_hz)
-        self._hold_action: Callable[[], Any] = lambda: inner.hold_action
-        self._observation, _ = env.reset(seed=seed)
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Begins another episode, now."""
+        self._observation, _ = self.env.reset(seed=seed)
+        self.score, self.success, self.finished, self.n_steps = 0.0, False, False, 0
+        self._action = np.asarray(self._inner.hold_action)
+        self._begun = self._clock.now()
+
+    def advance(self) -> None:
+        """Takes the steps that the clock says are over."""
+        over = (self._clock.now() - self._begun) * self.control_hz
+        over = math.floor(over + 1e-6)  # a deadline computed in floats is the world's moment too
+        while self.n_steps < over and not self.finished:
+            self._observation, reward, terminated, truncated, _ = self.env.step(self._action)
+            self.n_steps += 1
+            self.score = max(self.score, float(reward))
+            self.success |= terminated
+            self.finished = terminated or truncated
 
     def observe(self) -> NDArray[Any]:
+        self.advance()
         return np.asarray(self._observation)
 
-    def apply(self, action: NDArray[Any], n_steps: int) -> tuple[float, bool]:
-        best, finished = 0.0, False
-        for _ in range(n_steps):
-            self._observation, reward, terminated, truncated, _ = self._env.step(action)
-            best = max(best, float(reward))
-            finished = terminated or truncated
-            if finished:
-                break
-        return best, finished
+    def apply(self, action: NDArray[Any]) -> None:
+        self.advance()
+        self._action = np.array(action)
 
-    def hold(self) -> NDArray[Any]:
-        return np.asarray(self._hold_action())
-
-
-def steps_per_tick(control_hz: float, rate_hz: float) -> int:
-    """How many of the robot's control periods one tick of the loop lasts.
-
-    Raises:
-        InputError: ``rate_hz`` isn't above 0 or doesn't divide ``control_hz``.
-    """
-    if not rate_hz > 0:
-        raise InputError(f"rate_hz={rate_hz} must be above 0")
-    steps = round(control_hz / rate_hz)
-    if steps < 1 or abs(steps * rate_hz - control_hz) > 1e-9 * control_hz:
-        raise InputError(
-            f"the loop's rate_hz={rate_hz} must divide the robot's control rate, {control_hz} Hz"
-        )
-    return steps
+    def stop(self) -> None:
+        self.advance()
+        self._action = np.asarray(self._inner.hold_action)

@@ -39,6 +39,26 @@ def classifier_free(
     return denoise
 
 
+def committed(denoise: Guided, actions: Tensor, weight: Tensor) -> Guided:
+    """``(1 - w) D + w a``: a sample that keeps given actions, and fits the others to them.
+
+    The inpainting of diffusion models (Sohl-Dickstein et al. 2015, section 2.5; Janner et al. 2022,
+    section 3.3) in x0-space: replacing what the network says, not what it sees, leaves every solver's
+    steps as they are, so this works under every driver.  Where w is 1, every solver that ends at the
+    clean sample gives back the action itself.
+
+    Args:
+        actions: ``[batch, T, A]``, normalised.
+        weight: ``[batch, T]``, w.
+    """
+
+    def denoise_around(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
+        w = weight.index_select(0, element).unsqueeze(-1)
+        return (1 - w) * denoise(x, t, element) + w * actions.index_select(0, element)
+
+    return denoise_around
+
+
 LogProbability = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x_t [rows, T, A], t [rows], element [rows]) -> log p(y | x_t) [rows]``, differentiable."""
 

@@ -11,23 +11,23 @@ import numpy as np
 import torch
 
 from ..control.clock import Clock
+from ..control.controller import Controller
 from ..control.loop import ControlLoop
+from ..control.record import Record
 from ..control.robot import EnvRobot
 from ..policy import Policy
-from ..types import Tick
 from .rollout import Episode, MakeEnv
 from .statistics import PairedDifference, paired_difference, standard_error
 
 
-def paced_run(policy: Policy, make_env: MakeEnv, seed: int, n_ticks: int, clock: Clock) -> list[Tick]:
-    """The control loop at the environment's own rate on a real clock."""
-    policy.warm_up()
+def paced_run(policy: Policy, make_env: MakeEnv, seed: int, n_ticks: int, clock: Clock) -> Record:
+    """The control loop at the environment's own rate on a real clock, planning within its ticks."""
     env = make_env()
-    robot = EnvRobot(env, seed)
     generator = torch.Generator().manual_seed(seed)
     try:
-        loop = ControlLoop(policy, robot, rate_hz=robot.control_hz, clock=clock, generator=generator)
-        return loop.run(n_ticks)
+        with Controller(policy, policy.spec.control_hz, generator=generator, clock=clock) as controller:
+            robot = EnvRobot(env, seed, clock)
+            return ControlLoop(controller, robot).run(n_ticks, until=lambda: robot.finished)
     finally:
         env.close()
 
@@ -40,14 +40,14 @@ class SamplerResult:
         name: of the sampler.
         episodes: one per seed.
         latencies: seconds per plan of one robot.
-        ticks: of the paced run.
+        record: of the paced run, or None.
         difference: to the reference's scores; None for the reference itself.
     """
 
     name: str
     episodes: list[Episode]
     latencies: list[float]
-    ticks: list[Tick]
+    record: Record | None
     difference: PairedDifference | None
 
     @property
@@ -57,7 +57,7 @@ class SamplerResult:
     @property
     def missed(self) -> int:
         """Deadlines missed in the paced run."""
-        return sum(tick.missed for tick in self.ticks)
+        return 0 if self.record is None else self.record.missed
 
     def latency_ms(self, percentile: float) -> float:
         return float(np.percentile(self.latencies, percentile)) * 1e3 if self.latencies else math.nan
@@ -69,7 +69,6 @@ class SamplerResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for report.json."""
         rounds, evaluations = self.per_plan("rounds"), self.per_plan("evaluations")
-        faults = [tick.fault for tick in self.ticks if tick.fault]
         return {
             "score": {
                 "mean": float(np.mean(self.scores)),
@@ -84,7 +83,11 @@ class SamplerResult:
                 "p99": _number(self.latency_ms(99)),
                 "n_plans": len(self.latencies),
             },
-            "deadlines": {"ticks": len(self.ticks), "missed": self.missed, "faults": faults},
+            "deadlines": {
+                "ticks": 0 if self.record is None else self.record.n_ticks,
+                "missed": self.missed,
+                "faults": {} if self.record is None else self.record.faults(),
+            },
             "difference_to_reference": None
             if self.difference is None
             else {
@@ -100,7 +103,7 @@ class SamplerResult:
 def results(
     episodes: Mapping[str, list[Episode]],
     latencies: Mapping[str, list[float]],
-    ticks: Mapping[str, list[Tick]],
+    records: Mapping[str, Record],
     reference: str,
     margin: float,
 ) -> list[SamplerResult]:
@@ -111,7 +114,7 @@ def results(
             name,
             runs,
             list(latencies.get(name, [])),
-            list(ticks.get(name, [])),
+            records.get(name),
             None if name == reference else paired_difference(scores[name], scores[reference], margin),
         )
         for name, runs in episodes.items()

@@ -45,7 +45,7 @@ def table(results: Sequence[SamplerResult], title: str) -> Table:
             f"{values['rounds_per_plan']['mean']:.1f}",
             f"{values['evaluations_per_plan']['mean']:.0f}",
             f"{result.latency_ms(50):.0f} / {result.latency_ms(99):.0f}" if result.latencies else "-",
-            f"{result.missed} in {len(result.ticks)} ticks" if result.ticks else "-",
+            f"{result.missed} in {result.record.n_ticks} ticks" if result.record else "-",
             "reference"
             if difference is None
             else f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]",

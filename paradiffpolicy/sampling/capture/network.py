@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 
 from ...diffusion.denoiser import Denoiser, Trunk
-from ...diffusion.guidance import classifier_free
+from ...diffusion.guidance import classifier_free, committed
 from ..tableau import Tableau
 from ..walk import NodeDenoise, State
 
+COMMITTED = ("committed", "commitment")
+"""Inputs of ``guidance.committed``."""
+
 
 class DenoiserNetwork:
-    """A ``sampler.Network`` for inputs ``condition`` ``[batch, G]`` and, if guided, ``scale``
-    ``[batch]`` of classifier-free guidance, zero standing for no condition.
+    """A ``sampler.Network`` for inputs ``condition`` ``[batch, G]``; if guided, ``scale`` ``[batch]`` of
+    classifier-free guidance, zero standing for no condition; if something is committed, ``committed``
+    ``[batch, T, A]``, normalised, and ``commitment`` ``[batch, T]``, its weight.
 
     Args:
         denoiser: with the network.
@@ -33,9 +37,13 @@ class DenoiserNetwork:
         if "scale" in inputs:
             observed["blank"] = self.nodes.observe(torch.zeros_like(condition))
             observed["scale"] = inputs["scale"]
-        return observed
+        return observed | {name: inputs[name] for name in COMMITTED if name in inputs}
 
     def bound(self, observed: State) -> NodeDenoise:
-        if "scale" not in observed:
-            return self.nodes.bind(observed["given"])
-        return classifier_free(self.nodes, observed["given"], observed["blank"], observed["scale"])
+        if "scale" in observed:
+            denoise = classifier_free(self.nodes, observed["given"], observed["blank"], observed["scale"])
+        else:
+            denoise = self.nodes.bind(observed["given"])
+        if "committed" in observed:
+            return committed(denoise, *(observed[name] for name in COMMITTED))
+        return denoise

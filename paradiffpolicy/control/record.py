@@ -1,0 +1,155 @@
+"""What happened in a run: every tick and every plan, in storage that is there before it begins."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..files import write_atomically
+from .planner import PlanReply
+
+
+class Fault(enum.IntFlag):
+    """What was wrong at a tick."""
+
+    NONE = 0
+    OBSERVATION_MISSING = enum.auto()
+    OBSERVATION_REFUSED = enum.auto()
+    OBSERVATION_STALE = enum.auto()
+    PLAN_REFUSED = enum.auto()
+    PLAN_LATE = enum.auto()
+    PLANNER_DEAD = enum.auto()
+    PLANNER_HUNG = enum.auto()
+    ACTION_REFUSED = enum.auto()
+
+
+FAULTS: dict[Fault, str] = {
+    Fault.OBSERVATION_MISSING: "no new observation",
+    Fault.OBSERVATION_REFUSED: "an observation with NaN, infinity or of the wrong shape",
+    Fault.OBSERVATION_STALE: "the last good observation is too old",
+    Fault.PLAN_REFUSED: "a plan with NaN, infinity or beyond the limits",
+    Fault.PLAN_LATE: "no plan, or none that isn't too old",
+    Fault.PLANNER_DEAD: "the planner had died, and is started again",
+    Fault.PLANNER_HUNG: "the planner didn't answer, and is started again",
+    Fault.ACTION_REFUSED: "an action with NaN, infinity or beyond the limits",
+}
+"""Each in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One period of a control loop.
+
+    Attributes:
+        index: 0, 1, 2, …, by the clock: those that nobody called for are left out.
+        deadline, started, ended: when it should have begun, when it did, and when its action was
+            decided; in the clock's seconds.
+        missed: ticks left out just before.
+        observation: ``[O]``, or None if there was none.
+        action: ``[A]``, what was decided; None: nothing safe.
+        plan: the newest that acted, or None.
+        plan_index: which step of it that was; -1 while holding.
+        plan_age: seconds since it was asked for.
+        faults: what was wrong.
+        holding: the action is the fallback's, not a plan's.
+    """
+
+    index: int
+    deadline: float
+    started: float
+    ended: float
+    missed: int
+    observation: NDArray[Any] | None
+    action: NDArray[Any] | None
+    plan: PlanReply | None
+    plan_index: int
+    plan_age: float
+    faults: Fault
+    holding: bool
+
+
+class Record:
+    """The last ticks and plans of a run, the oldest of them first.
+
+    Args:
+        action_dim: A.
+        capacity: ticks (and plans) that are kept.
+    """
+
+    def __init__(self, action_dim: int, capacity: int) -> None:
+        tick = [
+            *(("index", "i8"), ("deadline", "f8"), ("started", "f8"), ("ended", "f8"), ("missed", "i8")),
+            *(("plan", "i8"), ("plan_index", "i2"), ("plan_age", "f4"), ("faults", "u2"), ("holding", "?")),
+            ("action", "f8", (action_dim,)),
+        ]
+        plan = [
+            *(("tick", "i8"), ("asked", "f8"), ("arrived", "f8"), ("latency", "f8"), ("rounds", "i8")),
+            *(("residual", "f8"), ("lateness", "i8"), ("refused", "?")),
+        ]
+        self._ticks, self._plans = np.zeros(capacity, tick), np.zeros(capacity, plan)
+        self.n_ticks = self.n_plans = 0
+
+    def add_tick(self, *values: Any) -> None:
+        """The fields of ``ticks``, in their order."""
+        self._ticks[self.n_ticks % len(self._ticks)] = values
+        self.n_ticks += 1
+
+    def add_plan(self, *values: Any) -> None:
+        """The fields of ``plans``, in their order."""
+        self._plans[self.n_plans % len(self._plans)] = values
+        self.n_plans += 1
+
+    @property
+    def ticks(self) -> NDArray[Any]:
+        """``[n]``: as in ``Tick``; ``plan`` is the tick that the plan was made for, -1 for none."""
+        return _in_order(self._ticks, self.n_ticks)
+
+    @property
+    def plans(self) -> NDArray[Any]:
+        """``[n]``, as they arrived: made for ``tick``, ``asked`` and ``arrived`` when, ``latency`` of
+        the computation, ``lateness`` in ticks, and whether it was ``refused``."""
+        return _in_order(self._plans, self.n_plans)
+
+    @property
+    def missed(self) -> int:
+        """Ticks that nobody called for."""
+        return int(self.ticks["missed"].sum())
+
+    @property
+    def deadline_errors(self) -> NDArray[np.float64]:
+        """``[n]`` seconds, from deadline to start."""
+        return np.asarray(self.ticks["started"] - self.ticks["deadline"])
+
+    def faults(self) -> dict[str, int]:
+        """How many ticks had each, by its name; those that none had are left out."""
+        flags = self.ticks["faults"]
+        counts = {str(fault.name).lower(): int((flags & fault.value != 0).sum()) for fault in FAULTS}
+        return {name: count for name, count in counts.items() if count}
+
+    def joins(self) -> NDArray[np.bool_]:
+        """``[n]``: ticks whose action is another plan's than the action before."""
+        ticks = self.ticks
+        acting = (ticks["plan"] >= 0) & ~ticks["holding"]
+        joins = np.zeros(len(ticks), dtype=bool)
+        joins[1:] = acting[1:] & acting[:-1] & (ticks["plan"][1:] != ticks["plan"][:-1])
+        return joins
+
+    def save(self, path: Path) -> None:
+        """Writes ``ticks`` and ``plans`` as an .npz file."""
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, ticks=self.ticks, plans=self.plans)
+
+        write_atomically(path, write)
+
+
+def _in_order(ring: NDArray[Any], count: int) -> NDArray[Any]:
+    if count <= len(ring):
+        return ring[:count]
+    return np.roll(ring, -(count % len(ring)))

@@ -1,0 +1,93 @@
+"""What the operating system can do for a loop's deadlines.  Where it doesn't allow something, the loop
+runs without it, and a line says so."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+MCL_CURRENT, MCL_FUTURE = 1, 2
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """Wishes, for the thread that runs the loop and for its process.
+
+    Attributes:
+        priority: real-time priority under SCHED_FIFO, 1 to 99; None: none.  Threads and processes that
+            begin later don't inherit it.
+        cores: that the thread may run on; None: any.
+        lock_memory: nothing of the process is swapped out (mlockall).
+        freeze_gc: the garbage collector doesn't run.
+    """
+
+    priority: int | None = None
+    cores: Sequence[int] | None = None
+    lock_memory: bool = False
+    freeze_gc: bool = False
+
+
+@contextlib.contextmanager
+def scheduled(wishes: Scheduling) -> Iterator[list[str]]:
+    """Has as many of the wishes as it may; gives a line for each that it may not.  Everything is as it
+    was afterwards, but for locked memory, which is unlocked altogether."""
+    refused: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for wanted, name, grant in (
+            (wishes.freeze_gc, "a frozen garbage collector", lambda: _freeze_gc(stack)),
+            (wishes.lock_memory, "locked memory", lambda: _lock_memory(stack)),
+            (wishes.cores is not None, f"cores {wishes.cores}", lambda: _pin(stack, wishes.cores or ())),
+            (
+                wishes.priority is not None,
+                f"real-time priority {wishes.priority}",
+                lambda: _fifo(stack, wishes.priority or 1),
+            ),
+        ):
+            if wanted:
+                _try(name, grant, refused)
+        yield refused
+
+
+def _try(name: str, grant: Callable[[], None], refused: list[str]) -> None:
+    try:
+        grant()
+    except (OSError, ValueError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not on {sys.platform}"
+        refused.append(f"{name}: {reason}; running without")
+
+
+def _freeze_gc(stack: contextlib.ExitStack) -> None:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    stack.callback(gc.unfreeze)
+    if was_enabled:
+        stack.callback(gc.enable)
+
+
+def _lock_memory(stack: contextlib.ExitStack) -> None:
+    libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+    if libc.mlockall(MCL_CURRENT | MCL_FUTURE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    stack.callback(libc.munlockall)
+
+
+def _pin(stack: contextlib.ExitStack, cores: Sequence[int]) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    stack.callback(os.sched_setaffinity, 0, before)
+
+
+def _fifo(stack: contextlib.ExitStack, priority: int) -> None:
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    # Reset on fork: a planner that is started again must not compete with the loop.
+    os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+    stack.callback(os.sched_setscheduler, 0, *before)
