@@ -17,37 +17,38 @@ class History:
     """
 
     def __init__(self, n_obs_steps: int, stride: int = 1) -> None:
-        # Dense, a place per tick: a window is read without a search.
-        self._n, self._stride = n_obs_steps, stride
-        self._length = (n_obs_steps - 1) * stride + 1
-        self._kept: NDArray[Any] | None = None
+        # A place per tick, and every observation in two, a length apart: then any window is a slice.
+        self._length, self._stride = (n_obs_steps - 1) * stride + 1, stride
+        self._kept: NDArray[Any] = np.empty((2 * self._length, 0))
         self._tick: int | None = None
 
     def push(self, observation: NDArray[Any], tick: int | None = None) -> None:
         """Adds an observation ``[O]``, made at ``tick``: one after the last unless given."""
-        if self._kept is None or self._kept.shape[1:] != observation.shape:
-            self._kept, self._tick = np.empty((self._length, *observation.shape)), None
         if self._tick is None:
-            self._tick = 0 if tick is None else tick
+            self._kept = np.empty((2 * self._length, *observation.shape))
             self._kept[:] = observation
+            self._tick = 0 if tick is None else tick
             return
-        tick = self._tick + 1 if tick is None else tick
-        before = self._kept[self._tick % self._length]
-        for gap in range(self._tick + 1, min(tick, self._tick + self._length)):
-            self._kept[gap % self._length] = before
-        self._tick = max(tick, self._tick)
-        self._kept[self._tick % self._length] = observation
+        before, tick = self._tick, self._tick + 1 if tick is None else tick
+        for gap in range(max(before + 1, tick - self._length), tick):
+            self._put(gap, self._kept[before % self._length])
+        self._tick = max(tick, before)
+        self._put(self._tick, observation)
+
+    def _put(self, tick: int, observation: NDArray[Any]) -> None:
+        place = tick % self._length
+        self._kept[place] = self._kept[place + self._length] = observation
 
     def repeat(self, tick: int) -> None:
         """The last observation stands for ``tick``'s too; nothing before there is one."""
-        if self._kept is not None and self._tick is not None:
-            self.push(self._kept[self._tick % self._length], tick)
+        if self._tick is not None:
+            self.push(self._kept[self._tick % self._length].copy(), tick)
 
     def window(self) -> NDArray[Any]:
         """``[To, O]``, oldest first."""
-        assert self._kept is not None and self._tick is not None
-        ticks = self._tick - self._stride * np.arange(self._n - 1, -1, -1)
-        return self._kept[ticks % self._length]
+        assert self._tick is not None
+        end = self._tick % self._length + self._length + 1
+        return self._kept[end - self._length : end : self._stride].copy()
 
     @property
     def empty(self) -> bool:

@@ -64,9 +64,9 @@ class ControlLoop:
                         robot.stop()
                     else:
                         robot.apply(action)
-                    if self._observers and controller.latest is not None:
+                    if self._observers and (tick := controller.latest):
                         for observer in self._observers:
-                            observer(controller.latest)
+                            observer(tick)
                     if until():
                         break
                     over = (clock.now() - start) * controller.rate_hz

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import mmap
 import os
 import pickle
 import select
+import struct
 import subprocess
 import sys
 import tempfile
@@ -40,80 +42,62 @@ FAULT_BYTES = 240
 class Channel:
     """A request slot and a reply slot in one piece of shared memory."""
 
+    REQUEST = struct.Struct("=qqqd?7x")
+    """tick, step, session, asked, whether it commits."""
+    REPLY = struct.Struct(f"=qqddqd{FAULT_BYTES}s")
+    """tick, session, asked, latency, rounds, residual, fault."""
+
     def __init__(self, file: int, spec: PolicySpec) -> None:
-        plan = (spec.horizon, spec.action_dim)
-        request = np.dtype(
-            [
-                *(("tick", "i8"), ("step", "i8"), ("session", "i8"), ("asked", "f8")),
-                *(("window", "f8", (spec.n_obs_steps, spec.obs_dim)), ("commits", "?")),
-                *(("committed", "f8", plan), ("commitment", "f8", (spec.horizon,))),
-            ]
-        )
-        reply = np.dtype(
-            [
-                *(("tick", "i8"), ("session", "i8"), ("asked", "f8"), ("latency", "f8")),
-                *(
-                    ("rounds", "i8"),
-                    ("residual", "f8"),
-                    ("fault", f"S{FAULT_BYTES}"),
-                    ("actions", "f8", plan),
-                ),
-            ]
-        )
-        size = Slot.size(request) + Slot.size(reply)
+        self._window, self._plan = (spec.n_obs_steps, spec.obs_dim), (spec.horizon, spec.action_dim)
+        self._nothing = bytes(8 * (math.prod(self._plan) + spec.horizon))
+        request = self.REQUEST.size + 8 * math.prod(self._window) + len(self._nothing)
+        reply = self.REPLY.size + 8 * math.prod(self._plan)
+        size = Slot.taken(request) + Slot.taken(reply)
         if os.fstat(file).st_size < size:
             os.ftruncate(file, size)
-        self._memory = mmap.mmap(file, size)
-        self._requests = Slot(self._memory, request)
-        self._replies = Slot(self._memory, reply, Slot.size(request))
-        self._request, self._reply = np.zeros(1, request), np.zeros(1, reply)
+        memory = memoryview(mmap.mmap(file, size))
+        self._requests = Slot(memory, 0, request)
+        self._replies = Slot(memory, Slot.taken(request), reply)
 
     def send_request(self, request: PlanRequest) -> None:
-        row = self._request[0]
-        row["tick"], row["step"], row["session"] = request.tick, request.step, request.session
-        row["asked"], row["window"], row["commits"] = (
-            request.asked,
-            request.window,
-            request.committed is not None,
-        )
-        if request.committed is not None:
-            row["committed"], row["commitment"] = request.committed, request.commitment
-        self._requests.write(self._request)
+        commits = request.committed is not None
+        head = self.REQUEST.pack(request.tick, request.step, request.session, request.asked, commits)
+        kept = self._nothing
+        if request.committed is not None and request.commitment is not None:
+            kept = _bytes(request.committed) + _bytes(request.commitment)
+        self._requests.write(head + _bytes(request.window) + kept)
 
     def receive_request(self) -> PlanRequest | None:
         """The newest, if there is a new one."""
-        record = self._requests.read()
-        if record is None:
+        content = self._requests.read()
+        if content is None:
             return None
-        row = record[0]
-        committed: tuple[NDArray[Any] | None, NDArray[Any] | None] = (None, None)
-        if row["commits"]:
-            committed = row["committed"].copy(), row["commitment"].copy()
-        numbers = (int(row["tick"]), int(row["step"]), int(row["session"]), float(row["asked"]))
-        return PlanRequest(*numbers, row["window"].copy(), *committed)
+        tick, step, session, asked, commits = self.REQUEST.unpack_from(content)
+        values = np.frombuffer(content, offset=self.REQUEST.size)
+        window, committed, commitment = np.split(
+            values, np.cumsum([math.prod(self._window), math.prod(self._plan)])
+        )
+        kept = (committed.reshape(self._plan), commitment) if commits else (None, None)
+        return PlanRequest(tick, step, session, asked, window.reshape(self._window), *kept)
 
     def send_reply(self, reply: PlanReply) -> None:
-        row = self._reply[0]
-        for name in ("tick", "session", "asked", "latency", "rounds", "residual", "actions"):
-            row[name] = getattr(reply, name)
-        row["fault"] = reply.fault.encode()[:FAULT_BYTES]
-        self._replies.write(self._reply)
+        numbers = (reply.tick, reply.session, reply.asked, reply.latency, reply.rounds, reply.residual)
+        fault = reply.fault.encode()[:FAULT_BYTES]
+        self._replies.write(self.REPLY.pack(*numbers, fault) + _bytes(reply.actions))
 
-    def receive_reply(self) -> PlanReply | None:
-        record = self._replies.read()
-        if record is None:
+    def receive_reply(self, clock: Clock) -> PlanReply | None:
+        """The newest, if there is a new one; it arrives now."""
+        content = self._replies.read()
+        if content is None:
             return None
-        row = record[0]
-        return PlanReply(
-            tick=int(row["tick"]),
-            session=int(row["session"]),
-            asked=float(row["asked"]),
-            latency=float(row["latency"]),
-            rounds=int(row["rounds"]),
-            residual=float(row["residual"]),
-            actions=row["actions"].copy(),
-            fault=row["fault"].decode(errors="replace"),
-        )
+        tick, session, asked, latency, rounds, residual, fault = self.REPLY.unpack_from(content)
+        actions = np.frombuffer(content, offset=self.REPLY.size).reshape(self._plan)
+        words = fault.rstrip(b"\0").decode(errors="replace")
+        return PlanReply(tick, session, asked, latency, rounds, residual, actions, words, clock.now())
+
+
+def _bytes(values: NDArray[Any]) -> bytes:
+    return values.astype(np.float64, copy=False).tobytes()
 
 
 @dataclass(frozen=True)
@@ -186,8 +170,7 @@ class ProcessPlanner:
 
     def poll(self) -> PlanReply | None:
         child = self._child
-        reply = None if child is None else child.channel.receive_reply()
-        return None if reply is None else replace(reply, arrived=self._clock.now())
+        return None if child is None else child.channel.receive_reply(self._clock)
 
     @property
     def alive(self) -> bool:
@@ -256,6 +239,10 @@ class _Child:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)},
                 start_new_session=True,  # the terminal's Ctrl-C is for the loop, which then ends this one
             )
+        # A thread that sleeps until the process ends: whoever asks whether it lives pays nothing.
+        self.alive = True
+        self._watcher = threading.Thread(target=self._watch, name="planner-watch", daemon=True)
+        self._watcher.start()
         try:
             assert self.process.stdin is not None
             with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:
@@ -275,9 +262,9 @@ class _Child:
                 raise InputError("the planner was stopped while it was starting again")
         raise InputError(f"the planner's process wasn't ready within {timeout:g} s: give it more time")
 
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
+    def _watch(self) -> None:
+        self.process.wait()
+        self.alive = False
 
     def wake(self) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # awake already, or dead
@@ -289,15 +276,10 @@ class _Child:
     def end(self, patience: float) -> None:
         """Ends it: politely first, if it has ``patience`` seconds to finish what it is at."""
         os.close(self._wake)
-        try:
-            if patience:
-                self.process.wait(patience)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            self.process.kill()
-            self.process.wait()
-            os.close(self._done)
+        self._watcher.join(patience)
+        self.process.kill()
+        self._watcher.join()
+        os.close(self._done)
 
 
 def shared_folder() -> str | None:

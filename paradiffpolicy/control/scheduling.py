@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 MCL_CURRENT, MCL_FUTURE = 1, 2
 
@@ -25,12 +26,14 @@ class Scheduling:
         cores: that the thread may run on; None: any.
         lock_memory: nothing of the process is swapped out (mlockall).
         freeze_gc: the garbage collector doesn't run.
+        awake: idle cores don't sleep, so that they needn't wake (Linux's PM QoS): uses power.
     """
 
     priority: int | None = None
     cores: Sequence[int] | None = None
     lock_memory: bool = False
     freeze_gc: bool = False
+    awake: bool = False
 
 
 @contextlib.contextmanager
@@ -41,6 +44,7 @@ def scheduled(wishes: Scheduling) -> Iterator[list[str]]:
     with contextlib.ExitStack() as stack:
         for wanted, name, grant in (
             (wishes.freeze_gc, "a frozen garbage collector", lambda: _freeze_gc(stack)),
+            (wishes.awake, "cores that stay awake", lambda: _stay_awake(stack)),
             (wishes.lock_memory, "locked memory", lambda: _lock_memory(stack)),
             (wishes.cores is not None, f"cores {wishes.cores}", lambda: _pin(stack, wishes.cores or ())),
             (
@@ -70,6 +74,12 @@ def _freeze_gc(stack: contextlib.ExitStack) -> None:
     stack.callback(gc.unfreeze)
     if was_enabled:
         stack.callback(gc.enable)
+
+
+def _stay_awake(stack: contextlib.ExitStack) -> None:
+    # The wish for a wake-up latency of 0 holds for as long as the file is open.
+    file = stack.enter_context(Path("/dev/cpu_dma_latency").open("wb", buffering=0))
+    file.write((0).to_bytes(4, sys.byteorder))
 
 
 def _lock_memory(stack: contextlib.ExitStack) -> None:

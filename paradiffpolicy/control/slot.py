@@ -1,4 +1,4 @@
-"""One record in memory that two processes share: the newest wins, and it is read whole or not at all.
+"""Some bytes in memory that two processes share: the newest win, and are read whole or not at all.
 
 The writer counts up before and after it writes; a reader that finds the count odd, or changed, or a
 checksum that doesn't fit, has met a writer at work, and looks again later.  The checksum is there because
@@ -8,52 +8,50 @@ for anybody.
 
 from __future__ import annotations
 
-import mmap
+import struct
 import zlib
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+HEAD = struct.Struct("=QI4x")
+"""The count, and the checksum of what follows."""
+
+COUNT = struct.Struct("=Q")
 
 
 class Slot:
-    """A record in shared memory, for one writer and one reader.
+    """``size`` bytes of shared memory, for one writer and one reader.
 
     Args:
-        memory: shared by both, at least ``Slot.size(dtype)`` bytes from ``offset``.
-        dtype: of the record, a structured one.
-        offset: where it lies, a multiple of 8.
+        memory: shared by both.
+        offset: where the slot begins; it takes ``Slot.taken(size)`` bytes.
+        size: of what is written, always.
     """
 
-    def __init__(self, memory: mmap.mmap | bytearray, dtype: np.dtype[Any], offset: int = 0) -> None:
-        head = np.frombuffer(memory, np.uint64, count=2, offset=offset)
-        self._count, self._checksum = head[:1], head[1:]
-        self._record = np.frombuffer(memory, dtype, count=1, offset=offset + head.nbytes)
-        self._bytes = self._record.view(np.uint8)
-        self._copy = np.empty_like(self._record)
+    def __init__(self, memory: memoryview, offset: int, size: int) -> None:
+        self._memory, self._offset = memory, offset
+        self._content = memory[offset + HEAD.size : offset + HEAD.size + size]
         self._seen = 0
 
     @staticmethod
-    def size(dtype: np.dtype[Any]) -> int:
-        """Bytes that it takes, a multiple of 8."""
-        return 16 + -(-dtype.itemsize // 8) * 8
+    def taken(size: int) -> int:
+        """Bytes of memory that a slot takes."""
+        return HEAD.size + -(-size // 8) * 8
 
-    def write(self, record: NDArray[Any]) -> None:
-        """Puts ``record`` ``[1]`` in the place of what is there."""
-        count = int(self._count[0])
-        self._count[0] = count + 1 + count % 2  # odd; so it is too after a writer that died at work
-        self._record[:] = record
-        self._checksum[0] = zlib.crc32(self._bytes)  # type: ignore[arg-type]
-        self._count[0] += np.uint64(1)
+    def write(self, content: bytes) -> None:
+        """Puts ``content`` in the place of what is there."""
+        (count,) = COUNT.unpack_from(self._memory, self._offset)
+        count += 1 + count % 2  # odd; so it is too after a writer that died at work
+        COUNT.pack_into(self._memory, self._offset, count)
+        self._content[:] = content
+        HEAD.pack_into(self._memory, self._offset, count, zlib.crc32(content))
+        COUNT.pack_into(self._memory, self._offset, count + 1)
 
-    def read(self) -> NDArray[Any] | None:
-        """The record ``[1]`` if it is a new one and whole, else None; valid until the next call."""
-        count = int(self._count[0])
+    def read(self) -> bytes | None:
+        """What is there if it is new and whole, else None."""
+        count, checksum = HEAD.unpack_from(self._memory, self._offset)
         if count == self._seen or count % 2:
             return None
-        self._copy[:] = self._record
-        checksum = int(self._checksum[0])
-        if int(self._count[0]) != count or zlib.crc32(self._copy.view(np.uint8)) != checksum:  # type: ignore[arg-type]
+        content = bytes(self._content)
+        if COUNT.unpack_from(self._memory, self._offset)[0] != count or zlib.crc32(content) != checksum:
             return None
         self._seen = count
-        return self._copy
+        return content
