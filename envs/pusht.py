@@ -108,17 +108,27 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     Reward: the share of the target that the block covers, over 0.95, at most 1; the episode
     terminates when the share is over 0.95.
 
+    ``control_hz`` is how often per second there is a new action; the physics don't depend on it.
+
     ``reset(seed=s)`` draws the initial state as diffusion_policy does for its seed s;
     ``reset(options={"state": [5 numbers]})`` sets it exactly, at rest.  ``info`` carries what
     demonstrations record: ``state``, ``keypoint`` ``[9, 2]``, ``n_contacts``; and ``coverage``.
     """
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": CONTROL_HZ}
-    control_hz: float = CONTROL_HZ
 
     def __init__(
-        self, obs_type: str = "state", render_mode: str | None = None, render_size: int = 96
+        self,
+        obs_type: str = "state",
+        render_mode: str | None = None,
+        render_size: int = 96,
+        control_hz: float = CONTROL_HZ,
     ) -> None:
+        self.control_hz = float(control_hz)
+        if control_hz <= 0 or (PHYSICS_HZ / control_hz) % 1:
+            raise ValueError(f"{control_hz=} must divide the physics' {PHYSICS_HZ} Hz")
+        self._substeps = round(PHYSICS_HZ / control_hz)
+        self.metadata = {**self.metadata, "render_fps": control_hz}
         self._observe, self.observation_space = self._observation(obs_type)
         self.action_space = spaces.Box(0.0, float(WORLD), (2,), np.float64)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
@@ -169,7 +179,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         dt = 1 / PHYSICS_HZ
         self._n_contacts = 0
         self._last_action = np.array([target.x, target.y])
-        for _ in range(PHYSICS_HZ // CONTROL_HZ):
+        for _ in range(self._substeps):
             acceleration = K_P * (target - self._pusher.position) - K_V * self._pusher.velocity
             self._pusher.velocity += acceleration * dt
             self._space.step(dt)

@@ -220,14 +220,14 @@ class InlinePlanner:
 
 
 class DelayedPlanner:
-    """Computes at once, and hands out when a latency has passed on the clock.  With a virtual clock:
-    what a planner beside the loop would do, to be repeated bit by bit.
+    """Hands plans out when a latency has passed on the clock.  With a virtual clock: what a planner
+    beside the loop would do, to be repeated bit by bit.
 
     Like a planner of its own, it does one thing at a time: requests that come while it is at one wait,
     and of those the newest wins.
 
     Args:
-        make: computes.
+        begin: begins a plan; what it gives back gives the plan, once it is needed.
         clock: whose seconds count.
         latency: gives every plan's, in seconds.
     """
@@ -235,10 +235,13 @@ class DelayedPlanner:
     alive = True
 
     def __init__(
-        self, make: Callable[[PlanRequest], PlanReply], clock: Clock, latency: Callable[[], float]
+        self,
+        begin: Callable[[PlanRequest], Callable[[], PlanReply]],
+        clock: Clock,
+        latency: Callable[[], float],
     ) -> None:
-        self._make, self._clock, self._latency = make, clock, latency
-        self._due: deque[tuple[float, PlanReply]] = deque()
+        self._begin_plan, self._clock, self._latency = begin, clock, latency
+        self._due: deque[tuple[float, float, Callable[[], PlanReply]]] = deque()
         self._next: PlanRequest | None = None
 
     def start(self, *, committed: bool = False) -> None:
@@ -253,14 +256,14 @@ class DelayedPlanner:
             return
         request, self._next = self._next, None
         latency = self._latency()
-        self._due.append((now + latency, replace(self._make(request), latency=latency)))
+        self._due.append((now + latency, latency, self._begin_plan(request)))
 
     def poll(self) -> PlanReply | None:
         now, reply = self._clock.now(), None
         # Half a nanosecond: a clock's grid isn't a decimal one.
         while self._due and self._due[0][0] <= now + 5e-10:
-            due, reply = self._due.popleft()
-            reply = replace(reply, arrived=due)
+            due, latency, made = self._due.popleft()
+            reply = replace(made(), latency=latency, arrived=due)
             self._begin(due)
         return reply
 

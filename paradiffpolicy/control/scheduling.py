@@ -78,7 +78,7 @@ def _freeze_gc(stack: contextlib.ExitStack) -> None:
 
 def _stay_awake(stack: contextlib.ExitStack) -> None:
     # The wish for a wake-up latency of 0 holds for as long as the file is open.
-    file = stack.enter_context(Path("/dev/cpu_dma_latency").open("wb", buffering=0))
+    file = stack.enter_context(Path("/dev/cpu_dma_latency").open("wb", buffering=0))  # noqa: SIM115
     file.write((0).to_bytes(4, sys.byteorder))
 
 

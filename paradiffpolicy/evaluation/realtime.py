@@ -1,0 +1,194 @@
+"""Reward under latency: simulated time goes on while plans are computed.
+
+A virtual clock ticks at the control rate; a plan asked for at one moment arrives a latency later,
+whatever it took to compute here.  All episodes run side by side, and what they ask for is computed in
+batches, which changes nothing but the time that it takes.  A run is repeated bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..control.clock import Clock, VirtualClock
+from ..control.controller import Controller
+from ..control.joining import Joining, Switch
+from ..control.planner import (
+    DelayedPlanner,
+    PlanMaker,
+    PlanReply,
+    PlanRequest,
+    Plans,
+    committed_tensors,
+)
+from ..control.record import Record
+from ..control.robot import EnvRobot
+from ..errors import InputError
+from ..types import Plan
+
+MakeEnvAt = Callable[[float], "gymnasium.Env[object, object]"]
+"""A control rate in Hz to an environment that takes actions at it."""
+
+
+class Batch:
+    """Plans of several planners, computed together as late as can be: when one of them is needed."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[PlanMaker, PlanRequest]] = []
+        self._made: dict[int, PlanReply] = {}
+
+    def begin(self, maker: PlanMaker, request: PlanRequest) -> Callable[[], PlanReply]:
+        """Puts a request in line; what it gives back gives the plan."""
+        self._waiting.append((maker, request))
+
+        def made() -> PlanReply:
+            if id(request) not in self._made:
+                self._compute()
+            return self._made.pop(id(request))
+
+        return made
+
+    def _compute(self) -> None:
+        """In one call, those that continue a plan by equally many steps, and those that continue none."""
+        groups: dict[int, list[tuple[PlanMaker, PlanRequest, Plan | None]]] = {}
+        for maker, request in self._waiting:
+            previous, moved = maker.previous(request)
+            groups.setdefault(-1 if previous is None else moved, []).append((maker, request, previous))
+        self._waiting.clear()
+        for moved, members in groups.items():
+            plans = [previous for _, _, previous in members if previous is not None]
+            plan = members[0][0].policy.plan(
+                np.stack([request.window for _, request, _ in members]),
+                Plan.cat(plans) if plans else None,
+                generator=[maker.generator for maker, _, _ in members],
+                executed_steps=max(moved, 0),
+                committed=committed_tensors([request for _, request, _ in members]),
+            )
+            for row, (maker, request, _) in enumerate(members):
+                self._made[id(request)] = maker.made(request, plan.select([row]), math.nan)
+
+
+@dataclass(frozen=True)
+class RealtimeEpisode:
+    """What happened in one episode.
+
+    Attributes:
+        seed: of the environment, of the plans' noise and of the latencies.
+        score: the largest reward of any step.
+        success: the environment terminated it.
+        record: every tick and plan.
+    """
+
+    seed: int
+    score: float
+    success: bool
+    record: Record
+
+
+def drawn_from(latencies: Sequence[float]) -> Callable[[np.random.Generator], Callable[[], float]]:
+    """Latencies, in seconds, drawn from measured ones: a generator to what gives the next.  One alone
+    is every plan's."""
+    values = np.asarray(latencies, dtype=float)
+    if not len(values) or not (values >= 0).all() or not np.isfinite(values).all():
+        raise InputError(f"latencies={list(latencies)} must be seconds, at least one, none below 0")
+
+    def begin(draw: np.random.Generator) -> Callable[[], float]:
+        return lambda: float(draw.choice(values)) if len(values) > 1 else float(values[0])
+
+    return begin
+
+
+def realtime_rollout(
+    policy: Plans,
+    make_env: MakeEnvAt,
+    seeds: Sequence[int],
+    seconds: float,
+    *,
+    rate_hz: float,
+    latencies: Sequence[float] = (0.0,),
+    joining: Joining = Switch,
+    replan_every: int | None = None,
+    on_ticks: Callable[[int], object] = lambda ticks: None,
+) -> list[RealtimeEpisode]:
+    """Runs one episode per seed in virtual time.
+
+    Args:
+        make_env: called once per seed.
+        seconds: an episode's length.
+        rate_hz: of control; the environment takes actions at it.
+        latencies: seconds per plan, to draw from.
+        joining, replan_every: see ``Controller``.
+        on_ticks: told how many ticks of all episodes together went by, or were spared.
+
+    Raises:
+        InputError: the rate isn't a multiple of the policy's, or a latency is no time.
+    """
+    clock, batch, latency = VirtualClock(), Batch(), drawn_from(latencies)
+    n_ticks = round(seconds * rate_hz)
+    robots, controllers = [], []
+    for seed in seeds:
+
+        def planner(
+            policy: Plans, generator: torch.Generator, clock: Clock, seed: int = seed
+        ) -> DelayedPlanner:
+            maker = PlanMaker(policy, generator, clock)
+            return DelayedPlanner(partial(batch.begin, maker), clock, latency(np.random.default_rng(seed)))
+
+        controller = Controller(
+            policy,
+            rate_hz,
+            generator=torch.Generator().manual_seed(int(seed)),
+            planner=planner,
+            joining=joining,
+            clock=clock,
+            replan_every=replan_every,
+            planner_timeout=math.inf,
+            capacity=n_ticks,
+        )
+        controllers.append(controller.start())
+        robots.append(EnvRobot(make_env(rate_hz), int(seed), clock))
+    running = list(range(len(seeds)))
+    for tick in range(n_ticks):
+        clock.sleep_until(tick / rate_hz)
+        for i in running:
+            controllers[i].sense(robots[i].observe())
+        for i in running:
+            action = controllers[i].act()
+            if action is None:
+                robots[i].stop()
+            else:
+                robots[i].apply(action)
+        ended = [i for i in running if robots[i].finished]
+        running = [i for i in running if not robots[i].finished]
+        on_ticks(len(running) + len(ended) * (n_ticks - tick))
+        if not running:
+            break
+    clock.sleep_until(n_ticks / rate_hz)
+    for i in running:
+        robots[i].advance()
+    for robot in robots:
+        robot.env.close()
+    return [
+        RealtimeEpisode(int(seed), robot.score, robot.success, controller.record)
+        for seed, robot, controller in zip(seeds, robots, controllers, strict=True)
+    ]
+
+
+def join_jumps(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """By how much actions change from tick to tick (Euclidean, in their units): ``(at joins, within
+    plans)``."""
+    at, within = [], []
+    for record in records:
+        change = np.linalg.norm(np.diff(record.ticks["action"], axis=0), axis=1)
+        acting = ~record.ticks["holding"]
+        joins, steady = record.joins()[1:], acting[1:] & acting[:-1]
+        at.append(change[joins])
+        within.append(change[steady & ~joins])
+    return np.concatenate(at), np.concatenate(within)
