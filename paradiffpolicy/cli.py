@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import platform
@@ -22,8 +23,10 @@ from .errors import InputError, nearest, require_count, require_positive
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
+    from .control.joining import Joining
     from .data.dataset import ObservationField
     from .data.replay_buffer import Augment
+    from .evaluation.realtime import MakeEnvAt
     from .evaluation.rollout import MakeEnv
     from .policy import Policy
     from .sampling.sampler import Sampler
@@ -37,6 +40,16 @@ Config = Any
 
 
 def evaluate(cfg: Config) -> None:
+    """Reward on the same seeds, in one of two ways of letting time pass."""
+    modes = {"unlimited": evaluate_unlimited, "realtime": evaluate_realtime}
+    if cfg.mode not in modes:
+        raise InputError(f"unknown mode {cfg.mode!r}{nearest(cfg.mode, modes)}")
+    require_count(seeds=cfg.seeds)
+    require_positive(margin=cfg.margin)
+    modes[cfg.mode](cfg)
+
+
+def evaluate_unlimited(cfg: Config) -> None:
     """Samplers side by side on the same seeds: reward, rounds, latency, deadlines."""
     from rich.console import Console
     from tqdm import tqdm
@@ -47,8 +60,7 @@ def evaluate(cfg: Config) -> None:
     from .evaluation.report import table, write_report
     from .evaluation.rollout import rollout
 
-    require_count(seeds=cfg.seeds, video_size=cfg.video_size)
-    require_positive(margin=cfg.margin)
+    require_count(video_size=cfg.video_size)
     if not cfg.samplers:
         raise InputError("samplers=[] names none: give at least one, as samplers=[ddpm,paraddpm]")
     names = list(dict.fromkeys([cfg.reference, *cfg.samplers]))
@@ -96,6 +108,142 @@ def evaluate(cfg: Config) -> None:
     console.print(f"on {describe(machine())}; plans: {in_words(programs(policies))}", highlight=False)
     for path in paths:
         console.print(str(path), highlight=False)
+
+
+def evaluate_realtime(cfg: Config) -> None:
+    """Reward while simulated time goes on: by sampler and control rate, and against latency."""
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from .control.clock import MonotonicClock
+    from .evaluation.latency import plan_latencies
+    from .evaluation.realtime import realtime_rollout, wall_rollout
+    from .evaluation.realtime_report import Cell, realtime_table, write_realtime_report
+
+    setting, clock = cfg.realtime, MonotonicClock()
+    clocks = ("virtual", "wall")
+    if setting.clock not in clocks:
+        raise InputError(f"unknown realtime.clock {setting.clock!r}{nearest(setting.clock, clocks)}")
+    require_count(**{"realtime.side_by_side": setting.side_by_side})
+    rates = [float(rate) for rate in setting.rates_hz]
+    require_positive(**{"realtime.rates_hz": min(rates, default=0)})
+    policy, cases = load_policy(cfg), plain(setting.cases)
+    policies = {name: case_policy(cfg, name, case, policy) for name, case in cases.items()}
+    joining = named_joining(setting.joining)
+    joinings = {name: named_joining(chosen) for name, chosen in setting.sweep.joinings.items()}
+    seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
+    seconds = cfg.task.max_steps / cfg.task.control_hz
+    folder = Path(cfg.out or f"outputs/realtime/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
+
+    injected = {
+        name: latency_seconds(name, case)
+        for name, case in cases.items()
+        if case.get("latency_ms") is not None
+    }
+    timed = {name: timed for name, timed in policies.items() if name not in injected}
+    if timed and setting.clock == "virtual":
+        windows = recorded_windows(cfg, sampling_policy(cfg, "realtime", policy), max(cfg.latency_plans, 1))
+        with tqdm(total=len(windows), unit="turn", desc="latency", dynamic_ncols=True) as bar:
+            injected |= plan_latencies(timed, windows, clock, bar.update)
+    samplers = {name: sampling_policy(cfg, name, policy) for name in {c["sampler"] for c in cases.values()}}
+
+    def run(label: str, planned: Policy, rate: float, how: Callable[..., Any], **options: Any) -> list[Any]:
+        total = len(seeds) * round(seconds * rate)
+        with tqdm(total=total, unit="tick", desc=label, dynamic_ncols=True) as bar:
+            options |= {"rate_hz": rate, "replan_every": setting.replan_every, "on_ticks": bar.update}
+            episodes: list[Any] = how(planned, env_maker_at(cfg), seeds, seconds, **options)
+        return episodes
+
+    unlimited = {
+        name: run(f"{name}, unlimited", planned, rates[0], realtime_rollout)
+        for name, planned in samplers.items()
+    }
+    references = {name: [episode.score for episode in episodes] for name, episodes in unlimited.items()}
+    cells = [
+        Cell(f"{name}, unlimited", rates[0], setting.joining.name, [0.0], episodes, None, cfg.margin)
+        for name, episodes in unlimited.items()
+    ]
+    for name, case in cases.items():
+        for rate in rates:
+            label = f"{name}, {rate:g} Hz"
+            if setting.clock == "wall":
+                options = {"clock": clock, "side_by_side": setting.side_by_side, "joining": joining}
+                episodes = run(label, policies[name], rate, wall_rollout, **options)
+                latencies = [float(s) for e in episodes for s in e.record.plans["latency"]]
+            else:
+                latencies = injected[name]
+                options = {"latencies": latencies, "joining": joining}
+                episodes = run(label, samplers[case["sampler"]], rate, realtime_rollout, **options)
+            reference = references[case["sampler"]]
+            cells.append(Cell(name, rate, setting.joining.name, latencies, episodes, reference, cfg.margin))
+    sweep = []
+    swept = sampling_policy(cfg, setting.sweep.sampler, policy)
+    for name, way in joinings.items():
+        for number in setting.sweep.latency_ms if setting.clock == "virtual" else []:
+            given = latency_seconds("sweep", {"latency_ms": number})
+            label = f"{name}, {number:g} ms"
+            episodes = run(label, swept, rates[0], realtime_rollout, latencies=given, joining=way)
+            waited = references.get(setting.sweep.sampler)
+            sweep.append(Cell(setting.sweep.sampler, rates[0], name, given, episodes, waited, cfg.margin))
+
+    title = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint).name}, {setting.clock} clock"
+    about = {
+        "task": cfg.task.name,
+        "checkpoint": str(cfg.checkpoint),
+        "seeds": [seeds.start, seeds.stop - 1],
+        "machine": machine(),
+        "realtime": plain(setting),
+    }
+    paths = write_realtime_report(folder, cells, sweep, title, about)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(realtime_table(cells, title))
+    if sweep:
+        console.print(realtime_table(sweep, f"{setting.sweep.sampler} under injected latency"))
+    console.print(f"on {describe(machine())}", highlight=False)
+    for path in paths:
+        console.print(str(path), highlight=False)
+
+
+def case_policy(cfg: Config, name: str, case: dict[str, Any], policy: Policy) -> Policy:
+    """What a case of ``realtime.cases`` times."""
+    known = ("sampler", "capture", "network", "latency_ms")
+    for key in case:
+        if key not in known:
+            raise InputError(f"realtime.cases.{name} has no setting {key!r}{nearest(key, known)}")
+    if "sampler" not in case:
+        raise InputError(f"realtime.cases.{name} needs a sampler, as {{sampler: ddpm}}")
+    sized = resized(cfg, policy, case["network"]) if case.get("network") else policy
+    own = {"capture": case["capture"]} if case.get("capture") else {}
+    return sampling_policy(cfg, case["sampler"], sized.captured(**capture_settings(cfg, **own)))
+
+
+def latency_seconds(name: str, case: Mapping[str, Any]) -> list[float]:
+    """A case's injected latencies."""
+    given = case["latency_ms"]
+    numbers = given if isinstance(given, list) else [given]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or number < 0:
+            raise InputError(f"{name}: latency_ms={given} must be milliseconds, or a list of them")
+    if not numbers:
+        raise InputError(f"{name}: latency_ms=[] must have at least one number")
+    return [number / 1e3 for number in numbers]
+
+
+def named_joining(node: Config) -> Joining:
+    """How plans are joined: a name, and its options."""
+    import inspect
+
+    from .control.joining import JOININGS
+
+    options = plain(node)
+    name = options.pop("name", None)
+    if name not in JOININGS:
+        raise InputError(f"unknown joining {name!r}{nearest(str(name), JOININGS)}")
+    known = [option for option in inspect.signature(JOININGS[name]).parameters if option != "grid"]
+    for option in options:
+        if option not in known:
+            raise InputError(f"joining {name!r} has no option {option!r}{nearest(option, known)}")
+    return functools.partial(JOININGS[name], **options)
 
 
 def train(cfg: Config) -> None:
@@ -500,6 +648,16 @@ def env_maker(cfg: Config) -> MakeEnv:
     return lambda: gymnasium.make(cfg.task.env.id, max_episode_steps=cfg.task.max_steps, **kwargs)
 
 
+def env_maker_at(cfg: Config) -> MakeEnvAt:
+    """Makes the task's environment for a control rate, without an end."""
+    import gymnasium
+
+    from . import envs  # noqa: F401  registers the environments
+
+    kwargs = plain(cfg.task.env.kwargs)
+    return lambda rate_hz: gymnasium.make(cfg.task.env.id, control_hz=rate_hz, **kwargs)
+
+
 def recorded_windows(cfg: Config, guide: Policy, count: int) -> list[Any]:
     """Observation windows ``[To, O]`` of an episode that ``guide`` runs, again from its start if short."""
     from .evaluation.rollout import rollout
@@ -660,6 +818,11 @@ COMMANDS = {
             ("paradiffpolicy evaluate", "DDPM, ParaDDPM, speculative and realtime on PushT, 50 seeds"),
             ("paradiffpolicy evaluate 'samplers=[ddim,realtime]' seeds=10", "others, quickly"),
             ("paradiffpolicy evaluate checkpoint=outputs/train/pusht/checkpoint", "your own policy"),
+            ("paradiffpolicy evaluate mode=realtime", "what latency costs, in virtual time"),
+            (
+                "paradiffpolicy evaluate mode=realtime realtime.clock=wall 'realtime.rates_hz=[10]'",
+                "the same at the real rate",
+            ),
         ),
     ),
     "collect": Command(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,12 +21,15 @@ from numpy.typing import NDArray
 from ..control.clock import Clock, VirtualClock
 from ..control.controller import Controller
 from ..control.joining import Joining, Switch
+from ..control.loop import ControlLoop
 from ..control.planner import (
     DelayedPlanner,
+    MakePlanner,
     PlanMaker,
     PlanReply,
     PlanRequest,
     Plans,
+    ThreadPlanner,
     committed_tensors,
 )
 from ..control.record import Record
@@ -192,3 +196,52 @@ def join_jumps(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[
         at.append(change[joins])
         within.append(change[steady & ~joins])
     return np.concatenate(at), np.concatenate(within)
+
+
+def wall_rollout(
+    policy: Plans,
+    make_env: MakeEnvAt,
+    seeds: Sequence[int],
+    seconds: float,
+    *,
+    rate_hz: float,
+    clock: Clock,
+    side_by_side: int = 1,
+    planner: MakePlanner = ThreadPlanner,
+    joining: Joining = Switch,
+    replan_every: int | None = None,
+    on_ticks: Callable[[int], object] = lambda ticks: None,
+) -> list[RealtimeEpisode]:
+    """Runs one episode per seed at the real rate, planning beside every loop.
+
+    Args:
+        clock: the machine's.
+        side_by_side: robots at a time, each with a loop and a planner of its own.
+        planner: where plans are made.
+
+    Others as in ``realtime_rollout``.
+    """
+
+    def run(seed: int) -> RealtimeEpisode:
+        generator = torch.Generator().manual_seed(seed)
+        env = make_env(rate_hz)
+        with Controller(
+            policy,
+            rate_hz,
+            generator=generator,
+            planner=planner,
+            joining=joining,
+            clock=clock,
+            replan_every=replan_every,
+            capacity=round(seconds * rate_hz),
+        ) as controller:
+            robot = EnvRobot(env, seed, clock)
+            loop = ControlLoop(controller, robot, observers=[lambda tick: on_ticks(1 + tick.missed)])
+            record = loop.run(round(seconds * rate_hz), until=lambda: robot.finished)
+        robot.advance()
+        env.close()
+        on_ticks(round(seconds * rate_hz) - int(record.ticks["index"][-1]) - 1)
+        return RealtimeEpisode(seed, robot.score, robot.success, record)
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        return list(pool.map(run, map(int, seeds)))
