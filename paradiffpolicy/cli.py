@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import functools
 import json
+import logging
 import os
 import platform
 import re
@@ -120,6 +121,8 @@ def evaluate_realtime(cfg: Config) -> None:
     from .evaluation.realtime import realtime_rollout, wall_rollout
     from .evaluation.realtime_report import Cell, realtime_table, write_realtime_report
 
+    # Faults are in the report; a line for each would bury it.
+    logging.getLogger("paradiffpolicy.control").setLevel(logging.ERROR)
     setting, clock = cfg.realtime, MonotonicClock()
     clocks = ("virtual", "wall")
     if setting.clock not in clocks:
@@ -180,11 +183,11 @@ def evaluate_realtime(cfg: Config) -> None:
     swept = sampling_policy(cfg, setting.sweep.sampler, policy)
     for name, way in joinings.items():
         for number in setting.sweep.latency_ms if setting.clock == "virtual" else []:
-            given = latency_seconds("sweep", {"latency_ms": number})
+            latencies = latency_seconds("sweep", {"latency_ms": number})
             label = f"{name}, {number:g} ms"
-            episodes = run(label, swept, rates[0], realtime_rollout, latencies=given, joining=way)
+            episodes = run(label, swept, rates[0], realtime_rollout, latencies=latencies, joining=way)
             waited = references.get(setting.sweep.sampler)
-            sweep.append(Cell(setting.sweep.sampler, rates[0], name, given, episodes, waited, cfg.margin))
+            sweep.append(Cell(setting.sweep.sampler, rates[0], name, latencies, episodes, waited, cfg.margin))
 
     title = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint).name}, {setting.clock} clock"
     about = {
@@ -655,7 +658,8 @@ def env_maker_at(cfg: Config) -> MakeEnvAt:
     from . import envs  # noqa: F401  registers the environments
 
     kwargs = plain(cfg.task.env.kwargs)
-    return lambda rate_hz: gymnasium.make(cfg.task.env.id, control_hz=rate_hz, **kwargs)
+    # -1: an episode's length is a matter of seconds here.
+    return lambda rate_hz: gymnasium.make(cfg.task.env.id, control_hz=rate_hz, max_episode_steps=-1, **kwargs)
 
 
 def recorded_windows(cfg: Config, guide: Policy, count: int) -> list[Any]:
