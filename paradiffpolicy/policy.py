@@ -193,8 +193,7 @@ class Policy:
         Args:
             committed: for plans with something ``committed``.
         """
-        window = torch.zeros(batch, self.spec.n_obs_steps, self.spec.obs_dim, device=self.device)
-        window = self.observation_normalizer.unnormalize(window)
+        window = self.middle_window(batch)
         generators = [torch.Generator().manual_seed(0) for _ in range(batch)]
         kept = None
         if committed:
@@ -203,6 +202,11 @@ class Policy:
         first = self.plan(window, generator=generators, committed=kept)
         self.plan(window, first, generator=generators, committed=kept)
         return self
+
+    def middle_window(self, batch: int = 1) -> Tensor:
+        """``[batch, To, O]``, the middle of what was observed in training: to try things with."""
+        window = torch.zeros(batch, self.spec.n_obs_steps, self.spec.obs_dim, device=self.device)
+        return self.observation_normalizer.unnormalize(window)
 
     @property
     def programs(self) -> list[Frozen]:

@@ -1,80 +1,129 @@
-"""The loop keeps its deadlines, executes the right steps, and holds when something is wrong."""
+"""The controller acts on the right step of the right plan, keeps its rate, and holds when something is
+wrong."""
 
 from __future__ import annotations
+
+import math
+import time
+import tracemalloc
+from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.control.controller import Controller, ticks_per_step
 from paradiffpolicy.control.history import History
+from paradiffpolicy.control.joining import Commit, Ensemble, Grid, Switch, decayed
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.control.robot import EnvRobot, steps_per_tick
+from paradiffpolicy.control.planner import DelayedPlanner, PlanReply
+from paradiffpolicy.control.record import Fault, Record
+from paradiffpolicy.control.robot import EnvRobot
+from paradiffpolicy.control.scheduling import Scheduling, scheduled
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
 
 from .conftest import TINY, tiny_checkpoint
 
+LIMITS = (np.zeros(2), np.full(2, 1e6))
+
 
 class Bench:
-    """A robot on a test bench: gives the observations of a script, notes the actions, and takes
-    as much of the virtual clock's time per action as it is told."""
-
-    control_hz = 10.0
+    """A robot on a test bench: gives the observations of a script, notes the actions, and takes as much
+    of the virtual clock's time per action as it is told."""
 
     def __init__(self, clock, script=None, seconds=None):
         self.clock, self.script, self.seconds = clock, script or {}, seconds or {}
-        self.applied = []
+        self.applied, self.stops = [], 0
 
     def observe(self):
         return self.script.get(len(self.applied), np.full(20, 256.0))
 
-    def apply(self, action, n_steps):
+    def apply(self, action):
         self.clock.advance(self.seconds.get(len(self.applied), 0.01))
         self.applied.append(np.array(action))
-        return 0.5, False
 
-    def hold(self):
-        return np.array([-7.0, -7.0])
+    def stop(self):
+        self.stops += 1
 
 
-def loop_on(robot, clock, rate_hz=10, observers=(), **sampler):
-    policy = Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler}))
+def tiny_policy(**sampler):
+    return Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler}))
+
+
+def controller_on(clock, rate_hz=10, sampler=None, **options):
+    policy = tiny_policy(**(sampler or {}))
     generator = torch.Generator().manual_seed(0)
-    loop = ControlLoop(policy, robot, rate_hz=rate_hz, clock=clock, generator=generator, observers=observers)
-    return policy, loop
+    return Controller(policy, rate_hz, generator=generator, clock=clock, **options)
+
+
+def numbered(tick, session=0, value=None):
+    """A plan for ``tick`` whose actions say where they are from: ``(tick, step)``."""
+    steps = np.arange(16.0)
+    actions = np.stack((np.full(16, float(tick)) if value is None else np.full(16, value), steps), axis=1)
+    return PlanReply(tick, session, 0.0, 0.0, 1, math.nan, actions)
+
+
+def scripted(latency, plans=None):
+    """A planner whose plans say where they are from, and arrive late; ``plans`` notes what was asked."""
+
+    def make(policy, generator, clock):
+        def begin(request):
+            if plans is not None:
+                plans.append(request)
+            return lambda: numbered(request.tick, request.session)
+
+        return DelayedPlanner(begin, clock, latency if callable(latency) else lambda: latency)
+
+    return make
+
+
+def run(controller, clock, n, observe=lambda k: np.full(20, 1.0)):
+    """``n`` ticks on the grid."""
+    actions = []
+    with controller:
+        controller.reset(clock.now())
+        start = clock.now()
+        for k in range(n):
+            clock.sleep_until(start + k / controller.rate_hz)
+            action = controller.tick(observe(k))
+            actions.append(None if action is None else action.tolist())
+    return actions
+
+
+# ------------------------------------------------------------------------------------------ the loop
 
 
 def test_ticks_are_on_the_grid():
     clock = VirtualClock(5.0)
-    _, loop = loop_on(Bench(clock), clock)
-    ticks = loop.run(20)
-    np.testing.assert_allclose([t.started for t in ticks], 5.0 + 0.1 * np.arange(20))
-    assert [t.deadline for t in ticks] == [t.started for t in ticks]
-    assert sum(t.missed for t in ticks) == 0
+    record = ControlLoop(controller_on(clock), Bench(clock)).run(20)
+    np.testing.assert_allclose(record.ticks["started"], 5.0 + 0.1 * np.arange(20))
+    np.testing.assert_allclose(record.deadline_errors, 0, atol=1e-12)
+    assert record.missed == 0 and record.n_ticks == 20
 
 
 @pytest.mark.parametrize(("seconds", "missed"), [(0.05, 0), (0.099, 0), (0.15, 1), (0.2001, 2), (0.55, 5)])
 def test_a_tick_that_runs_over_misses_deadlines_and_the_grid_stays(seconds, missed):
     clock = VirtualClock()
     robot = Bench(clock, seconds={3: seconds})
-    _, loop = loop_on(robot, clock)
-    ticks = loop.run(6)
-    assert [t.missed for t in ticks] == [0, 0, 0, missed, 0, 0]
-    np.testing.assert_allclose(ticks[4].started, 0.1 * (4 + missed))
-    np.testing.assert_allclose(ticks[5].started, 0.1 * (5 + missed))
+    ticks = ControlLoop(controller_on(clock), robot).run(6 + missed).ticks
+    assert ticks["missed"].tolist() == [0, 0, 0, 0, missed, 0]
+    np.testing.assert_allclose(ticks["started"][4:], 0.1 * (np.array([4, 5]) + missed))
 
 
 def test_ta_steps_of_every_plan_are_executed():
     clock = VirtualClock()
-    robot = Bench(clock)
-    policy, loop = loop_on(robot, clock)
-    ticks = loop.run(20)
-    assert [t.plan_index for t in ticks] == ([1, 2, 3, 4, 5, 6, 7, 8] * 3)[:20]
-    assert [t.rounds for t in ticks] == ([3] + [0] * 7) * 2 + [3, 0, 0, 0]
+    robot, controller = Bench(clock), controller_on(clock)
+    record = ControlLoop(controller, robot).run(20)
+    assert record.ticks["plan_index"].tolist() == ([1, 2, 3, 4, 5, 6, 7, 8] * 3)[:20]
+    assert record.plans["tick"].tolist() == [0, 8, 16] and record.plans["rounds"].tolist() == [3] * 3
     # The same plans, made by hand.
+    policy = tiny_policy()
     generator, window, plan = torch.Generator().manual_seed(0), np.full((2, 20), 256.0), None
     for k in range(2):
         plan = policy.plan(window, plan, generator=generator)
@@ -83,95 +132,459 @@ def test_ta_steps_of_every_plan_are_executed():
 
 def test_realtime_plans_continue_in_the_loop():
     clock = VirtualClock()
-    _, loop = loop_on(Bench(clock), clock, solver="ddim", n_steps=6, driver="realtime", rounds=2)
-    assert [t.rounds for t in loop.run(24) if t.rounds] == [6, 2, 2]
+    sampler = {"solver": "ddim", "n_steps": 6, "driver": "realtime", "rounds": 2}
+    record = ControlLoop(controller_on(clock, sampler=sampler), Bench(clock)).run(24)
+    assert record.plans["rounds"].tolist() == [6, 2, 2]
 
 
-def test_the_window_holds_the_last_observations():
-    seen = []
+def test_observers_are_told_after_the_action_was_applied():
     clock = VirtualClock()
-    robot = Bench(clock, script={k: np.full(20, float(k)) for k in range(20)})
-    policy, loop = loop_on(robot, clock)
-    real = policy.plan
-    policy.plan = lambda window, *args, **kwargs: (
-        seen.append(window[:, 0].tolist()) or real(window, *args, **kwargs)
+    robot, told = Bench(clock), []
+    loop = ControlLoop(
+        controller_on(clock), robot, observers=[lambda tick: told.append((tick, len(robot.applied)))]
     )
-    loop.run(17)
-    assert seen == [[0, 0], [7, 8], [15, 16]]
+    loop.run(5)
+    assert [(tick.index, applied) for tick, applied in told] == [(k, k + 1) for k in range(5)]
+    assert told[0][0].plan.tick == 0 and told[0][0].faults == Fault.NONE and not told[0][0].holding
+
+
+def test_the_robot_is_stopped_however_a_run_ends_and_the_record_is_complete():
+    clock = VirtualClock()
+    robot, controller = Bench(clock), controller_on(clock)
+
+    def observer(tick):
+        if tick.index == 3:
+            raise RuntimeError("the observer broke")
+
+    with pytest.raises(RuntimeError, match="broke"):
+        ControlLoop(controller, robot, observers=[observer]).run(10)
+    assert robot.stops == 1 and not controller.started
+    assert controller.record.ticks["index"].tolist() == [0, 1, 2, 3]
+
+
+def test_until_ends_a_run():
+    clock = VirtualClock()
+    robot = Bench(clock)
+    record = ControlLoop(controller_on(clock), robot).run(50, until=lambda: len(robot.applied) == 7)
+    assert record.n_ticks == 7 and robot.stops == 1
+
+
+def test_the_wall_clock_may_jump(monkeypatch):
+    """Nothing in the loop asks it."""
+    real, jumps = time.time, iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: real() - 86400.0 * next(jumps))
+    clock = MonotonicClock()
+    record = ControlLoop(controller_on(clock, rate_hz=200, policy_hz=100), Bench(VirtualClock())).run(10)
+    assert record.ticks["index"][-1] <= 9 and record.n_ticks + record.missed <= 10
+
+
+# --------------------------------------------------------------------------- which action, and when
+
+
+@pytest.mark.parametrize(("rate", "latency"), [(10, 0.0), (10, 0.012), (10, 0.25), (50, 0.05), (100, 0.033)])
+def test_a_late_plans_first_actions_are_dropped(rate, latency):
+    """Plans are made for ticks 0, 8 s, …; each acts from when it arrives, at the step that is due then."""
+    clock, stride = VirtualClock(), rate // 10
+    n = 20 * stride
+    actions = run(controller_on(clock, rate, planner=scripted(latency)), clock, n)
+    late = math.ceil(latency * rate - 1e-9)
+    for tick, action in enumerate(actions):
+        made_for = (tick - late) // (8 * stride) * 8 * stride  # of the last plan that is here
+        expected = None if tick < late else [made_for, (tick - made_for) // stride + 1]
+        assert action == expected, tick
+
+
+@given(st.lists(st.floats(0.0, 1.2), min_size=1, max_size=6), st.sampled_from([1, 2, 5]), st.integers(0, 4))
+@settings(max_examples=60, deadline=None)
+def test_whatever_the_latency_an_action_is_the_newest_plans_for_now(latencies, stride, replan_every):
+    clock, k = VirtualClock(), iter(range(10**9))
+    rate = 10 * stride
+    controller = controller_on(
+        clock,
+        rate,
+        planner=scripted(lambda: latencies[next(k) % len(latencies)]),
+        replan_every=replan_every,
+    )
+    actions = run(controller, clock, 30 * stride)
+    plans, last = controller.record.plans, -1.0
+    for tick, action in enumerate(actions):
+        here = plans["tick"][(plans["arrived"] <= tick / rate + 1e-9)]
+        if not len(here):
+            assert action is None
+            continue
+        step = (tick - here.max()) // stride + 1
+        if step < 16:
+            assert action == [here.max(), step]
+            assert here.max() >= last  # never back to an older plan
+            last = here.max()
+    assert (controller.record.ticks["plan_index"] < 16).all()
+
+
+def test_slower_requests_than_the_planner_can_answer_ask_for_the_newest():
+    clock, asked = VirtualClock(), []
+    controller = controller_on(clock, planner=scripted(0.25, asked), replan_every=0)
+    run(controller, clock, 12)
+    # While the planner is at one, the newest of the others waits: begun as soon as it is free.
+    assert [request.tick for request in asked] == [0, 2, 4, 7, 9]
+
+
+def test_the_window_is_spaced_as_in_the_demonstrations():
+    clock, asked = VirtualClock(), []
+    controller = controller_on(clock, 50, planner=scripted(0.0, asked), replan_every=0)
+    run(controller, clock, 12, observe=lambda k: np.full(20, float(k)))
+    assert [request.window[:, 0].tolist() for request in asked][:8] == [
+        *[[0, k] for k in range(6)],
+        [1, 6],
+        [2, 7],
+    ]
+    assert [request.step for request in asked][:11] == [0] * 5 + [1] * 5 + [2]
+
+
+def test_who_calls_late_gets_the_action_for_now():
+    clock = VirtualClock()
+    controller = controller_on(clock, planner=scripted(0.0))
+    with controller:
+        seen = []
+        for moment in (0.0, 0.1, 0.34, 0.36, 0.71):  # ticks 0, 1, 3, 4, 7
+            clock.sleep_until(moment)
+            seen.append(controller.tick(np.zeros(20)).tolist())
+    assert seen == [[0, 1], [0, 2], [0, 4], [0, 5], [0, 8]]
+    assert controller.record.ticks["missed"].tolist() == [0, 0, 1, 0, 2]
+    assert controller.record.missed == 3
+
+
+def test_planning_within_a_tick_gives_the_action_for_when_it_is_done():
+    """Inline planning that takes 0.24 s of the clock: two actions are past when it is done."""
+    clock = VirtualClock()
+    policy = tiny_policy()
+    real = policy.plan
+    policy.plan = lambda *a, **k: (clock.advance(0.24), real(*a, **k))[1]
+    controller = Controller(policy, 10, generator=torch.Generator().manual_seed(0), clock=clock)
+    policy.warm_up = lambda *a, **k: policy
+    record = ControlLoop(controller, Bench(clock, seconds=dict.fromkeys(range(99), 0.0))).run(12)
+    assert record.ticks["plan_index"].tolist()[:3] == [3, 4, 5]
+    assert record.ticks["missed"].tolist()[:2] == [0, 2]
+
+
+# -------------------------------------------------------------------------------------------- joining
+
+
+GRID = Grid(TINY, 1)
+
+
+def test_switch_goes_on_with_the_old_plan_until_it_ends():
+    joiner, out = Switch(GRID), np.zeros(2)
+    assert joiner.act(0, out) == -1
+    joiner.add(numbered(0))
+    assert joiner.act(14, out) == 15 and out.tolist() == [0, 15]
+    assert joiner.act(15, out) == -1
+    joiner.add(numbered(10))
+    assert joiner.act(11, out) == 2 and out.tolist() == [10, 2]
+    joiner.add(numbered(4))  # an older one, too late
+    assert joiner.act(12, out) == 3 and out.tolist() == [10, 3]
+    joiner.clear()
+    assert joiner.act(12, out) == -1
+
+
+def test_ensemble_is_acts_weighted_mean():
+    joiner, out = Ensemble(GRID, decay=0.3), np.zeros(2)
+    for tick, value in ((0, 1.0), (2, 5.0), (3, 11.0)):
+        joiner.add(numbered(tick, value=value))
+    weights = np.exp(-0.3 * np.arange(3))
+    assert joiner.act(4, out) == 2
+    np.testing.assert_allclose(out[0], (weights * [1, 5, 11]).sum() / weights.sum())
+    assert joiner.act(16, out) == 14  # the oldest is over: the next counts as such
+    np.testing.assert_allclose(out[0], (weights[:2] * [5, 11]).sum() / weights[:2].sum())
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+@pytest.mark.parametrize("lateness", [0, 1, 3, 7])
+def test_commit_keeps_what_will_have_run_and_less_of_what_comes_after(stride, lateness):
+    joiner = Commit(Grid(TINY, stride), overlap=3)
+    kept, weight = joiner.commit(8 * stride, lateness)
+    assert not weight.any()
+    joiner.add(numbered(0))
+    kept, weight = joiner.commit(8 * stride, lateness)
+    for j in range(16):
+        ahead = (j - 1) * stride
+        old = j + 8
+        if old > 15:
+            assert weight[j] == 0
+            continue
+        assert kept[j].tolist() == [0, old]
+        if ahead < lateness or j == 0:  # begins before the new plan is here, or has been executed
+            assert weight[j] == 1
+        else:
+            assert weight[j] == decayed(math.ceil((ahead - lateness + 1) / stride), 3) < 1
+    assert (np.diff(weight) <= 0).all()
+
+
+def test_weights_decay_to_nothing():
+    assert [decayed(k, 0) for k in (-1, 0, 1, 2)] == [1, 1, 0, 0]
+    values = [decayed(k, 3) for k in range(6)]
+    assert values[0] == 1 and values[4] == values[5] == 0 and (np.diff(values) <= 0).all()
+    assert values[1] == pytest.approx(0.75 * (math.exp(0.75) - 1) / (math.e - 1))
+
+
+def test_committed_actions_are_what_runs():
+    """With a planner that is three ticks late, joins are seamless: the plan keeps what ran meanwhile."""
+    clock = VirtualClock()
+    policy = tiny_policy(solver="ddim", n_steps=5)
+    from paradiffpolicy.control.planner import PlanMaker
+
+    def late(policy, generator, clock):
+        maker = PlanMaker(policy, generator, clock)
+        return DelayedPlanner(lambda r: lambda: maker(r), clock, lambda: 0.3)
+
+    seen = []
+    controller = Controller(
+        policy, 10, generator=torch.Generator().manual_seed(0), clock=clock, planner=late, joining=Commit
+    )
+    real = controller._joiner.add
+    controller._joiner.add = lambda plan: (seen.append(plan), real(plan))
+    run(controller, clock, 30, observe=lambda k: np.full(20, 200.0 + 7 * k))
+    first, second, third = seen[:3]
+    # Lateness is known from the first plan on.
+    for old, new in ((first, second), (second, third)):
+        kept = slice(0, 4)  # the action before, and three while it was made
+        np.testing.assert_allclose(new.actions[kept], old.actions[8:12], atol=1e-3)
+
+
+# --------------------------------------------------------------------------------------- the watchdog
 
 
 BAD = {
-    "nan": (np.full(20, np.nan), "NaN or infinity in column 0"),
-    "shape": (np.zeros(19), r"shape \(19,\)"),
+    "nan": (np.full(20, np.nan), Fault.OBSERVATION_REFUSED),
+    "shape": (np.zeros(19), Fault.OBSERVATION_REFUSED),
+    "infinite": (np.array([np.inf, -np.inf] + [0.0] * 18), Fault.OBSERVATION_REFUSED),
+    "missing": (None, Fault.OBSERVATION_MISSING),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_observation_holds_the_last_safe_action_and_says_so(kind, caplog):
-    observation, message = BAD[kind]
+def test_without_a_good_observation_the_plan_goes_on_and_then_it_holds(kind, caplog):
+    bad, fault = BAD[kind]
+    clock, asked = VirtualClock(), []
+    controller = controller_on(clock, planner=scripted(0.0, asked), max_observation_age=0.35)
+    actions = run(controller, clock, 20, observe=lambda k: bad if 4 <= k < 11 else np.zeros(20))
+    ticks = controller.record.ticks
+    # The last good one is tick 3's: ticks 4 to 6 are within 0.35 s of it.
+    assert actions[4:7] == [[0, 5], [0, 6], [0, 7]]
+    assert actions[7:11] == [[0, 7]] * 4 and ticks["holding"].tolist() == [7 <= k < 11 for k in range(20)]
+    for k in range(20):
+        faults = Fault(int(ticks["faults"][k]))
+        assert (fault in faults) == (4 <= k < 11)
+        assert (Fault.OBSERVATION_STALE in faults) == (7 <= k < 11)
+    # Tick 8's request was due, and is made at the next good observation.
+    assert [request.tick for request in asked] == [0, 11, 19]
+    assert controller.record.faults()[fault.name.lower()] == 7
+    assert [record.args[0] for record in caplog.records] == [4, 7]
+
+
+def test_a_source_that_is_silent_for_two_seconds():
     clock = VirtualClock()
-    robot = Bench(clock, script={5: observation, 6: observation})
-    told = []
-    _, loop = loop_on(robot, clock, observers=[told.append])
-    ticks = loop.run(12)
-    for k in (5, 6):
-        np.testing.assert_array_equal(robot.applied[k], robot.applied[4])
-        assert ticks[k].plan_index == -1
-        with pytest.raises(AssertionError, match=message):
-            raise AssertionError(ticks[k].fault)
-    assert [t.fault is None for t in ticks] == [True] * 5 + [False] * 2 + [True] * 5
-    # A new plan from the next good observation.
-    assert ticks[7].plan_index == 1 and ticks[7].rounds == 3
-    assert told == ticks
-    assert [record.args[0] for record in caplog.records] == [5, 6]
+    robot = Bench(clock, script=dict.fromkeys(range(10, 30), None))
+    robot.observe = lambda: None if 10 <= len(robot.applied) < 30 else np.full(20, 256.0)
+    controller = controller_on(clock)
+    record = ControlLoop(controller, robot).run(60)
+    ticks = record.ticks
+    assert record.n_ticks == 60 and record.missed == 0  # the loop keeps its rate
+    assert ticks["holding"][10:17].sum() == 0  # 0.8 s, as long as the policy itself acts without looking
+    assert ticks["holding"][18:30].all() and not ticks["holding"][31:].any()
 
 
-def test_before_any_safe_action_the_robot_holds():
-    clock = VirtualClock()
-    robot = Bench(clock, script={0: np.full(20, np.inf)})
-    _, loop = loop_on(robot, clock)
-    loop.run(2)
-    np.testing.assert_array_equal(robot.applied[0], [-7, -7])
-    assert robot.applied[1][0] >= 0
-
-
-def test_a_plan_with_nan_is_not_executed():
+def test_before_any_plan_there_is_nothing_safe():
     clock = VirtualClock()
     robot = Bench(clock)
-    policy, loop = loop_on(robot, clock)
-    policy.denoiser.network.final_conv[1].bias.data.fill_(float("nan"))
-    ticks = loop.run(2)
-    assert "plan has NaN" in ticks[0].fault
-    np.testing.assert_array_equal(robot.applied, [[-7, -7], [-7, -7]])
+    robot.observe = lambda: np.full(20, np.nan)
+    record = ControlLoop(controller_on(clock), robot).run(3)
+    assert robot.applied == [] and robot.stops == 4  # once a tick, and at the end
+    assert record.ticks["holding"].all() and np.isnan(record.ticks["action"]).all()
 
 
-@pytest.mark.parametrize(("env_hz", "rate", "steps"), [(10, 10, 1), (10, 5, 2), (20, 2.5, 8), (100, 10, 10)])
-def test_rates_that_divide(env_hz, rate, steps):
-    assert steps_per_tick(env_hz, rate) == steps
+def test_the_fallback_is_the_users():
+    clock, told = VirtualClock(), []
+
+    def brake(last, faults):
+        told.append((None if last is None else last.tolist(), faults))
+        return np.array([-1.0, -1.0])
+
+    controller = controller_on(clock, planner=scripted(0.0), max_observation_age=0.15, fallback=brake)
+    actions = run(controller, clock, 6, observe=lambda k: np.zeros(20) if k < 2 else None)
+    assert actions == [[0, 1], [0, 2], [0, 3], [-1, -1], [-1, -1], [-1, -1]]
+    assert told[0][0] == [0, 3] and Fault.OBSERVATION_STALE in told[0][1]
 
 
-@pytest.mark.parametrize(("env_hz", "rate"), [(10, 3), (10, 20), (10, 0), (10, -5)])
-def test_rates_that_do_not_divide_are_named(env_hz, rate):
-    with pytest.raises(InputError, match=f"rate_hz={rate}"):
-        steps_per_tick(env_hz, rate)
+def test_a_late_planner_is_waited_for_on_the_old_plan_until_that_ends():
+    clock, latency = VirtualClock(), iter([0.0, *[9.0] * 99])
+    controller = controller_on(clock, planner=scripted(lambda: next(latency)))
+    actions = run(controller, clock, 20)
+    assert actions[:15] == [[0, k + 1] for k in range(15)]
+    assert actions[15:] == [[0, 15]] * 5
+    assert controller.record.faults() == {"plan_late": 5}
 
 
-def test_a_slower_loop_repeats_its_action():
+def test_a_plan_may_be_declared_too_old():
+    clock, latency = VirtualClock(), iter([0.0, *[9.0] * 99])
+    controller = controller_on(clock, planner=scripted(lambda: next(latency)), max_plan_age=0.45)
+    actions = run(controller, clock, 8)
+    assert actions == [[0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [0, 5], [0, 5], [0, 5]]
+    assert controller.record.faults() == {"plan_late": 3}
+
+
+def test_a_plan_with_nan_is_refused_and_asked_for_again():
     clock = VirtualClock()
-    env = gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints")
-    robot = EnvRobot(env, seed=1)
-    _, loop = loop_on(robot, clock, rate_hz=5)
-    loop.run(3)
-    assert env.unwrapped.get_wrapper_attr("_last_action") is not None
-    assert env.get_wrapper_attr("_elapsed_steps") == 6
+    policy = tiny_policy()
+    policy.denoiser.network.final_conv[1].bias.data.fill_(float("nan"))
+    controller = Controller(policy, 10, generator=torch.Generator().manual_seed(0), clock=clock)
+    policy.warm_up = lambda *a, **k: policy
+    robot = Bench(clock)
+    record = ControlLoop(controller, robot).run(3)
+    assert record.faults() == {"plan_refused": 3} and robot.applied == []
+    assert record.plans["refused"].all() and record.n_plans == 3
+
+
+@pytest.mark.parametrize("beyond", [[np.nan, 0.0], [np.inf, 0.0], [0.0, 17.0], [-1.0, 0.0]])
+def test_a_plan_or_action_beyond_the_limits_is_refused(beyond):
+    clock, limits = VirtualClock(), (np.zeros(2), np.full(2, 16.0))
+
+    def planner(policy, generator, clock):
+        def begin(request):
+            plan = numbered(request.tick, request.session)
+            plan.actions[:, 0] = 1.0
+            if request.tick:
+                plan.actions[3] = beyond
+            return lambda: plan
+
+        return DelayedPlanner(begin, clock, lambda: 0.0)
+
+    controller = controller_on(clock, planner=planner, limits=limits)
+    actions = run(controller, clock, 12)
+    assert actions == [[1, k + 1] for k in range(12)]  # the first plan goes on
+    assert controller.record.faults() == {"plan_refused": 4}  # asked for again at every tick
+
+
+@pytest.mark.parametrize("beyond", [[np.nan, 0.0], [0.0, 1e7]])
+def test_an_action_is_checked_whoever_joined_it(beyond):
+    class Broken(Switch):
+        def act(self, tick, out):
+            step = super().act(tick, out)
+            if tick == 3:
+                out[:] = beyond
+            return step
+
+    clock = VirtualClock()
+    controller = controller_on(clock, planner=scripted(0.0), limits=LIMITS, joining=Broken)
+    actions = run(controller, clock, 5)
+    assert actions == [[0, 1], [0, 2], [0, 3], [0, 3], [0, 5]]
+    assert controller.record.faults() == {"action_refused": 1}
+
+
+def test_plans_of_before_a_reset_are_not_acted_on():
+    clock = VirtualClock()
+    controller = controller_on(clock, planner=scripted(0.25))
+    with controller:
+        controller.tick(np.zeros(20))
+        controller.reset()
+        for moment in (0.1, 0.2, 0.3):
+            clock.sleep_until(moment)
+            assert controller.tick(np.zeros(20)) is None
+        clock.sleep_until(0.5)
+        assert controller.tick(np.zeros(20)).tolist() == [0, 5]
+
+
+def test_settings_are_checked():
+    clock = VirtualClock()
+    for options, message in (
+        ({"rate_hz": 15}, "rate_hz=15 must be a multiple"),
+        ({"rate_hz": 5}, "rate_hz=5 must be a multiple"),
+        ({"rate_hz": 0}, "rate_hz=0"),
+        ({"replan_every": -1}, "replan_every=-1"),
+        ({"max_plan_age": 0.0}, "max_plan_age=0.0"),
+        ({"limits": (np.zeros(3), np.zeros(3))}, r"limits must be two arrays \[action_dim=2\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            controller_on(clock, **options)
+    with pytest.raises(InputError, match="isn't started"):
+        controller_on(clock).tick(np.zeros(20))
+    assert ticks_per_step(50, 10) == 5 and ticks_per_step(10, 2.5) == 4
+
+
+def test_ticks_leave_nothing_behind(monkeypatch):
+    """In a steady state memory doesn't grow, plans and faults included."""
+    monkeypatch.setattr("paradiffpolicy.control.controller.log.disabled", True)  # pytest keeps what is logged
+    clock = VirtualClock()
+    controller = controller_on(clock, planner=scripted(0.13), capacity=64, limits=LIMITS)
+    good, bad = np.zeros(20), np.full(20, np.nan)
+
+    def ticks(n):
+        for _ in range(n):
+            clock.advance(0.1)
+            controller.tick(bad if controller.record.n_ticks % 7 == 0 else good)
+
+    with controller:
+        ticks(300)
+        tracemalloc.start()
+        ticks(200)
+        before = tracemalloc.get_traced_memory()[0]
+        ticks(2000)
+        grown = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+    assert grown < 10_000
+
+
+# -------------------------------------------------------------------------------------- environments
+
+
+def make_env(**options):
+    return gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints", **options)
+
+
+def test_an_environments_world_goes_on_by_the_clock():
+    clock = VirtualClock(3.0)
+    robot = EnvRobot(make_env(control_hz=50), 1, clock)
+    before = robot.observe()
+    assert robot.n_steps == 0
+    robot.apply(np.array([100.0, 100.0]))
+    clock.advance(0.1)
+    moved = robot.observe()
+    assert robot.n_steps == 5 and not np.array_equal(moved, before)
+    clock.advance(1.0)
+    robot.apply(np.array([400.0, 400.0]))  # the second that is over was under the old action
+    np.testing.assert_allclose(robot.observe()[-2:], [100, 100], atol=2)
+    robot.stop()
+    clock.advance(1.0)
+    np.testing.assert_allclose(robot.observe()[-2:], [100, 100], atol=2)
+    robot.env.close()
+
+
+def test_physics_do_not_depend_on_the_control_rate():
+    ends = []
+    for rate in (10, 50, 100):
+        clock = VirtualClock()
+        robot = EnvRobot(make_env(control_hz=rate, max_episode_steps=-1), 3, clock)
+        for target in ([250.0, 300.0], [300.0, 200.0], [200.0, 256.0]):
+            robot.apply(np.array(target))
+            clock.advance(1.0)
+        ends.append(robot.observe())
+        robot.env.close()
+    np.testing.assert_allclose(ends[1], ends[0], atol=1e-9)
+    np.testing.assert_allclose(ends[2], ends[0], atol=1e-9)
+
+
+def test_a_rate_that_the_physics_cannot_have_is_named():
+    with pytest.raises(ValueError, match="control_hz=30 must divide"):
+        make_env(control_hz=30)
 
 
 def test_an_episodes_end_ends_the_run():
     clock = VirtualClock()
-    env = gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints", max_episode_steps=4)
-    _, loop = loop_on(EnvRobot(env, seed=1), clock)
-    ticks = loop.run(20)
-    assert len(ticks) == 4 and 0 <= ticks[-1].reward <= 1
+    robot = EnvRobot(make_env(max_episode_steps=4), 1, clock)
+    record = ControlLoop(controller_on(clock), robot).run(20, until=lambda: robot.finished)
+    assert record.n_ticks == 5 and robot.n_steps == 4 and 0 <= robot.score <= 1
+
+
+# ------------------------------------------------------------------------- clocks, history, scheduling
 
 
 def test_the_real_clock_does_not_go_back_and_wakes_late_at_most():
@@ -182,12 +595,78 @@ def test_the_real_clock_does_not_go_back_and_wakes_late_at_most():
     clock.sleep_until(moment - 1)
 
 
+@given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=30),
+)
+def test_history_is_what_a_list_of_all_observations_says(n, stride, steps):
+    """Against the plain form: every tick's observation, gaps filled with the one before."""
+    history, seen, tick, value = History(n, stride), {}, 5, 0.0
+    for jump, repeated in steps:
+        value += 1
+        if not seen:
+            history.push(np.array([value]), tick)
+        else:
+            for gap in range(tick + 1, tick + jump):
+                seen[gap] = seen[tick]
+            value = seen[tick] if repeated else value
+            tick += jump
+            history.repeat(tick) if repeated else history.push(np.array([value]), tick)
+        seen[tick] = value
+        first = min(seen)
+        wanted = [seen.get(max(tick - back * stride, first)) for back in range(n - 1, -1, -1)]
+        assert history.window()[:, 0].tolist() == wanted
+
+
 def test_history_repeats_the_first_observation():
     history = History(3)
+    assert history.empty
+    history.repeat(4)
+    assert history.empty
     history.push(np.array([1.0]))
     assert history.window().tolist() == [[1], [1], [1]]
     history.push(np.array([2.0]))
     assert history.window().tolist() == [[1], [1], [2]]
     history.clear()
-    history.push(np.array([5.0]))
-    assert history.window().tolist() == [[5], [5], [5]]
+    history.push(np.array([5.0, 6.0]))
+    assert history.window().tolist() == [[5, 6]] * 3
+
+
+def test_what_the_system_does_not_allow_is_said_and_done_without():
+    with scheduled(Scheduling(priority=1000, cores=[10_000], freeze_gc=True)) as refused:
+        assert [line.split(":")[0] for line in refused] == ["cores [10000]", "real-time priority 1000"]
+        import gc
+
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_the_record_keeps_the_last_ticks_and_can_be_saved(tmp_path):
+    record = Record(2, 4)
+    for k in range(6):
+        record.add_tick(k, k / 10, k / 10 + 0.001, 0.0, 0, 0, 1, 0.1, int(Fault.PLAN_LATE), False, [k, k])
+    record.add_plan(0, 0.0, 0.1, 0.1, 3, math.nan, 1, False)
+    assert record.ticks["index"].tolist() == [2, 3, 4, 5]
+    np.testing.assert_allclose(record.deadline_errors, 0.001)
+    assert record.faults() == {"plan_late": 4}
+    record.save(tmp_path / "run.npz")
+    with np.load(tmp_path / "run.npz") as saved:
+        assert saved["ticks"]["action"][:, 0].tolist() == [2, 3, 4, 5]
+        assert saved["plans"]["rounds"].tolist() == [3]
+
+
+def test_joins_are_where_another_plan_acts():
+    clock = VirtualClock()
+    controller = controller_on(clock, planner=scripted(0.1))
+    run(controller, clock, 20)
+    assert np.flatnonzero(controller.record.joins()).tolist() == [9, 17]
+
+
+def test_an_ensemble_in_the_loop():
+    clock = VirtualClock()
+    controller = controller_on(
+        clock, planner=scripted(0.0), joining=partial(Ensemble, decay=0.0), replan_every=1
+    )
+    actions = run(controller, clock, 4)
+    assert actions == [[0, 1], [0.5, 1.5], [1, 2], [1.5, 2.5]]

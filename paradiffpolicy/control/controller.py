@@ -235,8 +235,7 @@ class Controller:
             faults |= Fault.OBSERVATION_MISSING
         else:
             observation = np.asarray(observation)
-            # A sum is finite if all of it is: half the time of isfinite.
-            if observation.shape != self._observed or not math.isfinite(np.add.reduce(observation)):
+            if observation.shape != self._observed or not np.isfinite(observation).all():
                 faults |= Fault.OBSERVATION_REFUSED
         if faults:
             self._history.repeat(self._index)

@@ -13,7 +13,6 @@ passed on a clock, which is how latency is simulated.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -241,38 +240,44 @@ class DelayedPlanner:
         latency: Callable[[], float],
     ) -> None:
         self._begin_plan, self._clock, self._latency = begin, clock, latency
-        self._due: deque[tuple[float, float, Callable[[], PlanReply]]] = deque()
         self._next: PlanRequest | None = None
+        self._at: tuple[float, float, Callable[[], PlanReply]] | None = None  # due, latency, plan
+        self._ready: tuple[float, float, Callable[[], PlanReply]] | None = None
 
     def start(self, *, committed: bool = False) -> None:
         """It always is ready."""
 
     def request(self, request: PlanRequest) -> None:
+        now = self._clock.now()
+        self._catch_up(now)
         self._next = request
-        self._begin(self._clock.now())
+        self._begin(now)
 
     def _begin(self, now: float) -> None:
-        if self._next is None or self._due:
-            return
-        request, self._next = self._next, None
-        latency = self._latency()
-        self._due.append((now + latency, latency, self._begin_plan(request)))
+        if self._next is not None and self._at is None:
+            request, self._next = self._next, None
+            latency = self._latency()
+            self._at = now + latency, latency, self._begin_plan(request)
+
+    def _catch_up(self, now: float) -> None:
+        """Does what would have been done by now: the next plan begins when the one before is due."""
+        # Half a nanosecond: a clock's grid isn't a decimal one.
+        while self._at is not None and self._at[0] <= now + 5e-10:
+            self._ready, self._at = self._at, None
+            self._begin(self._ready[0])
 
     def poll(self) -> PlanReply | None:
-        now, reply = self._clock.now(), None
-        # Half a nanosecond: a clock's grid isn't a decimal one.
-        while self._due and self._due[0][0] <= now + 5e-10:
-            due, latency, made = self._due.popleft()
-            reply = replace(made(), latency=latency, arrived=due)
-            self._begin(due)
-        return reply
+        self._catch_up(self._clock.now())
+        if self._ready is None:
+            return None
+        (due, latency, made), self._ready = self._ready, None
+        return replace(made(), latency=latency, arrived=due)
 
     def restart(self) -> None:
         self.stop()
 
     def stop(self) -> None:
-        self._due.clear()
-        self._next = None
+        self._next = self._at = self._ready = None
 
 
 class ThreadPlanner:
