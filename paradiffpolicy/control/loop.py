@@ -72,7 +72,9 @@ class ControlLoop:
                     over = (clock.now() - start) * controller.rate_hz
                     index = max(index + 1, math.ceil(over - 1e-6))
         finally:
-            robot.stop()
-            if own:
-                controller.stop()
+            try:
+                robot.stop()
+            finally:
+                if own:
+                    controller.stop()
         return controller.record

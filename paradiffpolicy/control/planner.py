@@ -317,6 +317,7 @@ class ThreadPlanner:
             with self._changed:
                 if self._thread is own:
                     self._reply = reply
+                    self._changed.notify_all()
 
     def request(self, request: PlanRequest) -> None:
         with self._changed:
@@ -327,6 +328,11 @@ class ThreadPlanner:
         with self._changed:
             reply, self._reply = self._reply, None
         return None if reply is None else replace(reply, arrived=self._clock.now())
+
+    def wait(self, timeout: float) -> bool:
+        """Waits for a plan, for whoever has nothing else to do; whether there is one."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._reply is not None, timeout)
 
     @property
     def alive(self) -> bool:

@@ -201,7 +201,11 @@ class ProcessPlanner:
 
     def wait(self, timeout: float) -> bool:
         """Waits for a plan, for whoever has nothing else to do; whether there may be one."""
-        return self._child is not None and self._child.wait(timeout)
+        child = self._child
+        if child is None or not child.wait(timeout):
+            return False
+        child.heard()
+        return True
 
     def stop(self) -> None:
         self._stopped.set()
@@ -272,6 +276,10 @@ class _Child:
 
     def wait(self, timeout: float) -> bool:
         return bool(select.select([self._done], [], [], timeout)[0])
+
+    def heard(self) -> None:
+        """Takes what ``wait`` found."""
+        os.read(self._done, 4096)
 
     def end(self, patience: float) -> None:
         """Ends it: politely first, if it has ``patience`` seconds to finish what it is at."""

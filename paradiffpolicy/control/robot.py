@@ -34,7 +34,8 @@ class EnvRobot:
     gets new actions or not.
 
     The environment's steps happen when somebody looks: ``observe`` takes all that the clock says are
-    over, each with the action that was the last when it began.
+    over.  A step has one action, so one that comes in the middle of a period counts for all of it; an
+    environment with a higher ``control_hz`` has finer ones.
 
     Args:
         env: with ``control_hz`` and ``hold_action``; observations must be vectors.

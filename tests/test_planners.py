@@ -1,0 +1,594 @@
+"""Planners beside the loop plan what a planner within it plans, and die without taking the loop along."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paradiffpolicy.control.anytime import Anytime
+from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.control.controller import Controller
+from paradiffpolicy.control.joining import Commit
+from paradiffpolicy.control.planner import InlinePlanner, PlanMaker, PlanReply, PlanRequest, ThreadPlanner
+from paradiffpolicy.control.process import Channel, ProcessPlanner
+from paradiffpolicy.control.record import Fault
+from paradiffpolicy.control.slot import HEAD, Slot
+from paradiffpolicy.errors import InputError
+from paradiffpolicy.policy import InvalidObservationError, Policy, spec_schedule
+from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.types import Committed
+
+from .conftest import ROOT, SHIPPED, TINY, tiny_checkpoint
+
+REALTIME = {"solver": "ddim", "n_steps": 6, "driver": "realtime", "rounds": 2}
+
+
+def tiny_policy(**sampler):
+    return Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler}))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def requests(n=5):
+    """Of two sessions, some with something committed, at uneven distances."""
+    draw = np.random.default_rng(0)
+    ticks = np.cumsum([0, 3, 8, 1, 20, *[4] * n])[:n]
+    for k, tick in enumerate(ticks.tolist()):
+        window, kept, weight = draw.uniform(0, 512, (2, 20)), draw.uniform(0, 512, (16, 2)), np.zeros(16)
+        weight[:4] = 1.0
+        yield PlanRequest(tick, tick, int(k > 3), 0.0, window, kept, weight)
+
+
+def reply_of(planner, request, timeout=60.0):
+    """Asks, and waits for the answer without looking at a clock."""
+    planner.request(request)
+    while (reply := planner.poll()) is None or reply.tick != request.tick:
+        assert isinstance(planner, InlinePlanner) or planner.wait(timeout)
+    return reply
+
+
+# ---------------------------------------------------------------------------------------- equality
+
+
+@pytest.fixture(scope="module", params=[ThreadPlanner, ProcessPlanner])
+def beside(request):
+    planner = request.param(tiny_policy(**REALTIME), seeded(), MonotonicClock())
+    planner.start(committed=True)
+    yield planner
+    planner.stop()
+
+
+def test_a_planner_beside_the_loop_plans_what_one_within_it_plans(beside):
+    inline = InlinePlanner(tiny_policy(**REALTIME), seeded(), MonotonicClock())
+    inline.start(committed=True)
+    for request in requests(6):
+        expected, actual = reply_of(inline, request), reply_of(beside, request)
+        assert actual.actions.tolist() == expected.actions.tolist()  # to the bit
+        assert (actual.tick, actual.session, actual.rounds) == (
+            expected.tick,
+            expected.session,
+            expected.rounds,
+        )
+        assert actual.latency > 0 and actual.arrived >= 0 and actual.fault == ""
+
+
+def test_a_fault_comes_back_in_words_and_the_planner_lives(beside):
+    good = next(requests(1))
+    bad = replace(good, window=np.full((2, 20), np.nan))
+    reply = reply_of(beside, bad)
+    assert "NaN or infinity at step 0" in reply.fault and np.isnan(reply.actions).all()
+    assert reply_of(beside, good).fault == "" and beside.alive
+
+
+def test_only_the_newest_request_is_answered_and_every_plan_is_handed_out_once(beside):
+    for tick in range(30):
+        beside.request(replace(next(requests(1)), tick=tick))
+    assert reply_of(beside, replace(next(requests(1)), tick=99)).tick == 99
+    assert beside.poll() is None
+
+
+@pytest.mark.slow
+def test_a_captured_policy_goes_to_another_process():
+    policy = Policy.load(SHIPPED, **{**REALTIME, "spacing": "trailing"}).captured(threads=1)
+    inline, process = (kind(policy, seeded(), MonotonicClock()) for kind in (InlinePlanner, ProcessPlanner))
+    with_commit = list(requests(3))
+    process.start(committed=True)
+    try:
+        for request in with_commit:
+            expected, actual = reply_of(inline, request), reply_of(process, request)
+            np.testing.assert_allclose(actual.actions, expected.actions, atol=1e-3)
+    finally:
+        process.stop()
+
+
+# ------------------------------------------------------------------------------- the process's faults
+
+
+class Driven:
+    """A controller on a virtual clock, with a planner in a process that really runs."""
+
+    def __init__(self, **options):
+        self.clock = VirtualClock()
+        self.controller = Controller(
+            tiny_policy(**REALTIME),
+            10,
+            generator=seeded(),
+            planner=ProcessPlanner,
+            joining=Commit,
+            clock=self.clock,
+            **options,
+        ).start()
+        self.planner = self.controller._planner
+
+    def tick(self, wait=False):
+        """One tick; ``wait`` lets the planner answer first."""
+        if wait:
+            assert self.planner.wait(60)
+        action = self.controller.tick(np.full(20, 256.0))
+        self.clock.advance(0.1)
+        return action
+
+    def until_restarted(self):
+        self.planner._restarting.join(60)
+        assert self.planner.alive
+
+
+@pytest.fixture
+def driven():
+    made = []
+
+    def make(**options):
+        made.append(Driven(**options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.controller.stop()
+
+
+def test_a_planner_that_is_killed_is_started_again_and_the_robot_goes_on(driven):
+    loop = driven(replan_every=4)
+    assert loop.tick() is None
+    for _ in range(4):
+        assert loop.tick(wait=loop.controller.record.n_plans == 0) is not None
+    pid = loop.planner.pid
+    os.kill(pid, signal.SIGKILL)
+    loop.planner._child._watcher.join(60)
+    before = [loop.tick() for _ in range(3)]  # a loop that waits for nothing
+    faults = [Fault(int(flags)) for flags in loop.controller.record.ticks["faults"]]
+    assert all(action is not None for action in before) and Fault.PLANNER_DEAD in faults[-3]
+    assert not loop.controller.record.ticks["holding"][-3:].any()  # the old plan goes on
+    loop.until_restarted()
+    assert loop.planner.pid != pid
+    plans = loop.controller.record.n_plans
+    loop.tick()
+    loop.tick(wait=True)
+    assert loop.controller.record.n_plans == plans + 1
+    assert loop.controller.record.faults()["planner_dead"] >= 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_planner_that_hangs_is_killed_and_started_again(driven):
+    loop = driven(replan_every=2, planner_timeout=1.0)
+    loop.tick()
+    loop.tick(wait=True)
+    pid = loop.planner.pid
+    os.kill(pid, signal.SIGSTOP)
+    for _ in range(25):
+        loop.tick()
+        if "planner_hung" in loop.controller.record.faults():
+            break
+    assert loop.controller.record.faults()["planner_hung"] == 1
+    loop.until_restarted()
+    assert loop.planner.pid != pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    loop.tick()
+    loop.tick(wait=True)
+    assert not loop.controller.record.ticks["holding"][-1]
+
+
+def test_stopping_while_it_starts_again_leaves_nothing(driven):
+    loop = driven()
+    os.kill(loop.planner.pid, signal.SIGKILL)
+    loop.planner._child._watcher.join(60)
+    loop.tick()
+    loop.controller.stop()
+    assert not loop.planner.alive and loop.planner.pid is None
+
+
+def resources():
+    """What this process holds: pipes and files without a name, children, named memory, threads."""
+    links = []
+    for file in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(file.readlink()))
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {
+        "memory": {path.name for path in Path("/dev/shm").iterdir()},
+        "pipes": sum("pipe" in link for link in links),
+        "deleted": sum("deleted" in link for link in links),
+        "children": children,
+        "threads": sum("planner" in thread.name for thread in threading.enumerate()),
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what /proc lists")
+def test_nothing_is_left_behind(driven):
+    before = resources()
+    for _ in range(2):
+        loop = driven()
+        loop.tick()
+        os.kill(loop.planner.pid, signal.SIGKILL)
+        loop.planner._child._watcher.join(60)
+        loop.tick()
+        loop.until_restarted()
+        loop.controller.stop()
+    assert resources() == before
+
+
+@pytest.mark.slow
+def test_the_process_ends_with_its_parent_however_that_ends(tmp_path):
+    script = (
+        "import os, sys, torch\n"
+        "from paradiffpolicy.policy import Policy\n"
+        "from paradiffpolicy.control.clock import MonotonicClock\n"
+        "from paradiffpolicy.control.process import ProcessPlanner\n"
+        "policy = Policy.load(sys.argv[1], solver='ddim', n_steps=3)\n"
+        "planner = ProcessPlanner(policy, torch.Generator(), MonotonicClock())\n"
+        "planner.start()\n"
+        "print(planner.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    tiny_checkpoint().save(tmp_path / "tiny")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "tiny")], cwd=ROOT, capture_output=True, text=True
+    )
+    pid = int(done.stdout)
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        handle = os.pidfd_open(pid)
+        assert select.select([handle], [], [], 30)[0]  # readable when it has ended
+        os.close(handle)
+
+
+def test_what_cannot_go_to_another_process_says_so():
+    policy = tiny_policy()
+    policy.callback = lambda: None
+    planner = ProcessPlanner(policy, seeded(), MonotonicClock())
+    with pytest.raises(InputError, match=r"can't go to another process .*: plan in a thread"):
+        planner.start()
+    assert not planner.alive
+    planner.stop()
+
+
+class Unready(Policy):
+    """Ends before it is ready."""
+
+    def warm_up(self, batch=1, *, committed=False):
+        raise SystemExit(3)
+
+
+def test_a_process_that_does_not_get_ready_says_so():
+    policy = tiny_policy()
+    policy.__class__ = Unready
+    planner = ProcessPlanner(policy, seeded(), MonotonicClock())
+    with pytest.raises(InputError, match="ended before it was ready"):
+        planner.start()
+    assert not planner.alive
+
+
+# ------------------------------------------------------------------------------------------ the slot
+
+
+@given(st.lists(st.binary(min_size=24, max_size=24), max_size=5), st.data())
+def test_a_slot_is_read_whole_or_not_at_all(contents, data):
+    """The reader sees any mixture of before and after; it takes what was written, or nothing."""
+    memory = bytearray(Slot.taken(24))
+    writer, reader = Slot(memoryview(memory), 0, 24), Slot(memoryview(memory), 0, 24)
+    assert reader.read() is None
+    for content in contents:
+        before = bytes(memory)
+        writer.write(content)
+        after = bytes(memory)
+        torn = data.draw(st.lists(st.booleans(), min_size=len(memory), max_size=len(memory)))
+        # Any bytes of the head and the content may be old while others are new.
+        parts = zip(before, after, torn, strict=True)
+        memory[:] = bytes(new if is_new else old for old, new, is_new in parts)
+        seen = reader.read()
+        assert seen is None or seen in (content, before[HEAD.size : HEAD.size + 24])
+        memory[:] = after
+        latest = reader.read()
+        assert latest == content or (latest is None and seen == content)
+        assert reader.read() is None
+
+
+def test_a_writer_that_died_at_work_does_not_stop_the_next():
+    memory = bytearray(Slot.taken(8))
+    writer, reader = Slot(memoryview(memory), 0, 8), Slot(memoryview(memory), 0, 8)
+    writer.write(b"12345678")
+    memory[0] += 1  # as in the middle of a write
+    assert reader.read() is None
+    Slot(memoryview(memory), 0, 8).write(b"abcdefgh")
+    assert reader.read() == b"abcdefgh"
+
+
+@given(
+    st.integers(-(2**40), 2**40),
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.text(max_size=400),
+)
+def test_requests_and_replies_come_through_as_they_were(tmp_path_factory, tick, number, commits, words):
+    path = tmp_path_factory.getbasetemp() / "channel"
+    with path.open("wb+") as file:
+        here, there = Channel(file.fileno(), TINY), Channel(file.fileno(), TINY)
+        draw = np.random.default_rng(abs(tick))
+        kept = (draw.normal(size=(16, 2)), draw.uniform(size=16)) if commits else (None, None)
+        request = PlanRequest(tick, tick + 1, 3, number, draw.normal(size=(2, 20)), *kept)
+        here.send_request(request)
+        got = there.receive_request()
+        assert (got.tick, got.step, got.session, got.asked) == (tick, tick + 1, 3, number)
+        assert np.array_equal(got.window, request.window)
+        assert (got.committed is None) == (not commits)
+        if commits:
+            assert np.array_equal(got.committed, kept[0]) and np.array_equal(got.commitment, kept[1])
+        assert there.receive_request() is None
+        words = words.replace("\0", "")
+        actions = draw.normal(size=(16, 2))
+        reply = PlanReply(tick, 3, number, 0.5, 7, math.nan, actions, words)
+        there.send_reply(reply)
+        got = here.receive_reply(VirtualClock(7.0))
+        assert (got.tick, got.session, got.asked, got.latency) == (tick, 3, number, 0.5)
+        assert (got.rounds, got.arrived) == (7, 7.0) and np.array_equal(got.actions, actions)
+        assert words.startswith(got.fault[:-1]) and len(got.fault.encode()) <= 243
+
+
+# ----------------------------------------------------------------------------------------- threads
+
+
+def test_a_thread_that_hangs_is_left_alone():
+    stuck, go_on = threading.Event(), threading.Event()
+    policy = tiny_policy()
+    real = policy.plan
+
+    def plan(*args, **kwargs):
+        if not stuck.is_set():
+            stuck.set()
+            go_on.wait(60)
+        return real(*args, **kwargs)
+
+    planner = ThreadPlanner(policy, seeded(), MonotonicClock())
+    planner.start()
+    policy.plan = plan
+    first = next(requests(1))
+    planner.request(first)
+    assert stuck.wait(60)
+    hung = planner._thread
+    planner.restart()
+    assert reply_of(planner, replace(first, tick=7)).tick == 7
+    go_on.set()
+    hung.join(60)
+    assert planner.poll() is None  # what it said in the end isn't a plan any more
+    planner.stop()
+    assert not planner.alive
+
+
+def test_a_thread_that_dies_is_seen():
+    policy = tiny_policy()
+    planner = ThreadPlanner(policy, seeded(), MonotonicClock())
+    planner.start()
+
+    def broken(*args, **kwargs):
+        raise SystemExit
+
+    policy.plan = broken
+    planner.request(next(requests(1)))
+    planner._thread.join(60)
+    assert not planner.alive
+    del policy.plan
+    planner.restart()
+    assert planner.alive and reply_of(planner, next(requests(1))).fault == ""
+    planner.stop()
+
+
+# ------------------------------------------------------------------------------------------ anytime
+
+
+class Timed:
+    """Policies that take a virtual clock's time: so much for a plan."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds, self.calls = clock, seconds, 0
+
+    def slow(self, policy):
+        real, clock = policy.plan, self.clock
+
+        def plan(*args, **kwargs):
+            self.calls += 1
+            clock.advance(self.seconds)
+            return real(*args, **kwargs)
+
+        policy.plan = plan
+        return policy
+
+
+def anytime(budget, seconds=(0.1, 0.03, 0.01), **options):
+    clock = VirtualClock()
+    policies = [tiny_policy(n_steps=20), tiny_policy(**{**REALTIME, "rounds": 3})]
+    made = Anytime(policies, budget, clock, **options)
+    for policy, taken in zip([*policies, made.one_round], seconds, strict=True):
+        Timed(clock, taken).slow(policy)
+    return made.warm_up(), clock
+
+
+WINDOW = np.full((2, 20), 256.0)
+
+
+@pytest.mark.parametrize(("budget", "first"), [(0.2, 0), (0.101, 0), (0.09, 1), (0.031, 1)])
+def test_the_best_sampler_that_fits_plans(budget, first):
+    made, _ = anytime(budget)
+    np.testing.assert_allclose(made.latencies, [0.1, 0.03, 0.01])
+    assert made.chosen() is made.policies[first]
+    plan = made.plan(WINDOW, generator=seeded())
+    expected = made.policies[first].plan(WINDOW, generator=seeded())
+    assert torch.equal(plan.actions, expected.actions) and plan.residual is None
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(0.029, 2), (0.0201, 2), (0.012, 1), (0.001, 1)])
+def test_when_none_fits_it_is_walked_round_by_round_until_the_time_is_over(budget, rounds):
+    made, clock = anytime(budget)
+    assert made.chosen() is None
+    first = made.plan(WINDOW, generator=seeded())
+    begun = clock.now()
+    plan = made.plan(WINDOW + 3, first, generator=seeded(1), executed_steps=4)
+    assert plan.walk.rounds.tolist() == [rounds]
+    assert clock.now() - begun <= max(budget, 0.01) + 1e-9
+    # A whole plan: that of the realtime driver with as many rounds.
+    same = tiny_policy(**{**REALTIME, "rounds": rounds})
+    expected = same.plan(WINDOW + 3, first, generator=seeded(1), executed_steps=4)
+    torch.testing.assert_close(plan.actions, expected.actions, atol=1e-3, rtol=0)
+    # And what its last round still changed.
+    if rounds == 2:
+        fewer = tiny_policy(**{**REALTIME, "rounds": 1})
+        before = fewer.plan(WINDOW + 3, first, generator=seeded(1), executed_steps=4)
+        change = (plan.executed_actions - before.executed_actions).abs().max()
+        torch.testing.assert_close(plan.residual[0], change, atol=1e-3, rtol=0)
+
+
+def test_rounds_that_change_nothing_any_more_are_saved():
+    made, _ = anytime(0.029, settled=1e9)
+    first = made.plan(WINDOW, generator=seeded())
+    assert made.plan(WINDOW, first, generator=seeded(1)).walk.rounds.tolist() == [1]
+
+
+def test_another_tables_plan_is_not_continued():
+    made, _ = anytime(0.05)
+    other = made.policies[0].plan(WINDOW, generator=seeded())
+    plan = made.plan(WINDOW, other, generator=seeded(1))
+    assert plan.walk.rounds.tolist() == [6]  # as a first plan
+
+
+def test_anytime_plans_in_a_controller_say_their_residual():
+    made, clock = anytime(0.015)
+    controller = Controller(made, 10, generator=seeded(), clock=clock)
+    with controller:
+        for k in range(20):
+            clock.sleep_until(max(clock.now(), k / 10))
+            controller.tick(np.full(20, 200.0 + k))
+    plans = controller.record.plans
+    assert np.isnan(plans["residual"][0]) and (plans["residual"][1:] >= 0).all()
+
+
+def test_anytime_settings_are_checked():
+    with pytest.raises(InputError, match="names none"):
+        Anytime([], 0.1, VirtualClock())
+    with pytest.raises(InputError, match="budget=0"):
+        Anytime([tiny_policy()], 0, VirtualClock())
+
+
+# ----------------------------------------------------------------------------------- committed plans
+
+STOCHASTIC = ("ddpm", "sde_dpm_solver_pp_2m")
+SOLVER_DRIVERS = [
+    ({"solver": solver, "n_steps": 12}, driver)
+    for solver in (
+        "ddpm",
+        "ddim",
+        "dpm_solver_pp_2m",
+        "dpm_solver_3",
+        "unipc",
+        "heun",
+        "sde_dpm_solver_pp_2m",
+    )
+    for driver in (
+        {"driver": "sequential"},
+        {"driver": "picard", "window": 5, "tolerance": 1e-3},
+        {"driver": "picard_published", "window": 5, "tolerance": 1e-3},
+        {"driver": "anderson", "window": 5, "tolerance": 1e-3},
+        {"driver": "realtime", "rounds": 2},
+        {"driver": "speculative", "window": 5},
+    )
+    if driver["driver"] != "speculative" or solver in STOCHASTIC
+]
+
+
+@pytest.mark.parametrize(("solver", "driver"), SOLVER_DRIVERS, ids=str)
+def test_committed_actions_are_kept_by_every_solver_and_driver(solver, driver):
+    policy = tiny_policy(**solver, **driver)
+    draw = np.random.default_rng(0)
+    actions = torch.from_numpy(draw.uniform(50, 450, (1, 16, 2))).float()
+    weight = torch.zeros(1, 16)
+    weight[0, :5], weight[0, 5:8] = 1.0, torch.tensor([0.7, 0.4, 0.1])
+    kept = Committed(actions, weight)
+    first = policy.plan(WINDOW, generator=seeded(), committed=kept)
+    again = policy.plan(WINDOW, first, generator=seeded(1), executed_steps=0, committed=kept)
+    free = policy.plan(WINDOW, generator=seeded())
+    for plan in (first, again):
+        torch.testing.assert_close(plan.actions[0, :5], actions[0, :5], atol=2e-3, rtol=0)
+    # What isn't committed is near where it was free to be, the nearer the less it is held.
+    pull = (first.actions - actions).abs().mean(-1)[0], (free.actions - actions).abs().mean(-1)[0]
+    assert (pull[0][5:7] < pull[1][5:7] + 30).all()
+    assert first.actions.isfinite().all()
+
+
+def test_nothing_committed_is_the_policy_itself():
+    policy = tiny_policy()
+    nothing = Committed(torch.full((1, 16, 2), 100.0), torch.zeros(1, 16))
+    assert torch.equal(
+        policy.plan(WINDOW, generator=seeded(), committed=nothing).actions,
+        policy.plan(WINDOW, generator=seeded()).actions,
+    )
+
+
+def test_captured_plans_commit_too():
+    policy = tiny_policy(**REALTIME)
+    captured = policy.captured("emulated").warm_up(committed=True)
+    actions, weight = torch.full((1, 16, 2), 300.0), torch.linspace(1, 0, 16)[None]
+    kept = Committed(actions, weight)
+    expected = policy.plan(WINDOW, generator=seeded(), committed=kept).actions
+    torch.testing.assert_close(captured.plan(WINDOW, generator=seeded(), committed=kept).actions, expected)
+
+
+@pytest.mark.parametrize(
+    ("actions", "weight", "message"),
+    [
+        (torch.zeros(1, 15, 2), torch.zeros(1, 16), r"must be \[batch, horizon, action_dim\] = \(1, 16, 2\)"),
+        (torch.zeros(1, 16, 2), torch.zeros(16), r"\[batch, horizon\] = \(1, 16\)"),
+        (torch.full((1, 16, 2), torch.nan), torch.zeros(1, 16), "must be finite"),
+        (torch.zeros(1, 16, 2), torch.full((1, 16), 1.5), "weight from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_committed_is_named(actions, weight, message):
+    with pytest.raises(InputError, match=message):
+        tiny_policy().plan(WINDOW, generator=seeded(), committed=Committed(actions, weight))
+
+
+def test_a_plan_maker_continues_only_its_sessions_recent_plan():
+    policy = tiny_policy(**REALTIME)
+    make = PlanMaker(policy, seeded(), VirtualClock())
+    base = PlanRequest(0, 0, 0, 0.0, WINDOW)
+    rounds = [
+        make(replace(base, step=step, session=session)).rounds
+        for step, session in ((0, 0), (8, 0), (8, 0), (24, 0), (39, 0), (40, 1), (39, 1))
+    ]
+    #                      first, on, again, too far, on, other session, back in time
+    assert rounds == [6, 2, 2, 6, 2, 6, 6]
+    with pytest.raises(InvalidObservationError):
+        policy.plan(np.full((2, 20), np.nan), generator=seeded())
