@@ -56,6 +56,12 @@ class Cart(gymnasium.Env):
         return self.place.copy(), 0.0, False, False, {}
 
 
+def sockets():
+    """Of this process."""
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sum(str(link.readlink()).startswith("socket") for link in links)
+
+
 def draw(seed=0):
     return np.random.default_rng(seed)
 
@@ -149,6 +155,7 @@ GOOD = (1, 3, 1, 7, 8, 0.5)
         (packed((*GOOD[:5], np.nan), numbers=bytes(8)), "time is nan"),
         (packed((*GOOD[:5], np.inf), numbers=bytes(8)), "time is inf"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_wrong_is_said(datagram, reason):
     with pytest.raises(PacketError, match=reason):
@@ -300,10 +307,14 @@ def test_a_network_that_is_gone_altogether_is_counted(near):
     ("changed", "message"),
     [
         ({"address": ("no.such.host.invalid", 1)}, "no.such.host.invalid"),
-        ({"address": ("127.0.0.1", 70000)}, "70000"),
-        ({"address": ("127.0.0.1", 0)}, "127.0.0.1"),
-        ({"address": "127.0.0.1"}, "address='127.0.0.1'"),
+        ({"address": ("a" * 70, 1)}, "aaa"),
+        ({"address": ("127.0.0.1", 70000)}, "the port 1 to 65535"),
+        ({"address": ("127.0.0.1", 0)}, "the port 1 to 65535"),
+        ({"address": ("127.0.0.1", "9")}, "must be"),
+        ({"address": "127.0.0.1"}, "address='127.0.0.1' must be"),
         ({"address": None}, "must be"),
+        ({"session": -1}, "session=-1"),
+        ({"session": 2**32}, "session=4294967296"),
         ({"address": ("255.255.255.255", 9)}, "Permission denied"),
         ({"obs_dim": 0}, "obs_dim=0"),
         ({"action_dim": 2.5}, "action_dim=2.5"),
@@ -343,6 +354,7 @@ def pass_time(clock, arm, until):
 def test_who_says_hello_is_answered_at_once_and_then_every_period(cart, driver, clock):
     arm = cart()
     pass_time(clock, arm, 0.055)
+    assert arm.traffic.errors == {} and arm.dropped == 0  # nobody to send to
     robot = driver(arm)
     assert arm.pump() == pytest.approx(0.06)
     assert robot.observe().tolist() == [0, 5] and robot.observed == pytest.approx(0.055)
@@ -352,6 +364,19 @@ def test_who_says_hello_is_answered_at_once_and_then_every_period(cart, driver, 
         clock.sleep_until(n / 100)
         arm.pump()
         assert robot.observe().tolist() == [0, n] and robot.observed == pytest.approx(n / 100)
+
+
+@pytest.mark.parametrize("rate", [10.0, 30.0, 50.0, 700.0])
+def test_rounding_makes_no_observation_late(rate, clock, opened):
+    """A loop at the arm's rate multiplies by the period where the arm divides by the rate."""
+    cart = Cart()
+    cart.control_hz = rate
+    arm = opened(SimulatedArm(cart, 0, clock, generator=draw()))
+    robot = opened(UdpRobot(arm.address, 2, 1, clock=clock))
+    for n in range(300):
+        clock.sleep_until(n * (1 / rate))
+        arm.pump()
+        assert robot.observe()[1] == n
 
 
 def test_commands_move_it_from_the_period_in_which_they_arrive(cart, driver, clock):
@@ -560,17 +585,27 @@ def test_a_bad_setting_of_the_arm_is_named(cart, changed, message):
 
 
 def test_an_address_that_is_taken_is_named(cart):
-    with pytest.raises(InputError, match="in use"):
-        cart(address=cart().address)
+    taken, before = cart().address, sockets()
+    with pytest.raises(InputError, match="in use") as caught:
+        cart(address=taken)
+    # While the traceback keeps alive what failed.
+    assert sockets() == before and caught.tb
+
+
+class Long(Cart):
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(9000), {}
 
 
 @pytest.mark.parametrize(
     ("env", "message"),
     [
+        (Long, "obs_dim=9000 numbers don't fit"),
         (lambda: PushTEnv("image"), "observations"),
         (lambda: gymnasium.make("CartPole-v1"), "actions are Discrete"),
         (lambda: gymnasium.make("Pendulum-v1"), "must have control_hz"),
     ],
+    ids=["long", "image", "discrete", "timeless"],
 )
 def test_an_environment_that_can_be_no_arm_is_named(env, message, clock):
     with pytest.raises(InputError, match=message):
@@ -718,12 +753,6 @@ def test_an_arm_that_is_started_again_in_the_middle_is_taken_up(pusht, clock, op
 
 
 # ------------------------------------------------------------------------------------------- in real time
-
-
-def sockets():
-    """Of this process."""
-    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-    return sum(str(link.readlink()).startswith("socket") for link in links)
 
 
 def test_a_second_in_real_time_leaves_nothing_behind():

@@ -77,6 +77,9 @@ class Kind(enum.IntEnum):
     STOP = 4
 
 
+KINDS = frozenset(Kind)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Packet:
     """What a datagram says.
@@ -121,7 +124,7 @@ def unpack(datagram: bytes) -> Packet:
         raise PacketError(f"{len(datagram)} bytes, not {HEADER_SIZE} and 8 for each of {n} numbers")
     if zlib.crc32(memoryview(datagram)[FRONT.size :]) != checksum:
         raise PacketError("its checksum doesn't fit: it was damaged on the way")
-    if kind not in Kind._value2member_map_:
+    if kind not in KINDS:
         raise PacketError(f"it is of kind {kind}, which there isn't")
     if not math.isfinite(time):
         raise PacketError(f"its time is {time}")
@@ -183,15 +186,20 @@ class Link:
         self._session = secrets.randbits(32) if session is None else session
         self._sequence, self._newest = -1, -1
         self._over: deque[int] = deque(maxlen=REMEMBERED)
-        address = local if remote is None else remote
+        if not 0 <= self._session < 2**32:
+            raise InputError(f"{session=} must be a number of 32 bits")
+        address: object = local if remote is None else remote
+        lowest = 0 if remote is None else 1  # 0: any that is free
+        match address:
+            case (str(host), int(port)) if lowest <= port <= 65535:
+                pass
+            case _:
+                raise InputError(f"{address=} must be (host, port), the port {lowest} to 65535")
         try:
-            host, port = address or ("", "")
-            if not isinstance(port, int) or not (remote is not None) <= port <= 65535:
-                raise ValueError("it must be (host, port)")
             family, kind, protocol, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
             self._socket = socket.socket(family, kind, protocol)
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(f"address={address!r}: {error}")
+        except (OSError, UnicodeError) as error:
+            raise InputError(f"{address=}: {error}")
         try:
             self._socket.setblocking(False)
             if remote is None:
