@@ -435,6 +435,46 @@ def test_a_command_beyond_the_limits_is_refused(value, cart, clock, opened):
     assert arm.commands == 0 and arm.holding and arm.traffic.refused == 1
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_where_there_are_no_limits_a_command_is_finite_still(value, clock, opened):
+    env = Cart()
+    env.action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    arm = opened(SimulatedArm(env, 0, clock, generator=draw()))
+    client = opened(Link(remote=arm.address))
+    client.send(client.packet(Kind.HELLO, 0.0))
+    client.send(client.packet(Kind.COMMAND, 0.0, [1e9]))
+    client.send(client.packet(Kind.COMMAND, 0.0, [value]))
+    arm.pump()
+    assert arm.commands == 1 and arm.traffic.refused == 1
+
+
+def test_what_comes_at_the_same_moment(cart, clock, opened):
+    """Hello as a period begins: one observation.  A command as the watchdog would hold: no hold."""
+    arm = cart(watchdog=0.125)  # exact in binary
+    client = opened(Link(remote=arm.address))
+    client.send(client.packet(Kind.HELLO, 0.0))
+    arm.pump()
+    assert len(list(client.receive())) == 1
+    for n in range(5):
+        clock.sleep_until(n * 0.125)
+        client.send(client.packet(Kind.COMMAND, 0.0, [1.0]))
+        arm.pump()
+    assert arm.holds == 0 and arm.commands == 5
+
+
+def test_hello_again_stops_nothing(cart, clock, opened):
+    """It is said whenever observations stay away, also in the middle of a movement."""
+    arm = cart()
+    client = opened(Link(remote=arm.address))
+    client.send(client.packet(Kind.HELLO, 0.0))
+    client.send(client.packet(Kind.COMMAND, 0.0, [1.0]))
+    arm.pump()
+    list(client.receive())
+    client.send(client.packet(Kind.HELLO, 0.0))
+    arm.pump()
+    assert not arm.holding and list(client.receive()) == []
+
+
 def test_what_is_no_command_for_this_arm_is_refused(cart, opened):
     arm = cart()
     client = opened(Link(remote=arm.address))

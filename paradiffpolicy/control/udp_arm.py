@@ -136,13 +136,13 @@ class SimulatedArm:
             happen()
 
     def _next(self) -> Event:
-        # A command that comes in the last moment keeps the watchdog quiet, and counts in the period
-        # that begins then.
+        # At the same moment: who says hello as a period begins isn't sent the same twice, and a command
+        # that comes at the last moment keeps the watchdog quiet.
         period = self._begun + self._periods / self.robot.control_hz
-        events: list[Event] = [(self._trusted_until, 1, self._hold), (period, 2, self._begin_period)]
+        events: list[Event] = [(period, 0, self._begin_period), (self._trusted_until, 2, self._hold)]
         if self._under_way:
             moment, _, arrive = self._under_way[0]
-            events.append((moment, 0, partial(self._deliver, arrive)))
+            events.append((moment, 1, partial(self._deliver, arrive)))
         return min(events, key=lambda event: event[:2])
 
     def _carry(self, moment: float, arrive: Callable[[], None]) -> None:
@@ -215,7 +215,7 @@ class SimulatedArm:
         else:
             require_form(packet, Kind.COMMAND, self._action_dim)
             action = packet.numbers
-            # NaN is within no limits.
+            # Limits may be infinite.
             if not (np.isfinite(action) & (self._low <= action) & (action <= self._high)).all():
                 raise PacketError(f"a command of {action}: not finite, or beyond {self._low} to {self._high}")
         if packet.kind != Kind.HELLO and packet.session != self._link.peer:
