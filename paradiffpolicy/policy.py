@@ -300,7 +300,7 @@ class Policy:
             InputError: the number of generators, or ``previous``, doesn't fit the batch.
         """
         spec = self.spec
-        window = self._checked(observation_window)
+        window = self.checked(observation_window)
         generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
         if len(generators) != len(window):
             raise InputError(
@@ -328,7 +328,12 @@ class Policy:
             )
         return Plan(actions, spec.executed, walk)
 
-    def _checked(self, observation_window: ArrayLike | Tensor) -> Tensor:
+    def checked(self, observation_window: ArrayLike | Tensor) -> Tensor:
+        """A window as plans are made from it: float32 ``[batch, To, O]`` on the policy's device.
+
+        Raises:
+            InvalidObservationError: it has the wrong shape, or NaN or infinity in it.
+        """
         if not isinstance(observation_window, Tensor):
             observation_window = torch.from_numpy(np.asarray(observation_window, dtype=np.float32))
         window = observation_window.to(self.device, torch.float32)

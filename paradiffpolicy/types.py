@@ -64,6 +64,15 @@ class Noise:
         """The same for some of the batch elements."""
         return Noise(self.x_T[elements], self.z[:, elements], self.u[:, elements])
 
+    @staticmethod
+    def cat(parts: Sequence[Noise]) -> Noise:
+        """Batches one after the other."""
+        return Noise(
+            torch.cat([part.x_T for part in parts]),
+            torch.cat([part.z for part in parts], dim=1),
+            torch.cat([part.u for part in parts], dim=1),
+        )
+
     def to(self, device: torch.device) -> Noise:
         """The same on a device."""
         return Noise(*(part.to(device, non_blocking=True) for part in (self.x_T, self.z, self.u)))
@@ -98,6 +107,24 @@ class Walk:
             evaluations=self.evaluations[index],
         )
 
+    @staticmethod
+    def cat(parts: Sequence[Walk]) -> Walk:
+        """Batches on the same table, one after the other."""
+        return Walk(
+            sample=torch.cat([part.sample for part in parts]),
+            x0_hats=torch.cat([part.x0_hats for part in parts], dim=1),
+            noise=Noise.cat([part.noise for part in parts]),
+            rounds=torch.cat([part.rounds for part in parts]),
+            evaluations=torch.cat([part.evaluations for part in parts]),
+        )
+
+    def to(self, device: torch.device) -> Walk:
+        """The same on a device."""
+        noise = self.noise.to(device)  # first: the copies after it are waited for, hence it too
+        others = (self.sample, self.x0_hats, self.rounds, self.evaluations)
+        sample, x0_hats, rounds, evaluations = (value.to(device) for value in others)
+        return Walk(sample, x0_hats, noise, rounds, evaluations)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -122,6 +149,19 @@ class Plan:
         """The same for some of the batch elements."""
         index = torch.as_tensor(elements, dtype=torch.int64, device=self.actions.device)
         return Plan(self.actions[index], self.executed, self.walk.select(index))
+
+    @staticmethod
+    def cat(parts: Sequence[Plan]) -> Plan:
+        """Batches of one policy's plans, one after the other."""
+        return Plan(
+            torch.cat([part.actions for part in parts]),
+            parts[0].executed,
+            Walk.cat([part.walk for part in parts]),
+        )
+
+    def to(self, device: torch.device) -> Plan:
+        """The same on a device."""
+        return Plan(self.actions.to(device), self.executed, self.walk.to(device))
 
 
 @dataclass(frozen=True)
