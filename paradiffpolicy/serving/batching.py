@@ -153,15 +153,19 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while self._queue:
             batch = self._take()
-            begun = self._clock.now()
             works = [waiting.work for waiting in batch]
-            results = await loop.run_in_executor(self._thread, planned_together, self._policy, works)
-            seconds = self._clock.now() - begun
+            results, begun, seconds = await loop.run_in_executor(self._thread, self._timed, works)
             self._on_batch(sum(len(work.generators) for work in works), seconds)
             for waiting, result in zip(batch, results, strict=True):
                 if not waiting.planned.done():  # whoever asked may be gone
                     queued = begun - waiting.since
                     waiting.planned.set_result(Planned(result.plan, result.states, queued, seconds))
+
+    def _timed(self, works: Sequence[Work]) -> tuple[list[Result], float, float]:
+        """In the thread: the results, when planning began, and the seconds that it took."""
+        begun = self._clock.now()
+        results = planned_together(self._policy, works)
+        return results, begun, self._clock.now() - begun
 
     def _take(self) -> list[_Waiting]:
         """The oldest request, and what can be planned with it."""
