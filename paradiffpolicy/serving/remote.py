@@ -7,9 +7,11 @@ bit, a lost connection loses nothing, and a request may be sent again.
 from __future__ import annotations
 
 import random
+import socket
 import ssl
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,7 @@ class RemotePolicy:
         self._timeout, self._delays = timeout, (first_delay, max_delay)
         self._clock = MonotonicClock() if clock is None else clock
         self._connection: ClientConnection | None = None
+        self._open = ExitStack()
         self._one_at_a_time = threading.Lock()
         self.metadata: Metadata | None = None
         self._exchange(None)
@@ -103,9 +106,8 @@ class RemotePolicy:
 
     def close(self) -> None:
         """Closes the connection; the next plan would open another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._connection = None
+        self._open.close()
 
     def warm_up(self, batch: int = 1) -> RemotePolicy:
         """A plan of the batch size, and one that continues it, thrown away; this policy."""
@@ -193,15 +195,17 @@ class RemotePolicy:
     def _connected(self, deadline: float) -> ClientConnection:
         remaining = max(0.01, deadline - self._clock.now())
         try:
-            connection = connect(
-                self._uri,
-                ssl=self._tls,
-                additional_headers=self._headers,
-                compression=None,
-                proxy=None,  # a robot reaches its server directly
-                open_timeout=remaining,
-                close_timeout=1.0,
-                max_size=self._max_message,
+            connection = self._open.enter_context(
+                connect(
+                    self._uri,
+                    ssl=self._tls,
+                    additional_headers=self._headers,
+                    compression=None,
+                    proxy=None,  # a robot reaches its server directly
+                    open_timeout=remaining,
+                    close_timeout=1.0,
+                    max_size=self._max_message,
+                )
             )
         except InvalidStatus as error:
             status, body = error.response.status_code, (error.response.body or b"").decode(errors="replace")
@@ -222,17 +226,17 @@ class RemotePolicy:
             if self.metadata is not None and metadata.form != self.metadata.form:
                 raise ServerError(f"{self._uri} serves another policy or sampler now: connect anew")
         except BaseException:
-            connection.close()
+            self._open.close()
             raise
         self.metadata = metadata
         return connection
 
     def _drop(self) -> None:
         """Ends a connection that is of no more use, without waiting for the other end."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.socket.close()
-            connection.close()
+        if self._connection is not None:
+            with suppress(OSError):
+                self._connection.socket.shutdown(socket.SHUT_RDWR)
+        self.close()
 
 
 def _given_up(uri: str, timeout: float, error: BaseException) -> ServerError:

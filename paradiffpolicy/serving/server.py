@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -167,9 +168,11 @@ class PolicyServer:
                 logger=logging.Logger("websockets", logging.CRITICAL),  # what clients do wrong is no news
             )
         except OSError as error:
+            code = error.errno or 0
+            reason = os.strerror(code) if code > 0 else error.strerror  # asyncio's tells the address again
             raise InputError(
-                f"can't listen on {settings.host}:{settings.port} ({error.strerror or error}): another port, "
-                "as port=8001, or port=0 for any"
+                f"can't listen on {settings.host}:{settings.port} ({reason}): another port, as port=8001, or "
+                "port=0 for any"
             )
         if settings.host not in LOOPBACK and (tls is None or settings.api_key is None):
             log.warning(
