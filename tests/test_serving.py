@@ -517,17 +517,37 @@ def works(policy: Policy, batches: list[int], previous: bool = False, **options:
     return made
 
 
+class Plugged:
+    """A policy whose first plan lasts until it is told to go on, so that more can be asked meanwhile."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy, self.begun, self.go_on = policy, threading.Event(), threading.Event()
+
+    def plan(self, *args, **kwargs):
+        self.begun.set()
+        assert self.go_on.wait(30)
+        return self._policy.plan(*args, **kwargs)
+
+
 def planned(policy: Policy, asked: list[Work], max_batch: int = 8, max_queue: int = 64):
-    """All asked at once; the results (a BusyError where that came), and the batches' sizes."""
-    sizes = []
+    """All asked while the thread plans something else; the results (a BusyError where that came), and
+    the batches' sizes."""
+    sizes, plugged = [], Plugged(policy)
 
     async def all_at_once():
-        batcher = Batcher(policy, max_batch, max_queue, MonotonicClock(), lambda n, s: sizes.append(n))
-        results = await asyncio.gather(*map(batcher.plan, asked), return_exceptions=True)
-        await batcher.stop()
+        batcher = Batcher(plugged, max_batch, max_queue, MonotonicClock(), lambda n, s: sizes.append(n))
+        (other,) = works(policy, [1])
+        plug = asyncio.create_task(batcher.plan(other))
+        await asyncio.to_thread(plugged.begun.wait, 30)
+        tasks = [asyncio.create_task(batcher.plan(work)) for work in asked]
+        await asyncio.sleep(0)  # each asks
+        plugged.go_on.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await plug
+        batcher.stop()
         return results
 
-    return asyncio.run(all_at_once()), sizes
+    return asyncio.run(all_at_once()), sizes[1:]
 
 
 @pytest.mark.parametrize("previous", [False, True])

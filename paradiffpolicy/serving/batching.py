@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +113,8 @@ class Batcher:
         self._max_batch, self._max_queue = max_batch, max_queue
         self._queue: deque[_Waiting] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
-        self._runner: asyncio.Task[None] | None = None
+        self._working = False
+        self._lock = threading.Lock()  # of the queue, and of whether somebody works through it
 
     def __len__(self) -> int:
         """How many requests wait."""
@@ -135,48 +137,51 @@ class Batcher:
         Raises:
             BusyError: the queue is full.
         """
-        if len(self._queue) >= self._max_queue:
-            raise BusyError(f"busy: max_queue={self._max_queue} requests wait already; try again")
-        waiting = _Waiting(work, self._clock.now(), asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
-        if self._runner is None or self._runner.done():
-            self._runner = asyncio.create_task(self._run())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(work, self._clock.now(), loop.create_future())
+        with self._lock:
+            if len(self._queue) >= self._max_queue:
+                raise BusyError(f"busy: max_queue={self._max_queue} requests wait already; try again")
+            self._queue.append(waiting)
+            if not self._working:
+                self._working = True
+                self._thread.submit(self._work_through, loop)
         return await waiting.planned
 
-    async def stop(self) -> None:
-        """Plans what waits, and ends the thread."""
-        if self._runner is not None:
-            await self._runner
+    def stop(self) -> None:
+        """Ends the thread, once it has planned what waits."""
         self._thread.shutdown()
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._queue:
-            batch = self._take()
-            works = [waiting.work for waiting in batch]
-            results, begun, seconds = await loop.run_in_executor(self._thread, self._timed, works)
-            self._on_batch(sum(len(work.generators) for work in works), seconds)
-            for waiting, result in zip(batch, results, strict=True):
-                if not waiting.planned.done():  # whoever asked may be gone
-                    queued = begun - waiting.since
-                    waiting.planned.set_result(Planned(result.plan, result.states, queued, seconds))
+    def _work_through(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the thread: batch after batch, until nothing waits."""
+        while batch := self._take():
+            begun = self._clock.now()
+            results = planned_together(self._policy, [waiting.work for waiting in batch])
+            loop.call_soon_threadsafe(self._deliver, batch, results, begun, self._clock.now() - begun)
 
-    def _timed(self, works: Sequence[Work]) -> tuple[list[Result], float, float]:
-        """In the thread: the results, when planning began, and the seconds that it took."""
-        begun = self._clock.now()
-        results = planned_together(self._policy, works)
-        return results, begun, self._clock.now() - begun
+    def _deliver(
+        self, batch: Sequence[_Waiting], results: Sequence[Result], begun: float, seconds: float
+    ) -> None:
+        self._on_batch(sum(len(waiting.work.generators) for waiting in batch), seconds)
+        for waiting, result in zip(batch, results, strict=True):
+            if not waiting.planned.done():  # whoever asked may be gone
+                queued = begun - waiting.since
+                waiting.planned.set_result(Planned(result.plan, result.states, queued, seconds))
 
     def _take(self) -> list[_Waiting]:
-        """The oldest request, and what can be planned with it."""
-        first = self._queue.popleft()
-        batch, rest, room = [first], deque[_Waiting](), self._max_batch - len(first.work.generators)
-        for waiting in self._queue:
-            size = len(waiting.work.generators)
-            if waiting.key == first.key and size <= room:
-                batch.append(waiting)
-                room -= size
-            else:
-                rest.append(waiting)
-        self._queue = rest
-        return batch
+        """The oldest request, and what can be planned with it; none when nothing waits."""
+        with self._lock:
+            if not self._queue:
+                self._working = False
+                return []
+            first = self._queue.popleft()
+            batch, rest, room = [first], deque[_Waiting](), self._max_batch - len(first.work.generators)
+            for waiting in self._queue:
+                size = len(waiting.work.generators)
+                if waiting.key == first.key and size <= room:
+                    batch.append(waiting)
+                    room -= size
+                else:
+                    rest.append(waiting)
+            self._queue = rest
+            return batch

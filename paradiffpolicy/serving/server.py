@@ -196,7 +196,7 @@ class PolicyServer:
             self._server.close(close_connections=False)
             await asyncio.gather(*map(self._go_away, list(self._reading)))
             await self._server.wait_closed()
-        await self._batcher.stop()
+        self._batcher.stop()
 
     # ------------------------------------------------------------------------------------------ HTTP
 
