@@ -148,7 +148,7 @@ class Gated(Policy):
 
     def plan(self, *args, **kwargs):
         self.begun.set()
-        assert self.gate.wait(30)
+        assert self.gate.wait(10)
         return super().plan(*args, **kwargs)
 
 
@@ -162,13 +162,13 @@ POISON = 13.0
 
 
 class Poisoned(Policy):
-    """Has a plan full of NaN for a window that begins with 13, and fails altogether for one with 14."""
+    """Has a plan full of NaN for an observation that begins with 13, and fails altogether for one with 14."""
 
     def plan(self, window, previous=None, **kwargs):
         plan = super().plan(window, previous, **kwargs)
-        if (torch.as_tensor(window)[..., 0, 0] == POISON).any():
+        if (torch.as_tensor(window)[..., 0] == POISON).any():
             raise InvalidPlanError("the plan has NaN or infinity")
-        if (torch.as_tensor(window)[..., 0, 0] == POISON + 1).any():
+        if (torch.as_tensor(window)[..., 0] == POISON + 1).any():
             raise RuntimeError("out of memory")
         return plan
 
@@ -477,6 +477,20 @@ def test_a_bad_observation_makes_a_session_begin_anew():
             answer = ask(connection, **request)
             assert isinstance(answer, str) and re.search(message, answer), answer
             assert "\n" not in answer
+
+
+def test_a_session_forgets_what_failed_by_the_servers_fault():
+    policy, (generator,) = tiny_policy(Poisoned), seeded(3)
+    first, broken, second = windows(3)[:, 0]
+    broken[0] = POISON + 1
+    with running(policy) as uri, client(uri) as connection:
+        plan = policy.plan(np.stack((first, first)), generator=generator)
+        np.testing.assert_array_equal(ask(connection, observation=first, seed=3)["plan"], plan.actions[0])
+        assert ask(connection, observation=broken).startswith("the server failed (RuntimeError)")
+        with pytest.raises(RuntimeError):
+            policy.plan(np.stack((first, broken)), plan, generator=generator)
+        plan = policy.plan(np.stack((first, second)), plan, generator=generator)
+        np.testing.assert_array_equal(ask(connection, observation=second)["plan"], plan.actions[0])
 
 
 @pytest.mark.parametrize(
@@ -924,6 +938,16 @@ def test_a_server_that_comes_back_is_used_again():
         with pytest.raises(ServerError, match=rf"no answer from {uri} within 10 s .*is the server running"):
             remote.plan(windows(2), served, generator=there)
         assert 14 < clock.waits < 40 and [*map(state_of, here)] == [*map(state_of, there)]
+
+
+def test_an_answer_that_comes_too_late_is_for_nobody():
+    policy = gated()
+    with running(policy, max_batch=1) as uri, RemotePolicy(uri, timeout=0.5) as remote:
+        with pytest.raises(ServerError, match=r"no answer from .* within 0\.5 s"):
+            remote.plan(windows(1, 1), generator=seeded(1))
+        policy.gate.set()
+        served = remote.plan(windows(1, 2), generator=seeded(2))
+        equal(served, policy.plan(windows(1, 2), generator=seeded(2)))
 
 
 def test_another_policy_at_the_same_address_is_noticed():
