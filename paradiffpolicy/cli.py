@@ -501,6 +501,97 @@ def bench_solvers(cfg: Config) -> None:
         console.print(str(folder / name), highlight=False)
 
 
+def serve(cfg: Config) -> None:
+    """A policy for clients over the network, until SIGINT or SIGTERM."""
+    import asyncio
+    import gc
+    import signal
+
+    from omegaconf import OmegaConf
+    from tqdm import tqdm
+
+    from .control.clock import MonotonicClock
+
+    require_extra("serve")
+    from .serving.server import PolicyServer, ServerSettings
+
+    key = os.environ.get("PARADIFFPOLICY_API_KEY") if cfg.api_key is None else cfg.api_key
+    names = ["host", "port", "max_batch", "max_queue", "max_message", "max_sessions", "send_timeout", "seed"]
+    settings = ServerSettings(
+        api_key=key,
+        certificate=None if cfg.certificate is None else Path(cfg.certificate),
+        private_key=None if cfg.private_key is None else Path(cfg.private_key),
+        **typed(ServerSettings, OmegaConf.masked_copy(cfg, names)),
+    )
+    settings.tls()  # says what is wrong with it before anything takes time
+    policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
+
+    async def until_told() -> None:
+        told, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, told.set)
+        server = PolicyServer(policy, cfg.sampler_name, settings, MonotonicClock())
+        try:
+            sizes = server.warm_up_sizes
+            with tqdm(total=sizes, unit="batch size", desc="warming up", dynamic_ncols=True) as bar:
+                await server.warm_up(bar.update)
+            gc.collect()
+            gc.freeze()  # what is there now stays: looking through it takes tenths of a second
+            await server.start()
+            how = in_words(programs({cfg.sampler_name: policy}))
+            print(f"{cfg.task.name}, {cfg.sampler_name}, {how}; listening on {server.uri}", flush=True)
+            await told.wait()
+        finally:
+            await server.stop()
+
+    asyncio.run(until_told())
+
+
+def bench_serve(cfg: Config) -> None:
+    """A server in a process of its own, and its clients in this one."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from .control.clock import MonotonicClock
+    from .files import write_atomically
+
+    require_extra("serve")
+    from .evaluation import serving
+
+    require_count(requests=cfg.requests, clients=cfg.clients)
+    require_positive(seconds=cfg.seconds)
+    if cfg.rate_hz is not None:
+        require_positive(rate_hz=cfg.rate_hz)
+    windows = recorded_windows(cfg, sampling_policy(cfg, cfg.sampler_name, load_policy(cfg)), 32)
+    clock, console = MonotonicClock(), Console(width=None if sys.stdout.isatty() else 120)
+    own = {"requests", "clients", "seconds", "rate_hz", "first_seed", "out", "sampler", "task"}
+    settings = {name: value for name, value in plain(cfg).items() if name not in own}
+    settings |= {"port": 0, "max_sessions": cfg.clients + 1}
+    settings[f"++sampler.{cfg.sampler_name}"] = plain(cfg.sampler[cfg.sampler_name])
+    settings |= {f"++task.{name}": cfg.task[name] for name in ("name", "obs_dim", "action_dim")}
+    overrides = [f"{name}={hydra_value(value)}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "paradiffpolicy", "serve", *overrides]
+    environment = {name: value for name, value in os.environ.items() if name != "PARADIFFPOLICY_API_KEY"}
+    with serving.served(command, environment) as uri:
+        with tqdm(total=cfg.requests, unit="request", desc="one client", dynamic_ncols=True) as bar:
+            alone = serving.one_client(uri, windows, cfg.requests, clock, bar.update)
+        with tqdm(total=cfg.seconds, unit="s", desc=f"{cfg.clients} clients", dynamic_ncols=True) as bar:
+            crowd = serving.many_clients(
+                uri, windows, cfg.clients, cfg.seconds, cfg.rate_hz, clock, bar.update
+            )
+    title = f"{cfg.task.name}, {cfg.sampler_name}, over loopback, openpi's protocol"
+    console.print(serving.alone_table(alone, title))
+    console.print(serving.crowd_table(crowd, title))
+    console.print(f"on {describe(machine())}", highlight=False)
+    content = {"machine": machine(), "one_client": asdict(alone), "many_clients": asdict(crowd)}
+    line = json.dumps(content)
+    print(line)
+    if cfg.out:
+        write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
+
+
 def info(cfg: Config) -> None:
     """What is installed, on what machine, and what a checkpoint and a dataset are."""
     from rich.console import Console
@@ -612,6 +703,9 @@ def in_words(captured: Mapping[str, Any]) -> str:
     megabytes = sum(entry["megabytes"] for entry in captured.values())
     return f"{how} ({shapes} programs, {megabytes:.0f} MB)" if megabytes else how or "not captured"
 
+
+EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets")}
+"""Modules that the package's optional extras install."""
 
 CAPTURE_KEYS = ("capture", "precision")
 """Settings that a sampler's config may have of its own."""
@@ -740,6 +834,24 @@ def one_of_several(cfg: Config) -> Iterator[Config]:
         dist.destroy_process_group()
 
 
+def require_extra(extra: str) -> None:
+    """Raises ``InputError`` unless what an optional extra installs is there."""
+    from importlib.util import find_spec
+
+    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)} isn't installed: pip install 'paradiffpolicy[{extra}]'")
+
+
+def hydra_value(value: Any) -> str:
+    """A plain value as an override's right side."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {hydra_value(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(hydra_value, value)) + "]"
+    return json.dumps(value)
+
+
 def plain(node: Config) -> Any:
     """A config node as dicts, lists and numbers."""
     from omegaconf import OmegaConf
@@ -857,6 +969,29 @@ COMMANDS = {
             ("paradiffpolicy bench solvers", "all of them, a few minutes"),
             ("paradiffpolicy bench solvers 'solvers=[ddpm]' 'steps=[100]'", "one solver, every driver"),
             ("paradiffpolicy bench solvers spacing=karras lambda_min=null", "on another grid"),
+        ),
+    ),
+    "serve": Command(
+        serve,
+        "Serves a policy over websockets: openpi's clients, and paradiffpolicy's RemotePolicy, plan on it.\n"
+        "GET /healthz says whether it lives, GET /metrics what it did. SIGTERM ends it after what was asked.",
+        (
+            ("paradiffpolicy serve", "the shipped policy, on this machine only"),
+            ("paradiffpolicy serve port=8001 sampler_name=speculative_sde", "another port, another sampler"),
+            (
+                "paradiffpolicy serve host=0.0.0.0 certificate=cert.pem private_key=key.pem",
+                "to other machines, with TLS and the API key in PARADIFFPOLICY_API_KEY",
+            ),
+        ),
+    ),
+    "bench serve": Command(
+        bench_serve,
+        "Starts a server and times it: one client (round trip, planning, and what is between), then many at\n"
+        "once (requests per second, batches, errors, memory). Prints tables, then one JSON line.",
+        (
+            ("paradiffpolicy bench serve", "a thousand requests, then 16 clients for five minutes"),
+            ("paradiffpolicy bench serve seconds=10 requests=100", "quickly"),
+            ("paradiffpolicy bench serve clients=50 rate_hz=1", "fifty robots that ask once a second"),
         ),
     ),
     "info": Command(

@@ -330,7 +330,7 @@ class Policy:
             InputError: the number of generators, ``previous`` or ``committed`` doesn't fit the batch.
         """
         spec = self.spec
-        window = self._checked(observation_window)
+        window = self.checked(observation_window)
         generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
         if len(generators) != len(window):
             raise InputError(
@@ -373,7 +373,12 @@ class Policy:
             raise InputError("committed actions must be finite, and their weight from 0 to 1")
         return self.action_normalizer.normalize(actions), weight
 
-    def _checked(self, observation_window: ArrayLike | Tensor) -> Tensor:
+    def checked(self, observation_window: ArrayLike | Tensor) -> Tensor:
+        """A window as plans are made from it: float32 ``[batch, To, O]`` on the policy's device.
+
+        Raises:
+            InvalidObservationError: it has the wrong shape, or NaN or infinity in it.
+        """
         if not isinstance(observation_window, Tensor):
             observation_window = torch.from_numpy(np.asarray(observation_window, dtype=np.float32))
         window = observation_window.to(self.device, torch.float32)

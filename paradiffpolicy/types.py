@@ -90,6 +90,13 @@ class Committed:
     actions: Tensor
     weight: Tensor
 
+    @staticmethod
+    def cat(parts: Sequence[Committed]) -> Committed:
+        """Batches one after the other."""
+        return Committed(
+            torch.cat([part.actions for part in parts]), torch.cat([part.weight for part in parts])
+        )
+
 
 @dataclass(frozen=True)
 class Walk:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 import zarr
 from omegaconf import OmegaConf
 
-from paradiffpolicy.cli import COMMANDS, compose, main, per_network
+from paradiffpolicy.cli import COMMANDS, EXTRAS, compose, main, per_network
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.evaluation.baseline import BASELINES
@@ -379,10 +380,47 @@ def test_evaluate_refuses(capsys, checkpoint, tmp_path, overrides, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["port=99999"], "port=99999 must be a whole number from 0 to 65535"),
+        (["port=http"], "port=http must be a int"),
+        (["host=not.a.host.invalid"], "can't listen on not.a.host.invalid"),
+        (["certificate=/nowhere.pem", "private_key=/nowhere.pem"], "no certificate at /nowhere.pem"),
+        (["private_key=/nowhere.pem"], "certificate and private_key go together"),
+        (["sampler_name=realtim"], "unknown sampler 'realtim'; did you mean 'realtime'?"),
+        (["max_batch=0"], "max_batch=0 must be a whole number above 0"),
+        (["send_timeout=0"], "send_timeout=0 must be a number above 0"),
+        (["api_key=5"], "api_key must be printable ASCII text"),
+        (["prot=8001"], "has no setting 'prot'; did you mean 'port'?"),
+        (["checkpoint=/nowhere"], "no checkpoint at /nowhere"),
+    ],
+)
+def test_serve_refuses(capsys, checkpoint, overrides, message):
+    code, out, err = run(capsys, "serve", checkpoint, "capture=eager", "max_batch=1", "port=0", *overrides)
+    said = err.rstrip("\n").splitlines()[-1]  # after the progress bar, where there was one
+    assert code == 2 and message in said and not out
+    assert said.startswith("paradiffpolicy: ") and "Traceback" not in err
+
+
+def test_a_port_in_use_is_refused(capsys, checkpoint):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = run(capsys, "serve", checkpoint, "capture=eager", "max_batch=1", f"port={port}")
+    assert code == 2 and f"can't listen on 127.0.0.1:{port} (Address already in use): another port" in err
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(EXTRAS, "serve", ("msgpack", "nosuchmodule"))
+    for command in ("serve", "bench serve"):
+        code, _, err = run(capsys, *command.split())
+        assert code == 2 and "nosuchmodule isn't installed: pip install 'paradiffpolicy[serve]'" in err
+
+
 def test_a_truncated_checkpoint_is_refused(capsys, checkpoint, tmp_path):
     (file,) = (tmp_path / "tiny").glob("weights-*")
     file.write_bytes(file.read_bytes()[:-1])
-    for command in ("evaluate", "collect", "bench latency", "bench solvers"):
+    for command in ("evaluate", "collect", "bench latency", "bench solvers", "serve", "bench serve"):
         code, _, err = run(capsys, *command.split(), checkpoint)
         assert code == 2 and "truncated" in err
 

@@ -19,6 +19,7 @@ LAYERS = [
     ["checkpoint"],
     ["policy"],
     ["control", "training"],
+    ["serving"],
     ["evaluation"],
     ["cli", "__main__"],
 ]

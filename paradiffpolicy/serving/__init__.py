@@ -1,0 +1,1 @@
+"""A policy over the network: the server, and the client that plans like a local policy."""

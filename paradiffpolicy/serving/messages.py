@@ -1,0 +1,155 @@
+"""msgpack with numpy arrays, as openpi's clients write them.
+
+An array is a map of four entries, ``b"__ndarray__"``: true, ``b"data"``: its bytes in C order,
+``b"dtype"``: numpy's name as ``<f4``, ``b"shape"``; a numpy scalar is a map of three,
+``b"__npgeneric__"``: true, ``b"data"``: its value, ``b"dtype"``.
+
+What is decoded comes from outside: nothing in it can run code, name a type other than numbers, or
+claim more memory than its bytes (a number or list in Python is a few dozen times its msgpack, so
+their count is bounded too).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+MAX_ITEMS = 2**16
+"""Entries of lists and maps in one message, all together."""
+
+MAX_AXES = 8
+
+NUMBER = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
+"""dtypes that a message may hold: booleans, integers, floats."""
+
+ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
+ARRAY_KEYS = {ARRAY, b"data", b"dtype", b"shape"}
+SCALAR_KEYS = {SCALAR, b"data", b"dtype"}
+
+
+class MessageError(InputError):
+    """Bytes that aren't a message, or a value that can't be sent as one."""
+
+
+def pack(value: Any) -> bytes:
+    """A message of maps, lists, text, bytes, numbers, numpy arrays and torch tensors.
+
+    Raises:
+        MessageError: something in it is none of those.
+    """
+    try:
+        packed: bytes = msgpack.packb(value, default=_encoded)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise MessageError(f"can't be sent: {error}")
+    return packed
+
+
+def unpack(message: bytes) -> Any:
+    """What a message holds.  Arrays are copies in the machine's byte order, and may be written to.
+
+    Raises:
+        MessageError: the bytes aren't msgpack, or an array in them isn't one.
+    """
+    try:
+        return msgpack.unpackb(
+            message,
+            object_hook=(hooks := _Hooks()).map,
+            list_hook=hooks.list,
+            ext_hook=_no_extension,
+            strict_map_key=False,  # the arrays' keys are bytes
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+        )
+    except MessageError:
+        raise
+    except Exception as error:  # msgpack raises half a dozen kinds, and any says the same of its input
+        reason = str(error) or type(error).__name__
+        raise MessageError(f"the message isn't msgpack ({reason}): send a packed map")
+
+
+def _encoded(value: Any) -> dict[bytes, Any]:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if not isinstance(value, np.ndarray | np.generic):
+        raise TypeError(f"{type(value).__name__} has no place in a message")
+    if not NUMBER.fullmatch(value.dtype.str):
+        raise TypeError(f"dtype {value.dtype} has no place in a message")
+    if isinstance(value, np.generic):
+        return {SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
+    return {ARRAY: True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+
+
+class _Hooks:
+    """What msgpack calls with every list and map of one message, the innermost first."""
+
+    def __init__(self) -> None:
+        self._items = 0
+
+    def list(self, values: list[Any]) -> list[Any]:
+        self._count(len(values))
+        return values
+
+    def map(self, values: dict[Any, Any]) -> Any:
+        self._count(len(values))
+        if ARRAY in values:
+            return _array(values)
+        if SCALAR in values:
+            return _scalar(values)
+        return values
+
+    def _count(self, entries: int) -> None:
+        self._items += 1 + entries
+        if self._items > MAX_ITEMS:
+            raise MessageError(f"the message has over {MAX_ITEMS} entries: send numbers as arrays")
+
+
+def _array(values: Mapping[Any, Any]) -> NDArray[Any]:
+    if set(values) != ARRAY_KEYS or values[ARRAY] is not True:
+        raise MessageError("an array in the message needs b'data', b'dtype' and b'shape', and no more")
+    data, dtype, shape = values[b"data"], _dtype(values[b"dtype"]), values[b"shape"]
+    if not isinstance(data, bytes):
+        raise MessageError(f"an array's b'data' must be bytes, not {type(data).__name__}")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_AXES
+        or any(type(size) is not int or size < 0 for size in shape)
+    ):
+        raise MessageError(f"an array's b'shape' must be at most {MAX_AXES} whole numbers from 0 on")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise MessageError(f"an array of shape {shape} and dtype {dtype} can't have {len(data)} bytes")
+    if dtype.kind == "b" and data.strip(b"\0\1"):
+        raise MessageError("a boolean array's b'data' must be zeros and ones")
+    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _scalar(values: Mapping[Any, Any]) -> np.generic:
+    if set(values) != SCALAR_KEYS or values[SCALAR] is not True:
+        raise MessageError("a scalar in the message needs b'data' and b'dtype', and no more")
+    data, dtype = values[b"data"], _dtype(values[b"dtype"])
+    allowed = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float)}[dtype.kind]
+    if type(data) not in allowed:
+        raise MessageError(f"a scalar of dtype {dtype} can't be {data!r:.40}")
+    if dtype.kind in "iu" and not np.iinfo(dtype).min <= data <= np.iinfo(dtype).max:
+        raise MessageError(f"a scalar of dtype {dtype} can't be {data}")
+    with np.errstate(over="ignore"):  # to infinity, which whoever needs a finite number refuses
+        scalar: np.generic = dtype.newbyteorder("=").type(data)
+    return scalar
+
+
+def _dtype(name: object) -> np.dtype[Any]:
+    if not isinstance(name, str) or not NUMBER.fullmatch(name):
+        raise MessageError(f"dtype {name!r:.40} isn't one of numbers, as '<f4'")
+    return np.dtype(name)
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise MessageError(f"the message has an extension of type {code}: send maps, lists, numbers and arrays")

@@ -1,0 +1,103 @@
+"""Requests as openpi's clients send them, whose state the server keeps for the connection.
+
+A request is a map: ``observation`` ``[O]`` (or ``observation/state``), the newest, which the last
+ones are remembered with, or ``[To, O]``, a whole window; and, all optional, ``reset``: forget
+observations and plan first, ``seed``: noise as from this seed from here on, and the further options
+of a plan, as ``executed_steps``.
+
+A policy sees observations that are one control step apart.  A client that asks only once per Ta
+steps should therefore send windows; one that asks every step may send single observations, with
+``executed_steps=1``.
+
+A session request is a pure request whose window, previous plan and generator the connection keeps.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..control.history import History
+from ..policy import InvalidObservationError, InvalidPlanError, Policy
+from ..types import Plan
+from .messages import MessageError
+from .protocol import OPTIONS, Work, checked_map, numbers, options_of, state_of, whole
+
+OBSERVATION = ("observation", "observation/state")
+
+
+class Session:
+    """One connection's observations, last plan and noise.
+
+    Args:
+        policy: whose shapes count.
+        seed: of the noise.
+    """
+
+    def __init__(self, policy: Policy, seed: int) -> None:
+        self._policy = policy
+        self._generator = _seeded(seed)
+        self._history = self._next = History(policy.spec.n_obs_steps)
+        self._plan: Plan | None = None
+
+    def begin(self, request: Any) -> Work:
+        """The plan that a request asks for; nothing is remembered of it until ``end``.
+
+        A bad observation makes the session forget its observations and its plan, as a control loop
+        does: what comes after a gap begins anew.
+
+        Raises:
+            InvalidObservationError: the observation has the wrong shape, or NaN or infinity in it.
+            MessageError: anything else is wrong.
+        """
+        request = checked_map(request, "the request", (), (*OBSERVATION, "reset", "seed", *OPTIONS))
+        given = [name for name in OBSERVATION if name in request]
+        if len(given) != 1:
+            raise MessageError("the request needs one 'observation', an array [O] or [To, O]")
+        reset = request.get("reset", False)
+        if not isinstance(reset, bool | np.bool_):
+            raise MessageError(f"reset={reset!r:.40} must be true or false")
+        options = options_of(request, self._policy.spec)
+        seed = request.get("seed")
+        state = state_of(self._generator if seed is None else _seeded(whole(seed, "seed", 0, 2**63 - 1)))
+        try:
+            history = self._history_with(request[given[0]], bool(reset))
+            window = self._policy.checked(history.window())
+        except InvalidObservationError:
+            self._forget()
+            raise
+        self._next = history
+        return Work(window, None if reset else self._plan, (state,), options)
+
+    def end(self, result: Plan | Exception, state: bytes) -> None:
+        """Remembers what came of the work, and the generator's state; a plan on the policy's device."""
+        self._generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+        if isinstance(result, Plan):
+            self._history, self._plan = self._next, result
+        elif isinstance(result, InvalidPlanError):
+            self._forget()
+
+    def _forget(self) -> None:
+        self._history = History(self._policy.spec.n_obs_steps)
+        self._plan = None
+
+    def _history_with(self, observation: Any, reset: bool) -> History:
+        spec = self._policy.spec
+        array: NDArray[Any] = numbers(observation, "observation")
+        if array.shape not in ((spec.obs_dim,), (spec.n_obs_steps, spec.obs_dim)):
+            raise InvalidObservationError(
+                f"observation has shape {array.shape}, the policy needs ({spec.obs_dim},) or a window "
+                f"({spec.n_obs_steps}, {spec.obs_dim})"
+            )
+        history = History(spec.n_obs_steps) if reset else copy.deepcopy(self._history)
+        for row in array.reshape(-1, spec.obs_dim):
+            history.push(row)
+        return history
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
