@@ -19,7 +19,7 @@ LAYERS = [
     ["checkpoint"],
     ["policy"],
     ["control", "training"],
-    ["evaluation"],
+    ["evaluation", "seeing"],
     ["cli", "__main__"],
 ]
 """Rooms of the house, from the ground up: each imports only from its own floor and those below."""
