@@ -218,11 +218,14 @@ class RerunView:
         n, self._waiting = self._waiting, 0
         if not n:
             return
+        # Copies: Rerun reads what it is given later, in its own thread, and the packet is filled again.
+        ticks, times = self._ticks[:n].copy(), self._times[:n].copy()
         for path, rows in self._rows.items():
-            self._columns(path, self._ticks[:n], self._times[:n], self._rr.Scalars.columns(scalars=rows[:n]))
+            self._columns(path, ticks, times, self._rr.Scalars.columns(scalars=rows[:n].copy()))
         if self._project is not None:
-            points = self._rr.Points2D.columns(positions=self._points[:n], colors=self._colors[:n])
-            self._columns("scene/action", self._ticks[:n], self._times[:n], points)
+            points, colors = self._points[:n].copy(), self._colors[:n].copy()
+            columns = self._rr.Points2D.columns(positions=points, colors=colors)
+            self._columns("scene/action", ticks, times, columns)
 
     def _columns(self, path: str, ticks: NDArray[np.int64], times: NDArray[np.float64], columns: Any) -> None:
         index = [

@@ -39,7 +39,7 @@ MOST_NAMED = 12
 READABLE = 7.0
 """Points that a dot must have for a number in it."""
 
-LEAST_ERROR = 1e-3
+LEAST_ERROR = 1e-2
 """Milliseconds below which a deadline error counts as none: a logarithmic axis has no zero."""
 
 SHOWN_PLANS, LEAST_TICKS = 4, 20
@@ -78,8 +78,9 @@ def timeline(
 ) -> Figure:
     """Plans above, what the robot did below.
 
-    A plan is a bar from when it was asked for to when it arrived, paler once it was computed.  Under it stand its steps, at the
-    ticks that they were for: hollow if the plan came too late for them, with their index if they acted.
+    A plan is a bar from when it was asked for to when it arrived, paler once it was computed.  Under it
+    stand its steps, at the ticks that they were for: hollow if the plan came too late for them, with
+    their index if they acted (small, without it, if only for the end of their time).
     The lowest row has every tick in its plan's color.
 
     Args:
@@ -106,9 +107,10 @@ def timeline(
     axes = figure.subplots()
     axes.set_xlim(low - 0.01 * (high - low), high + 0.005 * (high - low))
     axes.set_ylim(-0.75, lanes + 0.1)
-    room = 0.9 * 72 * WIDTH * period * ticks_per_step / (high - low)
+    step = period * ticks_per_step
+    size = float(np.clip(0.8 * 0.9 * 72 * WIDTH * step / (high - low), 2.0, 12.0))
     for bar in bars:
-        _draw_plan(axes, bar, lanes - 1 - bar.lane, room, named=len(bars) <= MOST_NAMED)
+        _draw_plan(axes, bar, lanes - 1 - bar.lane, step, size, named=len(bars) <= MOST_NAMED)
     marks = _draw_ticks(axes, ticks, at, period, {bar.tick: bar.color for bar in bars})
     axes.set_yticks([-0.22, (lanes + 0.1) / 2], ["robot", "plans"])
     axes.tick_params(axis="y", length=0)
@@ -196,9 +198,8 @@ def _bars(
     return bars
 
 
-def _draw_plan(axes: Axes, bar: _Bar, floor: float, room: float, *, named: bool) -> None:
-    """Between ``floor`` and ``floor + 1``: the bar above, its steps below; ``room`` points apart."""
-    size = float(np.clip(0.8 * room, 2.0, 12.0))
+def _draw_plan(axes: Axes, bar: _Bar, floor: float, step: float, size: float, *, named: bool) -> None:
+    """Between ``floor`` and ``floor + 1``: the bar above, its steps below, every ``step`` seconds."""
     color = "C3" if bar.refused else bar.color
     until = float(np.clip(bar.asked + bar.latency, bar.asked, bar.arrived))
     axes.broken_barh([(bar.asked, until - bar.asked)], (floor + 0.64, 0.2), color=color, alpha=0.9)
@@ -208,10 +209,11 @@ def _draw_plan(axes: Axes, bar: _Bar, floor: float, room: float, *, named: bool)
         latency = f" {1e3 * bar.latency:.3g} ms" if math.isfinite(bar.latency) else ""
         words = f"{latency}, refused" if bar.refused else latency
         axes.text(bar.arrived, floor + 0.74, words, va="center", fontsize=8, color=color, clip_on=True)
-    for index, second in bar.acted:
+    for k, (index, second) in enumerate(bar.acted):
+        late = k + 1 < len(bar.acted) and bar.acted[k + 1][1] - second < 0.8 * step
         axes.plot([second, second], [-0.05, floor + 0.3], color=color, alpha=0.3, linewidth=0.8, zorder=1)
-        axes.plot(second, floor + 0.3, "o", color=color, markersize=size, zorder=3)
-        if size > READABLE:
+        axes.plot(second, floor + 0.3, "o", color=color, markersize=size / 3 if late else size, zorder=3)
+        if size > READABLE and not late:
             axes.annotate(
                 str(index),
                 (second, floor + 0.3),
