@@ -157,12 +157,19 @@ def test_a_recorded_run_can_be_trained_on(capsys, tmp_path):
 
 
 def test_rows_keep_to_the_grid(tmp_path):
-    """Ticks 4 and 5 are missed, the observation of tick 7 has NaN, that of tick 9 never came."""
-    nothing = np.full(20, np.nan)
-    with DatasetRecorder(tmp_path / "runs.zarr", TINY, 12) as recorder:
-        bench_run(12, [recorder], seconds={3: 0.25}, script={7: nothing, 9: None})
-    observed = ReplayBuffer.open(tmp_path / "runs.zarr").read("observation")[:, 0]
-    assert observed.tolist() == [100, 101, 102, 103, 103, 103, 106, 106, 108, 108, 110, 111]
+    """Ticks 4 and 5 are missed, the observation of tick 7 has NaN, that of tick 8 a number too few, and
+    that of tick 9 never came."""
+    script = {7: np.full(20, np.nan), 8: np.zeros(19), 9: None}
+    forces = iter([np.array([float(k) if k != 4 else np.nan]) for k in range(12)])
+    with DatasetRecorder(
+        tmp_path / "runs.zarr", TINY, 12, fields=lambda: {"force": next(forces)}
+    ) as recorder:
+        bench_run(12, [recorder], seconds={3: 0.25}, script=script)
+    buffer = ReplayBuffer.open(tmp_path / "runs.zarr")
+    # One was asked for beforehand; the fourth tick's has NaN.
+    assert buffer.read("force")[:, 0].tolist() == [1, 2, 3, 3, 3, 3, 5, 6, 7, 8, 9, 10]
+    observed = buffer.read("observation")[:, 0]
+    assert observed.tolist() == [100, 101, 102, 103, 103, 103, 106, 106, 106, 106, 110, 111]
 
 
 def test_a_recording_begins_with_the_first_action(tmp_path):
@@ -374,6 +381,15 @@ def test_the_timeline_shows_a_step_once_however_many_ticks_it_lasts():
     pairs = {(tick["plan"], tick["plan_index"]) for tick in ticks if not tick["holding"]}
     assert filled == len(pairs)
     assert hollow == (plans["lateness"] // 5).sum() == len(plans)
+
+
+def test_faults_that_come_together_stand_below_each_other():
+    script = {k: np.full(20, np.nan) for k in range(5, 20)}
+    record = bench_run(30, planner=delayed(0.15), script=script)
+    (axes,) = timeline(record, (0.0, 3.0)).axes
+    rows = {line.get_marker(): line.get_ydata()[0] for line in axes.lines if line.get_color() == "C3"}
+    assert len(rows) == len(set(rows.values())) == 3
+    assert min(rows.values()) > axes.get_ylim()[0]
 
 
 def test_the_timeline_of_a_part(tmp_path):

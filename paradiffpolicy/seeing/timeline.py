@@ -42,6 +42,9 @@ READABLE = 7.0
 LEAST_ERROR = 1e-2
 """Milliseconds below which a deadline error counts as none: a logarithmic axis has no zero."""
 
+FAULT_ROW = 0.22
+"""Of the height of a plan."""
+
 SHOWN_PLANS, LEAST_TICKS = 4, 20
 """As much of a run as a picture shows unless told otherwise."""
 
@@ -103,10 +106,13 @@ def timeline(
     bars = _bars(record, ticks, origin, period, low, high, ticks_per_step)
     lanes = 1 + max((bar.lane for bar in bars), default=0)
 
-    figure = Figure(figsize=(WIDTH, 1.9 + 0.62 * lanes), dpi=110, layout="constrained")
+    n_faults = sum(bool((ticks["faults"] & fault.value).any()) for fault in FAULTS)
+    below = 0.75 + FAULT_ROW * max(0, n_faults - 1)
+
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.62 * (lanes + below)), dpi=110, layout="constrained")
     axes = figure.subplots()
     axes.set_xlim(low - 0.01 * (high - low), high + 0.005 * (high - low))
-    axes.set_ylim(-0.75, lanes + 0.1)
+    axes.set_ylim(-below, lanes + 0.1)
     step = period * ticks_per_step
     size = float(np.clip(0.8 * 0.9 * 72 * WIDTH * step / (high - low), 2.0, 12.0))
     for bar in bars:
@@ -245,13 +251,14 @@ def _draw_ticks(
             )
         else:
             axes.broken_barh([span], (-0.4, 0.35), color=color, alpha=0.9)
-    legend = []
+    legend: list[Line2D] = []
     for fault, mark in zip(FAULTS, FAULT_MARKS, strict=True):
         when = at[(ticks["faults"] & fault.value) != 0]
         if len(when):
+            row = -0.58 - FAULT_ROW * len(legend)  # each fault in a row of its own: they come together
             name = str(fault.name).lower().replace("_", " ")
             style: dict[str, Any] = {"linestyle": "", "marker": mark, "color": "C3", "markersize": 6}
-            axes.plot(when + 0.45 * period, [-0.58] * len(when), **style)
+            axes.plot(when + 0.45 * period, [row] * len(when), **style)
             legend.append(Line2D([], [], label=name, **style))
     return legend
 
