@@ -240,7 +240,7 @@ def test_a_video_that_can_not_be_written_leaves_the_old_one(tmp_path):
     write_video(path, [np.zeros((16, 16, 3), np.uint8)] * 3, 10.0)
     before = path.read_bytes()
     with pytest.raises(Exception):  # noqa: B017  whatever the encoder says
-        write_video(path, [np.zeros((16, 16, 5), np.uint8)], 10.0)
+        write_video(path, [np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16, 5), np.uint8)], 10.0)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     with pytest.raises(InputError, match="must end in"):
         VideoRecorder(tmp_path / "run.avi", lambda: np.zeros((8, 8, 3), np.uint8), 10.0, 3)
@@ -394,8 +394,8 @@ def test_faults_that_come_together_stand_below_each_other():
 
 def test_the_timeline_of_a_part(tmp_path):
     record = bench_run(60, planner=delayed(0.15))
-    _, filled, _, _ = drawn(timeline(record, (2.0, 3.0)))
-    assert filled == 10
+    _, filled, hollow, _ = drawn(timeline(record, (2.0, 3.0)))
+    assert filled == 10 and hollow == 2  # those of the plan for tick 24, not of the one for 16
     with pytest.raises(InputError, match=r"no tick between 7 and 8 s: the run had 0 to 5\.9 s"):
         timeline(record, (7.0, 8.0))
     with pytest.raises(InputError, match="without a tick"):
