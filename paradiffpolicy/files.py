@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from .errors import InputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -22,3 +25,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(**paths: Path) -> None:
+    """Raises ``InputError`` that names the first path that can't be written to.  Makes the folders that
+    they are in: for what ends in a file, so that it needn't end in an error."""
+    for name, path in paths.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise InputError(f"{name}={path} can't be written ({error.strerror}): name another place")

@@ -20,7 +20,7 @@ LAYERS = [
     ["policy"],
     ["control", "training"],
     ["serving"],
-    ["evaluation"],
+    ["evaluation", "seeing"],
     ["cli", "__main__"],
 ]
 """Rooms of the house, from the ground up: each imports only from its own floor and those below."""

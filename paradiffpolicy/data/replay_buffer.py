@@ -142,24 +142,14 @@ class ReplayBuffer:
             InputError: the lengths differ, the episode is empty, or the fields, their shapes or
                 dtypes aren't the store's.
         """
-        lengths = {field: len(values) for field, values in episode.items()}
-        if len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise InputError(f"{self.name}: an episode's fields must have one length above 0, got {lengths}")
-        if self.n_episodes and set(episode) != set(self.fields):
-            raise InputError(f"{self.name} has fields {self.fields}, the episode has {sorted(episode)}")
+        self.check(episode)
         data, start = self._data(), self.n_steps
-        end = start + next(iter(lengths.values()))
+        end = start + len(next(iter(episode.values())))
         for field, values in episode.items():
             if field not in data:
                 row_bytes = max(1, values[0].nbytes)
                 chunks = (max(1, CHUNK_BYTES // row_bytes), *values.shape[1:])
                 data.create_array(field, shape=(0, *values.shape[1:]), chunks=chunks, dtype=values.dtype)
-            array = data[field]
-            if array.shape[1:] != values.shape[1:] or array.dtype != values.dtype:
-                raise InputError(
-                    f"{self.name}: data/{field} is {array.dtype} {array.shape[1:]} per step, "
-                    f"the episode has {values.dtype} {values.shape[1:]}"
-                )
         for field, values in episode.items():
             array = data[field]
             array.resize((end, *array.shape[1:]))
@@ -168,6 +158,28 @@ class ReplayBuffer:
         ends.resize((self.n_episodes + 1,))
         ends[self.n_episodes] = end
         self.episode_ends = np.append(self.episode_ends, end)
+
+    def check(self, episode: Mapping[str, NDArray[Any]]) -> None:
+        """Whether ``append`` would take it.
+
+        Raises:
+            InputError: as ``append``.
+        """
+        lengths = {field: len(values) for field, values in episode.items()}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise InputError(f"{self.name}: an episode's fields must have one length above 0, got {lengths}")
+        if self.n_episodes and set(episode) != set(self.fields):
+            raise InputError(f"{self.name} has fields {self.fields}, the episode has {sorted(episode)}")
+        data = self._data()
+        for field, values in episode.items():
+            if field not in data:
+                continue
+            array = data[field]
+            if array.shape[1:] != values.shape[1:] or array.dtype != values.dtype:
+                raise InputError(
+                    f"{self.name}: data/{field} is {array.dtype} {array.shape[1:]} per step, "
+                    f"the episode has {values.dtype} {values.shape[1:]}"
+                )
 
     def fingerprint(self, fields: list[str]) -> str:
         """SHA-256 over the episode ends and the named fields' values: which data this is."""

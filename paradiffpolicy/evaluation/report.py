@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import imageio.v2 as imageio
 import matplotlib
 import numpy as np
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
 from rich.table import Table
 
 from ..files import write_atomically
+from ..seeing.axes import plain_ticks
+from ..seeing.recorder import write_video
 from .compare import SamplerResult
 from .rollout import Episode
 from .statistics import standard_error
@@ -52,13 +51,6 @@ def table(results: Sequence[SamplerResult], title: str) -> Table:
             "" if difference is None else difference.verdict,
         )
     return view
-
-
-def plain_ticks(axis: Axis) -> None:
-    """1, 2, 5, 10, … on a logarithmic axis, written out."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(ScalarFormatter())
-    axis.set_minor_formatter(NullFormatter())
 
 
 def score_latency(results: Sequence[SamplerResult], title: str, control_hz: float) -> Figure:
@@ -130,15 +122,9 @@ def video(episodes: Sequence[Episode], path: Path, fps: float) -> None:
         pictures = [frames[min(k, len(frames) - 1)] for frames in shown]
         height = pictures[0].shape[0]
         gap = np.full((height, BORDER, 3), 255, dtype=np.uint8)
-        row = np.concatenate([part for picture in pictures for part in (picture, gap)], axis=1)[:, :-BORDER]
-        # Video codecs want even sizes.
-        return row[: height // 2 * 2, : row.shape[1] // 2 * 2]
+        return np.concatenate([part for picture in pictures for part in (picture, gap)], axis=1)[:, :-BORDER]
 
-    def write(temporary: Path) -> None:
-        pictures: list[Any] = [frame(k) for k in range(length)]
-        imageio.mimwrite(temporary, pictures, fps=fps, macro_block_size=1, codec="libx264")
-
-    write_atomically(path, write)
+    write_video(path, [frame(k) for k in range(length)], fps)
 
 
 def write_report(

@@ -24,10 +24,10 @@ from ..sampling.rk45 import RK45
 from ..sampling.sampler import Sampler
 from ..sampling.sequential import Sequential
 from ..sampling.tableau import Tableau
+from ..seeing.axes import plain_ticks
 from ..types import Noise, Plan
 from .latency import WARM_UPS, interleaved
 from .problems import mixture_denoiser, noise_for
-from .report import plain_ticks
 
 
 @dataclass(frozen=True)

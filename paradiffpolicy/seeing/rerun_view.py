@@ -1,0 +1,281 @@
+"""A control loop in the Rerun viewer, while it runs or afterwards.
+
+::
+
+    observation, action     a line per number
+    scene/picture           what there is to see
+    scene/plan              the plan's actions as a line in the picture, a point for each step
+    scene/action            the action that is applied, on it
+    plan/0, plan/1, ...     where actions aren't points in a picture: the plan ahead, a line per number,
+                            at the ticks that its steps are for; plans that overlap go to different ones
+    timing/ticks            deadline error, time from start to action, age of the plan, ms
+    timing/latency          of a plan's computation, ms, when it arrives
+    timing/lateness         ticks from a plan's observation to its arrival
+    state/holding           1 while the fallback acts
+    faults                  in words, when they begin
+
+on two timelines: ``tick``, and ``control_time``, seconds since tick 0.
+
+Numbers go to the viewer in packets, a few times per second, which costs a tenth of sending each by
+itself; Rerun encodes and writes them in threads of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..control.controller import ticks_per_step
+from ..control.planner import PlanReply
+from ..control.record import FAULTS, Fault, Tick
+from ..errors import InputError, require_count
+from ..types import PolicySpec
+from .recorder import Picture
+
+PACKET_SECONDS = 0.2
+"""How far numbers may lag behind."""
+
+ACTING, HOLDING, PLANNED = 0xDC3C3CFF, 0x969696FF, 0x4169E1FF
+"""Colors, RGBA."""
+
+Sink = Callable[[Any, Any], object]
+"""``(recording stream, blueprint)``: says where a recording goes."""
+
+Project = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Actions ``[n, A]`` to where they are in the picture, ``[n, 2]`` pixels."""
+
+
+def rerun() -> Any:
+    """The Rerun SDK.
+
+    Raises:
+        InputError: it isn't installed.
+    """
+    try:
+        import rerun
+        import rerun.blueprint
+    except ImportError:
+        raise InputError("the view needs Rerun: pip install 'paradiffpolicy[rerun]'")
+    return rerun
+
+
+def to_file(path: Path) -> Sink:
+    """Writes to an .rrd file, as it goes: what was sent before a crash is there."""
+
+    def begin(stream: Any, blueprint: Any) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream.save(path, default_blueprint=blueprint)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"view={path} can't be written ({str(error).splitlines()[0]})")
+
+    return begin
+
+
+def to_viewer(stream: Any, blueprint: Any) -> None:
+    """Opens the viewer on this machine."""
+    try:
+        stream.spawn(default_blueprint=blueprint)
+    except RuntimeError as error:
+        raise InputError(f"the viewer doesn't open ({str(error).splitlines()[0]}): save with view=PATH.rrd")
+
+
+def to_url(url: str) -> Sink:
+    """Sends to a viewer that is open, here or on another machine: rerun+http://HOST:PORT/proxy."""
+
+    def begin(stream: Any, blueprint: Any) -> None:
+        try:
+            stream.connect_grpc(url, default_blueprint=blueprint)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"view={url}: {str(error).splitlines()[0]}")
+
+    return begin
+
+
+class RerunView:
+    """An observer that shows every tick.
+
+    Args:
+        sink: where to: ``to_viewer``, ``to_url(...)`` or ``to_file(...)``.
+        spec: of the policy.
+        rate_hz: of the loop.
+        policy_hz: steps of a plan per second; None: the demonstrations'.
+        picture: what there is to see, or None.
+        every: ticks per picture.
+        project: where actions are in the picture; None: actions of two numbers are where they say, and
+            others are shown over time.
+
+    Raises:
+        InputError: Rerun isn't installed, the sink doesn't open, or the rates don't divide.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        spec: PolicySpec,
+        rate_hz: float,
+        *,
+        policy_hz: float | None = None,
+        picture: Picture | None = None,
+        every: int = 1,
+        project: Project | None = None,
+    ) -> None:
+        require_count(every=every)
+        self._rr = rerun()
+        self._spec, self._rate, self._picture, self._every = spec, rate_hz, picture, every
+        self._stride = ticks_per_step(rate_hz, spec.control_hz if policy_hz is None else policy_hz)
+        if project is None and spec.action_dim == 2:
+            project = np.asarray
+        self._project = project
+        self._packet = max(1, round(PACKET_SECONDS * rate_hz))
+        self._series = {
+            "observation": (spec.obs_dim, [str(k) for k in range(spec.obs_dim)]),
+            "action": (spec.action_dim, [str(k) for k in range(spec.action_dim)]),
+            "timing/ticks": (3, ["deadline error, ms", "start to action, ms", "plan age, ms"]),
+            "state/holding": (1, ["holding"]),
+        }
+        self._rows = {path: np.zeros((self._packet, size)) for path, (size, _) in self._series.items()}
+        self._ticks, self._times = np.zeros(self._packet, np.int64), np.zeros(self._packet)
+        self._points = np.zeros((self._packet, 2), np.float32)
+        self._colors = np.zeros(self._packet, np.uint32)
+        self._waiting = 0
+        self._plan: PlanReply | None = None
+        self._faults = Fault.NONE
+        self._lane_ends: list[int] = []
+        self._stream: Any = self._rr.RecordingStream("paradiffpolicy")
+        sink(self._stream, self._blueprint())
+        self._describe()
+
+    def _describe(self) -> None:
+        rr = self._rr
+        for path, (_, names) in self._series.items():
+            self._stream.log(path, rr.SeriesLines(names=names), static=True)
+        for path, name in (("timing/latency", "plan latency, ms"), ("timing/lateness", "lateness, ticks")):
+            self._stream.log(path, rr.SeriesPoints(names=[name]), static=True)
+        if self._project is not None:
+            self._stream.log("scene/action", rr.Points2D.from_fields(radii=5.0), static=True)
+
+    def _blueprint(self) -> Any:
+        """Who looks sees the scene on the left, and everything over time on the right."""
+        views = self._rr.blueprint
+        ahead = [] if self._project else [views.TimeSeriesView(origin="plan", name="plan ahead")]
+        over_time = views.Vertical(
+            *ahead,
+            views.TimeSeriesView(origin="action", name="action"),
+            views.TimeSeriesView(origin="observation", name="observation"),
+            views.TimeSeriesView(contents=["timing/ticks", "timing/latency"], name="timing, ms"),
+            views.TimeSeriesView(contents=["timing/lateness", "state/**"], name="lateness, holding"),
+            views.TextLogView(origin="faults", name="faults"),
+        )
+        scene = [views.Spatial2DView(origin="scene", name="scene")] if self._project or self._picture else []
+        return views.Blueprint(views.Horizontal(*scene, over_time), collapse_panels=True)
+
+    def __call__(self, tick: Tick) -> None:
+        time = tick.started - tick.deadline + tick.index / self._rate
+        self._note(tick, time)
+        arrived = tick.plan is not None and tick.plan is not self._plan
+        pictured = self._picture is not None and tick.index % self._every == 0
+        said = tick.faults & ~self._faults
+        self._faults = tick.faults
+        if arrived or pictured or said:
+            self._stream.set_time("tick", sequence=tick.index)
+            self._stream.set_time("control_time", duration=time)
+        if pictured and self._picture is not None:
+            self._stream.log("scene/picture", self._rr.Image(self._picture()))
+        if arrived and tick.plan is not None:
+            self._plan = tick.plan
+            self._show(tick, tick.plan)
+        if said:
+            words = "; ".join(words for fault, words in FAULTS.items() if fault in said)
+            self._stream.log("faults", self._rr.TextLog(words, level="WARN"))
+
+    def _note(self, tick: Tick, time: float) -> None:
+        """Puts the numbers into the packet, and sends it when it is full."""
+        row = self._waiting
+        self._ticks[row], self._times[row] = tick.index, time
+        observed = tick.observation
+        good = observed is not None and np.shape(observed) == (self._spec.obs_dim,)
+        # NaN: a gap in the line.
+        self._rows["observation"][row] = observed if good else math.nan
+        self._rows["action"][row] = math.nan if tick.action is None else tick.action
+        late, took = tick.started - tick.deadline, tick.ended - tick.started
+        self._rows["timing/ticks"][row] = 1e3 * late, 1e3 * took, 1e3 * tick.plan_age
+        self._rows["state/holding"][row] = tick.holding
+        if self._project is not None:
+            self._points[row] = math.nan if tick.action is None else self._project(tick.action[None])[0]
+            self._colors[row] = HOLDING if tick.holding else ACTING
+        self._waiting += 1
+        if self._waiting == self._packet:
+            self._send()
+
+    def _send(self) -> None:
+        n, self._waiting = self._waiting, 0
+        if not n:
+            return
+        # Copies: Rerun reads what it is given later, in its own thread, and the packet is filled again.
+        ticks, times = self._ticks[:n].copy(), self._times[:n].copy()
+        for path, rows in self._rows.items():
+            self._columns(path, ticks, times, self._rr.Scalars.columns(scalars=rows[:n].copy()))
+        if self._project is not None:
+            points, colors = self._points[:n].copy(), self._colors[:n].copy()
+            columns = self._rr.Points2D.columns(positions=points, colors=colors)
+            self._columns("scene/action", ticks, times, columns)
+
+    def _columns(self, path: str, ticks: NDArray[np.int64], times: NDArray[np.float64], columns: Any) -> None:
+        index = [
+            self._rr.TimeColumn("tick", sequence=ticks),
+            self._rr.TimeColumn("control_time", duration=times),
+        ]
+        self._stream.send_columns(path, indexes=index, columns=columns)
+
+    def _show(self, tick: Tick, plan: PlanReply) -> None:
+        """A plan that has just begun to act."""
+        self._stream.log("timing/latency", self._rr.Scalars(1e3 * plan.latency))
+        self._stream.log("timing/lateness", self._rr.Scalars(float(tick.index - plan.tick)))
+        ahead = plan.actions[self._spec.n_obs_steps - 1 :]
+        if self._project is not None:
+            points = self._project(ahead)
+            line = self._rr.LineStrips2D([points], radii=1.0, colors=[PLANNED])
+            self._stream.log("scene/plan", line)
+            dots = self._rr.Points2D(points, radii=2.5, colors=[PLANNED])
+            self._stream.log("scene/plan/steps", dots)
+            return
+        ticks = plan.tick + self._stride * np.arange(len(ahead) + 1)
+        # The NaN at the end keeps the line from going on to the next plan.
+        values = np.concatenate((ahead, np.full((1, self._spec.action_dim), math.nan)))
+        columns = self._rr.Scalars.columns(scalars=values)
+        self._columns(f"plan/{self._lane(plan.tick, int(ticks[-1]))}", ticks, ticks / self._rate, columns)
+
+    def _lane(self, begin: int, end: int) -> int:
+        """The first lane whose plans are over, for one of the ticks from ``begin`` to ``end``."""
+        for lane, over in enumerate(self._lane_ends):
+            if over <= begin:
+                self._lane_ends[lane] = end
+                return lane
+        self._lane_ends.append(end)
+        return len(self._lane_ends) - 1
+
+    def close(self) -> None:
+        """Sends what is waiting, and ends the recording."""
+        if self._stream is not None:
+            self._send()
+            self._stream.flush()
+            self._stream.disconnect()
+            self._stream = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

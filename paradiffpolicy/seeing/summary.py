@@ -1,0 +1,98 @@
+"""A run as people read it: whether the loop kept its time and the planner kept up, and what went wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from ..control.record import Record
+from ..files import write_atomically
+from .timeline import latencies, timeline
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """Times in milliseconds, a tick's cost in microseconds; None where there is nothing to measure."""
+    ticks, plans = record.ticks, record.plans
+    return {
+        "ticks": len(ticks),
+        "missed": record.missed,
+        "deadline_error_ms": _percentiles(1e3 * record.deadline_errors, 50, 99, 99.9),
+        "tick_us": _percentiles(1e6 * (ticks["ended"] - ticks["started"]), 50, 99),
+        "plans": len(plans),
+        "refused_plans": int(plans["refused"].sum()),
+        "plan_latency_ms": _percentiles(1e3 * plans["latency"], 50, 99),
+        "lateness_mean": float(plans["lateness"].mean()) if len(plans) else None,
+        "holding_share": float(ticks["holding"].mean()) if len(ticks) else None,
+        "faults": record.faults(),
+    }
+
+
+def _percentiles(values: NDArray[np.float64], *shares: float) -> dict[str, float | None]:
+    known = values[np.isfinite(values)]
+    return {f"p{share:g}": float(np.percentile(known, share)) if len(known) else None for share in shares}
+
+
+def summary_table(values: dict[str, Any], title: str) -> Table:
+    """What ``summary`` gives, for people; a ``score`` is shown if there is one."""
+    view = Table(title=title, title_justify="left", show_header=False)
+    view.add_column()
+    view.add_column(justify="right")
+
+    def row(name: str, numbers: dict[str, float | None], digits: int) -> None:
+        shown = ("-" if value is None else f"{value:.{digits}f}" for value in numbers.values())
+        view.add_row(f"{name}, {' / '.join(numbers)}", " / ".join(shown))
+
+    view.add_row("ticks, of which missed", f"{values['ticks'] + values['missed']}, {values['missed']}")
+    row("deadline error, ms", values["deadline_error_ms"], 2)
+    row("a tick's cost, µs", values["tick_us"], 0)
+    view.add_row("plans, of which refused", f"{values['plans']}, {values['refused_plans']}")
+    row("plan latency, ms", values["plan_latency_ms"], 1)
+    lateness, holding = values["lateness_mean"], values["holding_share"]
+    view.add_row("plans' lateness, ticks, mean", "-" if lateness is None else f"{lateness:.2f}")
+    view.add_row("holding", "-" if holding is None else f"{holding:.1%}")
+    for name, count in values["faults"].items():
+        view.add_row(f"fault: {name.replace('_', ' ')}, ticks", str(count))
+    if "score" in values and not math.isnan(values["score"]):
+        view.add_row("score", f"{values['score']:.3f}")
+    return view
+
+
+def write_run(
+    folder: Path,
+    record: Record,
+    report: dict[str, Any],
+    title: str,
+    *,
+    ticks_per_step: int = 1,
+    seconds: tuple[float, float] | None = None,
+) -> list[Path]:
+    """Writes report.json, record.npz and, if there was a tick, timeline.png and latencies.png; returns
+    their paths.
+
+    Args:
+        ticks_per_step, seconds: see ``timeline``; a run that ended before ``seconds`` shows its first
+            plans.
+    """
+    paths = [folder / "report.json", folder / "record.npz"]
+    text = json.dumps(report, indent=2) + "\n"
+    write_atomically(paths[0], lambda path: path.write_text(text))
+    record.save(paths[1])
+    if not record.n_ticks:
+        return paths
+    ticks = record.ticks
+    ran = float(ticks["deadline"][-1] - ticks["deadline"][0])
+    shown = seconds if seconds and seconds[0] < ran else None
+    figures = {
+        "timeline.png": timeline(record, shown, ticks_per_step=ticks_per_step, title=title),
+        "latencies.png": latencies(record, title),
+    }
+    for name, figure in figures.items():
+        paths.append(folder / name)
+        write_atomically(paths[-1], figure.savefig)
+    return paths
