@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,18 +18,20 @@ import numpy as np
 import pytest
 import torch
 
-from paradiffpolicy.cli import ROBOTS, env_robot, main, noted_signals
+from paradiffpolicy.cli import ROBOTS, compose, env_robot, main, noted_signals, observation_fields
 from paradiffpolicy.control.clock import VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.planner import DelayedPlanner, PlanMaker
 from paradiffpolicy.control.record import Record
+from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.seeing import rerun_view
 from paradiffpolicy.seeing.recorder import DatasetRecorder, VideoRecorder, write_video
-from paradiffpolicy.seeing.rerun_view import RerunView, to_file
+from paradiffpolicy.seeing.rerun_view import RerunView, to_file, to_url
 from paradiffpolicy.seeing.summary import summary, summary_table, write_run
 from paradiffpolicy.seeing.timeline import latencies, timeline
 from paradiffpolicy.seeing.watched import WatchedEnvRobot
@@ -136,7 +139,7 @@ def test_a_recorded_run_is_what_happened_in_it(tmp_path):
     np.testing.assert_array_equal(columns, episode["observation"])
 
 
-def test_a_recorded_run_can_be_trained_on(capsys, tmp_path):
+def test_a_recorded_run_can_be_trained_on(tmp_path):
     store = tmp_path / "runs.zarr"
 
     def observers(robot):
@@ -145,15 +148,14 @@ def test_a_recorded_run_can_be_trained_on(capsys, tmp_path):
 
     env_run(200, observers, rate_hz=50.0)
     observers.recorder.close()
-    assert ReplayBuffer.open(store).n_steps == 40  # the policy's steps, not the loop's ticks
-    code = main(
-        [
-            *("train", f"dataset={store}", f"run={tmp_path / 'run'}", "training.n_steps=1"),
-            *("policy.down_dims=[16,32]", "policy.diffusion_step_embed_dim=16", "evaluation.seeds=0"),
-            *("training.batch_size=4", "checkpoint=null"),
-        ]
+    buffer = ReplayBuffer.open(store)
+    assert buffer.n_steps == 40  # the policy's steps, not the loop's ticks
+    data = WindowDataset.of(
+        buffer, observation_fields(compose("train", [])), n_obs_steps=2, horizon=16, n_action_steps=8
     )
-    assert code == 0, capsys.readouterr().err
+    # What a policy is trained on is what it observed.
+    np.testing.assert_allclose(data.observations, buffer.read("observation"), rtol=1e-6)
+    assert data.actions.shape == (40, 2)
 
 
 def test_rows_keep_to_the_grid(tmp_path):
@@ -340,6 +342,19 @@ def test_what_a_view_was_sent_is_there_after_a_fault(tmp_path):
     with pytest.raises(ConnectionError), RerunView(to_file(path), TINY, 10.0) as view:
         bench_run(20, [view], breaks_at=7)
     assert rrd_columns(path)["/action"]["tick"] == list(range(7))
+
+
+@pytest.mark.slow
+def test_a_viewer_that_is_not_there_does_not_keep_a_run_from_ending(monkeypatch, caplog):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"rerun+http://127.0.0.1:{free.getsockname()[1]}/proxy"
+    monkeypatch.setattr(rerun_view, "CLOSING_SECONDS", 0.05)
+    with RerunView(to_url(url), TINY, 10.0) as view:
+        bench_run(3, [view])
+    assert "the viewer doesn't answer" in caplog.text
+    with pytest.raises(InputError, match=r"view=rerun\+http://nowhere: "):
+        RerunView(to_url("rerun+http://nowhere"), TINY, 10.0)
 
 
 def test_the_view_says_what_to_install(monkeypatch, tmp_path):

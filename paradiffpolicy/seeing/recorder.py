@@ -10,6 +10,7 @@ tick is missing, the one before stands for it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -180,7 +181,10 @@ def write_video(path: Path, pictures: Sequence[NDArray[np.uint8]] | NDArray[np.u
     height, width = pictures[0].shape[0] // 2 * 2, pictures[0].shape[1] // 2 * 2
 
     def write(temporary: Path) -> None:
-        even: list[Any] = [picture[:height, :width] for picture in pictures]
-        imageio.mimwrite(temporary, even, fps=fps, macro_block_size=1, codec="libx264")
+        # Closed in any case: an encoder that is left alone writes its file when nobody expects it.
+        writer: Any = imageio.get_writer(temporary, fps=fps, macro_block_size=1, codec="libx264")
+        with contextlib.closing(writer):
+            for picture in pictures:
+                writer.append_data(picture[:height, :width])
 
     write_atomically(path, write)

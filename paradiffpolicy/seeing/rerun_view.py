@@ -22,6 +22,7 @@ itself; Rerun encodes and writes them in threads of its own.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,13 @@ from ..errors import InputError, require_count
 from ..types import PolicySpec
 from .recorder import Picture
 
+log = logging.getLogger(__name__)
+
 PACKET_SECONDS = 0.2
 """How far numbers may lag behind."""
+
+CLOSING_SECONDS = 5.0
+"""How long a viewer may take for what is still on its way at the end."""
 
 ACTING, HOLDING, PLANNED = 0xDC3C3CFF, 0x969696FF, 0x4169E1FF
 """Colors, RGBA."""
@@ -73,7 +79,7 @@ def to_file(path: Path) -> Sink:
             path.parent.mkdir(parents=True, exist_ok=True)
             stream.save(path, default_blueprint=blueprint)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"view={path} can't be written ({str(error).splitlines()[0]})")
+            raise InputError(f"view={path} can't be written ({_first_line(error)})")
 
     return begin
 
@@ -83,7 +89,7 @@ def to_viewer(stream: Any, blueprint: Any) -> None:
     try:
         stream.spawn(default_blueprint=blueprint)
     except RuntimeError as error:
-        raise InputError(f"the viewer doesn't open ({str(error).splitlines()[0]}): save with view=PATH.rrd")
+        raise InputError(f"the viewer doesn't open ({_first_line(error)}): save with view=PATH.rrd")
 
 
 def to_url(url: str) -> Sink:
@@ -93,9 +99,13 @@ def to_url(url: str) -> Sink:
         try:
             stream.connect_grpc(url, default_blueprint=blueprint)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"view={url}: {str(error).splitlines()[0]}")
+            raise InputError(f"view={url}: {_first_line(error)}")
 
     return begin
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class RerunView:
@@ -262,12 +272,16 @@ class RerunView:
         return len(self._lane_ends) - 1
 
     def close(self) -> None:
-        """Sends what is waiting, and ends the recording."""
-        if self._stream is not None:
-            self._send()
-            self._stream.flush()
-            self._stream.disconnect()
-            self._stream = None
+        """Sends what is waiting, and ends the recording.  A viewer that doesn't take it is left alone."""
+        if self._stream is None:
+            return
+        self._send()
+        try:
+            self._stream.flush(timeout_sec=CLOSING_SECONDS)
+        except (RuntimeError, ValueError) as error:
+            log.warning("the viewer doesn't answer (%s): it misses what it wasn't sent", _first_line(error))
+        self._stream.disconnect()
+        self._stream = None
 
     def __enter__(self) -> Self:
         return self
