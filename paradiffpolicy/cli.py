@@ -53,7 +53,20 @@ def evaluate(cfg: Config) -> None:
         raise InputError(f"unknown mode {cfg.mode!r}{nearest(cfg.mode, modes)}")
     require_count(seeds=cfg.seeds)
     require_positive(margin=cfg.margin)
-    modes[cfg.mode](cfg)
+    with quiet("paradiffpolicy.control"):  # faults are in the report; a line for each would bury it
+        modes[cfg.mode](cfg)
+
+
+@contextlib.contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Only errors are logged there."""
+    named = logging.getLogger(logger)
+    before = named.level
+    named.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        named.setLevel(before)
 
 
 def evaluate_unlimited(cfg: Config) -> None:
@@ -127,8 +140,6 @@ def evaluate_realtime(cfg: Config) -> None:
     from .evaluation.realtime import realtime_rollout, wall_rollout
     from .evaluation.realtime_report import Cell, realtime_table, write_realtime_report
 
-    # Faults are in the report; a line for each would bury it.
-    logging.getLogger("paradiffpolicy.control").setLevel(logging.ERROR)
     setting, clock = cfg.realtime, MonotonicClock()
     clocks = ("virtual", "wall")
     if setting.clock not in clocks:
@@ -557,6 +568,53 @@ def per_network(cfg: Config, name: str, otherwise: int) -> dict[str, int]:
         if not isinstance(number, int):
             raise InputError(f"{name}.{network}={number} must be a whole number")
     return chosen
+
+
+def bench_control(cfg: Config) -> None:
+    """The loop's deadlines and ticks beside every kind of planner."""
+    from dataclasses import asdict
+
+    import numpy as np
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from .control.clock import MonotonicClock
+    from .control.scheduling import Scheduling
+    from .evaluation.control import control_rows, control_table, timed_runs
+    from .files import write_atomically
+
+    require_count(turns=cfg.turns)
+    require_positive(seconds=cfg.seconds, rate_hz=cfg.rate_hz)
+    planners = {name: named_planner(name) for name in cfg.planners}
+    scheduling, joining = Scheduling(**typed(Scheduling, cfg.scheduling)), named_joining(cfg.joining)
+    policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
+    observations = np.stack([window[-1] for window in recorded_windows(cfg, policy, 30)])
+    with tqdm(total=cfg.turns * len(planners), unit="run", desc="control", dynamic_ncols=True) as bar:
+        records = timed_runs(
+            policy,
+            planners,
+            observations,
+            MonotonicClock(),
+            rate_hz=cfg.rate_hz,
+            seconds=cfg.seconds,
+            turns=cfg.turns,
+            joining=joining,
+            replan_every=cfg.replan_every,
+            scheduling=scheduling,
+            on_turn=bar.update,
+        )
+    rows = control_rows(records)
+    title = (
+        f"{cfg.task.name}, {cfg.sampler_name}, {cfg.rate_hz:g} Hz for {cfg.seconds:g} s beside each planner"
+    )
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(control_table(rows, title))
+    console.print(f"on {describe(machine())}", highlight=False)
+    content = {"machine": machine(), "config": plain(cfg.scheduling), "rows": [asdict(row) for row in rows]}
+    line = json.dumps(content)
+    print(line)
+    if cfg.out:
+        write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
 
 
 def bench_solvers(cfg: Config) -> None:
@@ -1231,6 +1289,19 @@ COMMANDS = {
             ("paradiffpolicy bench latency", "the latency of every sampler"),
             ("paradiffpolicy bench latency 'samplers=[paraddpm]' sampler.paraddpm.window=20", "one, changed"),
             ("paradiffpolicy bench latency threads=1 out=latency.json", "one thread, kept in a file"),
+        ),
+    ),
+    "bench control": Command(
+        bench_control,
+        "Runs a control loop beside planners in another process, in a thread and inline, taking turns.\n"
+        "Reports deadline errors, missed ticks and what a tick costs. Prints a table, then one JSON line.",
+        (
+            ("paradiffpolicy bench control", "100 Hz for 60 s beside each, plans back to back"),
+            ("paradiffpolicy bench control 'planners=[process]' rate_hz=500 seconds=20", "one, faster"),
+            (
+                "paradiffpolicy bench control scheduling.priority=null scheduling.awake=false",
+                "as anybody may",
+            ),
         ),
     ),
     "bench solvers": Command(

@@ -192,7 +192,7 @@ class Controller:
             self._index, self._ticked, self._due = 0, -1, 0
             self._last: NDArray[np.float64] | None = None
             self._seen = self._waiting_since = math.nan
-            self._had_plan = False
+            self._had_plan = self._queued = False
             self._sensed: tuple[float, NDArray[Any] | None, Fault] = (math.nan, None, Fault.NONE)
             self._faults = Fault.NONE
             self._noted: tuple[Any, ...] | None = None
@@ -246,16 +246,20 @@ class Controller:
         if not now - self._seen <= self._max_observation_age:
             faults |= Fault.OBSERVATION_STALE
         self._sensed = now, observation, faults
-        if self._index >= self._due and not faults:
+        # A request that still waits for the planner is renewed: the newest observation is to win.
+        if not faults and (self._index >= self._due or self._queued):
             self._ask(now)
 
     def _ask(self, now: float) -> None:
         kept = weight = None
         if self._joiner.commits:
             kept, weight = self._joiner.commit(self._index, max(self._latenesses, default=0))
-        self._due = self._index + self._ask_every
+        if self._index >= self._due:
+            self._due = self._index + self._ask_every
         if math.isnan(self._waiting_since):
             self._waiting_since = now
+        else:
+            self._queued = True
         step, window = self._index // self._stride, self._history.window()
         self._planner.request(PlanRequest(self._index, step, self._session, now, window, kept, weight))
 
@@ -294,7 +298,7 @@ class Controller:
         reply = self._planner.poll()
         if reply is not None and reply.session == self._session:
             # What was asked for since then is on its way now.
-            self._waiting_since = now if self._due - self._ask_every > reply.tick else math.nan
+            self._waiting_since, self._queued = now if self._queued else math.nan, False
             ahead = reply.actions[self.spec.n_obs_steps - 1 :]
             refused = bool(reply.fault) or not self._plan_within(ahead)
             lateness = index - reply.tick
@@ -313,7 +317,7 @@ class Controller:
         if hung or not self._planner.alive:
             faults |= Fault.PLANNER_HUNG if hung else Fault.PLANNER_DEAD
             self._planner.restart()
-            self._waiting_since, self._due = math.nan, 0
+            self._waiting_since, self._queued, self._due = math.nan, False, 0
         return faults
 
     def _plan_within(self, actions: NDArray[np.float64]) -> bool:

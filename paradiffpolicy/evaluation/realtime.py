@@ -53,19 +53,25 @@ class Batch:
         self._waiting.append((maker, request))
 
         def made() -> PlanReply:
-            if id(request) not in self._made:
+            while id(request) not in self._made:
                 self._compute()
             return self._made.pop(id(request))
 
         return made
 
     def _compute(self) -> None:
-        """In one call, those that continue a plan by equally many steps, and those that continue none."""
+        """In one call, those that continue a plan by equally many steps, and those that continue none; of
+        a planner's requests the first, which the next may continue."""
         groups: dict[int, list[tuple[PlanMaker, PlanRequest, Plan | None]]] = {}
+        later, seen = [], set()
         for maker, request in self._waiting:
+            if id(maker) in seen:
+                later.append((maker, request))
+                continue
+            seen.add(id(maker))
             previous, moved = maker.previous(request)
             groups.setdefault(-1 if previous is None else moved, []).append((maker, request, previous))
-        self._waiting.clear()
+        self._waiting = later
         for moved, members in groups.items():
             plans = [previous for _, _, previous in members if previous is not None]
             plan = members[0][0].policy.plan(

@@ -148,48 +148,52 @@ def realtime_table(cells: Sequence[Cell], title: str) -> Table:
     return view
 
 
-def realtime_figure(cases: Sequence[Cell], sweep: Sequence[Cell], title: str) -> Figure:
-    """Score against injected latency, a line per joining, with the cases where they lie; and the jumps at
-    joins."""
-    figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    floor = 1.0  # milliseconds that stand for none, on a logarithmic axis
+def realtime_figure(content: Mapping[str, Any], title: str) -> Figure:
+    """From a report's ``cases`` and ``sweep``: score against injected latency, a line per joining, with
+    the cases where they lie; and the jumps at joins."""
+    cases, sweep = content["cases"], content["sweep"]
+    figure = Figure(figsize=(11 if sweep else 6.5, 4.6), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 2 if sweep else 1, width_ratios=(3, 2) if sweep else None, squeeze=False)[0]
+    left, joinings = panels[0], list(dict.fromkeys(cell["joining"] for cell in sweep))
 
-    def draw(cells: Sequence[Cell], label: str, style: dict[str, Any]) -> None:
-        ordered = sorted(cells, key=lambda cell: cell.latency_ms(50))
+    def draw(cells: Sequence[Mapping[str, Any]], label: str, **style: Any) -> None:
         left.errorbar(
-            [max(cell.latency_ms(50), floor) for cell in ordered],
-            [float(np.mean(cell.scores)) for cell in ordered],
-            yerr=[1.96 * np.nan_to_num(standard_error(cell.scores)) for cell in ordered],
+            [max(cell["latency_ms"]["p50"], NONE_MS) for cell in cells],
+            [cell["score"]["mean"] for cell in cells],
+            yerr=[1.96 * (cell["score"]["standard_error"] or 0.0) for cell in cells],
             capsize=3,
             label=label,
             **style,
         )
 
-    joinings = list(dict.fromkeys(cell.joining for cell in sweep))
     for k, joining in enumerate(joinings):
-        cells = sorted((c for c in sweep if c.joining == joining), key=lambda cell: cell.latency_ms(50))
-        draw(cells, f"injected, {joining}", {"color": f"C{k}", "marker": ".", "alpha": 0.8})
-        values = [cell.to_dict() for cell in cells]
-        latency = [max(cell.latency_ms(50), floor) for cell in cells]
-        for part, style in (("median", "-"), ("p95", ":")):
-            jumps = [np.nan if v["jump_at_joins"][part] is None else v["jump_at_joins"][part] for v in values]
-            right.plot(latency, jumps, style, color=f"C{k}", marker=".", label=f"{joining}, {part}")
-    for k, name in enumerate(dict.fromkeys(cell.name for cell in cases)):
-        cells = [cell for cell in cases if cell.name == name]
-        draw(cells[:1], name, {"color": f"C{k + len(joinings)}", "marker": "osD^vP*X"[k % 8], "ls": "none"})
-    for axes in (left, right):
+        cells = sorted(
+            (c for c in sweep if c["joining"] == joining), key=lambda cell: cell["latency_ms"]["p50"]
+        )
+        draw(cells, f"injected, {joining}", color=f"C{k}", marker=".", alpha=0.8)
+        latency = [max(cell["latency_ms"]["p50"], NONE_MS) for cell in cells]
+        for part, line in (("median", "-"), ("p95", ":")):
+            jumps = [np.nan if c["jump_at_joins"][part] is None else c["jump_at_joins"][part] for c in cells]
+            panels[1].plot(latency, jumps, line, color=f"C{k}", marker=".", label=f"{joining}, {part}")
+    for k, name in enumerate(dict.fromkeys(cell["case"] for cell in cases)):
+        cells = [cell for cell in cases if cell["case"] == name][:1]
+        draw(cells, name, color=f"C{k + len(joinings)}", marker="osD^vP*Xh<"[k % 10], ls="none")
+    for axes in panels:
         axes.set_xscale("log")
-        axes.set_xlabel("plan latency, ms (median)")
-        axes.grid(visible=True, which="both", alpha=0.25)
+        axes.set_xlabel(f"plan latency, ms (median; {NONE_MS:g}: none)")
+        axes.grid(visible=True, which="major", alpha=0.25)
+        plain_ticks(axes.xaxis)
     left.set_ylabel("score (mean; bar: 95 % interval)")
     left.legend(fontsize="x-small", loc="lower left")
-    right.set_ylabel("jump of the action where plans join")
-    right.legend(fontsize="x-small", loc="upper left")
     left.set_title(title, loc="left", fontsize="medium")
-    for axes in (left, right):
-        plain_ticks(axes.xaxis)
+    if sweep:
+        panels[1].set_ylabel("jump of the action where plans join")
+        panels[1].legend(fontsize="x-small", loc="upper left")
     return figure
+
+
+NONE_MS = 5.0
+"""What stands for no latency on a logarithmic axis."""
 
 
 def write_realtime_report(
@@ -204,6 +208,6 @@ def write_realtime_report(
     text = json.dumps(content, indent=2) + "\n"
     paths = [folder / "report.json", folder / "latency.png"]
     write_atomically(paths[0], lambda path: path.write_text(text))
-    figure = realtime_figure(cases, sweep, title)
+    figure = realtime_figure(content, title)
     write_atomically(paths[1], lambda path: figure.savefig(path))
     return paths

@@ -1,0 +1,155 @@
+"""How well a loop keeps its time beside each kind of planner, and what a tick costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from ..control.clock import Clock
+from ..control.controller import Controller
+from ..control.joining import Joining
+from ..control.loop import ControlLoop
+from ..control.planner import MakePlanner, Plans
+from ..control.record import Record
+from ..control.scheduling import Scheduling
+
+
+class ReplayRobot:
+    """Gives recorded observations and does nothing: what is timed is the loop alone.
+
+    Args:
+        observations: ``[n, O]``, again from the first after the last.
+    """
+
+    def __init__(self, observations: NDArray[Any]) -> None:
+        self._observations, self._next = observations, 0
+
+    def observe(self) -> NDArray[Any]:
+        self._next = (self._next + 1) % len(self._observations)
+        return np.asarray(self._observations[self._next])
+
+    def apply(self, action: NDArray[Any]) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+def timed_runs(
+    policy: Plans,
+    planners: Mapping[str, MakePlanner],
+    observations: NDArray[Any],
+    clock: Clock,
+    *,
+    rate_hz: float,
+    seconds: float,
+    turns: int,
+    joining: Joining,
+    replan_every: int,
+    scheduling: Scheduling,
+    on_turn: Callable[[], object] = lambda: None,
+) -> dict[str, list[Record]]:
+    """Runs the loop beside every planner, taking turns: ``turns`` runs each, ``seconds`` in all."""
+    records: dict[str, list[Record]] = {name: [] for name in planners}
+    n_ticks = round(seconds * rate_hz / turns)
+    for turn in range(turns):
+        for name, planner in planners.items():
+            controller = Controller(
+                policy,
+                rate_hz,
+                generator=torch.Generator().manual_seed(turn),
+                planner=planner,
+                joining=joining,
+                clock=clock,
+                replan_every=replan_every,
+                capacity=n_ticks,
+            )
+            loop = ControlLoop(controller, ReplayRobot(observations), scheduling=scheduling)
+            records[name].append(loop.run(n_ticks))
+            on_turn()
+    return records
+
+
+@dataclass(frozen=True)
+class ControlRow:
+    """A loop beside one kind of planner; deadline errors in milliseconds, from the deadline to the start
+    of its tick; a tick's cost in microseconds, from observation to action."""
+
+    planner: str
+    ticks: int
+    missed: int
+    error_p50: float
+    error_p99: float
+    error_p999: float
+    error_max: float
+    cost_p50: float
+    cost_p99: float
+    plans_per_second: float
+    latency_p50: float
+    latency_p99: float
+    late_ticks: float
+    faults: Mapping[str, int]
+
+
+def control_rows(records: Mapping[str, Sequence[Record]]) -> list[ControlRow]:
+    """What the runs came to."""
+    rows = []
+    for name, runs in records.items():
+        ticks = np.concatenate([run.ticks for run in runs])
+        plans = np.concatenate([run.plans for run in runs])
+        errors = np.concatenate([run.deadline_errors for run in runs]) * 1e3
+        costs = (ticks["ended"] - ticks["started"]) * 1e6
+        seconds = sum(float(run.ticks["ended"][-1] - run.ticks["started"][0]) for run in runs)
+        faults: dict[str, int] = {}
+        for run in runs:
+            for fault, count in run.faults().items():
+                faults[fault] = faults.get(fault, 0) + count
+        latency = plans["latency"] * 1e3
+        rows.append(
+            ControlRow(
+                planner=name,
+                ticks=len(ticks),
+                missed=sum(run.missed for run in runs),
+                error_p50=float(np.percentile(errors, 50)),
+                error_p99=float(np.percentile(errors, 99)),
+                error_p999=float(np.percentile(errors, 99.9)),
+                error_max=float(errors.max()),
+                cost_p50=float(np.percentile(costs, 50)),
+                cost_p99=float(np.percentile(costs, 99)),
+                plans_per_second=len(plans) / seconds,
+                latency_p50=float(np.percentile(latency, 50)) if len(plans) else 0.0,
+                latency_p99=float(np.percentile(latency, 99)) if len(plans) else 0.0,
+                late_ticks=float(plans["lateness"].mean()) if len(plans) else 0.0,
+                faults=faults,
+            )
+        )
+    return rows
+
+
+def control_table(rows: Sequence[ControlRow], title: str) -> Table:
+    view = Table(title=title, title_justify="left")
+    view.add_column("planner")
+    for heading in (
+        *("ticks", "missed", "deadline error, ms\np50 / p99 / p99.9 / most", "a tick, us\np50 / p99"),
+        *("plans / s", "plan latency, ms\np50 / p99", "late by\nticks", "faults"),
+    ):
+        view.add_column(heading, justify="right")
+    for row in rows:
+        view.add_row(
+            row.planner,
+            str(row.ticks),
+            str(row.missed),
+            f"{row.error_p50:.2f} / {row.error_p99:.2f} / {row.error_p999:.2f} / {row.error_max:.2f}",
+            f"{row.cost_p50:.0f} / {row.cost_p99:.0f}",
+            f"{row.plans_per_second:.0f}",
+            f"{row.latency_p50:.1f} / {row.latency_p99:.1f}",
+            f"{row.late_ticks:.1f}",
+            ", ".join(f"{name} {count}" for name, count in row.faults.items()) or "-",
+        )
+    return view

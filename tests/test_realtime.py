@@ -1,0 +1,277 @@
+"""Simulated time goes on while plans are computed; a run is repeated bit by bit, whatever is batched."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from paradiffpolicy.cli import main
+from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.control.controller import Controller
+from paradiffpolicy.control.joining import Commit, Ensemble, Switch
+from paradiffpolicy.control.loop import ControlLoop
+from paradiffpolicy.control.planner import DelayedPlanner, InlinePlanner, PlanMaker
+from paradiffpolicy.control.robot import EnvRobot
+from paradiffpolicy.control.scheduling import Scheduling
+from paradiffpolicy.errors import InputError
+from paradiffpolicy.evaluation.control import ReplayRobot, control_rows, control_table, timed_runs
+from paradiffpolicy.evaluation.realtime import drawn_from, join_jumps, realtime_rollout, wall_rollout
+from paradiffpolicy.evaluation.realtime_report import Cell, realtime_figure, write_realtime_report
+from paradiffpolicy.evaluation.rollout import rollout
+from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.sampling.sampler import make_sampler
+
+from .conftest import TINY, tiny_checkpoint
+
+REALTIME = {"solver": "ddim", "n_steps": 6, "driver": "realtime", "rounds": 2}
+
+
+def tiny_policy(**sampler):
+    return Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler}))
+
+
+def make_env(rate_hz):
+    return gymnasium.make(
+        "paradiffpolicy/PushT-v0", obs_type="keypoints", control_hz=rate_hz, max_episode_steps=-1
+    )
+
+
+def actions_of(episode):
+    return episode.record.ticks["action"].tolist()
+
+
+def test_without_latency_it_is_the_rollout_that_waits_for_every_plan():
+    policy = tiny_policy(**REALTIME)
+    waited = rollout(policy, partial(make_env, 10), [3, 4], 40)
+    live = realtime_rollout(policy, make_env, [3, 4], 4.0, rate_hz=10)
+    for expected, episode in zip(waited, live, strict=True):
+        np.testing.assert_allclose(actions_of(episode), expected.actions, atol=1e-3)
+        assert episode.score == pytest.approx(expected.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("joining", [Switch, Commit, partial(Ensemble, decay=0.1)], ids=str)
+def test_a_run_is_repeated_bit_by_bit(joining):
+    policy = tiny_policy(**REALTIME)
+    options = {"rate_hz": 20, "latencies": [0.02, 0.3, 0.11], "joining": joining, "replan_every": 3}
+    first = realtime_rollout(policy, make_env, [1, 2, 3], 3.0, **options)
+    again = realtime_rollout(policy, make_env, [1, 2, 3], 3.0, **options)
+    for one, other in zip(first, again, strict=True):
+        assert np.nan_to_num(actions_of(one)).tolist() == np.nan_to_num(actions_of(other)).tolist()
+        assert one.record.plans["lateness"].tolist() == other.record.plans["lateness"].tolist()
+        assert one.score == other.score
+
+
+def test_an_episode_does_not_know_its_neighbours():
+    policy = tiny_policy(**REALTIME)
+    options = {"rate_hz": 10, "latencies": [0.05, 0.31], "replan_every": 4, "joining": Commit}
+    together = realtime_rollout(policy, make_env, [1, 2, 3], 3.0, **options)
+    (alone,) = realtime_rollout(policy, make_env, [2], 3.0, **options)
+    np.testing.assert_allclose(
+        np.nan_to_num(actions_of(together[1])), np.nan_to_num(actions_of(alone)), atol=0.05
+    )
+
+
+def test_side_by_side_is_one_controller_with_a_late_planner():
+    """The batch against the plain form: a loop, a controller and a planner that computes by itself."""
+    policy, clock = tiny_policy(**REALTIME), VirtualClock()
+
+    def planner(policy, generator, clock):
+        maker = PlanMaker(policy, generator, clock)
+        return DelayedPlanner(lambda request: lambda: maker(request), clock, lambda: 0.25)
+
+    generator = torch.Generator().manual_seed(7)
+    controller = Controller(policy, 10, generator=generator, planner=planner, clock=clock).start()
+    robot = EnvRobot(make_env(10), 7, clock)
+    record = ControlLoop(controller, robot).run(30)
+    (episode,) = realtime_rollout(policy, make_env, [7], 3.0, rate_hz=10, latencies=[0.25])
+    np.testing.assert_array_equal(episode.record.ticks["action"], record.ticks["action"])
+    assert episode.record.plans["lateness"].tolist() == [3] * len(record.plans)
+
+
+@pytest.mark.parametrize(("rate", "late"), [(10, 1), (20, 2), (50, 4), (100, 7)])
+def test_latency_is_counted_in_ticks_of_the_rate(rate, late):
+    (episode,) = realtime_rollout(tiny_policy(), make_env, [1], 2.0, rate_hz=rate, latencies=[0.07])
+    assert episode.record.n_ticks == 2 * rate
+    assert set(episode.record.plans["lateness"].tolist()) == {late}
+
+
+def test_too_late_a_plan_leaves_the_robot_where_it_is():
+    (episode,) = realtime_rollout(tiny_policy(), make_env, [1], 6.0, rate_hz=10, latencies=[1.6])
+    assert episode.record.ticks["holding"].all()
+    (episode,) = realtime_rollout(tiny_policy(), make_env, [1], 6.0, rate_hz=10, latencies=[1.2])
+    assert 0.3 < episode.record.ticks["holding"].mean() < 0.9
+
+
+def test_latencies_are_drawn_from_those_that_were_measured():
+    draw = drawn_from([0.1, 0.2])(np.random.default_rng(0))
+    values = {draw() for _ in range(50)}
+    assert values == {0.1, 0.2} and drawn_from([0.3])(np.random.default_rng(0))() == 0.3
+    for bad in ([], [-0.1], [float("nan")]):
+        with pytest.raises(InputError, match="latencies="):
+            drawn_from(bad)
+
+
+def test_ticks_are_counted_whole():
+    counted = []
+    realtime_rollout(tiny_policy(), make_env, [1, 2], 1.0, rate_hz=10, on_ticks=counted.append)
+    assert sum(counted) == 20
+
+
+def test_jumps_at_joins_are_told_from_changes_within_plans():
+    policy = tiny_policy()
+    episodes = realtime_rollout(policy, make_env, [1, 2], 3.0, rate_hz=10, latencies=[0.1])
+    at, within = join_jumps([episode.record for episode in episodes])
+    assert len(at) == 2 * 3 and len(within) == 2 * (30 - 2 - 3)  # a tick of waiting, and the first action
+    assert np.isfinite(at).all() and np.isfinite(within).all()
+
+
+def test_at_the_real_rate_every_robot_has_its_loop():
+    counted = []
+    episodes = wall_rollout(
+        tiny_policy(**REALTIME),
+        make_env,
+        [1, 2, 3],
+        0.5,
+        rate_hz=50,
+        clock=MonotonicClock(),
+        side_by_side=3,
+        on_ticks=counted.append,
+    )
+    assert [episode.seed for episode in episodes] == [1, 2, 3]
+    for episode in episodes:
+        assert episode.record.n_ticks + episode.record.missed <= 25 and episode.record.n_plans
+    assert sum(counted) == 75
+
+
+def cell(name, rate, joining, latency, episodes, reference=None):
+    return Cell(name, rate, joining, [latency], episodes, reference, 0.05)
+
+
+def test_the_report_says_what_happened(tmp_path):
+    policy = tiny_policy()
+    unlimited = realtime_rollout(policy, make_env, [1, 2], 2.0, rate_hz=10)
+    late = realtime_rollout(policy, make_env, [1, 2], 2.0, rate_hz=10, latencies=[0.2])
+    scores = [episode.score for episode in unlimited]
+    cells = [
+        cell("a, unlimited", 10, "switch", 0.0, unlimited),
+        cell("a", 10, "switch", 0.2, late, scores),
+        cell("b", 10, "switch", 0.2, unlimited, scores),
+    ]
+    sweep = [cell("a", 10, j, ms, late, scores) for j in ("switch", "commit") for ms in (0.0, 0.2)]
+    paths = write_realtime_report(tmp_path, cells, sweep, "title", {"task": "pusht"})
+    content = json.loads(paths[0].read_text())
+    first, second, third = content["cases"]
+    assert first["difference_to_unlimited"] is None and second["lateness_ticks"] == 2
+    assert third["difference_to_unlimited"]["mean"] == 0 and second["latency_ms"]["p50"] == 200
+    assert 0 < second["holding_share"] < 0.2 and first["holding_share"] == 0
+    assert len(content["sweep"]) == 4 and paths[1].stat().st_size > 10_000
+    legend = realtime_figure(content, "t").axes[0].get_legend().get_texts()
+    labels = {text.get_text() for text in legend}
+    assert labels == {"injected, switch", "injected, commit", "a, unlimited", "a", "b"}
+
+
+def test_the_loops_bench_counts_ticks_and_plans():
+    clock = VirtualClock()
+    records = timed_runs(
+        tiny_policy(),
+        {"inline": InlinePlanner},
+        np.full((3, 20), 256.0),
+        clock,
+        rate_hz=20,
+        seconds=4,
+        turns=2,
+        joining=Switch,
+        replan_every=0,
+        scheduling=Scheduling(),
+    )
+    (row,) = control_rows(records)
+    assert (row.ticks, row.missed, row.faults) == (80, 0, {}) and row.error_max < 1e-6
+    assert row.late_ticks == 0 and row.plans_per_second == pytest.approx(80 / 3.9, rel=0.01)
+    assert control_table([row], "t").row_count == 1
+    robot = ReplayRobot(np.arange(6.0).reshape(3, 2))
+    assert [robot.observe()[0] for _ in range(4)] == [2, 4, 0, 2]
+
+
+# -------------------------------------------------------------------------------------- the commands
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    tiny_checkpoint().save(tmp_path / "tiny")
+    return f"checkpoint={tmp_path / 'tiny'}"
+
+
+FAST = ["mode=realtime", "seeds=2", "task.max_steps=20", "capture=eager", "latency_plans=2"]
+
+
+def replaced(cases):
+    """Overrides that leave only these cases."""
+    default = ("ddpm_eager", "ddpm", "paraddpm", "realtime", "large_ddpm_eager", "large_realtime")
+    return [f"~realtime.cases.{name}" for name in default] + [f"+realtime.cases.{c}" for c in cases]
+
+
+def test_the_command_in_virtual_time(tmp_path, checkpoint, capsys):
+    cases = replaced(["fast={sampler: realtime}", "given={sampler: ddim, latency_ms: [50, 190]}"])
+    sweep = ["realtime.sweep.latency_ms=[0,200]", "~realtime.sweep.joinings.ensemble"]
+    out = tmp_path / "out"
+    options = [*FAST, *cases, *sweep, "realtime.rates_hz=[10,20]", "realtime.joining={name: commit}"]
+    assert main(["evaluate", checkpoint, *options, f"out={out}"]) == 0
+    content = json.loads((out / "report.json").read_text())
+    assert [(c["case"], c["rate_hz"]) for c in content["cases"][2:]] == [
+        *(("fast", 10), ("fast", 20), ("given", 10), ("given", 20)),
+    ]
+    assert {c["case"] for c in content["cases"][:2]} == {"realtime, unlimited", "ddim, unlimited"}
+    assert [(c["joining"], c["latency_ms"]["p50"]) for c in content["sweep"]] == [
+        *(("switch", 0), ("switch", 200), ("commit", 0), ("commit", 200)),
+    ]
+    assert (out / "latency.png").exists() and "unlimited" in capsys.readouterr().out
+
+
+def test_the_command_at_the_real_rate(tmp_path, checkpoint):
+    cases = replaced(["fast={sampler: realtime}"])
+    options = [*FAST, *cases, "task.max_steps=5", "realtime.rates_hz=[10]", "realtime.clock=wall"]
+    assert main(["evaluate", checkpoint, *options, f"out={tmp_path / 'out'}"]) == 0
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert content["cases"][1]["latency_ms"]["p50"] > 0 and content["sweep"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["mode=realtim"], "unknown mode 'realtim'; did you mean 'realtime'?"),
+        (["realtime.clock=wal"], "unknown realtime.clock 'wal'; did you mean 'wall'?"),
+        (["realtime.rates_hz=[]"], "realtime.rates_hz=0 must be"),
+        (["realtime.rates_hz=[15]"], "rate_hz=15.0 must be a multiple"),
+        (["realtime.side_by_side=0"], "realtime.side_by_side=0 must be"),
+        (["realtime.joining={name: comit}"], "unknown joining 'comit'; did you mean 'commit'?"),
+        (["+realtime.joining.overlap=1"], "joining 'switch' has no option 'overlap'"),
+        (replaced(["x={sampler: nix}"]), "unknown sampler 'nix'"),
+        (replaced(["x={sampler: ddim, latency: 3}"]), "realtime.cases.x has no setting 'latency'"),
+        (replaced(["x={latency_ms: 3}"]), "realtime.cases.x needs a sampler"),
+        (replaced(["x={sampler: ddim, latency_ms: -1}"]), "x: latency_ms=-1 must be milliseconds"),
+        (replaced(["x={sampler: ddim, latency_ms: []}"]), "x: latency_ms=[] must have at least one"),
+    ],
+)
+def test_bad_input_is_one_line(options, message, checkpoint, tmp_path, capsys):
+    base = [option for option in FAST if option.split("=")[0] not in {o.split("=")[0] for o in options}]
+    assert main(["evaluate", checkpoint, *base, *options, f"out={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("paradiffpolicy: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_bench_control_beside_every_planner(tmp_path, checkpoint, capsys):
+    out = tmp_path / "control.json"
+    options = ["seconds=0.3", "turns=1", "capture=eager", "scheduling.lock_memory=false", f"out={out}"]
+    assert main(["bench", "control", checkpoint, *options]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["planner"] for row in rows] == ["process", "thread", "inline"]
+    assert all(row["ticks"] + row["missed"] >= 29 for row in rows)
+    assert main(["bench", "control", checkpoint, "planners=[proces]"]) == 2
+    assert "unknown planner 'proces'; did you mean 'process'?" in capsys.readouterr().err
