@@ -136,6 +136,7 @@ def evaluate_realtime(cfg: Config) -> None:
     from tqdm import tqdm
 
     from .control.clock import MonotonicClock
+    from .control.controller import ticks_per_step
     from .evaluation.latency import plan_latencies
     from .evaluation.realtime import realtime_rollout, wall_rollout
     from .evaluation.realtime_report import Cell, realtime_table, write_realtime_report
@@ -148,6 +149,8 @@ def evaluate_realtime(cfg: Config) -> None:
     rates = [float(rate) for rate in setting.rates_hz]
     require_positive(**{"realtime.rates_hz": min(rates, default=0)})
     policy, cases = load_policy(cfg), plain(setting.cases)
+    for rate in rates:
+        ticks_per_step(rate, policy.spec.control_hz)
     policies = {name: case_policy(cfg, name, case, policy) for name, case in cases.items()}
     joining = named_joining(setting.joining)
     joinings = {name: named_joining(chosen) for name, chosen in setting.sweep.joinings.items()}

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from ..files import write_atomically
+from ..seeing.axes import plain_ticks
 from .realtime import RealtimeEpisode, join_jumps
-from .report import plain_ticks
 from .statistics import PairedDifference, paired_difference, standard_error
 
 
