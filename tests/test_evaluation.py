@@ -16,6 +16,7 @@ from rich.console import Console
 from scipy import stats
 
 from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.robot import EnvRobot
 from paradiffpolicy.errors import InputError
@@ -56,12 +57,14 @@ def test_a_batch_of_episodes_is_the_control_loop_run_alone(sampler):
     episodes = rollout(policy, make_env, [3, 4], max_steps=20)
     for episode in episodes:
         clock, generator = VirtualClock(), torch.Generator().manual_seed(episode.seed)
-        robot = EnvRobot(make_env(), episode.seed)
-        loop = ControlLoop(policy, robot, rate_hz=10, clock=clock, generator=generator)
-        ticks = loop.run(20)
-        np.testing.assert_allclose(episode.actions, [t.action for t in ticks], atol=0.01)
-        assert episode.score == pytest.approx(max(t.reward for t in ticks), abs=1e-4)
-        assert episode.rounds == [t.rounds for t in ticks if t.rounds]
+        robot = EnvRobot(make_env(), episode.seed, clock)
+        controller = Controller(policy, 10, generator=generator, clock=clock).start()
+        record = ControlLoop(controller, robot).run(20)
+        clock.advance(0.1)
+        robot.advance()
+        np.testing.assert_allclose(episode.actions, record.ticks["action"], atol=0.01)
+        assert episode.score == pytest.approx(robot.score, abs=1e-4)
+        assert episode.rounds == record.plans["rounds"].tolist()
         assert episode.n_steps == 20 and len(episode.windows) == 3
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from paradiffpolicy.cli import main
+from paradiffpolicy.cli.main import main
 from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.joining import Commit, Ensemble, Switch

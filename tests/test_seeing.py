@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from paradiffpolicy.cli import ROBOTS, compose, env_robot, main, noted_signals, observation_fields
+from paradiffpolicy.cli.building import observation_fields
+from paradiffpolicy.cli.main import compose, main
+from paradiffpolicy.cli.run import ROBOTS, env_robot, noted_signals
 from paradiffpolicy.control.clock import VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop

@@ -32,7 +32,7 @@ from hypothesis.extra import numpy as hnp
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from paradiffpolicy.cli import main
+from paradiffpolicy.cli.main import main
 from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.history import History

@@ -1,0 +1,224 @@
+"""Objects from configs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, nearest, require_count
+
+if TYPE_CHECKING:
+    from ..control.joining import Joining
+    from ..control.planner import MakePlanner
+    from ..data.dataset import ObservationField
+    from ..evaluation.realtime import MakeEnvAt
+    from ..evaluation.rollout import MakeEnv
+    from ..policy import Policy
+    from ..sampling.sampler import Sampler
+    from ..types import PolicySpec
+
+Config = Any
+"""A composed OmegaConf node."""
+
+
+def load_policy(cfg: Config) -> Policy:
+    """The checkpoint's policy, checked against the task, with the reference sampler."""
+    from ..checkpoint import Checkpoint
+    from ..policy import Policy, check_task, spec_sampler
+
+    device = choose_device(cfg)
+    checkpoint = Checkpoint.load(locate(cfg.checkpoint))
+    check_task(checkpoint.spec, cfg.task.name, cfg.task.obs_dim, cfg.task.action_dim)
+    policy = Policy(checkpoint, spec_sampler(checkpoint.spec), device)
+    guided = policy.with_guidance(cfg.get("guidance_scale"), cfg.get("dynamic_threshold"))
+    return guided.captured(**capture_settings(cfg))
+
+
+def capture_settings(cfg: Config, **changes: Any) -> dict[str, Any]:
+    """What ``Policy.captured`` takes."""
+    from ..sampling.capture.backends import default_cache
+
+    cache = default_cache() if cfg.capture_cache == "auto" else cfg.capture_cache
+    return {
+        "backend": changes.get("capture", cfg.capture),
+        "precision": changes.get("precision", cfg.precision),
+        "cache": None if cache is None else Path(cache),
+        "threads": cfg.threads,
+        "pinning": cfg.pinning,
+        "tf32": cfg.tf32,
+    }
+
+
+def resized(cfg: Config, policy: Policy, down_dims: Any) -> Policy:
+    """The same policy with other widths and random weights, for timings."""
+    import torch
+
+    from ..checkpoint import Checkpoint
+    from ..policy import Policy, build_network
+
+    spec = replace(policy.spec, down_dims=tuple(down_dims))
+    torch.manual_seed(0)
+    weights = dict(build_network(spec).state_dict())
+    normalizers = policy.observation_normalizer, policy.action_normalizer
+    random = Checkpoint(spec, weights, *normalizers, {"note": "random weights"})
+    return Policy(random, policy.sampler, policy.device).captured(**capture_settings(cfg))
+
+
+CAPTURE_KEYS = ("capture", "precision")
+"""Settings that a sampler's config may have of its own."""
+
+
+def sampling_policy(cfg: Config, name: str, policy: Policy) -> Policy:
+    """The policy with the sampler that the config calls ``name``, captured as that says."""
+    sampler = named_sampler(cfg, name, policy.spec)
+    own = {key: cfg.sampler[name][key] for key in CAPTURE_KEYS if key in cfg.sampler[name]}
+    try:
+        policy = policy.captured(**capture_settings(cfg, **own)) if own else policy
+        return policy.with_sampler(sampler)
+    except InputError as error:
+        raise InputError(f"sampler.{name}: {error}")
+
+
+def named_sampler(cfg: Config, name: str, spec: PolicySpec) -> Sampler:
+    """The sampler that the config calls ``name``, for the policy's noise schedule."""
+    from ..policy import spec_sampler
+
+    if name not in cfg.sampler:
+        raise InputError(f"unknown sampler {name!r}{nearest(name, cfg.sampler)}")
+    try:
+        settings = {k: v for k, v in plain(cfg.sampler[name]).items() if k not in CAPTURE_KEYS}
+        return spec_sampler(spec, **settings)
+    except InputError as error:
+        raise InputError(f"sampler.{name}: {error}")
+
+
+def env_maker(cfg: Config) -> MakeEnv:
+    """Makes the task's environment."""
+    import gymnasium
+
+    from .. import envs  # noqa: F401  registers the environments
+
+    kwargs = plain(cfg.task.env.kwargs)
+    return lambda: gymnasium.make(cfg.task.env.id, max_episode_steps=cfg.task.max_steps, **kwargs)
+
+
+def env_maker_at(cfg: Config) -> MakeEnvAt:
+    """Makes the task's environment for a control rate, without an end."""
+    import gymnasium
+
+    from .. import envs  # noqa: F401  registers the environments
+
+    kwargs = plain(cfg.task.env.kwargs)
+    # -1: an episode's length is a matter of seconds here.
+    return lambda rate_hz: gymnasium.make(cfg.task.env.id, control_hz=rate_hz, max_episode_steps=-1, **kwargs)
+
+
+def recorded_windows(cfg: Config, guide: Policy, count: int) -> list[Any]:
+    """Observation windows ``[To, O]`` of an episode that ``guide`` runs, again from its start if short."""
+    from ..evaluation.rollout import rollout
+
+    episode = rollout(guide, env_maker(cfg), [cfg.first_seed], cfg.task.max_steps)[0]
+    return [episode.windows[k % len(episode.windows)] for k in range(count)]
+
+
+def named_planner(name: str) -> MakePlanner:
+    """Where plans are made."""
+    from ..control.planner import InlinePlanner, ThreadPlanner
+    from ..control.process import ProcessPlanner
+
+    planners: dict[str, MakePlanner] = {
+        "inline": InlinePlanner,
+        "thread": ThreadPlanner,
+        "process": ProcessPlanner,
+    }
+    if name not in planners:
+        raise InputError(f"unknown planner {name!r}{nearest(str(name), planners)}")
+    return planners[name]
+
+
+def named_joining(node: Config) -> Joining:
+    """Which action runs where plans overlap: a name, and its options."""
+    import inspect
+
+    from ..control.joining import JOININGS
+
+    options = plain(node)
+    name = options.pop("name", None)
+    if name not in JOININGS:
+        raise InputError(f"unknown joining {name!r}{nearest(str(name), JOININGS)}")
+    known = [option for option in inspect.signature(JOININGS[name]).parameters if option != "grid"]
+    for option, value in options.items():
+        if option not in known:
+            raise InputError(f"joining {name!r} has no option {option!r}{nearest(option, known)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise InputError(f"joining.{option}={value} must be a number, not below 0")
+    return functools.partial(JOININGS[name], **options)
+
+
+def observation_fields(cfg: Config) -> list[ObservationField]:
+    from ..data.dataset import ObservationField
+
+    return [ObservationField(**plain(field)) for field in cfg.task.observation]
+
+
+def choose_device(cfg: Config) -> str:
+    """Sets the number of threads and names the device."""
+    import torch
+
+    if cfg.threads is not None:
+        require_count(threads=cfg.threads)
+        torch.set_num_threads(cfg.threads)
+    if cfg.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=cfg.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device={cfg.device} can't be used here ({str(error).splitlines()[0]}): device=cpu can"
+        )
+    return str(cfg.device)
+
+
+def locate(path: str) -> Path:
+    """A path as given, from the working folder, or else from the checkout that this code lies in."""
+    given = Path(path)
+    beside = Path(__file__).resolve().parents[2] / given
+    return beside if not given.exists() and beside.exists() else given
+
+
+EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets")}
+"""Modules that the package's optional extras install."""
+
+
+def require_extra(extra: str) -> None:
+    """Raises ``InputError`` unless what an optional extra installs is there."""
+    from importlib.util import find_spec
+
+    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)} isn't installed: pip install 'paradiffpolicy[{extra}]'")
+
+
+def plain(node: Config) -> Any:
+    """A config node as dicts, lists and numbers."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def typed(cls: type, node: Config) -> dict[str, Any]:
+    """A config node's values, checked against the annotations of the dataclass they are for."""
+    import typing
+
+    hints = typing.get_type_hints(cls)
+    values = plain(node)
+    for name, value in values.items():
+        wanted = hints[name]
+        allowed = (int, float) if wanted is float else wanted
+        if wanted in (int, float, str, bool) and (
+            not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool)
+        ):
+            raise InputError(f"{name}={value} must be a {wanted.__name__}")
+    return dict(values)

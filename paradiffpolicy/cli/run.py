@@ -1,0 +1,266 @@
+"""A policy drives a robot in real time."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, nearest, require_count, require_positive
+from .building import (
+    Config,
+    env_maker_at,
+    load_policy,
+    named_joining,
+    named_planner,
+    plain,
+    sampling_policy,
+    typed,
+)
+from .info import describe, machine
+
+if TYPE_CHECKING:
+    from ..control.clock import Clock
+    from ..control.robot import Robot
+    from ..seeing.recorder import Fields, Picture
+    from ..seeing.rerun_view import Project, Sink
+
+
+def run(cfg: Config) -> None:
+    """A policy drives a robot in real time, to be looked at now and later."""
+    from rich.console import Console
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from ..control.clock import MonotonicClock
+    from ..control.controller import Controller, ticks_per_step
+    from ..control.loop import ControlLoop, Observer
+    from ..control.scheduling import Scheduling
+    from ..files import require_writable
+    from ..seeing.recorder import DatasetRecorder, VideoRecorder
+    from ..seeing.rerun_view import RerunView
+    from ..seeing.summary import summary, summary_table, write_run
+
+    require_positive(seconds=cfg.seconds)
+    require_count(picture_size=cfg.picture_size)
+    require_whole(seed=cfg.seed, replan_every=0 if cfg.replan_every is None else cfg.replan_every)
+    planner, joining = named_planner(cfg.planner), named_joining(cfg.joining)
+    if cfg.robot not in ROBOTS:
+        raise InputError(f"unknown robot {cfg.robot!r}{nearest(cfg.robot, ROBOTS)}")
+    scheduling = Scheduling(**typed(Scheduling, cfg.scheduling))
+    sink, shown = view_sink(cfg.view), shown_seconds(cfg)
+    folder = Path(cfg.out or f"outputs/run/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
+    files = {name: Path(cfg[name]) for name in ("record", "video") if cfg[name]}
+    require_writable(**files)
+    policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
+    spec = policy.spec
+    rate_hz = spec.control_hz if cfg.rate_hz is None else cfg.rate_hz
+    stride = ticks_per_step(rate_hz, spec.control_hz)
+    n_ticks = max(1, round(cfg.seconds * rate_hz))
+    per_picture = max(1, round(rate_hz / PICTURES_PER_SECOND))
+    title = (
+        f"{cfg.task.name}, {Path(cfg.checkpoint).name}, {cfg.sampler_name}, {rate_hz:g} Hz, "
+        f"planner: {cfg.planner}, {cfg.joining.name}"
+    )
+    clock = MonotonicClock()
+    controller = Controller(
+        policy,
+        rate_hz,
+        generator=seeded(cfg.seed),
+        planner=planner,
+        joining=joining,
+        clock=clock,
+        replan_every=cfg.replan_every,
+        capacity=n_ticks,
+    )
+    with contextlib.ExitStack() as stack:
+        driven = ROBOTS[cfg.robot](cfg, rate_hz, clock)
+        stack.callback(driven.close)
+        observers: list[Observer] = []
+        if cfg.record:
+            fields = driven.fields
+            recorder = DatasetRecorder(files["record"], spec, n_ticks, every=stride, fields=fields)
+            observers.append(stack.enter_context(recorder))
+        if cfg.video:
+            if driven.picture is None:
+                raise InputError(f"video={cfg.video}: robot={cfg.robot} gives no pictures")
+            video = VideoRecorder(files["video"], driven.picture, rate_hz, n_ticks, every=per_picture)
+            observers.append(stack.enter_context(video))
+        if sink is not None:
+            view = RerunView(
+                sink,
+                spec,
+                rate_hz,
+                picture=driven.picture,
+                every=per_picture,
+                project=driven.project,
+            )
+            observers.append(stack.enter_context(view))
+        require_writable(out=folder / "report.json")
+        stack.enter_context(controller)
+        stack.enter_context(logging_redirect_tqdm())
+        noted = stack.enter_context(noted_signals(signal.SIGINT, signal.SIGTERM))
+        bar = stack.enter_context(tqdm(total=n_ticks, unit="tick", desc=cfg.robot, dynamic_ncols=True))
+        observers.append(lambda tick: bar.update(1 + tick.missed))
+        loop = ControlLoop(controller, driven.robot, observers=observers, scheduling=scheduling)
+        report: dict[str, Any] = {}
+        try:
+            loop.run(n_ticks, until=lambda: bool(noted) or driven.finished())
+        finally:
+            bar.close()
+            report |= summary(controller.record) | driven.outcome()
+            about = {
+                "task": cfg.task.name,
+                "checkpoint": str(cfg.checkpoint),
+                "sampler": plain(cfg.sampler[cfg.sampler_name]),
+                "rate_hz": rate_hz,
+                "planner": cfg.planner,
+                "joining": plain(cfg.joining),
+                "replan_every": cfg.replan_every,
+                "scheduling": plain(cfg.scheduling),
+                "seed": cfg.seed,
+                "machine": machine(),
+            }
+            paths = write_run(
+                *(folder, controller.record, about | report, title), ticks_per_step=stride, seconds=shown
+            )
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(summary_table(report, title))
+    console.print(f"on {describe(machine())}", highlight=False)
+    written = [*paths, *files.values(), *([Path(cfg.view)] if cfg.view and cfg.view.endswith(".rrd") else [])]
+    for path in written:
+        if path.exists():
+            console.print(str(path), highlight=False)
+    if noted:
+        raise StoppedError(noted[0])
+
+
+PICTURES_PER_SECOND = 25
+"""As many as a view or a video of a run shows, or fewer."""
+
+
+@dataclass(frozen=True)
+class Driven:
+    """A robot, and what can be seen of it.
+
+    Attributes:
+        fields: see ``DatasetRecorder``.
+        picture: what there is to see, or None.
+        project: where in it actions are, or None.
+        finished: whether there is no more to do.
+        outcome: what it came to, for the report.
+        close: gives it back.
+    """
+
+    robot: Robot
+    fields: Fields
+    picture: Picture | None
+    project: Project | None
+    finished: Callable[[], bool]
+    outcome: Callable[[], dict[str, Any]]
+    close: Callable[[], object]
+
+
+def env_robot(cfg: Config, rate_hz: float, clock: Clock) -> Driven:
+    """The task's environment, whose time is the clock's."""
+    import gymnasium
+    import numpy as np
+
+    from ..seeing.watched import WatchedEnvRobot
+
+    try:
+        env = env_maker_at(cfg)(rate_hz)
+    except ValueError as error:
+        raise InputError(f"rate_hz={rate_hz:g}: {cfg.task.env.id}: {error}")
+    robot = WatchedEnvRobot(env, cfg.seed, clock)
+    space, size = env.action_space, cfg.picture_size
+    project: Project | None = None
+    if isinstance(space, gymnasium.spaces.Box) and space.shape == (2,):
+        low, span = space.low, space.high - space.low
+
+        def project(actions: Any) -> Any:
+            return (np.asarray(actions) - low) / span * size
+
+    return Driven(
+        robot,
+        fields=lambda: robot.fields(cfg.task.record),
+        picture=lambda: robot.picture(size),
+        project=project,
+        finished=lambda: robot.finished,
+        outcome=lambda: {"score": robot.score, "success": robot.success},
+        close=env.close,
+    )
+
+
+ROBOTS: dict[str, Callable[[Config, float, Clock], Driven]] = {"env": env_robot}
+"""What can be driven, by name."""
+
+
+def view_sink(view: str | None) -> Sink | None:
+    """Where a view goes: the viewer, a file, or a viewer's address."""
+    from ..files import require_writable
+    from ..seeing.rerun_view import rerun, to_file, to_url, to_viewer
+
+    if view is None:
+        return None
+    rerun()
+    if view == "rerun":
+        return to_viewer
+    if view.startswith("rerun+http"):
+        return to_url(view)
+    if view.endswith(".rrd"):
+        require_writable(view=Path(view))
+        return to_file(Path(view))
+    raise InputError(f"view={view} must be rerun, a path that ends in .rrd, or rerun+http://HOST:PORT/proxy")
+
+
+def shown_seconds(cfg: Config) -> tuple[float, float] | None:
+    """What of a run its timeline shows."""
+    if cfg.timeline is None:
+        return None
+    values = plain(cfg.timeline)
+    numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+    if not numbers or len(values) != 2 or not 0 <= values[0] < min(values[1], cfg.seconds):
+        raise InputError(f"timeline={values} must be [from, to], in seconds of a run of {cfg.seconds}")
+    return values[0], values[1]
+
+
+class StoppedError(Exception):
+    """A run was ended early, and in order, by the signal that it holds."""
+
+
+@contextlib.contextmanager
+def noted_signals(*signals: int) -> Iterator[Sequence[int]]:
+    """The first of the signals that comes is noted, so that what runs can end in order; the second
+    interrupts it."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def seeded(seed: int) -> Any:
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+def require_whole(**values: int) -> None:
+    """Raises ``InputError`` that names the first value that is not a whole number, 0 or above."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise InputError(f"{name}={value} must be a whole number, 0 or above")

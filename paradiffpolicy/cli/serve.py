@@ -1,0 +1,55 @@
+"""The policy server."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from .building import Config, load_policy, require_extra, sampling_policy, typed
+from .info import in_words, programs
+
+
+def serve(cfg: Config) -> None:
+    """A policy for clients over the network, until SIGINT or SIGTERM."""
+    import asyncio
+    import gc
+
+    from omegaconf import OmegaConf
+    from tqdm import tqdm
+
+    from ..control.clock import MonotonicClock
+
+    require_extra("serve")
+    from ..serving.server import PolicyServer, ServerSettings
+
+    key = os.environ.get("PARADIFFPOLICY_API_KEY") if cfg.api_key is None else cfg.api_key
+    names = ["host", "port", "max_batch", "max_queue", "max_message", "max_sessions", "send_timeout", "seed"]
+    settings = ServerSettings(
+        api_key=key,
+        certificate=None if cfg.certificate is None else Path(cfg.certificate),
+        private_key=None if cfg.private_key is None else Path(cfg.private_key),
+        **typed(ServerSettings, OmegaConf.masked_copy(cfg, names)),
+    )
+    settings.tls()  # says what is wrong with it before anything takes time
+    policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
+
+    async def until_told() -> None:
+        told, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, told.set)
+        server = PolicyServer(policy, cfg.sampler_name, settings, MonotonicClock())
+        try:
+            sizes = server.warm_up_sizes
+            with tqdm(total=sizes, unit="batch size", desc="warming up", dynamic_ncols=True) as bar:
+                await server.warm_up(bar.update)
+            gc.collect()
+            gc.freeze()  # what is there now stays: looking through it takes tenths of a second
+            await server.start()
+            how = in_words(programs({cfg.sampler_name: policy}))
+            print(f"{cfg.task.name}, {cfg.sampler_name}, {how}; listening on {server.uri}", flush=True)
+            await told.wait()
+        finally:
+            await server.stop()
+
+    asyncio.run(until_told())

@@ -1,0 +1,160 @@
+"""Demonstrations to a checkpoint, and a policy's rollouts to demonstrations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, nearest, require_count
+from .building import (
+    Config,
+    capture_settings,
+    choose_device,
+    env_maker,
+    load_policy,
+    locate,
+    named_sampler,
+    observation_fields,
+    plain,
+    sampling_policy,
+    typed,
+)
+from .info import machine
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..data.replay_buffer import Augment
+
+
+def train(cfg: Config) -> None:
+    """Demonstrations to a checkpoint; run again to resume."""
+    from ..checkpoint import Checkpoint, read_metadata
+    from ..data.dataset import WindowDataset
+    from ..data.replay_buffer import ReplayBuffer, augmented
+    from ..evaluation.rollout import rollout
+    from ..evaluation.statistics import standard_error
+    from ..policy import Policy
+    from ..training.train import Trainer, TrainSettings
+    from ..types import PolicySpec
+
+    device = choose_device(cfg)
+    settings_of_capture = capture_settings(cfg) | {"cache": None}  # weights change
+    spec = PolicySpec(
+        task=cfg.task.name,
+        obs_dim=cfg.task.obs_dim,
+        action_dim=cfg.task.action_dim,
+        **typed(PolicySpec, cfg.policy) | {"down_dims": tuple(cfg.policy.down_dims)},
+    )
+    settings = TrainSettings(**typed(TrainSettings, cfg.training))
+    sampler = named_sampler(cfg, cfg.evaluation.sampler, spec)
+    buffer = ReplayBuffer.open(locate(cfg.dataset))
+    fields = observation_fields(cfg)
+    keys = [field.key for field in fields] + ["action"]
+    init = Checkpoint.load(locate(cfg.init)) if cfg.init else None
+    about_data = {
+        "name": Path(cfg.dataset).name,
+        "n_episodes": buffer.n_episodes,
+        "n_steps": buffer.n_steps,
+        "fingerprint": buffer.fingerprint(keys),
+        "augmentation": cfg.augmentation,
+    }
+    data = WindowDataset.of(
+        augmented(buffer, named_augmentation(cfg.augmentation), keys) if cfg.augmentation else buffer,
+        fields,
+        n_obs_steps=spec.n_obs_steps,
+        horizon=spec.horizon,
+        n_action_steps=spec.n_action_steps,
+    )
+    sizes = (data.observations.shape[1], data.actions.shape[1])
+    if sizes != (spec.obs_dim, spec.action_dim):
+        raise InputError(
+            f"{buffer.name} has obs_dim, action_dim {sizes}, task {spec.task!r} needs "
+            f"{(spec.obs_dim, spec.action_dim)}: another dataset or task"
+        )
+    seeds = range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.seeds)
+
+    def evaluate_policy(checkpoint: Checkpoint) -> dict[str, float]:
+        policy = Policy(checkpoint, sampler, device).captured(**settings_of_capture)
+        episodes = rollout(policy, env_maker(cfg), seeds, cfg.task.max_steps)
+        scores = [episode.score for episode in episodes]
+        return {
+            "score": round(sum(scores) / len(scores), 4),
+            "standard_error": round(standard_error(scores), 4),
+            "success_rate": sum(episode.success for episode in episodes) / len(episodes),
+            "n_seeds": len(seeds),
+            "first_seed": seeds.start,
+        }
+
+    info = {
+        "dataset": about_data,
+        "init": {"sha256": read_metadata(locate(cfg.init))["weights"]["sha256"]} if init else {},
+        "evaluation": {
+            "sampler": plain(cfg.sampler[cfg.evaluation.sampler]),
+            "max_steps": cfg.task.max_steps,
+        },
+        "machine": machine(),
+    }
+    trainer = Trainer(
+        data,
+        spec,
+        settings,
+        Path(cfg.run),
+        info=info,
+        init=init,
+        evaluate=evaluate_policy if cfg.evaluation.seeds else None,
+        device=device,
+    )
+    if trainer.step:
+        print(f"resuming {cfg.run} at step {trainer.step} of {settings.n_steps}")
+    checkpoint = trainer.run()
+    places = [Path(cfg.run) / "checkpoint"]
+    if cfg.checkpoint:
+        checkpoint.save(cfg.checkpoint)
+        places.append(Path(cfg.checkpoint))
+    for score in trainer.scores[-1:]:
+        print(f"score {score['score']:.3f} ± {score['standard_error']:.3f} over {score['n_seeds']} seeds")
+    print("\n".join(map(str, places)))
+
+
+def collect(cfg: Config) -> None:
+    """Rollouts of a policy, appended to a dataset."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from ..data.replay_buffer import ReplayBuffer
+    from ..evaluation.rollout import rollout
+
+    require_count(episodes=cfg.episodes, batch=cfg.batch)
+    policy = load_policy(cfg)
+    policy = sampling_policy(cfg, cfg.sampler_name, policy)
+    out = Path(cfg.out)
+    buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
+    first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
+    written, scores = 0, []
+    with tqdm(total=cfg.episodes * cfg.task.max_steps, unit="step", dynamic_ncols=True) as bar:
+        for begin in range(first, first + cfg.episodes, cfg.batch):
+            seeds = range(begin, min(begin + cfg.batch, first + cfg.episodes))
+            episodes = rollout(
+                policy, env_maker(cfg), seeds, cfg.task.max_steps, keep_infos=True, on_steps=bar.update
+            )
+            for episode in episodes:
+                scores.append(episode.score)
+                if episode.score < cfg.min_score:
+                    continue
+                steps = {key: np.stack([info[key] for info in episode.infos]) for key in cfg.task.record}
+                steps["action"] = np.stack(episode.actions)
+                buffer.append({key: values.astype(np.float32) for key, values in steps.items()})
+                written += 1
+            bar.set_postfix(written=written, score=f"{np.mean(scores):.3f}")
+    print(f"{written} of {cfg.episodes} episodes written, mean score {np.mean(scores):.3f}")
+    print(f"{out}: {buffer.n_episodes} episodes, {buffer.n_steps} steps")
+
+
+def named_augmentation(name: str) -> Augment:
+    """What makes a second episode of every recorded one."""
+    from ..envs.pusht import mirrored
+
+    augmentations = {"pusht_mirror": mirrored}
+    if name not in augmentations:
+        raise InputError(f"unknown augmentation {name!r}{nearest(name, augmentations)}")
+    return augmentations[name]
