@@ -175,7 +175,8 @@ def test_the_wall_clock_may_jump(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: real() - 86400.0 * next(jumps))
     clock = MonotonicClock()
     record = ControlLoop(controller_on(clock, rate_hz=200, policy_hz=100), Bench(VirtualClock())).run(10)
-    assert record.ticks["index"][-1] <= 9 and record.n_ticks + record.missed <= 10
+    assert record.n_ticks >= 1 and (np.abs(record.deadline_errors) < 3600).all()
+    assert (np.diff(record.ticks["index"]) > 0).all()
 
 
 # --------------------------------------------------------------------------- which action, and when
@@ -574,6 +575,17 @@ def test_physics_do_not_depend_on_the_control_rate():
         robot.env.close()
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-9)
     np.testing.assert_allclose(ends[2], ends[0], atol=1e-9)
+
+
+def test_any_environment_is_a_robot_that_is_told_its_rate_and_how_it_holds():
+    env, clock = gymnasium.make("Pendulum-v1"), VirtualClock()
+    for options, name in (({}, "control_hz"), ({"control_hz": 20}, "hold_action")):
+        with pytest.raises(InputError, match=f"PendulumEnv has no {name}: say it with"):
+            EnvRobot(env, 0, clock, **options)
+    robot = EnvRobot(env, 0, clock, control_hz=20, hold=lambda: np.zeros(1))
+    robot.apply(np.ones(1))
+    clock.advance(1.0)
+    assert robot.observe().shape == (3,) and robot.n_steps == 20
 
 
 def test_a_rate_that_the_physics_cannot_have_is_named():

@@ -26,6 +26,7 @@ from .info import describe, machine
 
 if TYPE_CHECKING:
     from ..control.clock import Clock
+    from ..control.planner import Plans
     from ..control.robot import Robot
     from ..seeing.recorder import Fields, Picture
     from ..seeing.rerun_view import Project, Sink
@@ -37,6 +38,7 @@ def run(cfg: Config) -> None:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from ..control.anytime import Anytime
     from ..control.clock import MonotonicClock
     from ..control.controller import Controller, ticks_per_step
     from ..control.loop import ControlLoop, Observer
@@ -57,7 +59,12 @@ def run(cfg: Config) -> None:
     folder = Path(cfg.out or f"outputs/run/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
     files = {name: Path(cfg[name]) for name in ("record", "video") if cfg[name]}
     require_writable(**files)
-    policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
+    clock, loaded = MonotonicClock(), load_policy(cfg)
+    policy: Plans = sampling_policy(cfg, cfg.sampler_name, loaded)
+    if cfg.budget_ms is not None:
+        require_positive(budget_ms=cfg.budget_ms)
+        policies = [sampling_policy(cfg, name, loaded) for name in cfg.anytime]
+        policy = Anytime(policies, cfg.budget_ms / 1e3, clock)
     spec = policy.spec
     rate_hz = spec.control_hz if cfg.rate_hz is None else cfg.rate_hz
     stride = ticks_per_step(rate_hz, spec.control_hz)
@@ -67,7 +74,6 @@ def run(cfg: Config) -> None:
         f"{cfg.task.name}, {Path(cfg.checkpoint).name}, {cfg.sampler_name}, {rate_hz:g} Hz, "
         f"planner: {cfg.planner}, {cfg.joining.name}"
     )
-    clock = MonotonicClock()
     controller = Controller(
         policy,
         rate_hz,
@@ -120,6 +126,7 @@ def run(cfg: Config) -> None:
                 "sampler": plain(cfg.sampler[cfg.sampler_name]),
                 "rate_hz": rate_hz,
                 "planner": cfg.planner,
+                "budget_ms": cfg.budget_ms,
                 "joining": plain(cfg.joining),
                 "replan_every": cfg.replan_every,
                 "scheduling": plain(cfg.scheduling),

@@ -136,6 +136,7 @@ class Controller:
         unlimited = np.full(spec.action_dim, sys.float_info.max)
         self._low: NDArray[Any] = -unlimited if limits is None else np.asarray(limits[0])
         self._high: NDArray[Any] = unlimited if limits is None else np.asarray(limits[1])
+        self._unlimited = limits is None
         self._bounds = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
         self._observed, self._fallback = (spec.obs_dim,), fallback
         self._max_plan_age = math.inf if max_plan_age is None else max_plan_age
@@ -321,6 +322,8 @@ class Controller:
         return faults
 
     def _plan_within(self, actions: NDArray[np.float64]) -> bool:
+        if self._unlimited:
+            return bool(np.isfinite(actions).all())
         return bool((actions >= self._low).all() and (actions <= self._high).all())
 
     def _within(self, action: list[float]) -> bool:

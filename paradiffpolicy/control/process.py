@@ -92,7 +92,7 @@ class Channel:
             return None
         tick, session, asked, latency, rounds, residual, fault = self.REPLY.unpack_from(content)
         actions = np.frombuffer(content, offset=self.REPLY.size).reshape(self._plan)
-        words = fault.rstrip(b"\0").decode(errors="replace")
+        words = fault.rstrip(b"\0").decode(errors="replace") if fault[0] else ""
         return PlanReply(tick, session, asked, latency, rounds, residual, actions, words, clock.now())
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .clock import Clock
 
 
@@ -38,29 +40,45 @@ class EnvRobot:
     environment with a higher ``control_hz`` has finer ones.
 
     Args:
-        env: with ``control_hz`` and ``hold_action``; observations must be vectors.
+        env: observations must be vectors.
         seed: of the reset.
         clock: whose seconds count.  A reset is the moment 0 of the world.
+        control_hz: its steps per second; None: the environment's attribute of that name.
+        hold: gives the action that keeps it where it is; None: the environment's ``hold_action``.
 
     Attributes:
         score: the largest reward so far.
         success: the environment terminated.
         finished: it terminated, or was truncated.
         n_steps: steps so far.
+
+    Raises:
+        InputError: the environment doesn't say its rate, or how to hold.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], seed: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        seed: int,
+        clock: Clock,
+        *,
+        control_hz: float | None = None,
+        hold: Callable[[], Any] | None = None,
+    ) -> None:
         self.env, self._clock = env, clock
         inner: Any = env.unwrapped
-        self._inner = inner
-        self.control_hz = float(inner.control_hz)
+        for name, given in (("control_hz", control_hz), ("hold_action", hold)):
+            if given is None and not hasattr(inner, name):
+                raise InputError(f"{type(inner).__name__} has no {name}: say it with {name.split('_a')[0]}=…")
+        self.control_hz = float(inner.control_hz if control_hz is None else control_hz)
+        self._hold = (lambda: inner.hold_action) if hold is None else hold
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
         """Begins another episode, now."""
         self._observation, _ = self.env.reset(seed=seed)
         self.score, self.success, self.finished, self.n_steps = 0.0, False, False, 0
-        self._action = np.asarray(self._inner.hold_action)
+        self._action = np.asarray(self._hold())
         self._begun = self._clock.now()
 
     def advance(self) -> None:
@@ -84,4 +102,4 @@ class EnvRobot:
 
     def stop(self) -> None:
         self.advance()
-        self._action = np.asarray(self._inner.hold_action)
+        self._action = np.asarray(self._hold())

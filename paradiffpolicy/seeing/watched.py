@@ -70,6 +70,7 @@ class WatchedEnvRobot(EnvRobot):
         """``[size, size, 3]`` RGB; drawn once per step of the world, however many ask."""
         step, picture = self._drawn.get(size, (-1, None))
         if picture is None or step != self.n_steps:
-            picture = self._inner.picture(size)
+            inner: Any = self.env.unwrapped
+            picture = inner.picture(size)
             self._drawn[size] = self.n_steps, picture
         return picture
