@@ -233,6 +233,16 @@ def test_slower_requests_than_the_planner_can_answer_ask_for_the_newest():
     assert [request.tick for request in asked] == [0, 2, 4, 7, 9]
 
 
+def test_a_request_that_waits_for_a_slow_planner_is_renewed():
+    """A plan takes longer than the steps between requests: the next is made from the newest observation
+    when it is begun, not from the one that was due."""
+    clock, asked = VirtualClock(), []
+    controller = controller_on(clock, planner=scripted(1.25, asked))
+    run(controller, clock, 40)
+    assert [request.tick for request in asked] == [0, 12, 25, 37]
+    assert controller.record.plans["lateness"].tolist() == [13, 13, 13]
+
+
 def test_the_window_is_spaced_as_in_the_demonstrations():
     clock, asked = VirtualClock(), []
     controller = controller_on(clock, 50, planner=scripted(0.0, asked), replan_every=0)

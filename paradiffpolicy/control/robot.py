@@ -68,7 +68,7 @@ class EnvRobot:
         self.env, self._clock = env, clock
         inner: Any = env.unwrapped
         for name, given in (("control_hz", control_hz), ("hold_action", hold)):
-            if given is None and not hasattr(inner, name):
+            if given is None and name not in dir(inner):  # a property may need a reset first
                 raise InputError(f"{type(inner).__name__} has no {name}: say it with {name.split('_a')[0]}=…")
         self.control_hz = float(inner.control_hz if control_hz is None else control_hz)
         self._hold = (lambda: inner.hold_action) if hold is None else hold
