@@ -239,8 +239,8 @@ def test_a_request_that_waits_for_a_slow_planner_is_renewed():
     clock, asked = VirtualClock(), []
     controller = controller_on(clock, planner=scripted(1.25, asked))
     run(controller, clock, 40)
-    assert [request.tick for request in asked] == [0, 12, 25, 37]
-    assert controller.record.plans["lateness"].tolist() == [13, 13, 13]
+    assert [request.tick for request in asked] == [0, 12, 24, 37]
+    assert controller.record.plans["lateness"].tolist() == [13, 13, 14]
 
 
 def test_the_window_is_spaced_as_in_the_demonstrations():
