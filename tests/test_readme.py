@@ -12,6 +12,7 @@ from .conftest import ROOT, SHIPPED
 
 README = (ROOT / "README.md").read_text()
 REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
+REALTIME = json.loads((SHIPPED / "realtime" / "report.json").read_text())
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.S))
@@ -44,6 +45,19 @@ def test_the_table_is_the_report(name):
     assert f"{score['mean']:.3f} ± {score['standard_error']:.3f}" in row
     assert f"| {values['rounds_per_plan']['mean']:.1f} |" in row
     difference = values["difference_to_reference"]
+    if difference:
+        low, high = difference["interval_95"]
+        assert f"{difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]" in row
+        assert difference["verdict"] in row
+
+
+@pytest.mark.parametrize("cell", REALTIME["cases"], ids=lambda cell: f"{cell['case']}, {cell['rate_hz']:g} Hz")
+def test_the_table_of_latencies_is_the_report(cell):
+    (row,) = re.findall(rf"^\| {cell['case']} \| {cell['rate_hz']:g} \|.*$", README, flags=re.M)
+    score = cell["score"]
+    assert f"| {score['mean']:.3f} ± {score['standard_error']:.3f} |" in row
+    assert f"| {cell['holding_share']:.0%} |" in row
+    difference = cell["difference_to_unlimited"]
     if difference:
         low, high = difference["interval_95"]
         assert f"{difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]" in row
