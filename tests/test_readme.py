@@ -51,7 +51,9 @@ def test_the_table_is_the_report(name):
         assert difference["verdict"] in row
 
 
-@pytest.mark.parametrize("cell", REALTIME["cases"], ids=lambda cell: f"{cell['case']}, {cell['rate_hz']:g} Hz")
+@pytest.mark.parametrize(
+    "cell", REALTIME["cases"], ids=lambda cell: f"{cell['case']}, {cell['rate_hz']:g} Hz"
+)
 def test_the_table_of_latencies_is_the_report(cell):
     (row,) = re.findall(rf"^\| {cell['case']} \| {cell['rate_hz']:g} \|.*$", README, flags=re.M)
     score = cell["score"]

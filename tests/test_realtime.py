@@ -19,7 +19,7 @@ from paradiffpolicy.control.planner import DelayedPlanner, InlinePlanner, PlanMa
 from paradiffpolicy.control.robot import EnvRobot
 from paradiffpolicy.control.scheduling import Scheduling
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.control import ReplayRobot, control_rows, control_table, timed_runs
+from paradiffpolicy.evaluation.control import BARE, ReplayRobot, control_rows, control_table, timed_runs
 from paradiffpolicy.evaluation.realtime import drawn_from, join_jumps, realtime_rollout, wall_rollout
 from paradiffpolicy.evaluation.realtime_report import Cell, realtime_figure, write_realtime_report
 from paradiffpolicy.evaluation.rollout import rollout
@@ -189,7 +189,8 @@ def test_the_loops_bench_counts_ticks_and_plans():
         replan_every=0,
         scheduling=Scheduling(),
     )
-    (row,) = control_rows(records)
+    bare, row = control_rows(records, 20)
+    assert (bare.ticks, bare.plans_per_second, bare.error_max) == (80, 0, pytest.approx(0, abs=1e-6))
     assert (row.ticks, row.missed, row.faults) == (80, 0, {}) and row.error_max < 1e-6
     assert row.late_ticks == 0 and row.plans_per_second == pytest.approx(80 / 3.9, rel=0.01)
     assert control_table([row], "t").row_count == 1
@@ -271,7 +272,7 @@ def test_bench_control_beside_every_planner(tmp_path, checkpoint, capsys):
     options = ["seconds=0.3", "turns=1", "capture=eager", "scheduling.lock_memory=false", f"out={out}"]
     assert main(["bench", "control", checkpoint, *options]) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [row["planner"] for row in rows] == ["process", "thread", "inline"]
+    assert [row["planner"] for row in rows] == [BARE, "process", "thread", "inline"]
     assert all(row["ticks"] + row["missed"] >= 29 for row in rows)
     assert main(["bench", "control", checkpoint, "planners=[proces]"]) == 2
     assert "unknown planner 'proces'; did you mean 'process'?" in capsys.readouterr().err

@@ -146,7 +146,7 @@ def bench_control(cfg: Config) -> None:
             scheduling=scheduling,
             on_turn=bar.update,
         )
-    rows = control_rows(records)
+    rows = control_rows(records, cfg.rate_hz)
     title = (
         f"{cfg.task.name}, {cfg.sampler_name}, {cfg.rate_hz:g} Hz for {cfg.seconds:g} s beside each planner"
     )

@@ -206,11 +206,12 @@ class Controller:
 
     # -------------------------------------------------------------------------------------- each tick
 
-    def tick(self, observation: NDArray[Any] | None) -> NDArray[np.float64] | None:
+    def tick(self, observation: NDArray[Any] | None, index: int | None = None) -> NDArray[np.float64] | None:
         """One period.
 
         Args:
             observation: ``[O]``, or None if there is no new one.
+            index: which tick it is, if who calls knows; None: the nearest by the clock.
 
         Returns:
             The action ``[A]`` for now; None: nothing is safe, so stop the robot.
@@ -219,18 +220,19 @@ class Controller:
             InputError: the controller wasn't started.
         """
         with self._lock:
-            self.sense(observation)
+            self.sense(observation, index)
             return self.act()
 
-    def sense(self, observation: NDArray[Any] | None) -> None:
+    def sense(self, observation: NDArray[Any] | None, index: int | None = None) -> None:
         """The first half of a tick: takes the observation, and asks for a plan if one is due."""
         if not self.started:
             raise InputError("the controller isn't started: call start(), or use it in a with statement")
         now = self.clock.now()
         if self._origin is None:
             self._origin = now
-        # The nearest tick: who calls may be a little early or late.
-        self._index = max(self._index, math.floor((now - self._origin) * self.rate_hz + 0.5))
+        if index is None:  # who calls may be a little early or late
+            index = math.floor((now - self._origin) * self.rate_hz + 0.5)
+        self._index = max(self._index, index)
         faults = Fault.NONE
         if observation is None:
             faults |= Fault.OBSERVATION_MISSING

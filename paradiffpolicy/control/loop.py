@@ -59,7 +59,7 @@ class ControlLoop:
                 controller.reset(start)
                 while index < n_ticks:
                     clock.sleep_until(start + index * period)
-                    action = controller.tick(robot.observe())
+                    action = controller.tick(robot.observe(), index)
                     if action is None:
                         robot.stop()
                     else:
