@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 from .building import Config, load_policy, require_extra, sampling_policy, typed
@@ -19,6 +20,7 @@ def serve(cfg: Config) -> None:
     from tqdm import tqdm
 
     from ..control.clock import MonotonicClock
+    from ..control.scheduling import Scheduling, scheduled
 
     require_extra("serve")
     from ..serving.server import PolicyServer, ServerSettings
@@ -52,4 +54,7 @@ def serve(cfg: Config) -> None:
         finally:
             await server.stop()
 
-    asyncio.run(until_told())
+    with scheduled(Scheduling(awake=cfg.awake)) as refused:
+        for line in refused:
+            print(line, file=sys.stderr)
+        asyncio.run(until_told())
