@@ -372,6 +372,8 @@ BAD = {
     "nan": (np.full(20, np.nan), Fault.OBSERVATION_REFUSED),
     "shape": (np.zeros(19), Fault.OBSERVATION_REFUSED),
     "infinite": (np.array([np.inf, -np.inf] + [0.0] * 18), Fault.OBSERVATION_REFUSED),
+    "text": (["a"] * 20, Fault.OBSERVATION_REFUSED),
+    "ragged": ([[1.0], [2.0, 3.0]], Fault.OBSERVATION_REFUSED),
     "missing": (None, Fault.OBSERVATION_MISSING),
 }
 
@@ -680,6 +682,21 @@ def test_the_record_keeps_the_last_ticks_and_can_be_saved(tmp_path):
     with np.load(tmp_path / "run.npz") as saved:
         assert saved["ticks"]["action"][:, 0].tolist() == [2, 3, 4, 5]
         assert saved["plans"]["rounds"].tolist() == [3]
+
+
+def test_a_ticks_cost_is_all_of_it():
+    """From the observation to the decision, the joiner's and the fallback's time included."""
+    clock = VirtualClock()
+
+    class Slow(Switch):
+        def act(self, tick, out):
+            clock.advance(0.003)
+            return super().act(tick, out)
+
+    controller = controller_on(clock, planner=scripted(0.0), joining=Slow)
+    run(controller, clock, 3)
+    ticks = controller.record.ticks
+    np.testing.assert_allclose(ticks["ended"] - ticks["started"], 0.003, atol=1e-9)
 
 
 def test_joins_are_where_another_plan_acts():

@@ -237,8 +237,15 @@ class Controller:
         if observation is None:
             faults |= Fault.OBSERVATION_MISSING
         else:
-            observation = np.asarray(observation)
-            if observation.shape != self._observed or not np.isfinite(observation).all():
+            try:
+                observation = np.asarray(observation, dtype=np.float64)
+            except (TypeError, ValueError):  # no numbers
+                observation = None
+            if (
+                observation is None
+                or observation.shape != self._observed
+                or not np.isfinite(observation).all()
+            ):
                 faults |= Fault.OBSERVATION_REFUSED
         if faults:
             self._history.repeat(self._index)
@@ -292,7 +299,7 @@ class Controller:
         action = self._fallback(self._last, faults) if holding else self._action.copy()
         if not holding:
             self._last = action
-        self._note(started, now, observation, action, step, age, faults, holding)
+        self._note(started, observation, action, step, age, faults, holding)
         return action
 
     def _watch_planner(self, index: int, now: float) -> Fault:
@@ -335,7 +342,6 @@ class Controller:
     def _note(
         self,
         started: float,
-        ended: float,
         observation: NDArray[Any] | None,
         action: NDArray[np.float64] | None,
         step: int,
@@ -344,6 +350,7 @@ class Controller:
         holding: bool,
     ) -> None:
         assert self._origin is not None
+        ended = self.clock.now()
         deadline = self._origin + self._index * self._period
         missed = self._index - self._ticked - 1 if self._ticked >= 0 else self._index
         plan = self._joiner.plan
