@@ -21,7 +21,7 @@ from paradiffpolicy.control.history import History
 from paradiffpolicy.control.joining import Commit, Ensemble, Grid, Switch, decayed
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.planner import DelayedPlanner, PlanReply
-from paradiffpolicy.control.record import Fault, Record
+from paradiffpolicy.control.record import Fault, Record, total_faults
 from paradiffpolicy.control.robot import EnvRobot
 from paradiffpolicy.control.scheduling import Scheduling, scheduled
 from paradiffpolicy.errors import InputError
@@ -678,6 +678,7 @@ def test_the_record_keeps_the_last_ticks_and_can_be_saved(tmp_path):
     assert record.ticks["index"].tolist() == [2, 3, 4, 5]
     np.testing.assert_allclose(record.deadline_errors, 0.001)
     assert record.faults() == {"plan_late": 4}
+    assert total_faults([record, record, Record(2, 4)]) == {"plan_late": 8}
     record.save(tmp_path / "run.npz")
     with np.load(tmp_path / "run.npz") as saved:
         assert saved["ticks"]["action"][:, 0].tolist() == [2, 3, 4, 5]

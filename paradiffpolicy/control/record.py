@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,11 @@ class Record:
                 np.savez_compressed(file, ticks=self.ticks, plans=self.plans)
 
         write_atomically(path, write)
+
+
+def total_faults(records: Iterable[Record]) -> dict[str, int]:
+    """How many ticks of all of them had each fault."""
+    return dict(sum((Counter(record.faults()) for record in records), Counter()))
 
 
 def _in_order(ring: NDArray[Any], count: int) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from ..control.controller import Controller
 from ..control.joining import Joining
 from ..control.loop import ControlLoop
 from ..control.planner import MakePlanner, Plans
-from ..control.record import Record
+from ..control.record import Record, total_faults
 from ..control.scheduling import Scheduling, scheduled
 
 
@@ -128,10 +128,6 @@ def control_rows(records: Mapping[str, Sequence[Record]], rate_hz: float) -> lis
         errors = np.concatenate([run.deadline_errors for run in runs]) * 1e3
         costs = (ticks["ended"] - ticks["started"]) * 1e6
         seconds = sum(float(run.ticks["ended"][-1] - run.ticks["started"][0]) for run in runs)
-        faults: dict[str, int] = {}
-        for run in runs:
-            for fault, count in run.faults().items():
-                faults[fault] = faults.get(fault, 0) + count
         latency = plans["latency"] * 1e3
         rows.append(
             ControlRow(
@@ -149,7 +145,7 @@ def control_rows(records: Mapping[str, Sequence[Record]], rate_hz: float) -> lis
                 latency_p50=float(np.percentile(latency, 50)) if len(plans) else 0.0,
                 latency_p99=float(np.percentile(latency, 99)) if len(plans) else 0.0,
                 late_ticks=float(plans["lateness"].mean()) if len(plans) else 0.0,
-                faults=faults,
+                faults=total_faults(runs),
             )
         )
     return rows

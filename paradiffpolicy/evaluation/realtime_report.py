@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from ..control.record import total_faults
 from ..files import write_atomically
 from ..seeing.axes import plain_ticks
 from .realtime import RealtimeEpisode, join_jumps
@@ -63,10 +64,6 @@ class Cell:
         jerk = np.concatenate(
             [np.linalg.norm(np.diff(record.ticks["action"], 3, axis=0), axis=1) for record in records]
         )
-        faults: dict[str, int] = {}
-        for record in records:
-            for fault, count in record.faults().items():
-                faults[fault] = faults.get(fault, 0) + count
         difference = self.difference
         return {
             "case": self.name,
@@ -85,7 +82,7 @@ class Cell:
             "jump_at_joins": {"median": _percentile(at, 50), "p95": _percentile(at, 95)},
             "change_within_plans": {"median": _percentile(within, 50), "p95": _percentile(within, 95)},
             "jerk": {"median": _percentile(jerk, 50), "p95": _percentile(jerk, 95)},
-            "faults": faults,
+            "faults": total_faults(records),
             "difference_to_unlimited": None
             if difference is None
             else {
