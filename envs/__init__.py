@@ -9,3 +9,17 @@ gymnasium.register(
     entry_point="paradiffpolicy.envs.pusht:PushTEnv",
     max_episode_steps=300,
 )
+
+for _name, _task, _max_steps in (
+    ("Lift", "lift", 400),
+    ("Can", "can", 400),
+    ("Square", "square", 400),
+    ("Transport", "transport", 700),
+    ("ToolHang", "tool_hang", 700),
+):
+    gymnasium.register(
+        id=f"paradiffpolicy/{_name}-v0",
+        entry_point="paradiffpolicy.envs.robosuite:RobosuiteEnv",
+        max_episode_steps=_max_steps,
+        kwargs={"task": _task},
+    )

@@ -1,0 +1,296 @@
+"""Scripted experts for robomimic's tasks: they make demonstrations, as people do, but tirelessly.
+
+An expert sees what the policy will see (and names of objects), and says where the hand should go.
+Each of its episodes is carried out in a manner of its own, drawn at the beginning: how fast, how high
+above things, how long fingers are given to close, how shaky.
+
+A script is a generator that looks at the ``Scene`` and yields ``Target``s, one per control step: it
+reads from top to bottom as the task is done.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from .rotation import six_d
+
+OPEN, CLOSED = -1.0, 1.0
+MAX_STEP = 0.05
+"""Metres that a goal is ahead of the hand at most."""
+MAX_TURN = 0.5
+"""Radians, likewise."""
+BIN = np.array([0.1975, 0.4025])
+"""Where the can belongs."""
+PEG = np.array([0.23, 0.1])
+"""Where the square nut belongs."""
+NUT_HANDLE = np.array([0.054, 0.0, 0.0])
+"""In the nut's frame."""
+FINGERS = np.array([1.0, 0.0, 0.0])
+"""The direction in which fingers close, in the hand's frame."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the hand should go.
+
+    Attributes:
+        position: ``[3]``.
+        rotation: of the hand.
+        gripper: ``OPEN`` or ``CLOSED``.
+        steady: with less noise, since it matters.
+    """
+
+    position: NDArray[np.float64]
+    rotation: Rotation
+    gripper: float
+    steady: bool = False
+
+
+@dataclass
+class Scene:
+    """What is to be seen now: robosuite's observations by name."""
+
+    seen: Mapping[str, NDArray[np.float64]]
+
+    @property
+    def hand(self) -> NDArray[np.float64]:
+        """``[3]``."""
+        return self.seen["robot0_eef_pos"]
+
+    @property
+    def rotation(self) -> Rotation:
+        """Of the hand."""
+        return Rotation.from_quat(self.seen["robot0_eef_quat_site"])
+
+    def position(self, name: str) -> NDArray[np.float64]:
+        """Of an object, ``[3]``."""
+        return self.seen[f"{name}_pos"]
+
+    def turn(self, name: str) -> Rotation:
+        """Of an object."""
+        return Rotation.from_quat(self.seen[f"{name}_quat"])
+
+    def near(self, place: NDArray[np.float64], distance: float) -> bool:
+        """Whether the hand is."""
+        return bool(np.linalg.norm(self.hand - place) < distance)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How an episode is carried out.
+
+    Attributes:
+        gain, turn_gain: shares of the way to the target that a goal is ahead.
+        top_speed: share of ``MAX_STEP`` that a goal is ahead at most.
+        noise: of goals, as a share of ``MAX_STEP``.
+        hover: metres above an object before going down to it.
+        grip: steps that fingers are given to close.
+        lift: metres.
+        aside: metres ``[2]`` by which it is off above an object.
+    """
+
+    gain: float
+    turn_gain: float
+    top_speed: float
+    noise: float
+    hover: float
+    grip: int
+    lift: float
+    aside: NDArray[np.float64]
+
+    @staticmethod
+    def draw(rng: np.random.Generator) -> Manner:
+        return Manner(
+            gain=rng.uniform(0.75, 1.25),
+            turn_gain=rng.uniform(0.5, 0.875),
+            top_speed=rng.uniform(0.75, 1.0),
+            noise=rng.uniform(0.02, 0.12),
+            hover=rng.uniform(0.06, 0.11),
+            grip=int(rng.integers(7, 12)),
+            lift=rng.uniform(0.12, 0.2),
+            aside=rng.normal(0, 0.004, 2),
+        )
+
+
+Script = Callable[[Scene, Manner], Generator[Target, None, None]]
+"""Yields a target per control step; after each, the scene has changed."""
+
+
+@dataclass
+class Expert:
+    """Carries out a script.
+
+    Args:
+        script: what to do.
+        rng: draws manner and noise.
+    """
+
+    script: Script
+    rng: np.random.Generator
+    _scene: Scene = field(init=False)
+    _targets: Generator[Target, None, None] = field(init=False)
+
+    def begin(self, seen: Mapping[str, NDArray[np.float64]]) -> None:
+        """An episode; ``seen`` as for ``act``."""
+        self._manner, self._scene = Manner.draw(self.rng), Scene(seen)
+        self._targets = self.script(self._scene, self._manner)
+
+    def act(self, seen: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """An absolute action ``[10]``.
+
+        Args:
+            seen: observations by name, as ``Simulation.observations`` gives them.
+        """
+        scene, manner = self._scene, self._manner
+        scene.seen = seen
+        target = next(self._targets)
+        ahead = manner.gain * (target.position - scene.hand) / MAX_STEP
+        # Slower along the same direction, rather than each coordinate for itself.
+        ahead *= min(1.0, manner.top_speed / max(1e-9, float(np.abs(ahead).max())))
+        turn = manner.turn_gain * (target.rotation * scene.rotation.inv()).as_rotvec() / MAX_TURN
+        noise = manner.noise * (0.3 if target.steady else 1.0)
+        ahead = ahead + self.rng.normal(0, noise, 3)
+        turn = turn + self.rng.normal(0, 0.3 * noise, 3)
+        position = scene.hand + MAX_STEP * ahead.clip(-1, 1)
+        rotation = Rotation.from_rotvec(MAX_TURN * turn.clip(-1, 1)) * scene.rotation
+        return np.concatenate((position, six_d(rotation), [target.gripper]))
+
+
+def up(height: float) -> NDArray[np.float64]:
+    return np.array([0.0, 0.0, height])
+
+
+def yaw(rotation: Rotation) -> float:
+    return float(rotation.as_euler("zyx")[0])
+
+
+def fingers_along(rotation: Rotation, direction: float, symmetry: float) -> Rotation:
+    """``rotation`` turned about the vertical so that fingers close along ``direction`` (radians), by
+    the smallest of the turns that an object with that symmetry allows."""
+    now = rotation.apply(FINGERS)
+    turn = direction - np.arctan2(now[1], now[0])
+    return Rotation.from_euler("z", (turn + symmetry / 2) % symmetry - symmetry / 2) * rotation
+
+
+def lift(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
+    """Picks the cube up."""
+    start = scene.rotation
+
+    def grasp() -> Rotation:
+        return fingers_along(start, yaw(scene.turn("cube")), np.pi / 2)
+
+    def above() -> NDArray[np.float64]:
+        return scene.position("cube") + [*manner.aside, manner.hover]
+
+    while not scene.near(above(), 0.02):
+        yield Target(above(), grasp(), OPEN)
+    while not scene.near(scene.position("cube") - up(0.005), 0.009):
+        yield Target(scene.position("cube") - up(0.005), grasp(), OPEN, steady=True)
+    cube, rotation = scene.position("cube"), grasp()
+    for _ in range(manner.grip):
+        yield Target(cube - up(0.005), rotation, CLOSED, steady=True)
+    while True:
+        yield Target(cube + up(manner.lift), rotation, CLOSED)
+
+
+def can(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
+    """Puts the can into its bin."""
+    start = scene.rotation
+
+    def above() -> NDArray[np.float64]:
+        return scene.position("Can") + [*manner.aside, manner.hover + 0.03]
+
+    while not scene.near(above(), 0.02):
+        yield Target(above(), start, OPEN)
+    while not scene.near(scene.position("Can") + up(0.01), 0.01):
+        yield Target(scene.position("Can") + up(0.01), start, OPEN, steady=True)
+    grasp = scene.position("Can") + up(0.01)
+    for _ in range(manner.grip):
+        yield Target(grasp, start, CLOSED, steady=True)
+    while scene.hand[2] < 1.02:
+        yield Target(grasp + up(0.21), start, CLOSED)
+    high = np.array([*(BIN + 3 * manner.aside), 1.05])
+    low = np.array([*high[:2], 0.93])
+    while np.linalg.norm((scene.hand - high)[:2]) > 0.035:
+        yield Target(high, start, CLOSED)
+    for _ in range(25):  # it may already stand on something
+        if np.linalg.norm((scene.hand - low)[:2]) < 0.03 and scene.hand[2] < 0.95:
+            break
+        yield Target(low, start, CLOSED)
+    for _ in range(7):
+        yield Target(low, start, OPEN)
+    while True:  # it only counts when the hand has left
+        yield Target(high, start, OPEN)
+
+
+def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
+    """Puts the square nut onto its peg."""
+    start = scene.rotation
+
+    def handle() -> NDArray[np.float64]:
+        return scene.position("SquareNut") + scene.turn("SquareNut").apply(NUT_HANDLE)
+
+    def grasp() -> Rotation:
+        return fingers_along(start, yaw(scene.turn("SquareNut")) + np.pi / 2, np.pi)
+
+    def above() -> NDArray[np.float64]:
+        return handle() + [*manner.aside, manner.hover]
+
+    while not (scene.near(above(), 0.02) and (grasp() * scene.rotation.inv()).magnitude() < 0.1):
+        yield Target(above(), grasp(), OPEN)
+    while not scene.near(handle(), 0.008):
+        yield Target(handle(), grasp(), OPEN, steady=True)
+    held, rotation = handle(), grasp()
+    for _ in range(manner.grip):
+        yield Target(held, rotation, CLOSED, steady=True)
+    while scene.hand[2] < 1.0:
+        yield Target(held + up(0.2), rotation, CLOSED)
+
+    def cost(quarter: int) -> float:
+        turned = Rotation.from_euler("z", to_go(quarter * np.pi / 2)) * scene.rotation
+        return float((turned * start.inv()).magnitude()) + 0.3 * abs(to_go(quarter * np.pi / 2))
+
+    def to_go(angle: float) -> float:
+        return float((angle - yaw(scene.turn("SquareNut")) + np.pi) % (2 * np.pi) - np.pi)
+
+    angle = min(range(4), key=cost) * np.pi / 2
+
+    def carrying(height: float) -> tuple[NDArray[np.float64], Rotation]:
+        """Where the hand is when the nut is level above the peg."""
+        nut, turn = scene.position("SquareNut"), Rotation.from_euler("z", to_go(angle))
+        level = Rotation.from_rotvec(np.cross(scene.turn("SquareNut").apply(up(1.0)), up(1.0)))
+        hand = np.array([*PEG, height]) + turn.apply(scene.hand - nut)
+        return hand, turn * level * scene.rotation
+
+    # The controller has no integral term and hangs a centimetre low under the nut's weight.
+    droop = np.zeros(3)
+    aligned = 0
+    while aligned < 3:
+        hand, rotation = carrying(0.98)
+        error = hand - scene.hand
+        if np.linalg.norm(error) < 0.03:
+            droop = (droop + 0.04 * error).clip(-0.03, 0.03)
+        off = np.linalg.norm(scene.position("SquareNut")[:2] - PEG)
+        aligned = aligned + 1 if off < 0.004 and abs(to_go(angle)) < 0.05 else 0
+        yield Target(hand + droop, rotation, CLOSED, steady=bool(np.linalg.norm(error[:2]) < 0.03))
+    while scene.position("SquareNut")[2] > 0.895:
+        hand, rotation = carrying(0.85)
+        droop = (droop + 0.04 * (hand - scene.hand)).clip(-0.03, 0.03)
+        hand[:2] += droop[:2]
+        hand[2] = max(hand[2], scene.hand[2] - 0.03)
+        yield Target(hand, rotation, CLOSED, steady=True)
+    for _ in range(7):
+        yield Target(scene.hand, scene.rotation, OPEN)
+    there, rotation = scene.hand, scene.rotation
+    for _ in itertools.count():
+        yield Target(there + up(0.1), rotation, OPEN)
+
+
+EXPERTS: dict[str, Script] = {"lift": lift, "can": can, "square": square}
+"""By task."""

@@ -1,0 +1,222 @@
+"""robomimic's tasks on robosuite: Lift, Can, Square, Transport and ToolHang, with Panda arms.
+
+Lengths are in metres, in the world's frame, angles in radians, times in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from .rotation import absolute_action, pose_action
+from .simulation import Simulation, Snapshot, import_robosuite
+
+PHYSICS_HZ = 500
+CONTROL_HZ = 20
+REACH = 10.0
+"""Metres: nothing that is observed is farther away."""
+WORKSPACE = 1.5
+"""Metres: absolute actions are kept within this distance of the origin, in each coordinate."""
+ROBOMIMIC_TYPE = 1
+"""How robomimic's ``env_args`` say 'robosuite'."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task is made of.
+
+    Attributes:
+        name: robosuite's name of it.
+        n_arms: one Panda each.
+    """
+
+    name: str
+    n_arms: int = 1
+
+
+TASKS = {
+    "lift": Task("Lift"),
+    "can": Task("PickPlaceCan"),
+    "square": Task("NutAssemblySquare"),
+    "transport": Task("TwoArmTransport", n_arms=2),
+    "tool_hang": Task("ToolHang"),
+}
+
+
+def observation_keys(n_arms: int) -> list[str]:
+    """robomimic's low-dim observation, in its order."""
+    parts = ("eef_pos", "eef_quat", "gripper_qpos")
+    return ["object", *(f"robot{arm}_{part}" for arm in range(n_arms) for part in parts)]
+
+
+def controller(input_type: str) -> dict[str, Any]:
+    """robosuite's operational-space controller, with goals in the world's frame as robomimic's are.
+
+    Args:
+        input_type: ``absolute`` or ``delta``.
+    """
+    from robosuite.controllers import load_composite_controller_config
+
+    config = load_composite_controller_config(controller="BASIC")
+    arm = config["body_parts"]["right"] | {"input_type": input_type, "input_ref_frame": "world"}
+    return {**config, "body_parts": {"right": arm}}
+
+
+def env_kwargs(task: Task, action_type: str, control_hz: float) -> dict[str, Any]:
+    """What robosuite makes the task from; robomimic's ``env_kwargs``."""
+    import_robosuite()
+    return {
+        "robots": ["Panda"] * task.n_arms,
+        "controller_configs": controller(action_type),
+        "has_renderer": False,
+        "has_offscreen_renderer": False,
+        "use_camera_obs": False,
+        "use_object_obs": True,
+        "reward_shaping": False,
+        "control_freq": int(control_hz),
+        "ignore_done": True,
+        "hard_reset": True,
+    }
+
+
+class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
+    """One of robomimic's tasks.
+
+    Action, by ``action_type``, for each arm in turn:
+        ``absolute``: ``[10]``, where the hand should go: position in the world, the first two rows of
+        its rotation, gripper (-1 opens, 1 closes).  Positions are kept within the workspace.
+        ``delta``: ``[7]``, by how much it should move: position over 0.05 m, rotation vector over
+        0.5 rad, gripper; kept within ±1.
+
+    Observation: ``object`` as robosuite describes the task's objects, then for each arm the hand's
+    position ``[3]``, its quaternion ``[4]`` (x, y, z, w) and the fingers' positions ``[2]``: robomimic's
+    low-dim observation, read at the end of the control step.
+
+    Reward: 1 when the task is done, else 0; then the episode terminates.
+
+    ``reset(seed=s)`` draws a start, the same for the same seed, whatever was before;
+    ``reset(options={"snapshot": Snapshot})`` goes back to ``save()``'s, exactly;
+    ``reset(options={"model": MJCF, "states": [...]})`` to a state as robomimic records them.
+    ``info`` carries what demonstrations record: the observation's parts by name, and ``states``.
+
+    Raises:
+        MissingRobosuiteError: robosuite isn't installed.
+        ValueError: an argument is out of range.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
+
+    def __init__(
+        self,
+        task: str,
+        action_type: str = "absolute",
+        control_hz: float = CONTROL_HZ,
+        render_mode: str | None = None,
+        render_size: int = 256,
+    ) -> None:
+        if task not in TASKS:
+            raise ValueError(f"{task=} must be one of {sorted(TASKS)}")
+        if action_type not in ("absolute", "delta"):
+            raise ValueError(f"{action_type=} must be absolute or delta")
+        if control_hz <= 0 or (PHYSICS_HZ / control_hz) % 1 or control_hz % 1:
+            raise ValueError(
+                f"{control_hz=} must be a whole number that divides the physics' {PHYSICS_HZ} Hz"
+            )
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"{render_mode=} must be one of {self.metadata['render_modes']} or None")
+        self.task, self.action_type, self.control_hz = task, action_type, float(control_hz)
+        self.metadata = {**self.metadata, "render_fps": control_hz}
+        self.render_mode, self.render_size = render_mode, render_size
+        self._n_arms = TASKS[task].n_arms
+        self._keys = observation_keys(self._n_arms)
+        kwargs = env_kwargs(TASKS[task], action_type, control_hz)
+        self.simulation = Simulation(TASKS[task].name, kwargs)
+        sizes = [len(self.simulation.observations()[key]) for key in self._keys]
+        self.observation_space = spaces.Box(-REACH, REACH, (sum(sizes),), np.float64)
+        arm = [WORKSPACE] * 3 + [1.0] * 7 if action_type == "absolute" else [1.0] * 7
+        bound = np.array(arm * self._n_arms)
+        self.action_space = spaces.Box(-bound, bound, dtype=np.float64)
+        self._grippers = np.full(self._n_arms, -1.0)
+
+    @property
+    def env_args(self) -> dict[str, Any]:
+        """robomimic's description of this environment."""
+        version = str(import_robosuite().__version__)
+        name, kwargs = self.simulation.name, self.simulation.kwargs
+        return {"env_name": name, "env_version": version, "type": ROBOMIMIC_TYPE, "env_kwargs": kwargs}
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        super().reset(seed=seed)
+        options = options or {}
+        self._grippers = np.full(self._n_arms, -1.0)
+        if "snapshot" in options:
+            self.simulation.restore(options["snapshot"])
+        elif "states" in options:
+            self.simulation.reset_to(options["model"], np.asarray(options["states"]))
+        else:
+            self.simulation.reset(seed if seed is not None else int(self.np_random.integers(2**31)))
+        info = self._info()
+        return self._observation(info), info
+
+    def step(
+        self, action: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise ValueError(f"action must be {self.action_space.shape} finite numbers, got {action}")
+        self._grippers = action[self.action_space.shape[0] // self._n_arms - 1 :: action.size // self._n_arms]
+        self.simulation.step(self._command(action))
+        success = self.simulation.success
+        info = self._info()
+        return self._observation(info), float(success), success, False, info
+
+    def save(self) -> Snapshot:
+        """Where everything stands, for ``reset(options={"snapshot": ...})``."""
+        return self.simulation.save()
+
+    @property
+    def hold_action(self) -> NDArray[np.float64]:
+        """The action that keeps the hands where they are, ``[A]``."""
+        if self.action_type == "delta":
+            return np.concatenate([[*np.zeros(6), gripper] for gripper in self._grippers])
+        return absolute_of(self.simulation.hands(), self._grippers)
+
+    def close(self) -> None:
+        self.simulation.close()
+
+    def _command(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The action as robosuite's controllers take it."""
+        if self.action_type == "delta":
+            return action
+        kept = np.clip(action, self.action_space.low, self.action_space.high)
+        arms = kept.reshape(self._n_arms, 10)
+        arms[:, 3:9] = action.reshape(self._n_arms, 10)[:, 3:9]  # only their directions count
+        return pose_action(arms.reshape(-1))
+
+    def _info(self) -> dict[str, Any]:
+        seen = self.simulation.observations()
+        return {**{key: seen[key] for key in self._keys}, "states": self.simulation.states}
+
+    def _observation(self, info: Mapping[str, Any]) -> NDArray[np.float64]:
+        return np.concatenate([info[key] for key in self._keys])
+
+
+def absolute_of(
+    poses: list[tuple[NDArray[np.float64], NDArray[np.float64]]], grippers: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The absolute action ``[10 n]`` for a pose and a gripper command per arm."""
+    from scipy.spatial.transform import Rotation
+
+    arms = [
+        [*position, *Rotation.from_matrix(rotation).as_rotvec(), gripper]
+        for (position, rotation), gripper in zip(poses, grippers, strict=True)
+    ]
+    return absolute_action(np.concatenate(arms))

@@ -1,0 +1,272 @@
+"""robosuite, as an experiment needs it: seeded, observed at the moment, saved and restored exactly."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SETUP = "scripts/setup robosuite, or pip install 'paradiffpolicy[robosuite]'"
+
+
+class MissingRobosuiteError(ImportError):
+    """robosuite, or what it needs, isn't installed."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that the future depends on, but actions.
+
+    Attributes:
+        model: MJCF; objects' sizes may differ from reset to reset.
+        physics: MuJoCo's integration state: time, positions, velocities, the solver's warm start, …
+        grippers: per robot and arm, what the gripper was told last, filtered.
+        initial_joints: per robot and arm, the posture that the controller's null space prefers.
+        goals: per robot and arm, the pose ``[3]``, ``[3, 3]`` that the controller pursues.
+        step: control steps since the reset.
+        time: seconds since the reset, as robosuite counts them.
+    """
+
+    model: str
+    physics: NDArray[np.float64]
+    grippers: list[dict[str, NDArray[np.float64]]]
+    initial_joints: list[dict[str, NDArray[np.float64]]]
+    goals: list[dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]
+    step: int
+    time: float
+
+
+class Simulation:
+    """A robosuite environment, with actions as its controllers take them.
+
+    Args:
+        name: robosuite's, as ``NutAssemblySquare``.
+        kwargs: for ``robosuite.make``; robomimic's ``env_kwargs``.
+
+    Raises:
+        MissingRobosuiteError: robosuite can't be imported.
+        ValueError: robosuite doesn't know the name, the robot or the controller.
+    """
+
+    def __init__(self, name: str, kwargs: Mapping[str, Any]) -> None:
+        robosuite = import_robosuite()
+        self.name, self.kwargs = name, dict(kwargs)
+        try:
+            self._env = robosuite.make(name, **copy.deepcopy(self.kwargs))
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"robosuite can't make {name!r}: {str(error) or type(error).__name__}")
+        self._sensors = self._take_sensors()
+        self._model = str(self._env.model.get_xml())
+
+    def reset(self, seed: int) -> None:
+        """An episode from what the seed draws, whatever came before."""
+        # In place: placement samplers hold the generator itself.
+        self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self._env._observables = self._sensors  # it sets them up anew
+        self._env.reset()
+        self._sensors = self._take_sensors()
+        self._model = str(self._env.model.get_xml())
+        self._settle()
+
+    def step(self, action: NDArray[np.float64]) -> float:
+        """A control step; the reward after it.
+
+        Args:
+            action: ``[action_dim]``, as the controllers take it.
+        """
+        self._env.step(action)
+        # Physics have integrated positions, but not yet computed where bodies are.
+        self._settle()
+        return float(self._env.reward(action))
+
+    def observations(self) -> dict[str, NDArray[np.float64]]:
+        """Everything that robosuite observes, now; and ``object``, what it observes of objects, in one
+        vector, as robomimic has it.
+
+        robosuite's own observations were taken at the beginning of the control step, and relative ones
+        even before.  Here sensors are asked directly, twice, since some of them use others' values.
+        """
+        values: dict[str, Any] = {}
+        for _ in range(2):
+            for name, sensor in self._sensors.items():
+                if not sensor.is_enabled():
+                    continue
+                values[name] = np.array(sensor._sensor(values), dtype=np.float64)
+        objects = [n for n, sensor in self._sensors.items() if sensor.modality == "object"]
+        parts = [values[name].reshape(-1) for name in objects if self._sensors[name].is_active()]
+        return {**values, "object": np.concatenate(parts or [np.zeros(0)])}
+
+    @property
+    def success(self) -> bool:
+        """Whether the task is done."""
+        return bool(self._env._check_success())
+
+    @property
+    def action_dim(self) -> int:
+        return int(self._env.action_dim)
+
+    @property
+    def model(self) -> str:
+        """The scene as MJCF, robomimic's ``model_file``: the text it was built from, since MuJoCo's own
+        is rounded."""
+        return self._model
+
+    @property
+    def states(self) -> NDArray[np.float64]:
+        """``[1 + nq + nv]``: time, positions, velocities; robomimic's ``states``."""
+        return np.array(self._env.sim.get_state().flatten())
+
+    @property
+    def mujoco_model(self) -> Any:
+        """``mujoco.MjModel``."""
+        return self._env.sim.model._model
+
+    @property
+    def mujoco_data(self) -> Any:
+        """``mujoco.MjData``."""
+        return self._env.sim.data._data
+
+    @property
+    def control_hz(self) -> float:
+        return float(self._env.control_freq)
+
+    @property
+    def robots(self) -> list[Any]:
+        """robosuite's."""
+        return list(self._env.robots)
+
+    def goals(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Per arm, the position ``[3]`` and rotation ``[3, 3]`` that the controller pursues, in its frame."""
+        return [(np.array(part.goal_pos), np.array(part.goal_ori)) for _, _, part in self._arms()]
+
+    def hands(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Per arm, position ``[3]`` and rotation ``[3, 3]`` of what the controllers move, in the world."""
+        data = self._env.sim.data
+        return [
+            (np.array(data.get_site_xpos(part.ref_name)), np.array(data.get_site_xmat(part.ref_name)))
+            for _, _, part in self._arms()
+        ]
+
+    def reset_to(self, model: str, states: NDArray[np.float64]) -> None:
+        """To a recorded state, at rest inside controllers and grippers: robomimic's way to begin a
+        replay.  For exactness there are ``save`` and ``restore``.
+
+        Raises:
+            ValueError: the model can't be built, or the state is of another size.
+        """
+        self._load(model)
+        if states.shape != self.states.shape:
+            raise ValueError(f"a state of {states.shape[0]} numbers; the model has {self.states.shape[0]}")
+        self._env.sim.set_state_from_flattened(np.asarray(states, dtype=np.float64))
+        self._env.sim.forward()
+        for _, _, part in self._arms():
+            part.update(force=True)
+            part.reset_goal()
+
+    def save(self) -> Snapshot:
+        """Where everything stands."""
+        import mujoco
+
+        size = mujoco.mj_stateSize(self.mujoco_model, mujoco.mjtState.mjSTATE_INTEGRATION)
+        physics = np.empty(size)
+        mujoco.mj_getState(self.mujoco_model, self.mujoco_data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return Snapshot(
+            model=self.model,
+            physics=physics,
+            grippers=[
+                {arm: np.array(robot.gripper[arm].current_action) for arm in robot.arms}
+                for robot in self.robots
+            ],
+            initial_joints=[
+                {arm: np.array(robot.part_controllers[arm].initial_joint) for arm in robot.arms}
+                for robot in self.robots
+            ],
+            goals=[
+                {
+                    arm: (
+                        np.array(robot.part_controllers[arm].goal_pos),
+                        np.array(robot.part_controllers[arm].goal_ori),
+                    )
+                    for arm in robot.arms
+                }
+                for robot in self.robots
+            ],
+            step=int(self._env.timestep),
+            time=float(self._env.cur_time),
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Back to there: the same actions then lead to the same numbers, bit by bit."""
+        import mujoco
+
+        if snapshot.model != self.model:
+            self._load(snapshot.model)
+        state = mujoco.mjtState.mjSTATE_INTEGRATION
+        model, data = self.mujoco_model, self.mujoco_data
+        mujoco.mj_setState(model, data, snapshot.physics, state)
+        mujoco.mj_forward(model, data)  # derived quantities; it changes the solver's warm start
+        mujoco.mj_setState(model, data, snapshot.physics, state)
+        for robot, grippers, joints, goals in zip(
+            self.robots, snapshot.grippers, snapshot.initial_joints, snapshot.goals, strict=True
+        ):
+            for arm in robot.arms:
+                robot.gripper[arm].current_action = np.array(grippers[arm])
+                part = robot.part_controllers[arm]
+                part.initial_joint = np.array(joints[arm])
+                part.goal_pos, part.goal_ori = (np.array(value) for value in goals[arm])
+                part.new_update = True
+        self._env.timestep, self._env.cur_time = snapshot.step, snapshot.time
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _load(self, model: str) -> None:
+        """Another scene."""
+        self._env._observables = self._sensors
+        try:
+            self._env.reset_from_xml_string(self._env.edit_model_xml(model))
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"the model can't be built: {str(error).splitlines()[0]}")
+        self._model = model
+        self._sensors = self._take_sensors()
+
+    def _settle(self) -> None:
+        """Where bodies are follows from positions alone: computing it changes no future."""
+        import mujoco
+
+        mujoco.mj_kinematics(self.mujoco_model, self.mujoco_data)
+
+    def _take_sensors(self) -> dict[str, Any]:
+        """Takes the observables away from robosuite, which would ask them 25 times per step."""
+        sensors = dict(self._env._observables)
+        self._env._observables = {}
+        return sensors
+
+    def _arms(self) -> list[tuple[Any, str, Any]]:
+        return [(robot, arm, robot.part_controllers[arm]) for robot in self.robots for arm in robot.arms]
+
+
+def import_robosuite() -> Any:
+    """The package, without what it has to say about itself.
+
+    Raises:
+        MissingRobosuiteError: it isn't there, or with a MuJoCo that it doesn't work with.
+    """
+    if find_spec("robosuite") is None or find_spec("mujoco") is None:
+        raise MissingRobosuiteError(f"robosuite isn't installed: {SETUP}")
+    logger = logging.getLogger("robosuite_logs")
+    logger.disabled = True  # of optional parts that aren't installed, and of every config that is read
+    try:
+        import robosuite
+    except ImportError as error:
+        raise MissingRobosuiteError(f"robosuite can't be imported ({error}): {SETUP}")
+    finally:
+        logger.disabled = False
+    logger.setLevel(logging.ERROR)
+    return robosuite
