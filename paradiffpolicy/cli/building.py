@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, nearest, require_count
 
 if TYPE_CHECKING:
+    import gymnasium
+
     from ..control.joining import Joining
     from ..control.planner import MakePlanner
     from ..data.dataset import ObservationField
@@ -95,13 +97,19 @@ def named_sampler(cfg: Config, name: str, spec: PolicySpec) -> Sampler:
 
 
 def env_maker(cfg: Config) -> MakeEnv:
-    """Makes the task's environment."""
+    """Makes the task's environment, also in another process."""
+    return functools.partial(
+        make_env, cfg.task.env.id, max_episode_steps=cfg.task.max_steps, **plain(cfg.task.env.kwargs)
+    )
+
+
+def make_env(name: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """A registered environment."""
     import gymnasium
 
     from .. import envs  # noqa: F401  registers the environments
 
-    kwargs = plain(cfg.task.env.kwargs)
-    return lambda: gymnasium.make(cfg.task.env.id, max_episode_steps=cfg.task.max_steps, **kwargs)
+    return gymnasium.make(name, **kwargs)
 
 
 def env_maker_at(cfg: Config) -> MakeEnvAt:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, nearest, require_count
 from .building import (
@@ -22,8 +24,14 @@ from .building import (
 from .info import machine
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..checkpoint import Checkpoint
     from ..data.replay_buffer import Augment
+    from ..evaluation.demonstrations import Demonstrator
+
+MANY_FAILURES = 20
+"""That an expert may have, however few its successes."""
 
 
 def train(cfg: Config) -> None:
@@ -117,7 +125,71 @@ def train(cfg: Config) -> None:
 
 
 def collect(cfg: Config) -> None:
-    """Rollouts of a policy, appended to a dataset."""
+    """Rollouts of a policy or of a scripted expert, appended to a dataset."""
+    if cfg.expert is None:
+        collect_rollouts(cfg)
+    else:
+        collect_demonstrations(cfg)
+
+
+def collect_demonstrations(cfg: Config) -> None:
+    """A scripted expert's successes, appended to a dataset."""
+    from tqdm import tqdm
+
+    from ..data.replay_buffer import ReplayBuffer
+    from ..evaluation.demonstrations import demonstrations
+
+    require_count(episodes=cfg.episodes, workers=cfg.workers)
+    expert = named_expert(cfg)
+    out = Path(cfg.out)
+    buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
+    first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
+    written = failed = 0
+    episodes = demonstrations(
+        env_maker(cfg), expert, first, cfg.task.max_steps, list(cfg.task.record), cfg.workers
+    )
+    with tqdm(total=cfg.episodes, unit="episode", dynamic_ncols=True) as bar, closing(episodes):
+        for episode in episodes:
+            if episode.success:
+                buffer.append(stored(episode.steps))
+                written += 1
+                bar.update()
+            else:
+                failed += 1
+                if failed > max(MANY_FAILURES, written):
+                    raise InputError(
+                        f"the expert failed {failed} of {failed + written} times: it isn't for task "
+                        f"{cfg.task.name!r} as it is configured"
+                    )
+            bar.set_postfix(failed=failed)
+            if written == cfg.episodes:
+                break
+    share = written / (written + failed)
+    print(f"{written} episodes written, {failed} failures left out: success {share:.1%}")
+    print(f"{out}: {buffer.n_episodes} episodes, {buffer.n_steps} steps")
+
+
+def stored(steps: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Single precision, but for states, from which episodes are replayed."""
+    kept = ("states",)
+    return {name: values if name in kept else values.astype("float32") for name, values in steps.items()}
+
+
+def named_expert(cfg: Config) -> Demonstrator:
+    """Who demonstrates the task."""
+    from ..envs.experts import EXPERTS, Expert
+
+    if cfg.expert != "scripted":
+        raise InputError(f"unknown expert {cfg.expert!r}; known: scripted, or null: a policy")
+    if cfg.task.name not in EXPERTS:
+        raise InputError(
+            f"no expert is scripted for task {cfg.task.name!r}; there is one for {', '.join(EXPERTS)}"
+        )
+    return Expert(EXPERTS[cfg.task.name])
+
+
+def collect_rollouts(cfg: Config) -> None:
+    """A policy's rollouts, appended to a dataset."""
     import numpy as np
     from tqdm import tqdm
 
@@ -143,7 +215,7 @@ def collect(cfg: Config) -> None:
                     continue
                 steps = {key: np.stack([info[key] for info in episode.infos]) for key in cfg.task.record}
                 steps["action"] = np.stack(episode.actions)
-                buffer.append({key: values.astype(np.float32) for key, values in steps.items()})
+                buffer.append(stored(steps))
                 written += 1
             bar.set_postfix(written=written, score=f"{np.mean(scores):.3f}")
     print(f"{written} of {cfg.episodes} episodes written, mean score {np.mean(scores):.3f}")
