@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -95,7 +95,7 @@ def demonstrations(
     max_steps: int,
     record: Sequence[str],
     workers: int,
-) -> Iterator[Demonstration]:
+) -> Generator[Demonstration, None, None]:
     """Episodes of one seed after the other, without an end; ``workers`` processes work ahead.
 
     What comes doesn't depend on their number.  ``make_env`` and ``demonstrator`` are pickled.
