@@ -172,7 +172,7 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         action = np.asarray(action, dtype=np.float64)
         if action.shape != self._bound.shape or not np.isfinite(action).all():
             raise ValueError(f"action must be {len(self._bound)} finite numbers, got {action}")
-        self._grippers = action.reshape(self._n_arms, -1)[:, -1]
+        self._grippers = action.reshape(self._n_arms, -1)[:, -1].clip(-1, 1)
         self.simulation.step(self._command(action))
         success = self.simulation.success
         info = self._info()
