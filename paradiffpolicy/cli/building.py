@@ -109,7 +109,10 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
 
     from .. import envs  # noqa: F401  registers the environments
 
-    return gymnasium.make(name, **kwargs)
+    try:
+        return gymnasium.make(name, **kwargs)
+    except (ImportError, TypeError, ValueError) as error:
+        raise InputError(f"{name} can't be made: {error}")
 
 
 def env_maker_at(cfg: Config) -> MakeEnvAt:
