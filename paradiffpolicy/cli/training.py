@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from .building import (
     capture_settings,
     choose_device,
     env_maker,
+    env_workers,
     load_policy,
     locate,
     named_sampler,
@@ -47,6 +49,7 @@ def train(cfg: Config) -> None:
     )
     settings = TrainSettings(**typed(TrainSettings, cfg.training))
     sampler = named_sampler(cfg, cfg.evaluation.sampler, spec)
+    workers = env_workers(cfg.evaluation.workers)
     buffer = ReplayBuffer.open(locate(cfg.dataset))
     fields = observation_fields(cfg)
     keys = [field.key for field in fields] + ["action"]
@@ -75,7 +78,8 @@ def train(cfg: Config) -> None:
 
     def evaluate_policy(checkpoint: Checkpoint) -> dict[str, float]:
         policy = Policy(checkpoint, sampler, device).captured(**settings_of_capture)
-        episodes = rollout(policy, env_maker(cfg), seeds, cfg.task.max_steps)
+        with contextlib.closing(workers):  # until the next evaluation
+            episodes = rollout(policy, env_maker(cfg), seeds, cfg.task.max_steps, workers=workers)
         scores = [episode.score for episode in episodes]
         return {
             "score": round(sum(scores) / len(scores), 4),
@@ -125,17 +129,27 @@ def collect(cfg: Config) -> None:
     from ..evaluation.rollout import rollout
 
     require_count(episodes=cfg.episodes, batch=cfg.batch)
+    workers = env_workers(cfg.workers)
     policy = load_policy(cfg)
     policy = sampling_policy(cfg, cfg.sampler_name, policy)
     out = Path(cfg.out)
     buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
     first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
     written, scores = 0, []
-    with tqdm(total=cfg.episodes * cfg.task.max_steps, unit="step", dynamic_ncols=True) as bar:
+    with (
+        contextlib.closing(workers),
+        tqdm(total=cfg.episodes * cfg.task.max_steps, unit="step", dynamic_ncols=True) as bar,
+    ):
         for begin in range(first, first + cfg.episodes, cfg.batch):
             seeds = range(begin, min(begin + cfg.batch, first + cfg.episodes))
             episodes = rollout(
-                policy, env_maker(cfg), seeds, cfg.task.max_steps, keep_infos=True, on_steps=bar.update
+                policy,
+                env_maker(cfg),
+                seeds,
+                cfg.task.max_steps,
+                keep_infos=True,
+                workers=workers,
+                on_steps=bar.update,
             )
             for episode in episodes:
                 scores.append(episode.score)
