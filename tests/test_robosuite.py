@@ -8,7 +8,7 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -56,7 +56,7 @@ robosuite = pytest.importorskip("robosuite", reason="robosuite isn't installed")
 
 from paradiffpolicy.envs.experts import EXPERTS, Expert  # noqa: E402
 from paradiffpolicy.envs.robosuite import TASKS, RobosuiteEnv  # noqa: E402
-from paradiffpolicy.evaluation.demonstrations import demonstrate, demonstrations  # noqa: E402
+from paradiffpolicy.evaluation.demonstrations import demonstrate  # noqa: E402
 
 
 def deltas(env, n, seed=0):
@@ -201,7 +201,7 @@ def test_a_recorded_state_is_a_start():
         *_, info = env.step(action)
     model = env.simulation.model
     env.reset(seed=2)
-    observation, again = env.reset(options={"model": model, "states": info["states"]})
+    _, again = env.reset(options={"model": model, "states": info["states"]})
     np.testing.assert_array_equal(again["states"], info["states"])
     np.testing.assert_array_equal(again["object"], info["object"])
     with pytest.raises(ValueError, match="3 numbers; the model has"):

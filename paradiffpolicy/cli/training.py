@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from .building import (
     capture_settings,
     choose_device,
     env_maker,
+    env_workers,
     load_policy,
     locate,
     named_sampler,
@@ -20,6 +21,7 @@ from .building import (
     plain,
     sampling_policy,
     typed,
+    worker_count,
 )
 from .info import machine
 
@@ -55,6 +57,7 @@ def train(cfg: Config) -> None:
     )
     settings = TrainSettings(**typed(TrainSettings, cfg.training))
     sampler = named_sampler(cfg, cfg.evaluation.sampler, spec)
+    workers = env_workers(cfg.evaluation.workers)
     buffer = ReplayBuffer.open(locate(cfg.dataset))
     fields = observation_fields(cfg)
     keys = [field.key for field in fields] + ["action"]
@@ -83,7 +86,8 @@ def train(cfg: Config) -> None:
 
     def evaluate_policy(checkpoint: Checkpoint) -> dict[str, float]:
         policy = Policy(checkpoint, sampler, device).captured(**settings_of_capture)
-        episodes = rollout(policy, env_maker(cfg), seeds, cfg.task.max_steps)
+        with contextlib.closing(workers):  # until the next evaluation
+            episodes = rollout(policy, env_maker(cfg), seeds, cfg.task.max_steps, workers=workers)
         scores = [episode.score for episode in episodes]
         return {
             "score": round(sum(scores) / len(scores), 4),
@@ -139,16 +143,17 @@ def collect_demonstrations(cfg: Config) -> None:
     from ..data.replay_buffer import ReplayBuffer
     from ..evaluation.demonstrations import demonstrations
 
-    require_count(episodes=cfg.episodes, workers=cfg.workers)
+    require_count(episodes=cfg.episodes)
+    workers = worker_count(cfg.workers)
     expert = named_expert(cfg)
     out = Path(cfg.out)
     buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
     first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
     written = failed = 0
     episodes = demonstrations(
-        env_maker(cfg), expert, first, cfg.task.max_steps, list(cfg.task.record), cfg.workers
+        env_maker(cfg), expert, first, cfg.task.max_steps, list(cfg.task.record), workers
     )
-    with tqdm(total=cfg.episodes, unit="episode", dynamic_ncols=True) as bar, closing(episodes):
+    with tqdm(total=cfg.episodes, unit="episode", dynamic_ncols=True) as bar, contextlib.closing(episodes):
         for episode in episodes:
             if episode.success:
                 buffer.append(stored(episode.steps))
@@ -197,17 +202,27 @@ def collect_rollouts(cfg: Config) -> None:
     from ..evaluation.rollout import rollout
 
     require_count(episodes=cfg.episodes, batch=cfg.batch)
+    workers = env_workers(cfg.workers)
     policy = load_policy(cfg)
     policy = sampling_policy(cfg, cfg.sampler_name, policy)
     out = Path(cfg.out)
     buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
     first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
     written, scores = 0, []
-    with tqdm(total=cfg.episodes * cfg.task.max_steps, unit="step", dynamic_ncols=True) as bar:
+    with (
+        contextlib.closing(workers),
+        tqdm(total=cfg.episodes * cfg.task.max_steps, unit="step", dynamic_ncols=True) as bar,
+    ):
         for begin in range(first, first + cfg.episodes, cfg.batch):
             seeds = range(begin, min(begin + cfg.batch, first + cfg.episodes))
             episodes = rollout(
-                policy, env_maker(cfg), seeds, cfg.task.max_steps, keep_infos=True, on_steps=bar.update
+                policy,
+                env_maker(cfg),
+                seeds,
+                cfg.task.max_steps,
+                keep_infos=True,
+                workers=workers,
+                on_steps=bar.update,
             )
             for episode in episodes:
                 scores.append(episode.score)
