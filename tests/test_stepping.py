@@ -149,9 +149,28 @@ def test_a_reset_forgets_everything(task, kept):
     other.close()
 
 
-def test_a_snapshot_of_the_start_is_exact():
-    """Controllers were made before the fingers and the objects were placed; nothing of that stays."""
-    simulation = make("square")
+def test_the_solver_forgets_what_was_before_a_reset():
+    simulation = make("can")
+    starts = []
+    for rubbish in (0.0, 1e3):
+        reset = simulation._env.reset
+
+        def reset_and_leave(reset=reset, rubbish=rubbish):
+            reset()
+            simulation.mujoco_data.qacc_warmstart[:] += rubbish
+
+        simulation._env.reset = reset_and_leave
+        simulation.reset(seed=0)
+        starts.append(simulation.save())
+        simulation._env.reset = reset
+    assert_same(*starts)
+    simulation.close()
+
+
+@pytest.mark.parametrize("ignore_done", [True, False], ids=["lean", "robosuite's"])
+def test_a_snapshot_of_the_start_is_exact(ignore_done):
+    """Controllers looked at the arm before the fingers were placed; nothing of that stays."""
+    simulation = make("square", ignore_done=ignore_done)
     simulation.reset(seed=2)
     snapshot = simulation.save()
     simulation.step(np.ones(7))
