@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -310,6 +311,8 @@ def import_robosuite() -> Any:
     """
     if find_spec("robosuite") is None or find_spec("mujoco") is None:
         raise MissingRobosuiteError(f"robosuite isn't installed: {SETUP}")
+    # It says how to draw, for everyone in the process; who draws here chooses what there is.
+    drawing = os.environ.get("MUJOCO_GL")
     logger = logging.getLogger("robosuite_logs")
     logger.disabled = True  # of optional parts that aren't installed, and of every config that is read
     try:
@@ -318,5 +321,8 @@ def import_robosuite() -> Any:
         raise MissingRobosuiteError(f"robosuite can't be imported ({error}): {SETUP}")
     finally:
         logger.disabled = False
+        os.environ.pop("MUJOCO_GL", None)
+        if drawing is not None:
+            os.environ["MUJOCO_GL"] = drawing
     logger.setLevel(logging.ERROR)
     return robosuite
