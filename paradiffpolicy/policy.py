@@ -93,8 +93,8 @@ def spec_sampler(spec: PolicySpec, **settings: Any) -> Sampler:
     return make_sampler(spec_schedule(spec), executed=spec.executed, **settings)
 
 
-def check_task(spec: PolicySpec, task: str, obs_dim: int, action_dim: int) -> None:
-    """Raises ``InputError`` unless the policy was trained for this task and these shapes."""
+def check_task(spec: PolicySpec, task: str, obs_dim: int, action_dim: int, control_hz: float) -> None:
+    """Raises ``InputError`` unless the policy was trained for this task, these shapes and this rate."""
     if spec.task != task:
         raise InputError(
             f"the checkpoint is for task {spec.task!r}, not {task!r}: name another checkpoint or task"
@@ -103,6 +103,11 @@ def check_task(spec: PolicySpec, task: str, obs_dim: int, action_dim: int) -> No
         raise InputError(
             f"the checkpoint has obs_dim={spec.obs_dim}, action_dim={spec.action_dim}, but task {task!r} has "
             f"{obs_dim}, {action_dim}"
+        )
+    if spec.control_hz != control_hz:
+        raise InputError(
+            f"the checkpoint is for {spec.control_hz:g} actions per second, but task {task!r} has "
+            f"control_hz={control_hz:g}"
         )
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.cli.main import compose, main
 from paradiffpolicy.cli.training import stored
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
@@ -276,6 +277,7 @@ def test_from_demonstrations_to_a_trained_policy_to_its_evaluation(task, tmp_pat
     env.close()
     assert main(["train", f"task={task}", "dataset=some.zarr", "run=run", "checkpoint=out", *TINY]) == 0
     assert "score 0.000" in capsys.readouterr().out
+    assert Checkpoint.load("out").spec.control_hz == 20
     shown = ["latency_plans=1", "paced_ticks=0", "videos=0", "out=report", "task.max_steps=9", "workers=1"]
     run = [
         "evaluate",
@@ -316,9 +318,10 @@ def test_without_robosuite_a_task_names_the_command(monkeypatch, tmp_path, capsy
     monkeypatch.setattr("paradiffpolicy.envs.simulation.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="scripts/setup robosuite"):
         RobosuiteEnv("lift")
-    tiny_checkpoint(PolicySpec("lift", 19, 10, down_dims=(16, 32), diffusion_step_embed_dim=16)).save(
-        tmp_path / "c"
-    )
+    spec = PolicySpec("lift", 19, 10, down_dims=(16, 32), diffusion_step_embed_dim=16, control_hz=20)
+    tiny_checkpoint(spec).save(tmp_path / "c")
     arguments = ["task=lift", f"checkpoint={tmp_path / 'c'}", "seeds=1", "workers=1", f"out={tmp_path / 'r'}"]
     assert main(["evaluate", *arguments, "samplers=[ddim]", "reference=ddim"]) == 2
     assert "scripts/setup robosuite" in capsys.readouterr().err
+    assert main(["evaluate", *arguments, "samplers=[ddim]", "reference=ddim", "task.control_hz=10"]) == 2
+    assert "the checkpoint is for 20 actions per second" in capsys.readouterr().err

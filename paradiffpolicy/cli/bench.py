@@ -224,7 +224,7 @@ def bench_serve(cfg: Config) -> None:
     settings = {name: value for name, value in plain(cfg).items() if name not in own}
     settings |= {"port": 0, "max_sessions": cfg.clients + 1}
     settings[f"++sampler.{cfg.sampler_name}"] = plain(cfg.sampler[cfg.sampler_name])
-    settings |= {f"++task.{name}": cfg.task[name] for name in ("name", "obs_dim", "action_dim")}
+    settings |= {f"++task.{name}": cfg.task[name] for name in ("name", "obs_dim", "action_dim", "control_hz")}
     overrides = [f"{name}={hydra_value(value)}" for name, value in settings.items()]
     command = [sys.executable, "-m", "paradiffpolicy", "serve", *overrides]
     environment = {name: value for name, value in os.environ.items() if name != "PARADIFFPOLICY_API_KEY"}

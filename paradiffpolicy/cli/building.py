@@ -34,7 +34,8 @@ def load_policy(cfg: Config) -> Policy:
 
     device = choose_device(cfg)
     checkpoint = Checkpoint.load(locate(cfg.checkpoint))
-    check_task(checkpoint.spec, cfg.task.name, cfg.task.obs_dim, cfg.task.action_dim)
+    task = cfg.task
+    check_task(checkpoint.spec, task.name, task.obs_dim, task.action_dim, task.control_hz)
     policy = Policy(checkpoint, spec_sampler(checkpoint.spec), device)
     guided = policy.with_guidance(cfg.get("guidance_scale"), cfg.get("dynamic_threshold"))
     return guided.captured(**capture_settings(cfg))

@@ -53,6 +53,7 @@ def train(cfg: Config) -> None:
         task=cfg.task.name,
         obs_dim=cfg.task.obs_dim,
         action_dim=cfg.task.action_dim,
+        control_hz=float(cfg.task.control_hz),
         **typed(PolicySpec, cfg.policy) | {"down_dims": tuple(cfg.policy.down_dims)},
     )
     settings = TrainSettings(**typed(TrainSettings, cfg.training))
