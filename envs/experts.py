@@ -10,10 +10,11 @@ reads from top to bottom as the task is done.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
@@ -122,44 +123,39 @@ Script = Callable[[Scene, Manner], Generator[Target, None, None]]
 """Yields a target per control step; after each, the scene has changed."""
 
 
-@dataclass
 class Expert:
-    """Carries out a script.
+    """Carries out a script, an episode after the other."""
 
-    Args:
-        script: what to do.
-        rng: draws manner and noise.
-    """
+    def __init__(self, script: Script) -> None:
+        self.script = script
 
-    script: Script
-    rng: np.random.Generator
-    _scene: Scene = field(init=False)
-    _targets: Generator[Target, None, None] = field(init=False)
-
-    def begin(self, seen: Mapping[str, NDArray[np.float64]]) -> None:
-        """An episode; ``seen`` as for ``act``."""
-        self._manner, self._scene = Manner.draw(self.rng), Scene(seen)
+    def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
+        """An episode of a ``RobosuiteEnv``; ``rng`` draws manner and noise."""
+        self._rng, self._manner = rng, Manner.draw(rng)
+        self._scene = Scene(look(env))
         self._targets = self.script(self._scene, self._manner)
 
-    def act(self, seen: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """An absolute action ``[10]``.
-
-        Args:
-            seen: observations by name, as ``Simulation.observations`` gives them.
-        """
-        scene, manner = self._scene, self._manner
-        scene.seen = seen
+    def act(self, env: gymnasium.Env[Any, Any]) -> NDArray[np.float64]:
+        """An absolute action ``[10]``."""
+        scene, manner, rng = self._scene, self._manner, self._rng
+        scene.seen = look(env)
         target = next(self._targets)
         ahead = manner.gain * (target.position - scene.hand) / MAX_STEP
         # Slower along the same direction, rather than each coordinate for itself.
         ahead *= min(1.0, manner.top_speed / max(1e-9, float(np.abs(ahead).max())))
         turn = manner.turn_gain * (target.rotation * scene.rotation.inv()).as_rotvec() / MAX_TURN
         noise = manner.noise * (0.3 if target.steady else 1.0)
-        ahead = ahead + self.rng.normal(0, noise, 3)
-        turn = turn + self.rng.normal(0, 0.3 * noise, 3)
+        ahead = ahead + rng.normal(0, noise, 3)
+        turn = turn + rng.normal(0, 0.3 * noise, 3)
         position = scene.hand + MAX_STEP * ahead.clip(-1, 1)
         rotation = Rotation.from_rotvec(MAX_TURN * turn.clip(-1, 1)) * scene.rotation
         return np.concatenate((position, six_d(rotation), [target.gripper]))
+
+
+def look(env: gymnasium.Env[Any, Any]) -> dict[str, NDArray[np.float64]]:
+    """All that robosuite observes, by name."""
+    seen: dict[str, NDArray[np.float64]] = env.unwrapped.simulation.observations()  # type: ignore[attr-defined]
+    return seen
 
 
 def up(height: float) -> NDArray[np.float64]:
@@ -186,7 +182,7 @@ def lift(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
         return fingers_along(start, yaw(scene.turn("cube")), np.pi / 2)
 
     def above() -> NDArray[np.float64]:
-        return scene.position("cube") + [*manner.aside, manner.hover]
+        return scene.position("cube") + np.append(manner.aside, manner.hover)
 
     while not scene.near(above(), 0.02):
         yield Target(above(), grasp(), OPEN)
@@ -204,7 +200,7 @@ def can(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     start = scene.rotation
 
     def above() -> NDArray[np.float64]:
-        return scene.position("Can") + [*manner.aside, manner.hover + 0.03]
+        return scene.position("Can") + np.append(manner.aside, manner.hover + 0.03)
 
     while not scene.near(above(), 0.02):
         yield Target(above(), start, OPEN)
@@ -240,7 +236,7 @@ def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
         return fingers_along(start, yaw(scene.turn("SquareNut")) + np.pi / 2, np.pi)
 
     def above() -> NDArray[np.float64]:
-        return handle() + [*manner.aside, manner.hover]
+        return handle() + np.append(manner.aside, manner.hover)
 
     while not (scene.near(above(), 0.02) and (grasp() * scene.rotation.inv()).magnitude() < 0.1):
         yield Target(above(), grasp(), OPEN)
@@ -288,7 +284,7 @@ def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     for _ in range(7):
         yield Target(scene.hand, scene.rotation, OPEN)
     there, rotation = scene.hand, scene.rotation
-    for _ in itertools.count():
+    while True:
         yield Target(there + up(0.1), rotation, OPEN)
 
 

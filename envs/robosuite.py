@@ -140,8 +140,8 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         sizes = [len(self.simulation.observations()[key]) for key in self._keys]
         self.observation_space = spaces.Box(-REACH, REACH, (sum(sizes),), np.float64)
         arm = [WORKSPACE] * 3 + [1.0] * 7 if action_type == "absolute" else [1.0] * 7
-        bound = np.array(arm * self._n_arms)
-        self.action_space = spaces.Box(-bound, bound, dtype=np.float64)
+        self._bound = np.array(arm * self._n_arms)
+        self.action_space = spaces.Box(-self._bound, self._bound, dtype=np.float64)
         self._grippers = np.full(self._n_arms, -1.0)
 
     @property
@@ -170,9 +170,9 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         self, action: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         action = np.asarray(action, dtype=np.float64)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
-            raise ValueError(f"action must be {self.action_space.shape} finite numbers, got {action}")
-        self._grippers = action[self.action_space.shape[0] // self._n_arms - 1 :: action.size // self._n_arms]
+        if action.shape != self._bound.shape or not np.isfinite(action).all():
+            raise ValueError(f"action must be {len(self._bound)} finite numbers, got {action}")
+        self._grippers = action.reshape(self._n_arms, -1)[:, -1].clip(-1, 1)
         self.simulation.step(self._command(action))
         success = self.simulation.success
         info = self._info()
@@ -196,7 +196,7 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         """The action as robosuite's controllers take it."""
         if self.action_type == "delta":
             return action
-        kept = np.clip(action, self.action_space.low, self.action_space.high)
+        kept = action.clip(-self._bound, self._bound)
         arms = kept.reshape(self._n_arms, 10)
         arms[:, 3:9] = action.reshape(self._n_arms, 10)[:, 3:9]  # only their directions count
         return pose_action(arms.reshape(-1))

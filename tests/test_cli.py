@@ -118,20 +118,26 @@ def test_evaluate_writes_its_report(capsys, checkpoint, tmp_path):
     assert deadlines["ticks"] + deadlines["missed"] in (2, 3)  # the last may have been missed
 
 
-def test_evaluating_twice_gives_the_same_scores(capsys, checkpoint, tmp_path):
-    scores = []
-    for name in "ab":
-        run(capsys, "evaluate", checkpoint, *FAST, "videos=0", f"out={tmp_path / name}")
-        report = json.loads((tmp_path / name / "report.json").read_text())
+def test_evaluating_twice_gives_the_same_scores_and_pictures_here_or_in_processes(
+    capsys, checkpoint, tmp_path
+):
+    scores, videos = [], []
+    for name, workers in (("a", 1), ("b", 1), ("c", 2)):
+        out = tmp_path / name
+        short = ["videos=1", "latency_plans=0", "paced_ticks=0"]
+        code, _, err = run(capsys, "evaluate", checkpoint, *FAST, *short, f"workers={workers}", f"out={out}")
+        assert code == 0, err
+        report = json.loads((out / "report.json").read_text())
         scores.append([s["score"]["per_seed"] for s in report["samplers"].values()])
-    assert scores[0] == scores[1]
+        videos.append((out / "ddim.mp4").read_bytes())
+    assert scores[0] == scores[1] == scores[2] and videos[0] == videos[2]
 
 
 def test_collected_episodes_can_be_trained_on_and_evaluated(capsys, checkpoint, tmp_path):
     store = tmp_path / "collected.zarr"
     short = ["task.max_steps=20", f"out={store}", "episodes=3", "batch=2", "sampler_name=ddim"]
-    for _ in range(2):
-        assert run(capsys, "collect", checkpoint, *short)[0] == 0
+    for workers in (1, 2):
+        assert run(capsys, "collect", checkpoint, *short, f"workers={workers}")[0] == 0
     buffer = ReplayBuffer.open(store)
     assert buffer.episode_ends.tolist() == [20, 40, 60, 80, 100, 120]
     first = buffer.episode(0)
@@ -146,6 +152,7 @@ def test_collected_episodes_can_be_trained_on_and_evaluated(capsys, checkpoint, 
         "training.batch_size=8",
         "evaluation.seeds=2",
         "evaluation.sampler=ddim",
+        "evaluation.workers=2",
         "task.max_steps=16",
     ]
     place = tmp_path / "trained"
@@ -323,6 +330,7 @@ def wrong_ends(store):
         (bad_store(wrong_ends), "must rise, but entry 1"),
         (lambda store: ["train", f"dataset={store}", "training.n_steps=0"], "n_steps=0"),
         (lambda store: ["train", f"dataset={store}", "evaluation.sampler=dpm"], "unknown sampler 'dpm'"),
+        (lambda store: ["train", f"dataset={store}", "evaluation.workers=0"], "workers=0"),
         (lambda store: ["train", f"dataset={store}", "augmentation=miror"], "unknown augmentation 'miror'"),
         (lambda store: ["train", f"dataset={store}", "init=/nowhere"], "no checkpoint at /nowhere"),
         (lambda store: ["train", f"dataset={store}", "training.seed=abc"], "seed=abc must be a int"),
@@ -361,6 +369,9 @@ def test_train_refuses(capsys, tmp_path, toy_store, make, message):
         (["seeds=0"], "seeds=0"),
         (["seeds=many"], "seeds=many"),
         (["seeds"], "'seeds' is not an override"),
+        (["workers=0"], "workers=0 must be a whole number above 0"),
+        (["workers=all"], "workers=all must be a whole number above 0, or auto"),
+        (["side_by_side=0"], "side_by_side=0 must be a whole number above 0"),
         (["task=pushtt"], "pushtt"),
         (["threads=0"], "threads=0"),
         (["device=cuda:9"], "device=cuda:9 can't be used here"),

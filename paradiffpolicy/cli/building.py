@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, nearest, require_count
 
 if TYPE_CHECKING:
+    import gymnasium
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..control.joining import Joining
     from ..control.planner import MakePlanner
     from ..data.dataset import ObservationField
     from ..evaluation.realtime import MakeEnvAt
-    from ..evaluation.rollout import MakeEnv
+    from ..evaluation.workers import MakeEnv, Workers
     from ..policy import Policy
     from ..sampling.sampler import Sampler
     from ..types import PolicySpec
@@ -95,13 +99,47 @@ def named_sampler(cfg: Config, name: str, spec: PolicySpec) -> Sampler:
 
 
 def env_maker(cfg: Config) -> MakeEnv:
-    """Makes the task's environment."""
+    """Makes the task's environment, also in another process."""
+    return functools.partial(
+        make_env, cfg.task.env.id, max_episode_steps=cfg.task.max_steps, **plain(cfg.task.env.kwargs)
+    )
+
+
+def make_env(name: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """A registered environment."""
     import gymnasium
 
     from .. import envs  # noqa: F401  registers the environments
 
-    kwargs = plain(cfg.task.env.kwargs)
-    return lambda: gymnasium.make(cfg.task.env.id, max_episode_steps=cfg.task.max_steps, **kwargs)
+    try:
+        return gymnasium.make(name, **kwargs)
+    except (ImportError, TypeError, ValueError) as error:
+        raise InputError(f"{name} can't be made: {error}")
+
+
+def env_picture(env: gymnasium.Env[Any, Any], size: int) -> NDArray[np.uint8]:
+    """``[size, size, 3]`` of the environment as it is."""
+    picture: NDArray[np.uint8] = env.unwrapped.picture(size)  # type: ignore[attr-defined]
+    return picture
+
+
+def env_workers(count: int | str) -> Workers:
+    """Where environments live, for a config's ``workers``."""
+    from ..evaluation.workers import make_workers
+
+    return make_workers(worker_count(count))
+
+
+def worker_count(count: int | str) -> int:
+    """How many processes a config's ``workers`` means."""
+    from ..evaluation.workers import usable_cores
+
+    if count == "auto":
+        return usable_cores()
+    if isinstance(count, str):
+        raise InputError(f"workers={count} must be a whole number above 0, or auto: a process per core")
+    require_count(workers=count)
+    return count
 
 
 def env_maker_at(cfg: Config) -> MakeEnvAt:

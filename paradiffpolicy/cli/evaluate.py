@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,8 @@ from .building import (
     capture_settings,
     env_maker,
     env_maker_at,
+    env_picture,
+    env_workers,
     load_policy,
     named_joining,
     plain,
@@ -64,6 +67,9 @@ def evaluate_unlimited(cfg: Config) -> None:
     from ..evaluation.rollout import rollout
 
     require_count(video_size=cfg.video_size)
+    if cfg.side_by_side is not None:
+        require_count(side_by_side=cfg.side_by_side)
+    workers = env_workers(cfg.workers)
     if not cfg.samplers:
         raise InputError("samplers=[] names none: give at least one, as samplers=[ddpm,paraddpm]")
     names = list(dict.fromkeys([cfg.reference, *cfg.samplers]))
@@ -74,17 +80,21 @@ def evaluate_unlimited(cfg: Config) -> None:
     folder = Path(cfg.out or f"outputs/evaluate/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
 
     episodes, latencies, records = {}, {}, {}
-    for name in names:
-        with tqdm(total=len(seeds) * cfg.task.max_steps, unit="step", desc=name, dynamic_ncols=True) as bar:
-            episodes[name] = rollout(
-                policies[name],
-                make_env,
-                seeds,
-                cfg.task.max_steps,
-                picture=lambda env: env.unwrapped.picture(cfg.video_size),  # type: ignore[attr-defined]
-                n_pictured=cfg.videos,
-                on_steps=bar.update,
-            )
+    total = len(seeds) * cfg.task.max_steps
+    with contextlib.closing(workers):
+        for name in names:
+            with tqdm(total=total, unit="step", desc=name, dynamic_ncols=True) as bar:
+                episodes[name] = rollout(
+                    policies[name],
+                    make_env,
+                    seeds,
+                    cfg.task.max_steps,
+                    picture=functools.partial(env_picture, size=cfg.video_size),
+                    n_pictured=cfg.videos,
+                    workers=workers,
+                    side_by_side=cfg.side_by_side,
+                    on_steps=bar.update,
+                )
     if cfg.latency_plans:
         windows = episodes[cfg.reference][0].windows[: cfg.latency_plans]
         with tqdm(total=len(windows), unit="turn", desc="latency", dynamic_ncols=True) as bar:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, nearest, require_count
 from .building import (
@@ -11,6 +13,7 @@ from .building import (
     capture_settings,
     choose_device,
     env_maker,
+    env_workers,
     load_policy,
     locate,
     named_sampler,
@@ -18,12 +21,19 @@ from .building import (
     plain,
     sampling_policy,
     typed,
+    worker_count,
 )
 from .info import machine
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..checkpoint import Checkpoint
     from ..data.replay_buffer import Augment
+    from ..evaluation.demonstrations import Demonstrator
+
+MANY_FAILURES = 20
+"""That an expert may have, however few its successes."""
 
 
 def train(cfg: Config) -> None:
@@ -47,6 +57,7 @@ def train(cfg: Config) -> None:
     )
     settings = TrainSettings(**typed(TrainSettings, cfg.training))
     sampler = named_sampler(cfg, cfg.evaluation.sampler, spec)
+    workers = env_workers(cfg.evaluation.workers)
     buffer = ReplayBuffer.open(locate(cfg.dataset))
     fields = observation_fields(cfg)
     keys = [field.key for field in fields] + ["action"]
@@ -75,7 +86,8 @@ def train(cfg: Config) -> None:
 
     def evaluate_policy(checkpoint: Checkpoint) -> dict[str, float]:
         policy = Policy(checkpoint, sampler, device).captured(**settings_of_capture)
-        episodes = rollout(policy, env_maker(cfg), seeds, cfg.task.max_steps)
+        with contextlib.closing(workers):  # until the next evaluation
+            episodes = rollout(policy, env_maker(cfg), seeds, cfg.task.max_steps, workers=workers)
         scores = [episode.score for episode in episodes]
         return {
             "score": round(sum(scores) / len(scores), 4),
@@ -117,7 +129,72 @@ def train(cfg: Config) -> None:
 
 
 def collect(cfg: Config) -> None:
-    """Rollouts of a policy, appended to a dataset."""
+    """Rollouts of a policy or of a scripted expert, appended to a dataset."""
+    if cfg.expert is None:
+        collect_rollouts(cfg)
+    else:
+        collect_demonstrations(cfg)
+
+
+def collect_demonstrations(cfg: Config) -> None:
+    """A scripted expert's successes, appended to a dataset."""
+    from tqdm import tqdm
+
+    from ..data.replay_buffer import ReplayBuffer
+    from ..evaluation.demonstrations import demonstrations
+
+    require_count(episodes=cfg.episodes)
+    workers = worker_count(cfg.workers)
+    expert = named_expert(cfg)
+    out = Path(cfg.out)
+    buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
+    first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
+    written = failed = 0
+    episodes = demonstrations(
+        env_maker(cfg), expert, first, cfg.task.max_steps, list(cfg.task.record), workers
+    )
+    with tqdm(total=cfg.episodes, unit="episode", dynamic_ncols=True) as bar, contextlib.closing(episodes):
+        for episode in episodes:
+            if episode.success:
+                buffer.append(stored(episode.steps))
+                written += 1
+                bar.update()
+            else:
+                failed += 1
+                if failed > max(MANY_FAILURES, written):
+                    raise InputError(
+                        f"the expert failed {failed} of {failed + written} times: it isn't for task "
+                        f"{cfg.task.name!r} as it is configured"
+                    )
+            bar.set_postfix(failed=failed)
+            if written == cfg.episodes:
+                break
+    share = written / (written + failed)
+    print(f"{written} episodes written, {failed} failures left out: success {share:.1%}")
+    print(f"{out}: {buffer.n_episodes} episodes, {buffer.n_steps} steps")
+
+
+def stored(steps: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Single precision, but for states, from which episodes are replayed."""
+    kept = ("states",)
+    return {name: values if name in kept else values.astype("float32") for name, values in steps.items()}
+
+
+def named_expert(cfg: Config) -> Demonstrator:
+    """Who demonstrates the task."""
+    from ..envs.experts import EXPERTS, Expert
+
+    if cfg.expert != "scripted":
+        raise InputError(f"unknown expert {cfg.expert!r}; known: scripted, or null: a policy")
+    if cfg.task.name not in EXPERTS:
+        raise InputError(
+            f"no expert is scripted for task {cfg.task.name!r}; there is one for {', '.join(EXPERTS)}"
+        )
+    return Expert(EXPERTS[cfg.task.name])
+
+
+def collect_rollouts(cfg: Config) -> None:
+    """A policy's rollouts, appended to a dataset."""
     import numpy as np
     from tqdm import tqdm
 
@@ -125,17 +202,27 @@ def collect(cfg: Config) -> None:
     from ..evaluation.rollout import rollout
 
     require_count(episodes=cfg.episodes, batch=cfg.batch)
+    workers = env_workers(cfg.workers)
     policy = load_policy(cfg)
     policy = sampling_policy(cfg, cfg.sampler_name, policy)
     out = Path(cfg.out)
     buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
     first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
     written, scores = 0, []
-    with tqdm(total=cfg.episodes * cfg.task.max_steps, unit="step", dynamic_ncols=True) as bar:
+    with (
+        contextlib.closing(workers),
+        tqdm(total=cfg.episodes * cfg.task.max_steps, unit="step", dynamic_ncols=True) as bar,
+    ):
         for begin in range(first, first + cfg.episodes, cfg.batch):
             seeds = range(begin, min(begin + cfg.batch, first + cfg.episodes))
             episodes = rollout(
-                policy, env_maker(cfg), seeds, cfg.task.max_steps, keep_infos=True, on_steps=bar.update
+                policy,
+                env_maker(cfg),
+                seeds,
+                cfg.task.max_steps,
+                keep_infos=True,
+                workers=workers,
+                on_steps=bar.update,
             )
             for episode in episodes:
                 scores.append(episode.score)
@@ -143,7 +230,7 @@ def collect(cfg: Config) -> None:
                     continue
                 steps = {key: np.stack([info[key] for info in episode.infos]) for key in cfg.task.record}
                 steps["action"] = np.stack(episode.actions)
-                buffer.append({key: values.astype(np.float32) for key, values in steps.items()})
+                buffer.append(stored(steps))
                 written += 1
             bar.set_postfix(written=written, score=f"{np.mean(scores):.3f}")
     print(f"{written} of {cfg.episodes} episodes written, mean score {np.mean(scores):.3f}")

@@ -16,8 +16,9 @@ from ..control.loop import ControlLoop
 from ..control.record import Record
 from ..control.robot import EnvRobot
 from ..policy import Policy
-from .rollout import Episode, MakeEnv
+from .rollout import Episode
 from .statistics import PairedDifference, paired_difference, standard_error
+from .workers import MakeEnv
 
 
 def paced_run(policy: Policy, make_env: MakeEnv, seed: int, n_ticks: int, clock: Clock) -> Record:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..control.history import History
+from ..errors import require_count
 from ..policy import Policy
 from ..types import Plan
-
-MakeEnv = Callable[[], gymnasium.Env[Any, Any]]
+from .workers import InlineWorkers, MakeEnv, Picture, Scene, Workers
 
 
 @dataclass
@@ -53,11 +53,13 @@ def rollout(
     max_steps: int,
     *,
     keep_infos: bool = False,
-    picture: Callable[[gymnasium.Env[Any, Any]], NDArray[np.uint8]] | None = None,
+    picture: Picture | None = None,
     n_pictured: int = 0,
-    on_steps: Callable[[int], None] = lambda steps: None,
+    workers: Workers | None = None,
+    side_by_side: int | None = None,
+    on_steps: Callable[[int], object] = lambda steps: None,
 ) -> list[Episode]:
-    """Runs one episode per seed, all side by side.
+    """Runs one episode per seed, side by side.
 
     The seed resets the environment and seeds the generator of that episode's noise: two samplers
     that draw the same noise differ only by how they walk it, and an episode doesn't depend on its
@@ -68,57 +70,65 @@ def rollout(
         max_steps: control steps per episode.
         keep_infos: record what the environment's info held before every action.
         picture, n_pictured: record pictures of the first episodes.
+        workers: where the environments live, which changes no bit of the result; None: in this process.
+        side_by_side: episodes at a time, where an environment takes much memory; None: all.
         on_steps: told how many environment steps (or steps spared by an early end) went by.
-    """
-    spec = policy.spec
-    envs = [make_env() for _ in seeds]
-    episodes = [Episode(int(seed)) for seed in seeds]
-    histories = [History(spec.n_obs_steps) for _ in seeds]
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    infos: list[dict[str, Any]] = []
-    for env, episode, history in zip(envs, episodes, histories, strict=True):
-        observation, info = env.reset(seed=episode.seed)
-        history.push(observation)
-        infos.append(info)
 
-    def execute(i: int, actions: NDArray[Any]) -> bool:
-        """Applies a plan's actions; whether the episode goes on."""
-        episode = episodes[i]
-        for action in actions[: max_steps - episode.n_steps]:
-            if picture is not None and i < n_pictured:
-                episode.frames.append(picture(envs[i]))
-            if keep_infos:
-                episode.infos.append(infos[i])
-            episode.actions.append(action)
-            observation, reward, terminated, truncated, infos[i] = envs[i].step(action)
-            histories[i].push(observation)
-            episode.n_steps += 1
-            episode.score = max(episode.score, float(reward))
-            episode.success |= terminated
-            if terminated or truncated:
-                return False
-        return episode.n_steps < max_steps
+    Raises:
+        InputError: ``max_steps`` or ``side_by_side`` is no count; or see ``ProcessWorkers``.  What an
+            environment raises is raised as it is.
+    """
+    at_a_time = max(1, len(seeds)) if side_by_side is None else side_by_side
+    require_count(max_steps=max_steps, side_by_side=at_a_time)
+    scene = Scene(make_env, max_steps, keep_infos, picture, n_pictured)
+    episodes = [Episode(int(seed)) for seed in seeds]
+    with contextlib.closing(InlineWorkers()) as here:
+        for first in range(0, len(episodes), at_a_time):
+            group = dict(list(enumerate(episodes))[first : first + at_a_time])
+            _run_together(policy, here if workers is None else workers, scene, group, on_steps)
+    return episodes
+
+
+def _run_together(
+    policy: Policy,
+    workers: Workers,
+    scene: Scene,
+    episodes: Mapping[int, Episode],
+    on_steps: Callable[[int], object],
+) -> None:
+    """Fills in episodes, by their numbers."""
+    histories = {i: History(policy.spec.n_obs_steps) for i in episodes}
+    generators = {i: torch.Generator().manual_seed(episode.seed) for i, episode in episodes.items()}
+    seeds = {i: episode.seed for i, episode in episodes.items()}
+    for i, observation in workers.begin(scene, seeds).items():
+        histories[i].push(observation)
 
     plan: Plan | None = None
-    running = list(range(len(seeds)))
+    running = list(episodes)
     while running:
         windows = np.stack([histories[i].window() for i in running])
         plan = policy.plan(windows, plan, generator=[generators[i] for i in running])
         actions = plan.executed_actions.cpu().numpy().astype(np.float64)
+        stretches = workers.execute(dict(zip(running, actions, strict=True)))
         going_on = []
         for row, i in enumerate(running):
-            episode = episodes[i]
+            episode, stretch = episodes[i], stretches[i]
             episode.rounds.append(int(plan.walk.rounds[row]))
             episode.evaluations.append(int(plan.walk.evaluations[row]))
             episode.windows.append(windows[row])
+            for observation in stretch.observations:
+                histories[i].push(observation)
             before = episode.n_steps
-            if execute(i, actions[row]):
+            episode.n_steps += len(stretch.rewards)
+            episode.actions += list(actions[row][: len(stretch.rewards)])
+            episode.infos += stretch.infos
+            episode.frames += stretch.frames
+            episode.score = max(episode.score, *stretch.rewards)
+            episode.success |= stretch.terminated
+            if stretch.over:
+                on_steps(scene.max_steps - before)
+            else:
                 going_on.append(row)
                 on_steps(episode.n_steps - before)
-            else:
-                on_steps(max_steps - before)
         plan = plan.select(going_on)
         running = [running[row] for row in going_on]
-    for env in envs:
-        env.close()
-    return episodes

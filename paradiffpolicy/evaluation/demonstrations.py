@@ -1,0 +1,116 @@
+"""Demonstrations by a scripted expert, in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+HELD = 3
+"""Control steps that an episode goes on after its success, which must last as long."""
+CHUNK = 4
+"""Episodes that a process is given at a time: making an environment takes as long as one of them."""
+
+
+class Demonstrator(Protocol):
+    """Who knows how to do it."""
+
+    def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
+        """An episode; ``rng`` draws the manner of it."""
+        ...
+
+    def act(self, env: gymnasium.Env[Any, Any]) -> NDArray[Any]:
+        """The action ``[A]`` for what there is to be seen."""
+        ...
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An episode.
+
+    Attributes:
+        seed: of the environment and of the demonstrator.
+        success: the task was done, and stayed so.
+        steps: ``[n, ...]`` by name: what the environment's info held before each action, ``action`` and
+            ``reward``.
+    """
+
+    seed: int
+    success: bool
+    steps: Mapping[str, NDArray[Any]]
+
+
+def demonstrate(
+    env: gymnasium.Env[Any, Any],
+    demonstrator: Demonstrator,
+    seed: int,
+    max_steps: int,
+    record: Sequence[str],
+) -> Demonstration:
+    """One episode of at most ``max_steps``; ``record`` names parts of the environment's info."""
+    _, info = env.reset(seed=seed)
+    demonstrator.begin(env, np.random.default_rng((seed, 1)))  # the environment drew from (seed)
+    steps: dict[str, list[Any]] = {name: [] for name in (*record, "action", "reward")}
+    done = 0
+    for _ in range(max_steps):
+        action = demonstrator.act(env)
+        before = info
+        _, reward, terminated, _, info = env.step(action)
+        for name in record:
+            steps[name].append(before[name])
+        steps["action"].append(action)
+        steps["reward"].append(reward)
+        done = done + 1 if terminated else 0
+        if done > HELD:
+            break
+    return Demonstration(seed, done > HELD, {name: np.stack(values) for name, values in steps.items()})
+
+
+def demonstrate_all(
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    demonstrator: Demonstrator,
+    seeds: Sequence[int],
+    max_steps: int,
+    record: Sequence[str],
+) -> list[Demonstration]:
+    """An episode per seed, in this process."""
+    env = make_env()
+    try:
+        return [demonstrate(env, demonstrator, seed, max_steps, record) for seed in seeds]
+    finally:
+        env.close()
+
+
+def demonstrations(
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    demonstrator: Demonstrator,
+    first_seed: int,
+    max_steps: int,
+    record: Sequence[str],
+    workers: int,
+) -> Generator[Demonstration, None, None]:
+    """Episodes of one seed after the other, without an end; ``workers`` processes work ahead.
+
+    What comes doesn't depend on their number.  ``make_env`` and ``demonstrator`` are pickled.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting: list[Future[list[Demonstration]]] = []
+        try:
+            for chunk in count():
+                first = first_seed + CHUNK * chunk
+                seeds = range(first, first + CHUNK)
+                job = pool.submit(demonstrate_all, make_env, demonstrator, seeds, max_steps, record)
+                waiting.append(job)
+                if len(waiting) > workers:
+                    yield from waiting.pop(0).result()
+        finally:  # whoever took them has enough
+            for job in waiting:
+                job.cancel()

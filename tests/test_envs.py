@@ -1,0 +1,137 @@
+"""What every environment of the project promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+IDS = sorted(name for name in gymnasium.registry if name.startswith("paradiffpolicy/"))
+N_STEPS = 8
+
+
+def make(name):
+    if "PushT" not in name and importlib.util.find_spec("robosuite") is None:
+        pytest.skip("robosuite isn't installed")
+    return gymnasium.make(name)
+
+
+@pytest.fixture(scope="module", params=IDS)
+def env(request):
+    """One of each: robosuite's take a second to make."""
+    env = make(request.param)
+    yield env
+    env.close()
+
+
+def actions(env, seed=0):
+    """Around where it is, so that something happens and nothing breaks."""
+    draw = np.random.default_rng(seed)
+    scale = (env.action_space.high - env.action_space.low).min() / 40
+    return [env.unwrapped.hold_action + draw.normal(0, scale, env.action_space.shape) for _ in range(N_STEPS)]
+
+
+def run(env, seed, chosen):
+    """Everything that comes out of an episode."""
+    out = [env.reset(seed=seed)]
+    return out + [env.step(action) for action in chosen]
+
+
+def assert_same(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        assert a[1:-1] == b[1:-1]
+        assert a[-1].keys() == b[-1].keys()
+        for key in a[-1]:
+            np.testing.assert_array_equal(a[-1][key], b[-1][key])
+
+
+def test_all_are_registered():
+    tasks = ("PushT", "Lift", "Can", "Square", "Transport", "ToolHang")
+    assert sorted(f"paradiffpolicy/{task}-v0" for task in tasks) == IDS
+
+
+def test_gymnasiums_checker_passes(env):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Not wanted here: actions are in metres and pixels.
+        warnings.filterwarnings("ignore", message=".*we recommend using a symmetric.*")
+        check_env(env.unwrapped, skip_close_check=True, skip_render_check=True)
+
+
+def test_a_seed_is_an_episode(env):
+    """Bit by bit, whatever was before, and in another instance."""
+    env.reset(seed=3)
+    chosen = actions(env)
+    first = run(env, 3, chosen)
+    run(env, 4, chosen)
+    assert_same(first, run(env, 3, chosen))
+    other = make(env.spec.id)
+    assert_same(first, run(other, 3, chosen))
+    other.close()
+
+
+def test_seeds_differ(env):
+    assert not np.array_equal(env.reset(seed=1)[0], env.reset(seed=2)[0])
+
+
+def test_without_a_seed_starts_differ_but_follow_from_the_first(env):
+    def starts():
+        return [env.reset(seed=5)[0], env.reset()[0], env.reset()[0]]
+
+    first, again = starts(), starts()
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first[1], first[2])
+
+
+def test_observations_are_within_the_space_and_of_its_type(env):
+    env.reset(seed=0)
+    for observation, *_ in run(env, 0, actions(env)):
+        assert observation in env.observation_space
+        assert observation.dtype == env.observation_space.dtype
+
+
+def test_what_was_returned_stays_as_it_was(env):
+    """Nothing that an environment hands out is its own memory."""
+    env.reset(seed=0)
+    chosen = actions(env)
+    outs = run(env, 0, chosen)
+    copies = [(np.array(out[0]), {key: np.array(value) for key, value in out[-1].items()}) for out in outs]
+    run(env, 1, chosen)
+    for out, (observation, info) in zip(outs, copies, strict=True):
+        np.testing.assert_array_equal(out[0], observation)
+        for key, value in info.items():
+            np.testing.assert_array_equal(out[-1][key], value)
+
+
+def test_holding_holds(env):
+    """``hold_action`` is an action, and keeps the controlled point where it is."""
+    env.reset(seed=0)
+    for action in actions(env):
+        env.step(action)
+    for _ in range(10):  # it may still be moving
+        env.step(env.unwrapped.hold_action)
+    before = env.unwrapped.hold_action
+    assert before in env.action_space
+    env.step(before)
+    step = np.abs(env.unwrapped.hold_action - before) / (env.action_space.high - env.action_space.low)
+    assert step.max() < 0.01
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_action_is_refused(env, bad):
+    env.reset(seed=0)
+    action = np.array(env.unwrapped.hold_action)
+    action[0] = bad
+    with pytest.raises(ValueError, match="finite"):
+        env.unwrapped.step(action)
+
+
+def test_it_says_its_rate_and_what_it_records(env):
+    _, info = env.reset(seed=0)
+    assert env.unwrapped.control_hz == env.unwrapped.metadata["render_fps"] > 0
+    assert all(isinstance(value, np.ndarray | float) for value in info.values())

@@ -1,0 +1,237 @@
+"""robomimic's tasks are robosuite's, exactly: states, restores, actions, experts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from paradiffpolicy.envs.rotation import absolute_action, pose_action, rotation_of, six_d
+
+numbers = st.floats(-1, 1, allow_subnormal=False)
+
+
+class TestRotations:
+    @given(
+        st.tuples(numbers, numbers, numbers).filter(lambda v: np.linalg.norm(v) > 1e-3), st.floats(0, np.pi)
+    )
+    def test_six_numbers_are_the_rotation(self, axis, angle):
+        rotation = Rotation.from_rotvec(angle * np.array(axis) / np.linalg.norm(axis))
+        np.testing.assert_allclose(rotation_of(six_d(rotation)).as_matrix(), rotation.as_matrix(), atol=1e-12)
+
+    @given(st.lists(numbers, min_size=6, max_size=6))
+    def test_any_two_rows_give_a_rotation_or_are_refused(self, rows):
+        rows = np.array(rows)
+        try:
+            matrix = rotation_of(rows).as_matrix()
+        except ValueError as error:
+            assert "parallel or zero" in str(error)
+            assert np.linalg.norm(np.cross(rows[:3], rows[3:])) < 1e-5
+            return
+        np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-9)
+        assert np.linalg.det(matrix) == pytest.approx(1)
+        # the first row's direction is kept, the second turns the least
+        assert matrix[0] @ rows[:3] == pytest.approx(np.linalg.norm(rows[:3]))
+        assert matrix[1] @ rows[3:] > 0
+
+    @given(st.lists(numbers, min_size=14, max_size=14))
+    def test_actions_of_two_arms_there_and_back(self, values):
+        actions = np.array(values)  # rotation vectors shorter than a half turn
+        np.testing.assert_allclose(pose_action(absolute_action(actions)), actions, atol=1e-9)
+
+    def test_batches(self):
+        actions = np.random.default_rng(0).uniform(-1, 1, (5, 3, 14))
+        wide = absolute_action(actions)
+        assert wide.shape == (5, 3, 20)
+        np.testing.assert_allclose(wide[2, 1], absolute_action(actions[2, 1]))
+
+
+robosuite = pytest.importorskip("robosuite", reason="robosuite isn't installed")
+
+from paradiffpolicy.envs.experts import EXPERTS, Expert  # noqa: E402
+from paradiffpolicy.envs.robosuite import TASKS, RobosuiteEnv  # noqa: E402
+from paradiffpolicy.evaluation.demonstrations import demonstrate  # noqa: E402
+
+
+def deltas(env, n, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (n, env.action_space.shape[0]))
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def delta_env(request):
+    env = RobosuiteEnv(request.param, action_type="delta")
+    yield env
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "size"), {"lift": 19, "can": 23, "square": 23, "transport": 59, "tool_hang": 53}.items()
+)
+def test_observations_have_robomimics_sizes(task, size):
+    env = RobosuiteEnv(task)
+    assert env.observation_space.shape == (size,)
+    env.close()
+
+
+def test_a_snapshot_is_exact(delta_env):
+    """From another episode, with objects of other sizes, back to the middle of one."""
+    env = delta_env
+    env.reset(seed=1)
+    actions = deltas(env, 24)
+    for action in actions[:12]:
+        env.step(action)
+    snapshot = env.save()
+    want = [env.step(action) for action in actions[12:]]
+    env.reset(seed=2)
+    env.step(actions[0])
+    env.reset(options={"snapshot": snapshot})
+    for action, expected in zip(actions[12:], want, strict=True):
+        got = env.step(action)
+        np.testing.assert_array_equal(got[0], expected[0])
+        np.testing.assert_array_equal(got[-1]["states"], expected[-1]["states"])
+
+
+def test_another_process_sees_the_same_episode():
+    code = (
+        "import numpy as np\n"
+        "from paradiffpolicy.envs.robosuite import RobosuiteEnv\n"
+        "env = RobosuiteEnv('lift', action_type='delta')\n"
+        "env.reset(seed=7)\n"
+        "draw = np.random.default_rng(0)\n"
+        "for _ in range(15): *_, info = env.step(draw.uniform(-1, 1, 7))\n"
+        "print(info['states'].tobytes().hex())\n"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert outputs[0] == outputs[1]
+
+
+def test_observations_are_of_now(delta_env):
+    """Not of the step's beginning, nor of an earlier substep: a second look sees the same."""
+    env = delta_env
+    env.reset(seed=0)
+    for action in deltas(env, 3):
+        observation, *_, info = env.step(action)
+    env.simulation._env.sim.forward()
+    seen = env.simulation.observations()
+    np.testing.assert_allclose(
+        np.concatenate([seen[key] for key in info if key != "states"]), observation, atol=1e-12
+    )
+    for arm, (position, _) in enumerate(env.simulation.hands()):
+        np.testing.assert_allclose(seen[f"robot{arm}_eef_pos"], position, atol=1e-12)
+
+
+@pytest.mark.parametrize("task", ["lift", "transport"])
+def test_absolute_goals_are_where_deltas_lead(task):
+    """The goals that the delta controller pursues, given as absolute actions, are the same motion."""
+    delta, absolute = RobosuiteEnv(task, action_type="delta"), RobosuiteEnv(task)
+    delta.reset(seed=4)
+    absolute.reset(seed=4)
+    for action in deltas(delta, 20):
+        one = delta.step(action)
+        arms = [
+            np.concatenate((position, six_d(Rotation.from_matrix(rotation)), [gripper]))
+            for (position, rotation), gripper in zip(
+                delta.simulation.goals(), action.reshape(-1, 7)[:, -1], strict=True
+            )
+        ]
+        other = absolute.step(np.concatenate(arms))
+        np.testing.assert_allclose(other[-1]["states"], one[-1]["states"], atol=1e-7)
+    delta.close()
+    absolute.close()
+
+
+def test_the_hand_goes_where_it_is_told():
+    env = RobosuiteEnv("lift")
+    env.reset(seed=0)
+    goal = np.array(env.hold_action)
+    goal[:3] += (0.05, -0.06, 0.04)
+    turn = Rotation.from_euler("z", 0.5) * rotation_of(goal[3:9])
+    goal[3:9] = six_d(turn)
+    for _ in range(40):
+        env.step(goal)
+    # The controller has no integral term: it stays a little below.
+    np.testing.assert_allclose(env.hold_action[:3], goal[:3], atol=0.03)
+    assert (rotation_of(env.hold_action[3:9]) * turn.inv()).magnitude() < 0.1
+    env.close()
+
+
+def test_actions_outside_are_kept_inside():
+    env = RobosuiteEnv("lift")
+    env.reset(seed=0)
+    inside = env.hold_action
+    far = np.array(inside)
+    far[0], far[-1] = 50.0, 9.0
+    inside[0], inside[-1] = env.action_space.high[0], 1.0
+    env.step(far)
+    far_state = env.simulation.states
+    env.reset(seed=0)
+    env.step(inside)
+    np.testing.assert_array_equal(far_state, env.simulation.states)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "lfit"}, "task='lfit' must be one of"),
+        ({"task": "lift", "action_type": "joint"}, "action_type='joint'"),
+        ({"task": "lift", "control_hz": 30}, "control_hz=30 must be whole"),
+        ({"task": "lift", "render_mode": "human"}, "render_mode='human'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RobosuiteEnv(**arguments)
+
+
+def test_a_recorded_state_is_a_start():
+    """A state and its model, as robomimic keeps them."""
+    env = RobosuiteEnv("lift", action_type="delta")
+    env.reset(seed=1)
+    for action in deltas(env, 5):
+        *_, info = env.step(action)
+    model = env.simulation.model
+    env.reset(seed=2)
+    _, again = env.reset(options={"model": model, "states": info["states"]})
+    np.testing.assert_array_equal(again["states"], info["states"])
+    np.testing.assert_array_equal(again["object"], info["object"])
+    with pytest.raises(ValueError, match="3 numbers; the model has"):
+        env.reset(options={"model": model, "states": np.zeros(3)})
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "wanted"), {"lift": 20, "can": 10, "square": 9}.items())
+def test_experts_succeed(task, wanted):
+    """On seeds that nothing was tuned on; 'collect' counts many more."""
+    env = gymnasium.make(f"paradiffpolicy/{task.capitalize()}-v0")
+    record = ["object", "states"]
+    done = [
+        demonstrate(env, Expert(EXPERTS[task]), seed, 400, record).success
+        for seed in range(50_000, 50_000 + (20 if task == "lift" else 10))
+    ]
+    assert sum(done) >= wanted
+    env.close()
+
+
+def test_demonstrations_differ_and_repeat():
+    env = gymnasium.make("paradiffpolicy/Lift-v0")
+    first, again, other = (demonstrate(env, Expert(EXPERTS["lift"]), s, 400, ["states"]) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first.steps["action"], again.steps["action"])
+    np.testing.assert_array_equal(first.steps["states"], again.steps["states"])
+    assert first.success and first.steps["action"].shape[1:] == (10,)
+    # how high and how fast differ, not only where the cube is
+    assert len(first.steps["action"]) != len(other.steps["action"]) or not np.allclose(
+        first.steps["action"][:, 2], other.steps["action"][:, 2], atol=1e-3
+    )
+    assert first.steps["reward"][-1] == 1 and first.steps["reward"][0] == 0
+    env.close()

@@ -1,0 +1,88 @@
+"""An environment that starts in no time, and ways for it to fail.  Its own module, without torch, so that
+a process that makes one starts quickly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from paradiffpolicy.errors import InputError
+
+
+class AwkwardError(Exception):
+    """Pickling makes another of it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"awkward: {what}")
+
+
+class ToyEnv(gymnasium.Env):
+    """A random walk ``[20]``; it uses its arrays and its info again, as environments may.
+
+    Args:
+        fault: what ``step`` does from the tenth on: "input", "value", "awkward", "exit", "kill", "hang".
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (20,))
+    action_space = spaces.Box(0, 512, (2,))
+    n_open = 0
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+        self.info = {"steps": 0, "pid": os.getpid()}
+        self.canvas = np.zeros((2, 2, 3), np.uint8)
+        ToyEnv.n_open += 1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(0, 512, 20)
+        # Even seeds come to an end that depends on the seed, every fourth by truncation.
+        self.end, self.truncates = (5 + seed % 7 if seed % 2 == 0 else 1000), seed % 4 == 0
+        self.info |= {"steps": 0, "state": self.state, "torch": "torch" in sys.modules, "open": ToyEnv.n_open}
+        return self.state, self.info
+
+    def step(self, action):
+        self.info["steps"] += 1
+        if self.info["steps"] >= 10:
+            self.fail()
+        self.state += self.np_random.normal(size=20) + action.sum() / 1000
+        action[:] = 0
+        self.info["open"] = ToyEnv.n_open
+        over = self.info["steps"] >= self.end
+        return (
+            self.state,
+            np.float32(self.state[0]),
+            over and not self.truncates,
+            over and self.truncates,
+            self.info,
+        )
+
+    def fail(self):
+        if self.fault == "input":
+            raise InputError("the toy is broken: mend it")
+        if self.fault == "value":
+            raise ValueError("no such value")
+        if self.fault == "awkward":
+            raise AwkwardError("toy")
+        if self.fault == "exit":
+            sys.exit(3)
+        if self.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "hang":
+            os.write(1, b"hanging\n")
+            threading.Event().wait()
+
+    def close(self):
+        ToyEnv.n_open -= 1
+
+
+def picture(env: gymnasium.Env) -> np.ndarray:
+    env = env.unwrapped
+    env.canvas[:] = env.state[:12].reshape(2, 2, 3) % 256
+    return env.canvas
