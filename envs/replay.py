@@ -12,6 +12,8 @@ gripper.  States are robomimic's: time, positions, velocities.
 from __future__ import annotations
 
 import inspect
+import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,8 @@ from .simulation import Simulation, import_robosuite
 
 ROUNDING = 1e-6
 """How far beyond ±1 a delta may lie that has been computed."""
+EXACT = 1e-5
+"""A replay that stays this near (m, rad) has begun as the recording did."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Followed:
 
     error: NDArray[np.float64]
     success: bool
+
+    @property
+    def largest(self) -> float:
+        return float(self.error.max(initial=0.0))
 
 
 def supported(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -60,6 +68,30 @@ def supported(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], lis
     return {key: value for key, value in kwargs.items() if key in names}, rest
 
 
+def modern_model(model: str) -> str:
+    """A scene's MJCF with the names that robosuite has given its parts since 1.5, whichever version wrote
+    it: grippers belong to the right or left arm, and mounts are one kind of base.
+
+    Raises:
+        ValueError: it isn't XML.
+    """
+    if not re.search(r'name="gripper\d+_grip_site"', model):
+        return model
+    model = re.sub(r'"gripper(\d+)_', r'"gripper\1_right_', model)
+    model = re.sub(r'"mount(\d+)_', r'"fixed_mount\1_', model)
+    model = model.replace("/robosuite/models/assets/mounts/", "/robosuite/models/assets/bases/")
+    try:
+        scene = ElementTree.fromstring(model)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"the model isn't XML ({error})")
+    bodies = {body.get("name", ""): body for body in scene.iter("body")}
+    for name in [name for name in bodies if re.fullmatch(r"robot\d+_base", name)]:
+        # A site that 1.5 looks for: where an arm is mounted.
+        foot = bodies.get(name.replace("base", "link0"), bodies[name])
+        ElementTree.SubElement(foot, "site", name=name.replace("base", "right_center"), size="0.01")
+    return ElementTree.tostring(scene, encoding="unicode")
+
+
 def to_poses(
     simulation: Simulation, model: str, states: NDArray[np.float64], actions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -69,7 +101,7 @@ def to_poses(
         ValueError: the model can't be built, a state or action is of another size, or the controller
             isn't one of poses.
     """
-    simulation.reset_to(model, states[0])
+    simulation.reset_to(modern_model(model), states[0])
     poses = np.array(actions, dtype=np.float64)
     for step, state in enumerate(states):
         simulation.place(state)
@@ -89,7 +121,7 @@ def to_deltas(
     Raises:
         ValueError: as ``to_poses``.
     """
-    simulation.reset_to(model, states[0])
+    simulation.reset_to(modern_model(model), states[0])
     simulation.require_pose_actions()
     if poses.shape[1] != simulation.action_dim:
         raise ValueError(
@@ -116,7 +148,7 @@ def hands_at(
     Raises:
         ValueError: the model can't be built, or a state is of another size.
     """
-    simulation.reset_to(model, states[0])
+    simulation.reset_to(modern_model(model), states[0])
     found = []
     for state in states:
         simulation.place(state)
@@ -132,7 +164,7 @@ def observations_at(
     Raises:
         ValueError: as ``hands_at``; a key isn't observed.
     """
-    simulation.reset_to(model, states[0])
+    simulation.reset_to(modern_model(model), states[0])
     known = simulation.observations()
     for key in keys:
         if key not in known:
@@ -154,7 +186,18 @@ def follow(
     Raises:
         ValueError: the model can't be built, or a state or action is of another size.
     """
+    model = modern_model(model)
     simulation.reset_to(model, states[0])
+    first = _follow(simulation, states, actions)
+    if first.largest < EXACT:
+        return first
+    # Which posture the null space preferred isn't recorded: of the two possible ones, the better.
+    simulation.reset_to_standard_posture(model, states[0])
+    second = _follow(simulation, states, actions)
+    return min(first, second, key=lambda followed: followed.largest)
+
+
+def _follow(simulation: Simulation, states: NDArray[np.float64], actions: NDArray[np.float64]) -> Followed:
     if actions.shape[1] != simulation.action_dim:
         raise ValueError(
             f"actions have {actions.shape[1]} numbers per step, the controller takes {simulation.action_dim}"

@@ -72,6 +72,10 @@ class Simulation:
         self._env.reset()
         self._sensors = self._take_sensors()
         self._model = str(self._env.model.get_xml())
+        for _, _, part in self._arms():
+            # robosuite would use the mass matrix of an earlier posture in the first step, which is
+            # neither in a snapshot nor in a recorded state: an episode couldn't be played again exactly.
+            part.new_update = True
         self._settle()
 
     def step(self, action: NDArray[np.float64]) -> float:
@@ -166,6 +170,16 @@ class Simulation:
             # An episode's first posture is the one that its controllers' null space prefers: as long as
             # it's the beginning that is gone back to, a replay needs it.
             part.update_initial_joints(self.mujoco_data.qpos[part.qpos_index])
+
+    def reset_to_standard_posture(self, model: str, states: NDArray[np.float64]) -> None:
+        """Likewise, for episodes that began after such a reset themselves, as those that robosuite's and
+        robomimic's own tools record: their null space prefers the robot's standard posture.
+
+        Raises:
+            ValueError: as ``reset_to``.
+        """
+        self._load(model)
+        self.place(states)
 
     def place(self, states: NDArray[np.float64]) -> None:
         """Everything to where a recorded state ``[1 + nq + nv]`` has it, in the scene as it is.

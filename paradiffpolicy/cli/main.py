@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..errors import InputError, nearest
 from .bench import bench_control, bench_latency, bench_serve, bench_solvers
 from .building import Config, choose_device
+from .convert import convert
 from .evaluate import evaluate
 from .info import info
 from .run import StoppedError, run
@@ -74,6 +75,22 @@ COMMANDS = {
             ("paradiffpolicy collect", "50 PushT episodes to outputs/collect/pusht.zarr"),
             ("paradiffpolicy collect out=my.zarr episodes=200 min_score=0.9", "good ones only"),
             ("paradiffpolicy collect sampler_name=ddpm first_seed=1000", "another sampler, other seeds"),
+        ),
+    ),
+    "convert": Command(
+        convert,
+        "Turns a robomimic HDF5 file into a zarr store that 'train' reads, or a store into such a file, with\n"
+        "absolute or delta actions. What it can't compute exactly it says; half a dataset is never written.",
+        (
+            ("paradiffpolicy convert source=demo.hdf5 out=lift.zarr", "robomimic's, to absolute actions"),
+            (
+                "paradiffpolicy convert source=demo.hdf5 out=train.zarr mask=train observations=states",
+                "a subset, with observations computed from the states",
+            ),
+            (
+                "paradiffpolicy convert source=outputs/collect/lift.zarr out=lift.hdf5 actions=delta task=lift",
+                "for robomimic",
+            ),
         ),
     ),
     "bench latency": Command(

@@ -137,7 +137,7 @@ class RobomimicFile:
         for key in keys or ():
             if key not in known:
                 raise InputError(
-                    f"{where} has no obs/{key}{nearest(key, known)}; choose keys=[...], or compute them with "
+                    f"{where} has no obs/{key}{nearest(key, known)}; choose obs_keys=[...], or compute them with "
                     "observations=states"
                 )
         poses = self.values(demo, "actions_abs") if "actions_abs" in has else None

@@ -67,7 +67,7 @@ class StoreFile:
         index = self.demos.index(demo)
         for key in keys or ():
             if key not in self.keys:
-                raise InputError(f"{self.name} has no data/{key}{nearest(key, self.keys)}; choose keys=[...]")
+                raise InputError(f"{self.name} has no data/{key}{nearest(key, self.keys)}; choose obs_keys=[...]")
         keys = self.keys if keys is None else keys
         others = [field for field in OTHERS if field in self._buffer.fields]
         values = self._buffer.episode(index, [*keys, *others])
