@@ -156,8 +156,7 @@ class Simulations:
         return self._made[kind]
 
     def _make(self, kind: str | None, demo: str) -> Simulation:
-        from ..envs.replay import supported
-        from ..envs.simulation import Simulation, import_robosuite
+        from ..envs.simulation import Simulation
 
         if self.env_args is None:
             raise InputError(
@@ -165,13 +164,9 @@ class Simulations:
                 "the task, as task=lift, or convert them as they are with actions=recorded"
             )
         args = self.env_args if kind is None else self.env_args.with_kind(kind)
-        kwargs, notes = args.for_robosuite_1_5()
+        kwargs, notes, unknown, version = understood(args)
         try:
-            kwargs, unknown = supported(args.env_name, kwargs)
             simulation = Simulation(args.env_name, kwargs)
-            version = str(import_robosuite().__version__)
-        except ImportError as error:
-            raise InputError(str(error))
         except ValueError as error:
             raise InputError(f"{args.where}: env_args: {error}: correct them")
         if not self.used:
@@ -182,6 +177,35 @@ class Simulations:
             if args.env_version and args.env_version.split(".")[:2] != version.split(".")[:2]:
                 note(f"{args.where} was made with robosuite {args.env_version}, and is read with {version}")
         return simulation
+
+
+def understood(args: EnvArgs) -> tuple[dict[str, Any], list[str], list[str], str]:
+    """``env_kwargs`` for the installed robosuite, what to know about them, which it doesn't have, and its
+    version.
+
+    Raises:
+        InputError: it isn't installed, doesn't know the environment, or the controller is unknown.
+    """
+    from ..envs.replay import supported
+    from ..envs.simulation import import_robosuite
+
+    kwargs, notes = args.for_robosuite_1_5()
+    try:
+        version = str(import_robosuite().__version__)
+        kwargs, unknown = supported(args.env_name, kwargs)
+    except ImportError as error:
+        raise InputError(str(error))
+    except ValueError as error:
+        raise InputError(f"{args.where}: env_args: {error}: correct them")
+    return kwargs, notes, unknown, version
+
+
+def as_installed(args: EnvArgs) -> EnvArgs:
+    """The same environment as the installed robosuite would describe it."""
+    if not args.is_robosuite or not args.is_before_1_5:
+        return args
+    kwargs, _, _, version = understood(args)
+    return replace(args, env_kwargs=kwargs, env_version=version)
 
 
 @dataclass
@@ -209,14 +233,21 @@ class Conversion:
 
     def __post_init__(self) -> None:
         args = self.source.env_args
-        if self.source.kind is None and self.actions != "recorded" and (args is None or not args.is_robosuite):
+        if (
+            self.source.kind is None
+            and self.actions != "recorded"
+            and (args is None or not args.is_robosuite)
+        ):
             # PushT's, for instance: there is one kind.
             self.actions = "recorded"
         self._clipped = 0
+        self._different: set[str] = set()
         self._followed: list[tuple[float, bool]] = []
         self.env_args = args
         if args is not None and self.actions != "recorded":
             self.env_args = args.with_kind(self.actions)
+        if self.env_args is not None and self.observations == "states":
+            self.env_args = as_installed(self.env_args)
 
     def demonstrations(self, names: Iterator[str]) -> Iterator[Demonstration]:
         """Reads and converts one after the other.
@@ -224,6 +255,8 @@ class Conversion:
         Raises:
             InputError: one can't be.
         """
+        from ..envs.replay import modern_model
+
         for index, name in enumerate(names):
             told = self.source.read(name, [] if self.observations == "states" else self.keys)
             poses = self._poses(told) if self.actions != "recorded" or self._is_wide(told) else told.poses
@@ -231,7 +264,7 @@ class Conversion:
             if self.to_store and self.actions == "recorded":
                 new = replace(told)
             if self.observations == "states":
-                new = replace(new, observations=self._observed(told))
+                new = replace(new, observations=self._observed(told), model=modern_model(str(told.model)))
             if index == 0:
                 self._mention_version()
             if index < self.check and self.simulations.used:
@@ -250,8 +283,8 @@ class Conversion:
             worst = max(error for error, _ in self._followed)
             done = sum(success for _, success in self._followed)
             lines.append(
-                f"played again from their first states: {done} of {len(self._followed)} do the task; positions "
-                f"differ from the recorded by at most {worst:.2g} (m, rad)"
+                f"played again from their first states: {done} of {len(self._followed)} do the task; "
+                f"positions differ from the recorded by at most {worst:.2g} (m, rad)"
             )
         return lines
 
@@ -321,8 +354,8 @@ class Conversion:
         for what, value in (("states", demo.states), ("model_file", demo.model)):
             if value is None:
                 raise InputError(
-                    f"{where} has no {what}, without which actions and observations can't be computed: convert "
-                    "it with actions=recorded observations=recorded, or leave it out with a mask"
+                    f"{where} has no {what}, without which actions and observations can't be computed: "
+                    "convert it with actions=recorded observations=recorded, or leave it out with a mask"
                 )
         assert demo.model is not None and demo.states is not None
         return demo.model, np.asarray(demo.states, dtype=np.float64)
@@ -367,8 +400,8 @@ class Conversion:
             apart = float(np.abs(hands[:, arm] - recorded).max())
             if apart > HAND_TOLERANCE:
                 raise InputError(
-                    f"{where}: its states put the hand {apart:.2g} m from the recorded robot{arm}_eef_pos, so "
-                    "they mean something else in this robosuite: convert it with actions=recorded"
+                    f"{where}: its states put the hand {apart:.2g} m from the recorded robot{arm}_eef_pos, "
+                    "so they mean something else in this robosuite: convert it with actions=recorded"
                 )
         observed = {key: v for key, v in old.observations.items() if key in simulation.observations()}
         if self.observations == "recorded" and observed:
@@ -376,10 +409,11 @@ class Conversion:
             for key, values in observed.items():
                 same = seen[key].shape == values.shape
                 apart = float(np.abs(seen[key] - values).max()) if same else np.inf
-                if apart > NOTABLE:
+                if apart > NOTABLE and key not in self._different:
+                    self._different.add(key)
                     note(
-                        f"{where}/obs/{key} differs by up to {apart:.2g} from what this robosuite observes in "
-                        "the same states: observations=states writes what a policy will see"
+                        f"{where}/obs/{key} differs by up to {apart:.2g} from what this robosuite observes "
+                        "in the same states: observations=states writes what a policy will see"
                     )
         kind = self.source.kind if self.actions == "recorded" else self.actions
         played = poses if kind == "absolute" else new.actions
@@ -394,5 +428,3 @@ def note(line: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(f"paradiffpolicy: note: {line}", file=sys.stderr)
-
-

@@ -8,7 +8,9 @@
       meta/<text>         [n_bytes]        if there are any: a text per episode, one after the other, UTF-8
       meta/<text>_ends    [n_episodes]     exclusive end of each in meta/<text>
 
-The store's attributes are about all of it: the environment that it was made in, for instance.  zarr v2 stores (diffusion_policy's own) are read as they are; new stores are zarr v3.
+The store's attributes are about all of it: the environment that it was made in, for instance.
+
+zarr v2 stores (diffusion_policy's own) are read as they are; new stores are zarr v3.
 
 An append writes the steps and texts first and ``episode_ends`` last.  Every file of a zarr store is replaced
 as a whole, so an append that is interrupted anywhere leaves the earlier episodes readable: steps

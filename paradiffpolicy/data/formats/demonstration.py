@@ -58,12 +58,18 @@ class Source(Protocol):
         keys: what is observed.
     """
 
-    name: str
-    env_args: EnvArgs | None
-    kind: str | None
-    demos: Sequence[str]
-    masks: Mapping[str, Sequence[str]]
-    keys: Sequence[str]
+    @property
+    def name(self) -> str: ...
+    @property
+    def env_args(self) -> EnvArgs | None: ...
+    @property
+    def kind(self) -> str | None: ...
+    @property
+    def demos(self) -> Sequence[str]: ...
+    @property
+    def masks(self) -> Mapping[str, Sequence[str]]: ...
+    @property
+    def keys(self) -> Sequence[str]: ...
 
     def read(self, demo: str, keys: Sequence[str] | None = None) -> Demonstration:
         """One demonstration, with some observations (all by default), checked.

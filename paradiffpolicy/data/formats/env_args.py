@@ -187,7 +187,9 @@ class EnvArgs:
         configs = copy.deepcopy(self._configs())
         translated = [self._translated(config) for config in configs]
         if any("control_delta" in part for config in configs for part in self._arms(config)):
-            kinds = " and ".join(sorted({_kind(part) for config in translated for part in self._arms(config)}))
+            kinds = " and ".join(
+                sorted({_kind(part) for config in translated for part in self._arms(config)})
+            )
             notes.append(
                 f"{self.where}: controller_configs with control_delta are an older robosuite's, 1.5 ignores "
                 f"it; taken as input_type={kinds} in the world's frame"
@@ -204,7 +206,9 @@ class EnvArgs:
         """In words, by topic, for a table."""
         rows = {"environment": self.env_name}
         if self.is_robosuite:
-            rows["robosuite"] = self.env_version or ("before 1.5" if self.is_before_1_5 else "version unknown")
+            rows["robosuite"] = self.env_version or (
+                "before 1.5" if self.is_before_1_5 else "version unknown"
+            )
             rows["robots"] = ", ".join(self.robots) or "not told"
             rows["controller"] = ", ".join(
                 f"{part['type']}, {_kind(part)}, {self._frame(part)} frame" for part in self.controllers

@@ -126,7 +126,9 @@ class RobomimicFile:
         if actions.ndim != 2 or not actions.size:
             raise InputError(f"{where}/actions is {actions.shape}: it must be steps x numbers, both above 0")
         if told != len(actions):
-            raise InputError(f"{where} has {len(actions)} actions but num_samples {told}: copy the file again")
+            raise InputError(
+                f"{where} has {len(actions)} actions but num_samples {told}: copy the file again"
+            )
         wanted = self.env_args.action_dim if self.env_args else None
         if wanted is not None and self.env_args and actions.shape[1] != wanted:
             controllers = " and ".join(sorted({part["type"] for part in self.env_args.controllers}))
@@ -137,8 +139,8 @@ class RobomimicFile:
         for key in keys or ():
             if key not in known:
                 raise InputError(
-                    f"{where} has no obs/{key}{nearest(key, known)}; choose obs_keys=[...], or compute them with "
-                    "observations=states"
+                    f"{where} has no obs/{key}{nearest(key, known)}; choose obs_keys=[...], or compute them "
+                    "with observations=states"
                 )
         poses = self.values(demo, "actions_abs") if "actions_abs" in has else None
         if poses is not None:

@@ -67,7 +67,9 @@ class StoreFile:
         index = self.demos.index(demo)
         for key in keys or ():
             if key not in self.keys:
-                raise InputError(f"{self.name} has no data/{key}{nearest(key, self.keys)}; choose obs_keys=[...]")
+                raise InputError(
+                    f"{self.name} has no data/{key}{nearest(key, self.keys)}; choose obs_keys=[...]"
+                )
         keys = self.keys if keys is None else keys
         others = [field for field in OTHERS if field in self._buffer.fields]
         values = self._buffer.episode(index, [*keys, *others])
@@ -75,7 +77,7 @@ class StoreFile:
             name=demo,
             observations={key: values[key] for key in keys},
             model=self._buffer.text("model", index) if "model" in self._buffer.texts else None,
-            **{OTHERS[field]: values[field] for field in others},  # type: ignore[arg-type]
+            **{OTHERS[field]: values[field] for field in others},
         )
 
     def close(self) -> None:
@@ -108,7 +110,9 @@ def write_store(
         for demo in demonstrations:
             taken = set(demo.observations) & set(OTHERS)
             if taken:
-                raise InputError(f"{path}: an observation can't be called {sorted(taken)} in a store: leave it out")
+                raise InputError(
+                    f"{path}: an observation can't be called {sorted(taken)} in a store: leave it out"
+                )
             others = {field: getattr(demo, attribute) for field, attribute in OTHERS.items()}
             fields = {field: np.asarray(v) for field, v in others.items() if v is not None}
             try:
