@@ -132,7 +132,7 @@ def datasets(draw):
     return demos, draw(st.dictionaries(st.sampled_from(["train", "valid", "20_percent"]), names))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(datasets())
 def test_hdf5_to_zarr_to_hdf5_is_the_same(tmp_path_factory, dataset):
     demos, masks = dataset
@@ -472,7 +472,7 @@ BAD = {
     ),
     "a key that one lacks": (
         edited(lambda file: file.pop("data/demo_5/obs/object")),
-        "demo_5 isn't like those before it",
+        "demo_5 has no obs/object",
     ),
     "unknown mask": (lambda path: ["mask=tain"], "no mask/tain; did you mean 'train'"),
     "a mask of others": (put("mask/valid", lambda values: np.array([b"demo_77"])), "names demo_77"),
@@ -540,22 +540,6 @@ def test_a_file_cut_anywhere_is_refused(tmp_path_factory, whole, share):
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match=re.escape(str(path))):
         RobomimicFile(path)
-
-
-@settings(max_examples=60, deadline=None)
-@given(share=st.floats(0, 1, exclude_max=True), length=st.integers(1, 400))
-def test_a_file_with_a_hole_is_read_or_refused(tmp_path_factory, whole, share, length):
-    """A download that left zeros somewhere."""
-    start = int(share * len(whole))
-    path = tmp_path_factory.mktemp("hole") / "demo.hdf5"
-    path.write_bytes(whole[:start] + bytes(min(length, len(whole) - start)) + whole[start + length :])
-    try:
-        file = RobomimicFile(path)
-        for demo in file.demos:
-            file.read(demo)
-            file.fields(demo)
-    except InputError as error:
-        assert str(path) in str(error) and "\n" not in str(error)
 
 
 def test_poses_of_two_arms_are_checked():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -65,18 +66,20 @@ def convert(cfg: Config) -> None:
         )
         masks = {key: [name for name in names if name in set(kept)] for key, kept in source.masks.items()}
         masks = {key: kept for key, kept in masks.items() if kept}
-        demonstrations = conversion.demonstrations(tqdm(names, unit="demo", dynamic_ncols=True))
-        if conversion.to_store:
-            told = {} if conversion.env_args is None else {"env_args": conversion.env_args.to_dict()}
-            about = {**told, "actions": conversion.actions, "demos": names, "masks": masks}
-            write_store(out, demonstrations, about)
-        elif conversion.env_args is None:
+        args = conversion.env_args
+        if args is None and not conversion.to_store:
             raise InputError(
                 f"{source.name} doesn't say in which environment it was made, robomimic's files must: "
                 "name the task, as task=lift"
             )
-        else:
-            write_robomimic(out, demonstrations, conversion.env_args, masks)
+        with tqdm(names, unit="demo", dynamic_ncols=True) as bar:
+            demonstrations = conversion.demonstrations(bar)
+            if conversion.to_store or args is None:
+                told = {} if args is None else {"env_args": args.to_dict()}
+                about = {**told, "actions": conversion.actions, "demos": names, "masks": masks}
+                write_store(out, demonstrations, about)
+            else:
+                write_robomimic(out, demonstrations, args, masks)
     finally:
         source.close()
     for line in conversion.summary():
@@ -242,6 +245,7 @@ class Conversion:
             self.actions = "recorded"
         self._clipped = 0
         self._different: set[str] = set()
+        self._checking = False
         self._followed: list[tuple[float, bool]] = []
         self.env_args = args
         if args is not None and self.actions != "recorded":
@@ -249,7 +253,7 @@ class Conversion:
         if self.env_args is not None and self.observations == "states":
             self.env_args = as_installed(self.env_args)
 
-    def demonstrations(self, names: Iterator[str]) -> Iterator[Demonstration]:
+    def demonstrations(self, names: Iterable[str]) -> Iterator[Demonstration]:
         """Reads and converts one after the other.
 
         Raises:
@@ -258,7 +262,9 @@ class Conversion:
         from ..envs.replay import modern_model
 
         for index, name in enumerate(names):
-            told = self.source.read(name, [] if self.observations == "states" else self.keys)
+            self._checking = index < self.check
+            hands = [key for key in self.source.keys if re.fullmatch(r"robot\d+_eef_pos", key)]
+            told = self.source.read(name, hands if self.observations == "states" else self.keys)
             poses = self._poses(told) if self.actions != "recorded" or self._is_wide(told) else told.poses
             new = replace(told, actions=self._actions(told, poses), poses=None if self.to_store else poses)
             if self.to_store and self.actions == "recorded":
@@ -267,7 +273,7 @@ class Conversion:
                 new = replace(new, observations=self._observed(told), model=modern_model(str(told.model)))
             if index == 0:
                 self._mention_version()
-            if index < self.check and self.simulations.used:
+            if self._checking and self.simulations.used:
                 self._check(told, new, poses)
             self.n_steps += len(new)
             yield new
@@ -317,7 +323,7 @@ class Conversion:
         model, states = self._scene(demo)
         simulation = self.simulations.of(None, where)
         poses = self._tried(where, lambda: to_poses(simulation, model, states, demo.actions))
-        check_poses(poses, f"{where}: absolute poses")
+        check_poses(poses, f"{where}/absolute poses")
         return poses
 
     def _actions(self, demo: Demonstration, poses: Any) -> Any:
@@ -358,7 +364,32 @@ class Conversion:
                     "convert it with actions=recorded observations=recorded, or leave it out with a mask"
                 )
         assert demo.model is not None and demo.states is not None
-        return demo.model, np.asarray(demo.states, dtype=np.float64)
+        states = np.asarray(demo.states, dtype=np.float64)
+        if self._checking:
+            self._require_hands(demo, demo.model, states)
+        return demo.model, states
+
+    def _require_hands(self, demo: Demonstration, model: str, states: Any) -> None:
+        """Whether states mean what they meant.
+
+        Raises:
+            InputError: hands are elsewhere than recorded.
+        """
+        from ..envs.replay import hands_at
+
+        where = f"{self.source.name}: {demo.name}"
+        simulation = self.simulations.of(None, where)
+        hands = np.array(self._tried(where, lambda: hands_at(simulation, model, states)))
+        for arm in range(hands.shape[1]):
+            recorded = demo.observations.get(f"robot{arm}_eef_pos")
+            if recorded is None or recorded.shape != hands[:, arm].shape:
+                continue
+            apart = float(np.abs(hands[:, arm] - recorded).max())
+            if apart > HAND_TOLERANCE:
+                raise InputError(
+                    f"{where}: its states put the hand {apart:.2g} m from the recorded robot{arm}_eef_pos, "
+                    "so they mean something else in this robosuite: convert it with actions=recorded"
+                )
 
     def _tried(self, where: str, compute: Callable[[], T]) -> T:
         try:
@@ -380,29 +411,14 @@ class Conversion:
             )
 
     def _check(self, old: Demonstration, new: Demonstration, poses: Any) -> None:
-        """Whether states mean what they meant, and actions do what they did.
-
-        Raises:
-            InputError: hands are elsewhere than recorded.
-        """
-        from ..envs.replay import follow, hands_at, observations_at
+        """Whether actions do what they did, and observations would be the same."""
+        from ..envs.replay import follow, observations_at
 
         if old.states is None or old.model is None:
             return
         where = f"{self.source.name}: {old.name}"
-        model, states = self._scene(old)
+        model, states = old.model, np.asarray(old.states, dtype=np.float64)
         simulation = self.simulations.of(None, where)
-        hands = np.array(self._tried(where, lambda: hands_at(simulation, model, states)))
-        for arm in range(hands.shape[1]):
-            recorded = old.observations.get(f"robot{arm}_eef_pos")
-            if recorded is None or recorded.shape != hands[:, arm].shape:
-                continue
-            apart = float(np.abs(hands[:, arm] - recorded).max())
-            if apart > HAND_TOLERANCE:
-                raise InputError(
-                    f"{where}: its states put the hand {apart:.2g} m from the recorded robot{arm}_eef_pos, "
-                    "so they mean something else in this robosuite: convert it with actions=recorded"
-                )
         observed = {key: v for key, v in old.observations.items() if key in simulation.observations()}
         if self.observations == "recorded" and observed:
             seen = self._tried(where, lambda: observations_at(simulation, model, states, list(observed)))

@@ -81,7 +81,7 @@ COMMANDS = {
     "convert": Command(
         convert,
         "Turns a robomimic HDF5 file into a zarr store that 'train' reads, or a store into such a file,\n"
-        "with absolute or delta actions. What it can't compute exactly it says; half a dataset is never written.",
+        "with absolute or delta actions. Half a dataset is never written.",
         (
             ("paradiffpolicy convert source=demo.hdf5 out=lift.zarr", "robomimic's, to absolute actions"),
             (

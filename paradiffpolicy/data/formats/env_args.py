@@ -26,6 +26,8 @@ PARTS = ("IK_POSE", "JOINT_POSITION", "JOINT_TORQUE", "JOINT_VELOCITY", "OSC_POS
 COMPOSITES = ("BASIC", "HYBRID_MOBILE_BASE", "WHOLE_BODY_EXTERNAL_IK", "WHOLE_BODY_IK", "WHOLE_BODY_MINK_IK")
 RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
 """Settings of 1.2's controllers that have other names since."""
+NEEDED = {"interpolation": None, "ramp_ratio": 0.2}
+"""Settings that 1.5 doesn't do without."""
 WIDTHS = {"OSC_POSE": 6, "OSC_POSITION": 3}
 ONE_COMMAND_GRIPPERS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
 """Robots whose own gripper takes one number."""
@@ -184,9 +186,10 @@ class EnvArgs:
         notes = []
         seen = ("camera_", "render", "has_renderer", "has_offscreen")
         kwargs = {key: value for key, value in self.env_kwargs.items() if not key.startswith(seen)}
+        old = any("control_delta" in part for part in self.controllers)
         configs = copy.deepcopy(self._configs())
         translated = [self._translated(config) for config in configs]
-        if any("control_delta" in part for config in configs for part in self._arms(config)):
+        if old:
             kinds = " and ".join(
                 sorted({_kind(part) for config in translated for part in self._arms(config)})
             )
@@ -259,7 +262,8 @@ class EnvArgs:
                     del part["control_delta"]
             nested = config["body_parts"].pop("arms", {})
             return {**config, "body_parts": {**config["body_parts"], **nested}}
-        part = {RENAMED.get(key, key): value for key, value in config.items() if key != "control_delta"}
+        named = {RENAMED.get(key, key): value for key, value in config.items() if key != "control_delta"}
+        part = NEEDED | named
         if config["type"].startswith("OSC"):
             part |= {"input_type": _kind(config), "input_ref_frame": self._frame(config)}
         return {"type": "BASIC", "body_parts": {"right": {**part, "gripper": {"type": "GRIP"}}}}

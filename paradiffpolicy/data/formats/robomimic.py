@@ -136,7 +136,8 @@ class RobomimicFile:
                 f"{where}/actions have {actions.shape[1]} numbers per step, but {controllers} of "
                 f"{', '.join(self.env_args.robots)} takes {wanted}: correct controller_configs in env_args"
             )
-        for key in keys or ():
+        keys = self.keys if keys is None else keys
+        for key in keys:
             if key not in known:
                 raise InputError(
                     f"{where} has no obs/{key}{nearest(key, known)}; choose obs_keys=[...], or compute them "
@@ -151,7 +152,7 @@ class RobomimicFile:
         return Demonstration(
             name=demo,
             actions=actions,
-            observations={k: self.values(demo, f"obs/{k}") for k in (known if keys is None else keys)},
+            observations={k: self.values(demo, f"obs/{k}") for k in keys},
             poses=poses,
             model=model.decode() if isinstance(model, bytes) else model,
             **optional,
