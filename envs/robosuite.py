@@ -5,7 +5,7 @@ Lengths are in metres, in the world's frame, angles in radians, times in seconds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from .camera import Camera
 from .rotation import absolute_action, pose_action
 from .simulation import Simulation, Snapshot, import_robosuite
 
@@ -23,6 +24,8 @@ REACH = 10.0
 """Metres: nothing that is observed is farther away."""
 WORKSPACE = 1.5
 """Metres: absolute actions are kept within this distance of the origin, in each coordinate."""
+IMAGE_SIZE = 84
+"""Pixels, of observed pictures."""
 ROBOMIMIC_TYPE = 1
 """How robomimic's ``env_args`` say 'robosuite'."""
 
@@ -34,18 +37,22 @@ class Task:
     Attributes:
         name: robosuite's name of it.
         n_arms: one Panda each.
+        cameras: robomimic's, beside those in the hands.
+        view: the camera that shows people most.
     """
 
     name: str
     n_arms: int = 1
+    cameras: tuple[str, ...] = ("agentview",)
+    view: str = "agentview"
 
 
 TASKS = {
     "lift": Task("Lift"),
     "can": Task("PickPlaceCan"),
     "square": Task("NutAssemblySquare"),
-    "transport": Task("TwoArmTransport", n_arms=2),
-    "tool_hang": Task("ToolHang"),
+    "transport": Task("TwoArmTransport", 2, ("shouldercamera0", "shouldercamera1"), "frontview"),
+    "tool_hang": Task("ToolHang", cameras=("sideview",)),
 }
 
 
@@ -53,6 +60,11 @@ def observation_keys(n_arms: int) -> list[str]:
     """robomimic's low-dim observation, in its order."""
     parts = ("eef_pos", "eef_quat", "gripper_qpos")
     return ["object", *(f"robot{arm}_{part}" for arm in range(n_arms) for part in parts)]
+
+
+def camera_names(task: Task) -> list[str]:
+    """The cameras of robomimic's image observation."""
+    return [*task.cameras, *(f"robot{arm}_eye_in_hand" for arm in range(task.n_arms))]
 
 
 def controller(input_type: str) -> dict[str, Any]:
@@ -85,7 +97,7 @@ def env_kwargs(task: Task, action_type: str, control_hz: float) -> dict[str, Any
     }
 
 
-class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
+class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     """One of robomimic's tasks.
 
     Action, by ``action_type``, for each arm in turn:
@@ -94,9 +106,12 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         ``delta``: ``[7]``, by how much it should move: position over 0.05 m, rotation vector over
         0.5 rad, gripper; kept within ±1.
 
-    Observation: ``object`` as robosuite describes the task's objects, then for each arm the hand's
-    position ``[3]``, its quaternion ``[4]`` (x, y, z, w) and the fingers' positions ``[2]``: robomimic's
-    low-dim observation, read at the end of the control step.
+    Observation, read at the end of the control step, by ``obs_type``:
+        ``lowdim``: ``object`` as robosuite describes the task's objects, then for each arm the hand's
+        position ``[3]``, its quaternion ``[4]`` (x, y, z, w) and the fingers' positions ``[2]``:
+        robomimic's low-dim observation.
+        ``image``: dict of robomimic's cameras, ``agentview_image``, ``robot0_eye_in_hand_image``, …, each
+        ``[84, 84, 3]`` uint8 RGB, and of the arms' parts of the above, ``robot0_eef_pos``, ….
 
     Reward: 1 when the task is done, else 0; then the episode terminates.
 
@@ -107,6 +122,7 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
 
     Raises:
         MissingRobosuiteError: robosuite isn't installed.
+        MissingGLError: there is a picture to be drawn, and nothing to draw it with.
         ValueError: an argument is out of range.
     """
 
@@ -119,6 +135,7 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         control_hz: float = CONTROL_HZ,
         render_mode: str | None = None,
         render_size: int = 256,
+        obs_type: str = "lowdim",
     ) -> None:
         if task not in TASKS:
             raise ValueError(f"{task=} must be one of {sorted(TASKS)}")
@@ -133,12 +150,12 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         self.task, self.action_type, self.control_hz = task, action_type, float(control_hz)
         self.metadata = {**self.metadata, "render_fps": control_hz}
         self.render_mode, self.render_size = render_mode, render_size
+        self._camera = Camera()
         self._n_arms = TASKS[task].n_arms
         self._keys = observation_keys(self._n_arms)
         kwargs = env_kwargs(TASKS[task], action_type, control_hz)
         self.simulation = Simulation(TASKS[task].name, kwargs)
-        sizes = [len(self.simulation.observations()[key]) for key in self._keys]
-        self.observation_space = spaces.Box(-REACH, REACH, (sum(sizes),), np.float64)
+        self._observe, self.observation_space = self._observation(obs_type)
         arm = [WORKSPACE] * 3 + [1.0] * 7 if action_type == "absolute" else [1.0] * 7
         self._bound = np.array(arm * self._n_arms)
         self.action_space = spaces.Box(-self._bound, self._bound, dtype=np.float64)
@@ -153,7 +170,7 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         options = options or {}
         self._grippers = np.full(self._n_arms, -1.0)
@@ -164,11 +181,9 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         else:
             self.simulation.reset(seed if seed is not None else int(self.np_random.integers(2**31)))
         info = self._info()
-        return self._observation(info), info
+        return self._observe(info), info
 
-    def step(
-        self, action: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float64]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         action = np.asarray(action, dtype=np.float64)
         if action.shape != self._bound.shape or not np.isfinite(action).all():
             raise ValueError(f"action must be {len(self._bound)} finite numbers, got {action}")
@@ -176,7 +191,7 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         self.simulation.step(self._command(action))
         success = self.simulation.success
         info = self._info()
-        return self._observation(info), float(success), success, False, info
+        return self._observe(info), float(success), success, False, info
 
     def save(self) -> Snapshot:
         """Where everything stands, for ``reset(options={"snapshot": ...})``."""
@@ -189,7 +204,16 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
             return np.concatenate([[*np.zeros(6), gripper] for gripper in self._grippers])
         return absolute_of(self.simulation.hands(), self._grippers)
 
+    def render(self) -> NDArray[np.uint8]:
+        """``[render_size, render_size, 3]``."""
+        return self.picture(self.render_size)
+
+    def picture(self, size: int) -> NDArray[np.uint8]:
+        """The scene as RGB, ``[size, size, 3]`` uint8."""
+        return self._draw(TASKS[self.task].view, size)
+
     def close(self) -> None:
+        self._camera.close()
         self.simulation.close()
 
     def _command(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -205,8 +229,32 @@ class RobosuiteEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         seen = self.simulation.observations()
         return {**{key: seen[key] for key in self._keys}, "states": self.simulation.states}
 
-    def _observation(self, info: Mapping[str, Any]) -> NDArray[np.float64]:
-        return np.concatenate([info[key] for key in self._keys])
+    def _draw(self, view: str, size: int) -> NDArray[np.uint8]:
+        simulation = self.simulation
+        return self._camera.picture(simulation.mujoco_model, simulation.mujoco_data, view, size)
+
+    def _observation(self, obs_type: str) -> tuple[Callable[[Mapping[str, Any]], Any], spaces.Space[Any]]:
+        """How to observe, given the parts, and the space of that."""
+
+        def box(*keys: str) -> spaces.Box:
+            return spaces.Box(-REACH, REACH, (sum(len(seen[key]) for key in keys),), np.float64)
+
+        seen, arms = self.simulation.observations(), self._keys[1:]
+        views = {f"{view}_image": view for view in camera_names(TASKS[self.task])}
+        picture = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        kinds: dict[str, tuple[Callable[[Mapping[str, Any]], Any], spaces.Space[Any]]] = {
+            "lowdim": (lambda info: np.concatenate([info[key] for key in self._keys]), box(*self._keys)),
+            "image": (
+                lambda info: (
+                    {name: self._draw(view, IMAGE_SIZE) for name, view in views.items()}
+                    | {key: np.array(info[key]) for key in arms}
+                ),
+                spaces.Dict(dict.fromkeys(views, picture) | {key: box(key) for key in arms}),
+            ),
+        }
+        if obs_type not in kinds:
+            raise ValueError(f"{obs_type=} must be one of {sorted(kinds)}")
+        return kinds[obs_type]
 
 
 def absolute_of(

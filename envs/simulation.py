@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .stepping import Step, lean_step
 
 SETUP = "scripts/setup robosuite, or pip install 'paradiffpolicy[robosuite]'"
 
@@ -61,30 +64,42 @@ class Simulation:
             self._env = robosuite.make(name, **copy.deepcopy(self.kwargs))
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"robosuite can't make {name!r}: {str(error) or type(error).__name__}")
-        self._sensors = self._take_sensors()
+        self._env.set_xml_processor(self._see_built)
+        self._keeps_scene = False
         self._model = str(self._env.model.get_xml())
+        self._take_over()
 
     def reset(self, seed: int) -> None:
         """An episode from what the seed draws, whatever came before."""
-        # In place: placement samplers hold the generator itself.
-        self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
-        self._env._observables = self._sensors  # it sets them up anew
-        self._env.reset()
-        self._sensors = self._take_sensors()
-        self._model = str(self._env.model.get_xml())
-        for _, _, part in self._arms():
-            # robosuite would use the mass matrix of an earlier posture in the first step, which is
-            # neither in a snapshot nor in a recorded state: an episode couldn't be played again exactly.
-            part.new_update = True
-        self._settle()
+        env, start = self._env, np.random.default_rng(seed).bit_generator.state
+        env.rng.bit_generator.state = start  # in place: placement samplers hold the generator itself
+        env._observables = self._sensors  # it sets them up anew
+        # Where building the scene draws nothing, the one that there is will do: to compile it takes as
+        # long as thirty steps.
+        env.hard_reset = not self._keeps_scene
+        env.reset()
+        if env.hard_reset:
+            self._keeps_scene = self._after_building == start
+            self._model = str(env.model.get_xml())
+        self._take_over()
+        # The solver starts from its last solution, also those from before the reset.
+        self.mujoco_data.qacc_warmstart[:] = 0
+        env.sim.forward()
+        self._forget_derived()
 
     def step(self, action: NDArray[np.float64]) -> float:
         """A control step; the reward after it.
 
         Args:
             action: ``[action_dim]``, as the controllers take it.
+
+        Raises:
+            ValueError: it has another size.
         """
-        self._env.step(action)
+        action = np.array(action, dtype=np.float64)
+        if action.shape != (self.action_dim,):
+            raise ValueError(f"an action of {action.shape}; the controllers take {self.action_dim} numbers")
+        self._advance(action)
         # Physics have integrated positions, but not yet computed where bodies are.
         self._settle()
         return float(self._env.reward(action))
@@ -94,16 +109,12 @@ class Simulation:
         vector, as robomimic has it.
 
         robosuite's own observations were taken at the beginning of the control step, and relative ones
-        even before.  Here sensors are asked directly, twice, since some of them use others' values.
+        even before.  Here sensors are asked directly; those that use others' values twice.
         """
         values: dict[str, Any] = {}
-        for _ in range(2):
-            for name, sensor in self._sensors.items():
-                if not sensor.is_enabled():
-                    continue
-                values[name] = np.array(sensor._sensor(values), dtype=np.float64)
-        objects = [n for n, sensor in self._sensors.items() if sensor.modality == "object"]
-        parts = [values[name].reshape(-1) for name in objects if self._sensors[name].is_active()]
+        for name in (*self._observed, *self._relative):
+            values[name] = np.array(self._sensors[name]._sensor(values), dtype=np.float64)
+        parts = [values[name].reshape(-1) for name in self._objects]
         return {**values, "object": np.concatenate(parts or [np.zeros(0)])}
 
     @property
@@ -190,10 +201,12 @@ class Simulation:
         if states.shape != self.states.shape:
             raise ValueError(f"a state of {states.shape[0]} numbers; the model has {self.states.shape[0]}")
         self._env.sim.set_state_from_flattened(np.asarray(states, dtype=np.float64))
+        self.mujoco_data.qacc_warmstart[:] = 0  # as after a reset
         self._env.sim.forward()
         for _, _, part in self._arms():
             part.update(force=True)
             part.reset_goal()
+        self._forget_derived()
 
     def pursue(self, action: NDArray[np.float64]) -> None:
         """Sets the goals that ``step`` would set here, and moves nothing.
@@ -302,7 +315,7 @@ class Simulation:
                 part = robot.part_controllers[arm]
                 part.initial_joint = np.array(joints[arm])
                 part.goal_pos, part.goal_ori = (np.array(value) for value in goals[arm])
-                part.new_update = True
+        self._forget_derived()
         self._env.timestep, self._env.cur_time = snapshot.step, snapshot.time
 
     def close(self) -> None:
@@ -310,13 +323,13 @@ class Simulation:
 
     def _load(self, model: str) -> None:
         """Another scene."""
-        self._env._observables = self._sensors
+        self._env._observables, self._env.hard_reset, self._keeps_scene = self._sensors, True, False
         try:
             self._env.reset_from_xml_string(self._env.edit_model_xml(model))
         except (AssertionError, ValueError) as error:
             raise ValueError(f"the model can't be built: {str(error).splitlines()[0]}")
         self._model = model
-        self._sensors = self._take_sensors()
+        self._take_over()
 
     def _settle(self) -> None:
         """Where bodies are follows from positions alone: computing it changes no future."""
@@ -324,21 +337,49 @@ class Simulation:
 
         mujoco.mj_kinematics(self.mujoco_model, self.mujoco_data)
 
-    def _take_sensors(self) -> dict[str, Any]:
-        """Takes the observables away from robosuite, which would ask them 25 times per step."""
-        sensors = dict(self._env._observables)
+    def _forget_derived(self) -> None:
+        """What controllers have computed of another moment, they would use for the next torques."""
+        for _, _, part in self._arms():
+            part.new_update = True
+
+    def _see_built(self, xml: str) -> str:
+        """Where the generator stands when the scene has been built, before anything is placed."""
+        self._after_building = self._env.rng.bit_generator.state
+        return xml
+
+    def _take_over(self) -> None:
+        """From robosuite, after each of its resets: how to take steps, and the observables, which it
+        would ask 25 times per step."""
+        self._advance: Step = lean_step(self._env)
+        self._sensors = dict(self._env._observables)
         self._env._observables = {}
-        return sensors
+        self._observed = [name for name, sensor in self._sensors.items() if sensor.is_enabled()]
+        self._relative = [name for name in self._observed if _uses_others(self._sensors[name])]
+        self._objects = [
+            name
+            for name in self._observed
+            if self._sensors[name].modality == "object" and self._sensors[name].is_active()
+        ]
 
     def _arms(self) -> list[tuple[Any, str, Any]]:
         return [(robot, arm, robot.part_controllers[arm]) for robot in self.robots for arm in robot.arms]
 
 
-def _frame(part: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Origin ``[3]`` and axes ``[3, 3]`` of what a controller's goals refer to, in the world."""
-    if part.input_ref_frame == "world":
-        return np.zeros(3), np.eye(3)
-    return np.asarray(part.origin_pos), np.asarray(part.origin_ori)
+class _Asked(dict[str, Any]):
+    """Notes whether anyone has looked for something."""
+
+    asked = False
+
+    def __contains__(self, key: object) -> bool:
+        self.asked = True
+        return False
+
+
+def _uses_others(sensor: Any) -> bool:
+    """Whether its value depends on others' values."""
+    values = _Asked()
+    sensor._sensor(values)
+    return values.asked
 
 
 def import_robosuite() -> Any:
@@ -349,6 +390,8 @@ def import_robosuite() -> Any:
     """
     if find_spec("robosuite") is None or find_spec("mujoco") is None:
         raise MissingRobosuiteError(f"robosuite isn't installed: {SETUP}")
+    # It says how to draw, for everyone in the process; who draws here chooses what there is.
+    drawing = os.environ.get("MUJOCO_GL")
     logger = logging.getLogger("robosuite_logs")
     logger.disabled = True  # of optional parts that aren't installed, and of every config that is read
     try:
@@ -357,5 +400,8 @@ def import_robosuite() -> Any:
         raise MissingRobosuiteError(f"robosuite can't be imported ({error}): {SETUP}")
     finally:
         logger.disabled = False
+        os.environ.pop("MUJOCO_GL", None)
+        if drawing is not None:
+            os.environ["MUJOCO_GL"] = drawing
     logger.setLevel(logging.ERROR)
     return robosuite

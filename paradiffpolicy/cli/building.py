@@ -119,7 +119,10 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
 
 def env_picture(env: gymnasium.Env[Any, Any], size: int) -> NDArray[np.uint8]:
     """``[size, size, 3]`` of the environment as it is."""
-    picture: NDArray[np.uint8] = env.unwrapped.picture(size)  # type: ignore[attr-defined]
+    try:
+        picture: NDArray[np.uint8] = env.unwrapped.picture(size)  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise InputError(f"{error}: videos=0")
     return picture
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+
+from .workers import MakeEnv, end_with_parent
 
 HELD = 3
 """Control steps that an episode goes on after its success, which must last as long."""
@@ -74,7 +76,7 @@ def demonstrate(
 
 
 def demonstrate_all(
-    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    make_env: MakeEnv,
     demonstrator: Demonstrator,
     seeds: Sequence[int],
     max_steps: int,
@@ -89,7 +91,7 @@ def demonstrate_all(
 
 
 def demonstrations(
-    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    make_env: MakeEnv,
     demonstrator: Demonstrator,
     first_seed: int,
     max_steps: int,
@@ -101,7 +103,7 @@ def demonstrations(
     What comes doesn't depend on their number.  ``make_env`` and ``demonstrator`` are pickled.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         waiting: list[Future[list[Demonstration]]] = []
         try:
             for chunk in count():

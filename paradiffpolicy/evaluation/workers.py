@@ -321,15 +321,20 @@ def serve(connection: Connection) -> None:
     """Does what is asked until the pipe closes."""
     from .. import envs  # noqa: F401  registers the environments
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     here = InlineWorkers()
     with contextlib.closing(here), contextlib.suppress(EOFError, ConnectionError):
         while True:
             connection.send_bytes(_answer(here, connection.recv_bytes()))
 
 
-def _end_with_parent() -> None:
-    """Whatever the environments are at: whoever killed the parent didn't mean to wait for them."""
+def end_with_parent() -> None:
+    """This process won't outlive the one that started it, whatever it is at: whoever killed that didn't
+    mean to wait."""
+    threading.Thread(target=_wait_for_parents_end, daemon=True).start()
+
+
+def _wait_for_parents_end() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,0 +1,208 @@
+"""Pictures of a MuJoCo scene, drawn without a screen: by EGL, or by OSMesa where there is none.
+
+Nothing of OpenGL is loaded before the first picture.  A process has one OpenGL context, which all its
+cameras share, and which is current only while one of them draws: they may draw in any thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import importlib
+import os
+import platform
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri, or libosmesa6"
+LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
+"""By what ``MUJOCO_GL`` calls them, in the order of preference; each is known by several names."""
+
+
+class MissingGLError(ImportError):
+    """There is nothing to draw with."""
+
+
+class GLContext:
+    """An OpenGL context; ``with`` it, OpenGL can be used in this thread.
+
+    Args:
+        kind: ``egl`` or ``osmesa``; else MuJoCo's choice, as on machines that aren't Linux.
+
+    Raises:
+        MissingGLError: it can't be made.
+    """
+
+    def __init__(self, kind: str) -> None:
+        try:
+            module = importlib.import_module(f"mujoco.{kind if kind in LIBRARIES else 'gl_context'}")
+            self._context = module.GLContext(64, 64)  # scenes are drawn into buffers of their own
+        except Exception as error:  # each library has its own kinds
+            cause = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise MissingGLError(f"pictures can't be drawn with {kind or 'OpenGL'} ({cause}): {_advice()}")
+        self._release = _release(kind, module)
+        self._lock = threading.Lock()
+        # Before the library's own end, after which this raises.
+        atexit.register(self._context.free)
+
+    def __enter__(self) -> GLContext:
+        self._lock.acquire()
+        try:
+            self._context.make_current()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._release()
+        finally:
+            self._lock.release()
+
+
+def _release(kind: str, module: Any) -> Callable[[], object]:
+    """How another thread may have the context."""
+    if kind == "egl":
+        egl = module.EGL
+        nothing = egl.EGL_NO_SURFACE, egl.EGL_NO_SURFACE, egl.EGL_NO_CONTEXT
+        return lambda: egl.eglMakeCurrent(module.EGL_DISPLAY, *nothing)
+    if kind == "osmesa":
+        return lambda: module.osmesa.OSMesaMakeCurrent(None, None, module.GL.GL_FLOAT, 0, 0)
+    return lambda: None
+
+
+def _advice() -> str:
+    return f"install {PACKAGES} (Debian's names), or do without pictures"
+
+
+def choose_kind() -> str:
+    """What ``MUJOCO_GL`` says; if nothing, the first library that is installed.  It has to be known
+    beforehand: what loads one of them can't load the other any more.
+
+    Raises:
+        MissingGLError: none is.
+    """
+    wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if wanted or platform.system() != "Linux":
+        return wanted
+    for kind, names in LIBRARIES.items():
+        if any(_is_there(name) for name in names):
+            return kind
+    raise MissingGLError(f"pictures need EGL or OSMesa: {_advice()}")
+
+
+def _is_there(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def gl_context() -> GLContext:
+    """This process's.
+
+    Raises:
+        MissingGLError: there is nothing to draw with.
+    """
+    return _gl_context_of(os.getpid())
+
+
+@functools.cache
+def _gl_context_of(process: int) -> GLContext:
+    """A forked process can't use its parent's."""
+    return GLContext(choose_kind())
+
+
+class Camera:
+    """Draws a scene as its cameras see it: what is visible, not what collides, without shadows and
+    reflections, which would take most of the time."""
+
+    def __init__(self) -> None:
+        self._drawing: _Drawing | None = None
+
+    def picture(self, model: Any, data: Any, view: str, size: int) -> NDArray[np.uint8]:
+        """``[size, size, 3]`` RGB, the first row at the top.
+
+        Args:
+            model: ``mujoco.MjModel``; another one than before takes 0.1 s longer.
+            data: ``mujoco.MjData``, whose bodies have been placed; where cameras and lights are is
+                computed here, which changes nothing that physics depend on.
+            view: the camera's name.
+            size: in pixels.
+
+        Raises:
+            MissingGLError: there is nothing to draw with.
+            ValueError: there is no such camera.
+        """
+        import mujoco
+
+        camera = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, view)
+        if camera < 0:
+            names = [model.camera(k).name for k in range(model.ncam)]
+            raise ValueError(f"there is no camera {view!r}; there are {', '.join(names)}")
+        if self._drawing is None or self._drawing.model is not model:
+            self.close()
+            self._drawing = _Drawing(model)
+        mujoco.mj_camlight(model, data)
+        return self._drawing.draw(data, camera, size)
+
+    def close(self) -> None:
+        """Frees what OpenGL keeps of the scene; another picture makes it anew."""
+        if self._drawing is not None:
+            self._drawing.free()
+            self._drawing = None
+
+
+class _Drawing:
+    """A model's shapes and textures in OpenGL's hands."""
+
+    def __init__(self, model: Any) -> None:
+        import mujoco
+
+        self.model, self._gl = model, gl_context()
+        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[0], self._option.geomgroup[1] = 0, 1  # robosuite's: collide, are seen
+        self._view = mujoco.MjvCamera()
+        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        with self._gl:
+            try:
+                self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            except mujoco.FatalError as error:  # as GLFW without a screen
+                raise MissingGLError(f"pictures can't be drawn ({error}): {_advice()}")
+        # Also where no one calls close(), but not at the process's end: then there is no OpenGL any more.
+        self.free = weakref.finalize(self, _free, self._gl, self._context)
+        self.free.atexit = False
+
+    def draw(self, data: Any, camera: int, size: int) -> NDArray[np.uint8]:
+        import mujoco
+
+        self._view.fixedcamid = camera
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(
+            self.model, data, self._option, mujoco.MjvPerturb(), self._view, everything, self._scene
+        )
+        frame = mujoco.MjrRect(0, 0, size, size)
+        picture = np.empty((size, size, 3), np.uint8)
+        with self._gl:
+            if size > min(self._context.offWidth, self._context.offHeight):
+                mujoco.mjr_resizeOffscreen(size, size, self._context)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+            mujoco.mjr_render(frame, self._scene, self._context)
+            mujoco.mjr_readPixels(picture, None, frame, self._context)
+        return np.ascontiguousarray(picture[::-1])  # OpenGL counts from the bottom
+
+
+def _free(gl: GLContext, context: Any) -> None:
+    with gl:
+        context.free()

@@ -1,0 +1,269 @@
+"""Pictures show the scene as it is, the right way up; without OpenGL there is a line that says what to do."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from paradiffpolicy.envs import camera
+from paradiffpolicy.envs.camera import Camera, GLContext, MissingGLError
+
+SIZE = 96
+
+
+class TestWithoutOpenGL:
+    @pytest.fixture(autouse=True)
+    def _linux(self, monkeypatch):
+        monkeypatch.delenv("MUJOCO_GL", raising=False)
+        monkeypatch.setattr(camera.platform, "system", lambda: "Linux")
+
+    def test_the_error_says_what_to_install(self, monkeypatch):
+        monkeypatch.setattr(camera, "LIBRARIES", {"egl": ("libnone.so.1",), "osmesa": ("libnone.so",)})
+        with pytest.raises(MissingGLError, match=r"install libegl1 libegl-mesa0 .*, or libosmesa6") as caught:
+            camera.choose_kind()
+        assert "\n" not in str(caught.value)
+
+    def test_so_does_a_library_that_fails(self, monkeypatch):
+        def fail(name):
+            raise RuntimeError("no device\nat all")
+
+        monkeypatch.setattr(camera.importlib, "import_module", fail)
+        with pytest.raises(MissingGLError, match=r"with egl \(no device\): install libegl1") as caught:
+            GLContext("egl")
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("installed", "kind"), [("libEGL.so.1 libOSMesa.so.8", "egl"), ("libOSMesa.so.6", "osmesa")]
+    )
+    def test_the_first_that_is_there_is_taken(self, monkeypatch, installed, kind):
+        monkeypatch.setattr(camera, "_is_there", lambda library: library in installed)
+        assert camera.choose_kind() == kind
+
+    def test_what_is_asked_for_is_taken(self, monkeypatch):
+        monkeypatch.setenv("MUJOCO_GL", "OSMesa")
+        assert camera.choose_kind() == "osmesa"
+
+
+pytest.importorskip("robosuite", reason="robosuite isn't installed")
+
+import mujoco  # noqa: E402
+
+from paradiffpolicy.envs.robosuite import TASKS, RobosuiteEnv  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def gl():
+    try:
+        return camera.gl_context()
+    except MissingGLError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def lift(gl):
+    env = RobosuiteEnv("lift", "delta", render_mode="rgb_array", render_size=SIZE)
+    yield env
+    env.close()
+
+
+def scene(env):
+    return env.simulation.mujoco_model, env.simulation.mujoco_data
+
+
+def pixel(env, view, point, size):
+    """Row and column where the point ``[3]`` is seen."""
+    model, data = scene(env)
+    index = model.camera(view).id
+    x, y, z = data.cam_xmat[index].reshape(3, 3).T @ (point - data.cam_xpos[index])
+    scale = size / 2 / np.tan(np.deg2rad(model.cam_fovy[index]) / 2)
+    return round(size / 2 + scale * y / z), round(size / 2 - scale * x / z)
+
+
+@pytest.mark.parametrize("place", [(0.1, 0.15, 0.83), (-0.05, -0.2, 0.83)])
+def test_things_are_where_they_are_seen(lift, place):
+    """Upright and not mirrored: the red cube's picture is where its middle is projected to."""
+    lift.reset(seed=0)
+    model, data = scene(lift)
+    data.joint("cube_joint0").qpos[:3] = place
+    mujoco.mj_forward(model, data)
+    row, column = pixel(lift, "agentview", np.array(place), SIZE)
+    red, green, blue = lift.picture(SIZE)[row, column].astype(int)
+    assert red > 60 and red > 2 * green and red > 2 * blue
+
+
+def test_pictures_are_of_now(lift):
+    """Also what the hand's camera sees, which moves with it, after a control step."""
+    lift.reset(seed=0)
+    lift.step(np.array([0.5, -0.5, -1, 0, 0, 0.5, 0]))
+    now = lift._draw("robot0_eye_in_hand", SIZE)
+    model, data = scene(lift)
+    mujoco.mj_forward(model, data)
+    np.testing.assert_array_equal(lift._draw("robot0_eye_in_hand", SIZE), now)
+
+
+def test_what_collides_is_not_seen(lift):
+    lift.reset(seed=0)
+    model, _ = scene(lift)
+    before, colors = lift.picture(SIZE), np.array(model.geom_rgba)
+    model.geom_rgba[model.geom_group == 0] = (0, 1, 0, 1)
+    np.testing.assert_array_equal(lift.picture(SIZE), before)
+    model.geom_rgba[:] = colors
+    model.geom_rgba[model.geom_group == 1] = (0, 1, 0, 0)
+    assert not np.array_equal(lift.picture(SIZE), before)
+    model.geom_rgba[:] = colors
+
+
+def test_looking_changes_nothing(lift):
+    """Bit by bit."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (6, 7))
+    lift.reset(seed=1)
+    unseen = [lift.step(action)[-1]["states"] for action in actions]
+    lift.reset(seed=1)
+    for action, states in zip(actions, unseen, strict=True):
+        lift.picture(SIZE)
+        np.testing.assert_array_equal(lift.step(action)[-1]["states"], states)
+
+
+def test_pictures_repeat(lift):
+    """In the same environment after another episode and a new model, in another that is alive at the same
+    time, also when that is closed."""
+    lift.reset(seed=2)
+    first = lift.render()
+    assert first.shape == (SIZE, SIZE, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(lift.picture(SIZE), first)
+    lift.reset(seed=3)
+    assert not np.array_equal(lift.render(), first)
+    other = RobosuiteEnv("lift", "absolute")
+    other.reset(seed=2)
+    np.testing.assert_array_equal(other.picture(SIZE), first)
+    lift.reset(seed=2)
+    np.testing.assert_array_equal(lift.render(), first)
+    np.testing.assert_array_equal(other.picture(SIZE), first)
+    other.close()
+    assert other._camera._drawing is None
+    np.testing.assert_array_equal(lift.render(), first)
+
+
+def test_any_thread_may_draw(lift):
+    lift.reset(seed=0)
+    pictures = [lift.picture(SIZE)]
+    thread = threading.Thread(target=lambda: pictures.append(lift.picture(SIZE)))
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+
+
+def first_picture():
+    env = RobosuiteEnv("lift")
+    env.reset(seed=4)
+    return env.picture(SIZE)
+
+
+def test_another_process_draws_the_same(lift):
+    lift.reset(seed=4)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(first_picture), lift.picture(SIZE))
+
+
+def test_pictures_may_be_large(lift):
+    lift.reset(seed=0)
+    large = lift.picture(700)
+    assert large.shape == (700, 700, 3)
+    blocks = large[:672, :672].reshape(SIZE, 7, SIZE, 7, 3).mean((1, 3))
+    assert np.abs(blocks - lift.picture(700)[3:672:7, 3:672:7]).mean() < 5
+    assert large[-1].any() and large[:, -1].any()  # to the rim
+
+
+def test_an_unknown_camera_is_named(lift):
+    with pytest.raises(ValueError, match=r"no camera 'agentveiw'; there are .*agentview"):
+        lift._draw("agentveiw", SIZE)
+
+
+def test_what_is_not_closed_is_freed(lift):
+    lift.reset(seed=0)
+    one = Camera()
+    one.picture(*scene(lift), "agentview", SIZE)
+    free = one._drawing.free
+    assert free.alive
+    del one
+    gc.collect()
+    assert not free.alive
+
+
+def test_without_pictures_nothing_of_opengl_is_loaded():
+    code = (
+        "import os, sys, numpy as np\n"
+        "from paradiffpolicy.envs.robosuite import RobosuiteEnv\n"
+        "env = RobosuiteEnv('lift', 'delta')\n"
+        "env.reset(seed=0)\n"
+        "env.step(np.zeros(7))\n"
+        "env.close()\n"
+        "assert not {'OpenGL', 'mujoco.egl', 'mujoco.osmesa'} & set(sys.modules)\n"
+        "assert 'MUJOCO_GL' not in os.environ\n"  # robosuite would choose for the whole process
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+CAMERAS = {
+    "lift": ["agentview", "robot0_eye_in_hand"],
+    "can": ["agentview", "robot0_eye_in_hand"],
+    "square": ["agentview", "robot0_eye_in_hand"],
+    "transport": ["shouldercamera0", "shouldercamera1", "robot0_eye_in_hand", "robot1_eye_in_hand"],
+    "tool_hang": ["sideview", "robot0_eye_in_hand"],
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_image_observations_are_robomimics(gl, task):
+    env = RobosuiteEnv(task, obs_type="image")
+    observation, info = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    images = {name for name in observation if name.endswith("_image")}
+    assert images == {f"{view}_image" for view in CAMERAS[task]}
+    n_arms = TASKS[task].n_arms
+    assert observation.keys() - images == {
+        f"robot{arm}_{part}" for arm in range(n_arms) for part in ("eef_pos", "eef_quat", "gripper_qpos")
+    }
+    for name in images:
+        assert observation[name].shape == (84, 84, 3) and observation[name].std() > 10
+    np.testing.assert_array_equal(observation["robot0_eef_pos"], info["robot0_eef_pos"])
+    assert env.picture(64).std() > 10
+    env.close()
+
+
+def test_gymnasiums_checker_passes_with_images(gl):
+    about = {"obs_type": "image", "render_mode": "rgb_array", "render_size": SIZE}
+    env = gymnasium.make("paradiffpolicy/Can-v0", **about)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*we recommend using a symmetric.*")
+        check_env(env.unwrapped, skip_close_check=True)
+    env.close()
+
+
+def test_an_unknown_observation_is_named():
+    with pytest.raises(ValueError, match="obs_type='pixels' must be one of"):
+        RobosuiteEnv("lift", obs_type="pixels")
+
+
+def test_a_task_without_opengl_works_but_for_pictures(monkeypatch):
+    def missing():
+        raise MissingGLError("pictures need EGL or OSMesa")
+
+    monkeypatch.setattr(camera, "gl_context", missing)
+    env = RobosuiteEnv("lift", obs_type="lowdim", render_mode="rgb_array")
+    env.reset(seed=0)
+    with pytest.raises(MissingGLError):
+        env.render()
+    env.close()
