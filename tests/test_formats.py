@@ -132,7 +132,7 @@ def datasets(draw):
     return demos, draw(st.dictionaries(st.sampled_from(["train", "valid", "20_percent"]), names))
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(datasets())
 def test_hdf5_to_zarr_to_hdf5_is_the_same(tmp_path_factory, dataset):
     demos, masks = dataset
@@ -644,7 +644,7 @@ def test_the_command_replays(capsys, lift, tmp_path):
     assert code == 0, err
     assert "played again" in out
     assert float(re.search(r"by at most (\S+) ", out)[1]) < 1e-7
-    code, out, err = run(capsys, "convert", f"source={store}", f"out={back}", "actions=delta")
+    code, out, err = run(capsys, "convert", f"source={store}", f"out={back}", "actions=delta", "check=0")
     assert code == 0, err
     one, other = RobomimicFile(path), RobomimicFile(back)
     assert one.env_args is not None and other.env_args is not None
@@ -689,7 +689,7 @@ def test_an_older_robosuites_file_is_replayed_and_its_differences_told(capsys, l
     wide = ReplayBuffer.open(tmp_path / "a.zarr").episode(0)["action"]
     poses = to_poses(simulation, demo.model, demo.states, demo.actions)
     np.testing.assert_allclose(pose_action(wide), poses, atol=1e-9)
-    words = ["observations=states", "actions=delta", "check=1"]
+    words = ["observations=states", "actions=delta", "check=0"]
     assert main(["convert", f"source={old}", f"out={tmp_path / 'b.hdf5'}", *words]) == 0
     new = RobomimicFile(tmp_path / "b.hdf5")
     for key, values in demo.observations.items():
