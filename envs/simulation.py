@@ -382,6 +382,13 @@ def _uses_others(sensor: Any) -> bool:
     return values.asked
 
 
+def _frame(part: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Origin ``[3]`` and axes ``[3, 3]`` of what a controller's goals refer to, in the world."""
+    if part.input_ref_frame == "world":
+        return np.zeros(3), np.eye(3)
+    return np.asarray(part.origin_pos), np.asarray(part.origin_ori)
+
+
 def import_robosuite() -> Any:
     """The package, without what it has to say about itself.
 
