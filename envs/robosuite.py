@@ -188,7 +188,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         if action.shape != self._bound.shape or not np.isfinite(action).all():
             raise ValueError(f"action must be {len(self._bound)} finite numbers, got {action}")
         self._grippers = action.reshape(self._n_arms, -1)[:, -1].clip(-1, 1)
-        self.simulation.step(self._command(action))
+        self.simulation.step(self.command(action))
         success = self.simulation.success
         info = self._info()
         return self._observe(info), float(success), success, False, info
@@ -216,7 +216,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         self._camera.close()
         self.simulation.close()
 
-    def _command(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
+    def command(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
         """The action as robosuite's controllers take it."""
         if self.action_type == "delta":
             return action

@@ -318,6 +318,10 @@ class Simulation:
         self._forget_derived()
         self._env.timestep, self._env.cur_time = snapshot.step, snapshot.time
 
+    def another(self) -> Any:
+        """robosuite's environment of the same kind, as robosuite made it: to compare with."""
+        return import_robosuite().make(self.name, **copy.deepcopy(self.kwargs))
+
     def close(self) -> None:
         self._env.close()
 

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from paradiffpolicy.cli.main import compose, main
+from paradiffpolicy.cli.training import stored
+from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.envs.rotation import absolute_action, pose_action, rotation_of, six_d
+from paradiffpolicy.types import PolicySpec
+
+from .conftest import tiny_checkpoint
 
 numbers = st.floats(-1, 1, allow_subnormal=False)
 
@@ -235,3 +241,84 @@ def test_demonstrations_differ_and_repeat():
     )
     assert first.steps["reward"][-1] == 1 and first.steps["reward"][0] == 0
     env.close()
+
+
+TINY = [
+    "policy.down_dims=[16,32]",
+    "policy.diffusion_step_embed_dim=16",
+    "training.n_steps=2",
+    "training.batch_size=8",
+    "evaluation.seeds=1",
+    "evaluation.sampler=ddim",
+    "evaluation.workers=1",
+    "task.max_steps=9",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_from_demonstrations_to_a_trained_policy_to_its_evaluation(task, tmp_path, monkeypatch, capsys):
+    """Every task's config fits its environment, its recordings, and training."""
+    monkeypatch.chdir(tmp_path)
+    cfg = compose("train", [f"task={task}"])
+    buffer, env = ReplayBuffer.create(tmp_path / "some.zarr"), RobosuiteEnv(task)
+    draw = np.random.default_rng(0)
+    for seed in range(2):
+        steps = {name: [] for name in (*cfg.task.record, "action")}
+        _, info = env.reset(seed=seed)
+        for _ in range(20):
+            action = env.hold_action + draw.normal(0, 0.02, env.action_space.shape)
+            for name in cfg.task.record:
+                steps[name].append(info[name])
+            steps["action"].append(action)
+            *_, info = env.step(action)
+        buffer.append(stored({name: np.stack(values) for name, values in steps.items()}))
+    env.close()
+    assert main(["train", f"task={task}", "dataset=some.zarr", "run=run", "checkpoint=out", *TINY]) == 0
+    assert "score 0.000" in capsys.readouterr().out
+    shown = ["latency_plans=1", "paced_ticks=0", "videos=0", "out=report", "task.max_steps=9", "workers=1"]
+    run = [
+        "evaluate",
+        f"task={task}",
+        "checkpoint=out",
+        "samplers=[ddim,realtime]",
+        "reference=ddim",
+        "seeds=1",
+    ]
+    assert main([*run, *shown]) == 0
+    assert (tmp_path / "report" / "report.json").exists()
+
+
+def test_collecting_fails_with_one_line_where_there_is_no_expert(tmp_path, capsys):
+    assert main(["collect", "task=transport", "expert=scripted", f"out={tmp_path / 'x.zarr'}"]) == 2
+    assert "no expert is scripted for task 'transport'" in capsys.readouterr().err
+    assert main(["collect", "task=lift", "expert=human", f"out={tmp_path / 'x.zarr'}"]) == 2
+    assert "unknown expert 'human'" in capsys.readouterr().err
+    assert not (tmp_path / "x.zarr").exists()
+
+
+@pytest.mark.slow
+def test_collected_demonstrations_dont_depend_on_the_number_of_processes(tmp_path):
+    stores = []
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}.zarr"
+        arguments = ["task=lift", "expert=scripted", "episodes=5", f"workers={workers}", f"out={out}"]
+        assert main(["collect", *arguments]) == 0
+        stores.append(ReplayBuffer.open(out))
+    one, two = stores
+    assert one.n_episodes == 5 and one.fields == two.fields
+    np.testing.assert_array_equal(one.episode_ends, two.episode_ends)
+    for field in one.fields:
+        np.testing.assert_array_equal(one.read(field), two.read(field))
+
+
+def test_without_robosuite_a_task_names_the_command(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("paradiffpolicy.envs.simulation.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="scripts/setup robosuite"):
+        RobosuiteEnv("lift")
+    tiny_checkpoint(PolicySpec("lift", 19, 10, down_dims=(16, 32), diffusion_step_embed_dim=16)).save(
+        tmp_path / "c"
+    )
+    arguments = ["task=lift", f"checkpoint={tmp_path / 'c'}", "seeds=1", "workers=1", f"out={tmp_path / 'r'}"]
+    assert main(["evaluate", *arguments, "samplers=[ddim]", "reference=ddim"]) == 2
+    assert "scripts/setup robosuite" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def downwards(env, n, seed):
     goals += draw.normal(0, 0.05, goals.shape)
     goals[:, :, 2] -= 0.012 * np.minimum(np.arange(n), n // 2)[:, None]
     goals[:, :, 9] = draw.choice([-1.0, 1.0], goals.shape[:2])
-    return np.stack([env._command(goal) for goal in goals.reshape(n, size)])
+    return np.stack([env.command(goal) for goal in goals.reshape(n, size)])
 
 
 def touched(simulation):

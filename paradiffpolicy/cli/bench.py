@@ -13,6 +13,7 @@ from .building import (
     Config,
     capture_settings,
     load_policy,
+    make_env,
     named_joining,
     named_planner,
     plain,
@@ -240,6 +241,41 @@ def bench_serve(cfg: Config) -> None:
     console.print(f"on {describe(machine())}", highlight=False)
     content = {"machine": machine(), "one_client": asdict(alone), "many_clients": asdict(crowd)}
     line = json.dumps(content)
+    print(line)
+    if cfg.out:
+        write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
+
+
+def bench_envs(cfg: Config) -> None:
+    """Control steps per second, environments taking turns."""
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from ..control.clock import MonotonicClock
+    from ..evaluation import environments
+    from ..files import write_atomically
+
+    require_count(turns=cfg.turns, steps=cfg.steps)
+    rows = []
+    for name in cfg.envs:
+        env = make_env(name, max_episode_steps=-1)
+        label = name.split("/")[-1]
+        inner: Any = env.unwrapped
+        simulation = getattr(inner, "simulation", None)
+        if simulation is None or not cfg.own:
+            rows.append(environments.env_row(label, env))
+            continue
+        own = f"{label}, robosuite's own"
+        env.reset(seed=0)
+        rows.append(environments.env_row(label, env, own))
+        rows.append(environments.robosuite_row(own, simulation.another(), inner.command(inner.hold_action)))
+    with tqdm(total=cfg.turns, unit="turn", dynamic_ncols=True) as bar:
+        environments.measure(rows, cfg.turns, cfg.steps, MonotonicClock(), bar.update)
+    values = environments.figures(rows)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(environments.environments_table(values))
+    console.print(f"on {describe(machine())}", highlight=False)
+    line = json.dumps({"machine": machine(), "environments": values})
     print(line)
     if cfg.out:
         write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))

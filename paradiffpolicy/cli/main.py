@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..errors import InputError, nearest
-from .bench import bench_control, bench_latency, bench_serve, bench_solvers
+from .bench import bench_control, bench_envs, bench_latency, bench_serve, bench_solvers
 from .building import Config, choose_device
 from .convert import convert
 from .evaluate import evaluate
@@ -148,6 +148,16 @@ COMMANDS = {
             ("paradiffpolicy bench serve", "a thousand requests, then 16 clients for five minutes"),
             ("paradiffpolicy bench serve seconds=10 requests=100", "quickly"),
             ("paradiffpolicy bench serve clients=50 rate_hz=1", "fifty robots that ask once a second"),
+        ),
+    ),
+    "bench envs": Command(
+        bench_envs,
+        "Times the environments' control steps and resets on one core, taking turns, and robosuite's own\n"
+        "step beside ours. Prints a table, then one JSON line.",
+        (
+            ("paradiffpolicy bench envs", "all of them, some minutes"),
+            ("paradiffpolicy bench envs 'envs=[paradiffpolicy/Lift-v0]'", "one"),
+            ("paradiffpolicy bench envs own=false turns=20", "longer, without robosuite's own step"),
         ),
     ),
     "info": Command(
