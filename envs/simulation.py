@@ -169,21 +169,100 @@ class Simulation:
         ]
 
     def reset_to(self, model: str, states: NDArray[np.float64]) -> None:
-        """To a recorded state, at rest inside controllers and grippers: robomimic's way to begin a
-        replay.  For exactness there are ``save`` and ``restore``.
+        """To a recorded state ``[1 + nq + nv]``, at rest inside controllers and grippers: robomimic's way
+        to begin a replay.  For exactness there are ``save`` and ``restore``.
 
         Raises:
             ValueError: the model can't be built, or the state is of another size.
         """
         self._load(model)
+        self.place(states)
+        for _, _, part in self._arms():
+            # An episode's first posture is the one that its controllers' null space prefers: as long as
+            # it's the beginning that is gone back to, a replay needs it.
+            part.update_initial_joints(self.mujoco_data.qpos[part.qpos_index])
+
+    def reset_to_standard_posture(self, model: str, states: NDArray[np.float64]) -> None:
+        """Likewise, for episodes that began after such a reset themselves, as those that robosuite's and
+        robomimic's own tools record: their null space prefers the robot's standard posture.
+
+        Raises:
+            ValueError: as ``reset_to``.
+        """
+        self._load(model)
+        self.place(states)
+
+    def place(self, states: NDArray[np.float64]) -> None:
+        """Everything to where a recorded state ``[1 + nq + nv]`` has it, in the scene as it is.
+
+        Raises:
+            ValueError: the state is of another size.
+        """
         if states.shape != self.states.shape:
             raise ValueError(f"a state of {states.shape[0]} numbers; the model has {self.states.shape[0]}")
         self._env.sim.set_state_from_flattened(np.asarray(states, dtype=np.float64))
+        self.mujoco_data.qacc_warmstart[:] = 0  # as after a reset
         self._env.sim.forward()
         for _, _, part in self._arms():
             part.update(force=True)
             part.reset_goal()
         self._forget_derived()
+
+    def pursue(self, action: NDArray[np.float64]) -> None:
+        """Sets the goals that ``step`` would set here, and moves nothing.
+
+        Raises:
+            ValueError: the action has another size, or an arm's isn't a pose and a gripper command.
+        """
+        if action.shape != (self.action_dim,):
+            raise ValueError(
+                f"actions have {action.shape[0]} numbers per step, the controller takes {self.action_dim}"
+            )
+        self.require_pose_actions()
+        for (_, _, part), arm in zip(self._arms(), action.reshape(-1, 7), strict=True):
+            part.update(force=True)
+            part.set_goal(arm[:6])
+
+    def goals_in_world(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """``goals``, wherever their frame is."""
+        poses = []
+        for (_, _, part), (position, rotation) in zip(self._arms(), self.goals(), strict=True):
+            origin, turn = _frame(part)
+            poses.append((origin + turn @ position, turn @ rotation))
+        return poses
+
+    def deltas_to(
+        self, poses: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+    ) -> list[NDArray[np.float64]]:
+        """Per arm, the delta ``[6]`` over its scale that makes the controller pursue a pose in the world
+        from here; beyond ±1 where that is farther than it goes in a step."""
+        from scipy.spatial.transform import Rotation
+
+        deltas = []
+        for (_, _, part), (position, rotation), (at, hand) in zip(
+            self._arms(), poses, self.hands(), strict=True
+        ):
+            _, turn = _frame(part)
+            turned = Rotation.from_matrix(turn.T @ rotation @ hand.T @ turn).as_rotvec()
+            moved = np.concatenate((turn.T @ (position - at), turned))
+            low, high = np.asarray(part.output_min), np.asarray(part.output_max)
+            share = (moved - low) / (high - low)
+            deltas.append(part.input_min + share * (np.asarray(part.input_max) - part.input_min))
+        return deltas
+
+    def require_pose_actions(self) -> None:
+        """Raises ``ValueError`` unless an action is, for each arm in turn, 6 numbers for the hand's pose
+        and 1 for the gripper."""
+        for robot in self.robots:
+            for arm in robot.arms:
+                part = robot.part_controllers[arm]
+                hand = part.control_dim if part.name == "OSC_POSE" else 0
+                gripper = robot.gripper[arm].dof if robot.has_gripper[arm] else 0
+                if (hand, gripper) != (6, 1):
+                    raise ValueError(
+                        f"{robot.name}'s {arm} arm isn't moved by poses and one gripper command, but by "
+                        f"{part.name}: only OSC_POSE's actions have a meaning in the world"
+                    )
 
     def save(self) -> Snapshot:
         """Where everything stands."""
@@ -305,6 +384,13 @@ def _uses_others(sensor: Any) -> bool:
     values = _Asked()
     sensor._sensor(values)
     return values.asked
+
+
+def _frame(part: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Origin ``[3]`` and axes ``[3, 3]`` of what a controller's goals refer to, in the world."""
+    if part.input_ref_frame == "world":
+        return np.zeros(3), np.eye(3)
+    return np.asarray(part.origin_pos), np.asarray(part.origin_ori)
 
 
 def import_robosuite() -> Any:

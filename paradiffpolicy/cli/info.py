@@ -2,65 +2,214 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from .building import Config, choose_device, locate
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from rich.table import Table
+
     from ..policy import Policy
+
+SCANNED = 2000
+"""Steps of a store that are in memory at once."""
 
 
 def info(cfg: Config) -> None:
-    """What is installed, on what machine, and what a checkpoint and a dataset are."""
+    """What is in the named files; without any, the machine, a checkpoint and a dataset."""
     from rich.console import Console
-    from rich.table import Table
-
-    from ..checkpoint import read_metadata
-    from ..data.replay_buffer import ReplayBuffer
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-
-    def show(title: str, values: Mapping[str, Any]) -> None:
-        view = Table(title=title, title_justify="left", show_header=False)
-        for key, value in values.items():
-            view.add_row(key, str(value))
-        console.print(view)
-
+    if cfg.paths:
+        # All of them are read before the first is shown: a mistyped name is the last line, and alone.
+        for tables in [describe_path(locate(str(path))) for path in cfg.paths]:
+            for view in tables:
+                console.print(view)
+        return
     choose_device(cfg)
-    show("machine", machine())
-    metadata = read_metadata(locate(cfg.checkpoint))
-    training = metadata.get("info", {}).get("training", {})
-    show(
-        f"checkpoint {cfg.checkpoint}",
-        {
-            **metadata["spec"],
-            "weights": metadata["weights"]["file"],
-            "trained on": metadata.get("info", {}).get("dataset", {}),
-            "steps": training.get("step"),
-            "minutes": training.get("minutes"),
-            "scores": training.get("scores"),
-        },
-    )
+    console.print(pairs("machine", machine()))
+    for view in describe_checkpoint(locate(cfg.checkpoint)):
+        console.print(view)
     path = locate(cfg.dataset)
     if not path.exists():
         console.print(f"dataset {cfg.dataset}: not there")
         return
+    for view in describe_path(path):
+        console.print(view)
+
+
+def describe_path(path: Path) -> list[Table]:
+    """Tables about a zarr store, a robomimic HDF5 file or a checkpoint.
+
+    Raises:
+        InputError: there is nothing, it is none of these, or it is damaged.
+    """
+    from ..checkpoint import METADATA
+
+    if not path.exists():
+        raise InputError(
+            f"nothing at {path}: name a zarr store, a robomimic HDF5 file or a checkpoint's folder"
+        )
+    if (path / METADATA).exists():
+        return describe_checkpoint(path)
+    if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", "data", "meta")):
+        raise InputError(
+            f"{path} is neither a zarr store nor a checkpoint (it has no {METADATA}): name such a folder"
+        )
+    return describe_store(path) if path.is_dir() else describe_hdf5(path)
+
+
+def describe_checkpoint(path: Path) -> list[Table]:
+    """What it was made for, from, and how well it does.
+
+    Raises:
+        InputError: it isn't a checkpoint.
+    """
+    from ..checkpoint import read_metadata
+
+    metadata = read_metadata(path)
+    training = metadata.get("info", {}).get("training", {})
+    return [
+        pairs(
+            f"checkpoint {path}",
+            {
+                **metadata.get("spec", {}),
+                "weights": metadata.get("weights", {}).get("file"),
+                "trained on": metadata.get("info", {}).get("dataset", {}),
+                "steps": training.get("step"),
+                "minutes": training.get("minutes"),
+                "scores": training.get("scores"),
+            },
+        )
+    ]
+
+
+def describe_store(path: Path) -> list[Table]:
+    """Fields, episodes and attributes of a zarr store.
+
+    Raises:
+        InputError: it isn't diffusion_policy's, or damaged.
+    """
+    import numpy as np
+
+    from ..data.formats.env_args import EnvArgs
+    from ..data.replay_buffer import ReplayBuffer
+
     buffer = ReplayBuffer.open(path)
-    shapes = {field: buffer.read(field, 0, 1).shape[1:] for field in buffer.fields}
-    show(
-        f"dataset {cfg.dataset}",
-        {
-            "episodes": buffer.n_episodes,
-            "steps": buffer.n_steps,
-            **{f"data/{k}": v for k, v in shapes.items()},
-        },
-    )
+    attributes = buffer.attributes
+    lengths = np.diff(buffer.episode_ends, prepend=0)
+    about = _of_episodes(lengths, dict(attributes.get("masks", {})))
+    if "actions" in attributes:
+        about["actions"] = attributes["actions"]
+    if "env_args" in attributes:
+        about |= EnvArgs.parse(attributes["env_args"], str(path)).describe()
+    if "rewards" in buffer.fields and buffer.n_episodes:
+        done = [bool(np.any(buffer.episode(k, ["rewards"])["rewards"] > 0)) for k in range(buffer.n_episodes)]
+        about["with a reward"] = f"{sum(done)} of {len(done)}"
+    if buffer.texts:
+        about["texts per episode"] = ", ".join(buffer.texts)
+    ranges = {}
+    for field in buffer.fields:
+        span = Span()
+        pictures = buffer.read(field, 0, 1).ndim > 3
+        for start in range(0, 1 if pictures else buffer.n_steps, SCANNED):
+            span.add(buffer.read(field, start, start + SCANNED))
+        ranges[f"data/{field}"] = span
+    return [pairs(f"dataset {path}", about), fields_table(ranges)]
+
+
+def describe_hdf5(path: Path) -> list[Table]:
+    """Demonstrations, subsets and environment of a robomimic file.
+
+    Raises:
+        InputError: it isn't robomimic's, or damaged.
+    """
+    import numpy as np
+
+    from ..data.formats.robomimic import RobomimicFile
+
+    file = RobomimicFile(path)
+    try:
+        about = _of_episodes(np.array([file.length(demo) for demo in file.demos]), file.masks)
+        if file.env_args is None:
+            about["environment"] = "not told: there are no env_args"
+        else:
+            about |= file.env_args.describe()
+        ranges: dict[str, Span] = {}
+        counts: dict[str, int] = {}
+        done = 0
+        for demo in file.demos:
+            for field in file.fields(demo):
+                values = file.values(demo, field)
+                ranges.setdefault(field, Span()).add(values)
+                counts[field] = counts.get(field, 0) + 1
+                done += field == "rewards" and bool(np.any(values > 0))
+        if "rewards" in ranges:
+            about["with a reward"] = f"{done} of {len(file.demos)}"
+        for field, count in counts.items():
+            if count < len(file.demos):
+                about[f"without {field}"] = f"{len(file.demos) - count} demonstrations"
+    finally:
+        file.close()
+    return [pairs(f"dataset {path}", about), fields_table(ranges)]
+
+
+@dataclass
+class Span:
+    """Shape per step, dtype and range of a field, as it is read piece by piece."""
+
+    shape: tuple[int, ...] | None = None
+    dtype: str = ""
+    low: float = math.inf
+    high: float = -math.inf
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Values ``[n, ...]``."""
+        self.shape, self.dtype = values.shape[1:], str(values.dtype)
+        if values.size:
+            self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+
+
+def pairs(title: str, values: Mapping[str, Any]) -> Table:
+    """A table of two columns."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    view = Table(title=title, title_justify="left", show_header=False)
+    for key, value in values.items():
+        view.add_row(key, escape(str(value)))
+    return view
+
+
+def fields_table(ranges: Mapping[str, Span]) -> Table:
+    """A row per field."""
+    from rich.table import Table
+
+    view = Table("field", "per step", "dtype", "from", "to")
+    for field, span in ranges.items():
+        shape = " x ".join(map(str, span.shape or ())) or "1"
+        low, high = (f"{value:.4g}" if math.isfinite(value) else "" for value in (span.low, span.high))
+        view.add_row(field, shape, span.dtype, low, high)
+    return view
+
+
+def _of_episodes(lengths: NDArray[Any], masks: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    about: dict[str, Any] = {"episodes": len(lengths), "steps": int(lengths.sum())}
+    if len(lengths):
+        about["steps per episode"] = f"{lengths.min()} to {lengths.max()}, {lengths.mean():.1f} on average"
+    if masks:
+        about["masks"] = ", ".join(f"{name} ({len(kept)})" for name, kept in masks.items())
+    return about
 
 
 def machine() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..errors import InputError, nearest
 from .bench import bench_control, bench_envs, bench_latency, bench_serve, bench_solvers
 from .building import Config, choose_device
+from .convert import convert
 from .evaluate import evaluate
 from .info import info
 from .run import StoppedError, run
@@ -22,11 +23,12 @@ from .training import collect, train
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: what runs it, and what its help says."""
+    """A subcommand: what runs it, what its help says, and the setting that words without = go to."""
 
     run: Callable[[Config], None]
     help: str
     examples: tuple[tuple[str, str], ...]
+    words: str | None = None
 
 
 COMMANDS = {
@@ -74,6 +76,22 @@ COMMANDS = {
             ("paradiffpolicy collect", "50 PushT episodes to outputs/collect/pusht.zarr"),
             ("paradiffpolicy collect out=my.zarr episodes=200 min_score=0.9", "good ones only"),
             ("paradiffpolicy collect sampler_name=ddpm first_seed=1000", "another sampler, other seeds"),
+        ),
+    ),
+    "convert": Command(
+        convert,
+        "Turns a robomimic HDF5 file into a zarr store that 'train' reads, or a store into such a file,\n"
+        "with absolute or delta actions. Half a dataset is never written.",
+        (
+            ("paradiffpolicy convert source=demo.hdf5 out=lift.zarr", "robomimic's, to absolute actions"),
+            (
+                "paradiffpolicy convert source=demo.hdf5 out=train.zarr mask=train observations=states",
+                "a subset, with observations computed from the states",
+            ),
+            (
+                "paradiffpolicy convert source=outputs/collect/lift.zarr out=lift.hdf5 actions=delta",
+                "for robomimic",
+            ),
         ),
     ),
     "bench latency": Command(
@@ -144,12 +162,14 @@ COMMANDS = {
     ),
     "info": Command(
         info,
-        "Says what is installed, on what machine, and what a checkpoint and a dataset hold.",
+        "Says what is in zarr stores, robomimic's HDF5 files and checkpoints; without any, what is\n"
+        "installed, on what machine, and what the shipped checkpoint and the task's dataset hold.",
         (
-            ("paradiffpolicy info", "the shipped checkpoint"),
-            ("paradiffpolicy info checkpoint=outputs/train/pusht/checkpoint", "yours"),
-            ("paradiffpolicy info dataset=my.zarr", "a dataset"),
+            ("paradiffpolicy info", "the machine, the shipped checkpoint"),
+            ("paradiffpolicy info demo.hdf5 outputs/collect/lift.zarr", "datasets"),
+            ("paradiffpolicy info outputs/train/pusht/checkpoint", "a checkpoint"),
         ),
+        words="paths",
     ),
 }
 
@@ -167,6 +187,9 @@ def compose(command: str, overrides: list[str]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     config = command.replace(" ", "_")
+    words_go_to = COMMANDS[command].words
+    words = [o for o in overrides if "=" not in o and not o.startswith("~")] if words_go_to else []
+    overrides = [override for override in overrides if override not in words]
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise InputError(f"{override!r} is not an override: write NAME=VALUE, as seeds=10")
@@ -176,6 +199,8 @@ def compose(command: str, overrides: list[str]) -> Config:
             OmegaConf.resolve(cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(_override_error(command, overrides, error, hydra_compose(config)))
+    if words and words_go_to:
+        cfg[words_go_to] = words
     return cfg
 
 
@@ -216,8 +241,9 @@ def command_help(name: str) -> str:
     command = COMMANDS[name]
     examples = "\n".join(f"  {line}\n      {meaning}" for line, meaning in command.examples)
     settings = compose(name, [])
+    words = " [PATH ...]" if command.words else ""
     return (
-        f"paradiffpolicy {name} [NAME=VALUE ...]\n\n{command.help}\n\nExamples:\n{examples}\n\n"
+        f"paradiffpolicy {name}{words} [NAME=VALUE ...]\n\n{command.help}\n\nExamples:\n{examples}\n\n"
         f"Settings, with their defaults:\n\n{OmegaConf.to_yaml(settings)}"
     )
 

@@ -5,10 +5,14 @@
     STORE.zarr/
       data/<field>        [n_steps, ...]   every episode's steps, one after the other
       meta/episode_ends   [n_episodes]     exclusive end of each episode in data/*
+      meta/<text>         [n_bytes]        if there are any: a text per episode, one after the other, UTF-8
+      meta/<text>_ends    [n_episodes]     exclusive end of each in meta/<text>
+
+The store's attributes are about all of it: the environment that it was made in, for instance.
 
 zarr v2 stores (diffusion_policy's own) are read as they are; new stores are zarr v3.
 
-An append writes the steps first and ``episode_ends`` last.  Every file of a zarr store is replaced
+An append writes the steps and texts first and ``episode_ends`` last.  Every file of a zarr store is replaced
 as a whole, so an append that is interrupted anywhere leaves the earlier episodes readable: steps
 past the last end, and zeros at the tail of ``episode_ends`` (its length grows before its values
 arrive), are an unfinished append, ignored by readers and overwritten by the next one.
@@ -17,6 +21,7 @@ arrive), are an unfinished append, ignored by readers and overwritten by the nex
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,15 +75,22 @@ class ReplayBuffer:
         return ReplayBuffer(group, str(path))
 
     @staticmethod
-    def create(store: Any, name: str | None = None) -> ReplayBuffer:
-        """A new, empty store at a path or zarr store; fields appear with the first episode.
+    def create(
+        store: Any, name: str | None = None, attributes: Mapping[str, Any] | None = None
+    ) -> ReplayBuffer:
+        """A new, empty store at a path or zarr store; fields and texts appear with the first episode.
+
+        Args:
+            store: where.
+            name: for error lines.
+            attributes: what to know about all of it, as JSON can say it.
 
         Raises:
             InputError: something is there already.
         """
         if isinstance(store, str | Path) and Path(store).exists():
             raise InputError(f"{store} exists: choose another path, or append to it")
-        group = zarr.open_group(store, mode="w-", zarr_format=3)
+        group = zarr.open_group(store, mode="w-", zarr_format=3, attributes=_as_json(attributes))
         group.create_group("data")
         meta = group.create_group("meta")
         meta.create_array("episode_ends", shape=(0,), chunks=(4096,), dtype="int64", fill_value=0)
@@ -91,6 +103,41 @@ class ReplayBuffer:
     @property
     def n_steps(self) -> int:
         return int(self.episode_ends[-1]) if self.n_episodes else 0
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What is said about all of the store."""
+        return dict(self._group.attrs)
+
+    @property
+    def texts(self) -> list[str]:
+        """What is told about each episode."""
+        meta: Any = self._group["meta"]
+        names = [name for name in meta.array_keys() if f"{name}_ends" in meta]
+        # An append that was interrupted may have begun texts that no episode has.
+        return sorted(name for name in names if 0 < self.n_episodes <= meta[f"{name}_ends"].shape[0])
+
+    def text(self, name: str, index: int) -> str:
+        """What is told about one episode.
+
+        Raises:
+            InputError: there is no such text, or it can't be decoded.
+        """
+        if name not in self.texts:
+            raise InputError(f"{self.name} has no meta/{name}{nearest(name, self.texts)}")
+        meta: Any = self._group["meta"]
+        try:
+            ends = np.asarray(meta[f"{name}_ends"][max(0, index - 1) : index + 1])
+            start = int(ends[0]) if index else 0
+            content = np.asarray(meta[name][start : int(ends[-1])])
+            if len(content) != ends[-1] - start:
+                raise ValueError("it is shorter than its ends say")
+            return content.tobytes().decode()
+        except Exception as error:
+            raise InputError(
+                f"{self.name}: meta/{name} can't be read ({_first_line(error)}): the store is damaged, "
+                "copy it again"
+            )
 
     @property
     def fields(self) -> list[str]:
@@ -135,14 +182,17 @@ class ReplayBuffer:
         stop = int(self.episode_ends[index])
         return {field: self.read(field, start, stop) for field in fields or self.fields}
 
-    def append(self, episode: Mapping[str, NDArray[Any]]) -> None:
-        """Adds one episode; all fields ``[length, ...]``, the same fields every time.
+    def append(self, episode: Mapping[str, NDArray[Any]], texts: Mapping[str, str] | None = None) -> None:
+        """Adds one episode; all fields ``[length, ...]``, the same fields, dtypes and texts every time.
 
         Raises:
             InputError: the lengths differ, the episode is empty, or the fields, their shapes or
-                dtypes aren't the store's.
+                dtypes, or the texts' names aren't the store's.
         """
+        texts = texts or {}
         self.check(episode)
+        if self.n_episodes and set(texts) != set(self.texts):
+            raise InputError(f"{self.name} has texts {self.texts}, the episode has {sorted(texts)}")
         data, start = self._data(), self.n_steps
         end = start + len(next(iter(episode.values())))
         for field, values in episode.items():
@@ -154,6 +204,8 @@ class ReplayBuffer:
             array = data[field]
             array.resize((end, *array.shape[1:]))
             array[start:end] = values
+        for name, text in texts.items():
+            self._append_text(name, text)
         ends: Any = self._group["meta/episode_ends"]
         ends.resize((self.n_episodes + 1,))
         ends[self.n_episodes] = end
@@ -189,6 +241,20 @@ class ReplayBuffer:
             digest.update(np.ascontiguousarray(self.read(field)).tobytes())
         return digest.hexdigest()
 
+    def _append_text(self, name: str, text: str) -> None:
+        meta: Any = self._group["meta"]
+        content = np.frombuffer(text.encode(), dtype=np.uint8)
+        if name not in meta:
+            meta.create_array(name, shape=(0,), chunks=(CHUNK_BYTES,), dtype="uint8")
+        if f"{name}_ends" not in meta:
+            meta.create_array(f"{name}_ends", shape=(0,), chunks=(4096,), dtype="int64", fill_value=0)
+        ends = meta[f"{name}_ends"]
+        start = int(ends[self.n_episodes - 1]) if self.n_episodes else 0
+        meta[name].resize((start + len(content),))
+        meta[name][start:] = content
+        ends.resize((self.n_episodes + 1,))
+        ends[self.n_episodes] = start + len(content)
+
     def _data(self) -> Any:
         return self._group["data"]
 
@@ -222,6 +288,14 @@ def _checked_episode_ends(group: zarr.Group, name: str) -> NDArray[np.int64]:
             f"{name}: meta/episode_ends must rise, but entry {bad} is {ends[bad]}: rebuild the store"
         )
     return ends
+
+
+def _as_json(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Refused before anything is written, if JSON can't say it."""
+    try:
+        return dict(json.loads(json.dumps(dict(attributes or {}))))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a store's attributes must be JSON's ({error})")
 
 
 def _first_line(error: Exception) -> str:

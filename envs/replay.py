@@ -1,0 +1,212 @@
+"""Recorded actions in another form, and whether they do again what they did.
+
+A delta means 'from where the hand is'.  So the pose that a recorded delta made the controller pursue
+follows from the state recorded beside it, without any physics, and back; exactly, since an operational
+space controller adds a delta to where the hand is, not to what it pursued before.  Whether a whole
+episode can be played again is another matter: that is what ``follow`` finds out.
+
+Poses are in the world's frame: per arm, position ``[3]`` in metres, rotation vector ``[3]`` in radians,
+gripper.  States are robomimic's: time, positions, velocities.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from .simulation import Simulation, import_robosuite
+
+ROUNDING = 1e-6
+"""How far beyond ±1 a delta may lie that has been computed."""
+EXACT = 1e-5
+"""A replay that stays this near (m, rad) has begun as the recording did."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What came of playing actions again.
+
+    Attributes:
+        error: ``[N - 1]``, the largest difference of a position (m, or rad) to the recorded state, after
+            each action but the last.
+        success: whether the task was done at any time.
+    """
+
+    error: NDArray[np.float64]
+    success: bool
+
+    @property
+    def largest(self) -> float:
+        return float(self.error.max(initial=0.0))
+
+
+def supported(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What of ``kwargs`` the installed robosuite's environment takes, and the names of the rest.
+
+    Raises:
+        MissingRobosuiteError: robosuite can't be imported.
+        ValueError: it doesn't know the environment.
+    """
+    known = import_robosuite().environments.base.REGISTERED_ENVS
+    if name not in known:
+        raise ValueError(f"robosuite knows no environment {name!r}; it has {', '.join(sorted(known))}")
+    names: set[str] = set()
+    for base in known[name].__mro__:
+        parameters = inspect.signature(base.__init__).parameters
+        names |= set(parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    rest = sorted(set(kwargs) - names)
+    return {key: value for key, value in kwargs.items() if key in names}, rest
+
+
+def modern_model(model: str) -> str:
+    """A scene's MJCF with the names that robosuite has given its parts since 1.5, whichever version wrote
+    it: grippers belong to the right or left arm, and mounts are one kind of base.
+
+    Raises:
+        ValueError: it isn't XML.
+    """
+    if not re.search(r'name="gripper\d+_grip_site"', model):
+        return model
+    model = re.sub(r'"gripper(\d+)_', r'"gripper\1_right_', model)
+    model = re.sub(r'"mount(\d+)_', r'"fixed_mount\1_', model)
+    model = model.replace("/robosuite/models/assets/mounts/", "/robosuite/models/assets/bases/")
+    try:
+        scene = ElementTree.fromstring(model)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"the model isn't XML ({error})")
+    bodies = {body.get("name", ""): body for body in scene.iter("body")}
+    for name in [name for name in bodies if re.fullmatch(r"robot\d+_base", name)]:
+        # A site that 1.5 looks for: where an arm is mounted.
+        foot = bodies.get(name.replace("base", "link0"), bodies[name])
+        ElementTree.SubElement(foot, "site", name=name.replace("base", "right_center"), size="0.01")
+    return ElementTree.tostring(scene, encoding="unicode")
+
+
+def to_poses(
+    simulation: Simulation, model: str, states: NDArray[np.float64], actions: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Where each action ``[N, 7 n]``, of the kind that the simulation takes, meant the hands to go.
+
+    Raises:
+        ValueError: the model can't be built, a state or action is of another size, or the controller
+            isn't one of poses.
+    """
+    simulation.reset_to(modern_model(model), states[0])
+    poses = np.array(actions, dtype=np.float64)
+    for step, state in enumerate(states):
+        simulation.place(state)
+        simulation.pursue(np.asarray(actions[step], dtype=np.float64))
+        arms = poses[step].reshape(-1, 7)
+        for arm, (position, rotation) in zip(arms, simulation.goals_in_world(), strict=True):
+            arm[:3], arm[3:6] = position, Rotation.from_matrix(rotation).as_rotvec()
+    return poses
+
+
+def to_deltas(
+    simulation: Simulation, model: str, states: NDArray[np.float64], poses: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], int]:
+    """The deltas ``[N, 7 n]``, over their scale, that mean the same as poses ``[N, 7 n]``; kept within
+    ±1, and in how many steps that changed them: these pursue a nearer goal.
+
+    Raises:
+        ValueError: as ``to_poses``.
+    """
+    simulation.reset_to(modern_model(model), states[0])
+    simulation.require_pose_actions()
+    if poses.shape[1] != simulation.action_dim:
+        raise ValueError(
+            f"poses have {poses.shape[1]} numbers per step, the controller takes {simulation.action_dim}"
+        )
+    deltas = np.array(poses, dtype=np.float64)
+    for step, state in enumerate(states):
+        simulation.place(state)
+        arms = deltas[step].reshape(-1, 7)
+        goals = [(arm[:3], Rotation.from_rotvec(arm[3:6]).as_matrix()) for arm in arms.copy()]
+        for arm, delta in zip(arms, simulation.deltas_to(goals), strict=True):
+            arm[:6] = delta
+    moves = deltas.reshape(len(deltas), -1, 7)[..., :6]
+    clipped = (np.abs(moves) > 1 + ROUNDING).any(axis=(1, 2))
+    np.clip(moves, -1, 1, out=moves)
+    return deltas, int(clipped.sum())
+
+
+def hands_at(
+    simulation: Simulation, model: str, states: NDArray[np.float64]
+) -> list[list[NDArray[np.float64]]]:
+    """Per state and arm, the hand's position ``[3]``.
+
+    Raises:
+        ValueError: the model can't be built, or a state is of another size.
+    """
+    simulation.reset_to(modern_model(model), states[0])
+    found = []
+    for state in states:
+        simulation.place(state)
+        found.append([position for position, _ in simulation.hands()])
+    return found
+
+
+def observations_at(
+    simulation: Simulation, model: str, states: NDArray[np.float64], keys: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """What would have been observed in each state, ``[N, ...]`` by key.
+
+    Raises:
+        ValueError: as ``hands_at``; a key isn't observed.
+    """
+    simulation.reset_to(modern_model(model), states[0])
+    known = simulation.observations()
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"the environment has no observation {key!r}; it has {', '.join(sorted(known))}")
+    rows: dict[str, list[NDArray[np.float64]]] = {key: [] for key in keys}
+    for state in states:
+        simulation.place(state)
+        seen = simulation.observations()
+        for key in keys:
+            rows[key].append(seen[key])
+    return {key: np.stack(values) for key, values in rows.items()}
+
+
+def follow(
+    simulation: Simulation, model: str, states: NDArray[np.float64], actions: NDArray[np.float64]
+) -> Followed:
+    """Plays actions ``[N, A]``, of the kind that the simulation takes, from the first state on.
+
+    Raises:
+        ValueError: the model can't be built, or a state or action is of another size.
+    """
+    model = modern_model(model)
+    simulation.reset_to(model, states[0])
+    first = _follow(simulation, states, actions)
+    if first.largest < EXACT:
+        return first
+    # Which posture the null space preferred isn't recorded: of the two possible ones, the better.
+    simulation.reset_to_standard_posture(model, states[0])
+    second = _follow(simulation, states, actions)
+    return min(first, second, key=lambda followed: followed.largest)
+
+
+def _follow(simulation: Simulation, states: NDArray[np.float64], actions: NDArray[np.float64]) -> Followed:
+    if actions.shape[1] != simulation.action_dim:
+        raise ValueError(
+            f"actions have {actions.shape[1]} numbers per step, the controller takes {simulation.action_dim}"
+        )
+    positions = slice(1, 1 + simulation.mujoco_model.nq)
+    error, success = [], False
+    for step, action in enumerate(actions):
+        simulation.step(np.asarray(action, dtype=np.float64))
+        success = success or simulation.success
+        if step + 1 < len(states):
+            error.append(np.abs(simulation.states[positions] - states[step + 1][positions]).max())
+    return Followed(np.array(error), success)

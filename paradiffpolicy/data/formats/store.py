@@ -1,0 +1,126 @@
+"""zarr stores that a robomimic file can be made from, and stores made from one.
+
+A store's fields are the observations and, under names of their own, actions and what else a
+demonstration has.  The store's attributes: ``env_args``; ``actions``, what kind these are; ``demos``,
+names by episode; ``masks``, names by subset.  ``meta/model`` is each episode's scene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError, nearest
+from ...files import write_folder_atomically
+from ..replay_buffer import ReplayBuffer
+from .demonstration import Demonstration
+from .env_args import EnvArgs
+
+OTHERS = {"action": "actions", "poses": "poses", "states": "states", "rewards": "rewards", "dones": "dones"}
+"""Fields that aren't observations, and what a demonstration calls them."""
+WIDE_POSE = 10
+"""Numbers per arm of an absolute action in a store: position, two rows of the rotation, gripper."""
+
+Narrow = Callable[[NDArray[Any]], NDArray[Any]]
+"""Absolute actions ``[N, 10 n]`` to poses ``[N, 7 n]``."""
+
+
+class StoreFile:
+    """A zarr store as a ``Source``.
+
+    Args:
+        path: of the store.
+        env_args: if the store itself doesn't tell.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+
+    def __init__(self, path: str | Path, env_args: EnvArgs | None = None) -> None:
+        self._buffer = ReplayBuffer.open(path)
+        self.name = str(path)
+        attributes = self._buffer.attributes
+        if "env_args" in attributes:
+            env_args = EnvArgs.parse(attributes["env_args"], self.name)
+        self.env_args = env_args
+        count = self._buffer.n_episodes
+        names = [str(name) for name in attributes.get("demos", ())]
+        # Episodes appended since have names of their own.
+        self.demos = names[:count] + [f"demo_{index}" for index in range(len(names), count)]
+        if len(set(self.demos)) != count:
+            self.demos = [f"demo_{index}" for index in range(count)]
+        masks = dict(attributes.get("masks", {}))
+        self.masks = {str(key): [str(name) for name in values] for key, values in masks.items()}
+        self.keys = [field for field in self._buffer.fields if field not in OTHERS]
+        if "action" not in self._buffer.fields:
+            raise InputError(f"{self.name} has no data/action: it isn't a store of demonstrations")
+        self.kind = self._kind(attributes.get("actions"))
+
+    def read(self, demo: str, keys: Sequence[str] | None = None) -> Demonstration:
+        """See ``Source.read``."""
+        if demo not in self.demos:
+            raise InputError(f"{self.name} has no {demo}{nearest(demo, self.demos)}")
+        index = self.demos.index(demo)
+        for key in keys or ():
+            if key not in self.keys:
+                raise InputError(
+                    f"{self.name} has no data/{key}{nearest(key, self.keys)}; choose obs_keys=[...]"
+                )
+        keys = self.keys if keys is None else keys
+        others = [field for field in OTHERS if field in self._buffer.fields]
+        values = self._buffer.episode(index, [*keys, *others])
+        return Demonstration(
+            name=demo,
+            observations={key: values[key] for key in keys},
+            model=self._buffer.text("model", index) if "model" in self._buffer.texts else None,
+            **{OTHERS[field]: values[field] for field in others},
+        )
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _kind(self, told: Any) -> str | None:
+        """By what the store tells, else by how wide its actions are."""
+        if told is not None or self.env_args is None or not self.env_args.is_robosuite:
+            return told if told in ("absolute", "delta", "recorded") else None
+        width = self._buffer.read("action", 0, 1).shape[1]
+        if width == WIDE_POSE * len(self.env_args.robots):
+            return "absolute"
+        return self.env_args.kind
+
+
+def write_store(
+    path: str | Path,
+    demonstrations: Iterable[Demonstration],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Writes a whole store, or none; dtypes as they are.
+
+    Raises:
+        InputError: something is there already, or a demonstration can't be read or doesn't fit to the
+            first.
+    """
+
+    def write(temporary: Path) -> None:
+        buffer = ReplayBuffer.create(temporary, str(path), attributes)
+        for demo in demonstrations:
+            taken = set(demo.observations) & set(OTHERS)
+            if taken:
+                raise InputError(
+                    f"{path}: an observation can't be called {sorted(taken)} in a store: leave it out"
+                )
+            others = {field: getattr(demo, attribute) for field, attribute in OTHERS.items()}
+            fields = {field: np.asarray(v) for field, v in others.items() if v is not None}
+            try:
+                buffer.append(
+                    {**demo.observations, **fields},
+                    texts={} if demo.model is None else {"model": demo.model},
+                )
+            except InputError as error:
+                raise InputError(f"{demo.name} isn't like those before it: {error}")
+
+    write_folder_atomically(Path(path), write)
