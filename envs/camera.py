@@ -180,6 +180,7 @@ class _Drawing:
                 self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
             except mujoco.FatalError as error:  # as GLFW without a screen
                 raise MissingGLError(f"pictures can't be drawn ({error}): {_advice()}")
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         # Also where no one calls close(), but not at the process's end: then there is no OpenGL any more.
         self.free = weakref.finalize(self, _free, self._gl, self._context)
         self.free.atexit = False
@@ -197,7 +198,6 @@ class _Drawing:
         with self._gl:
             if size > min(self._context.offWidth, self._context.offHeight):
                 mujoco.mjr_resizeOffscreen(size, size, self._context)
-            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
             mujoco.mjr_render(frame, self._scene, self._context)
             mujoco.mjr_readPixels(picture, None, frame, self._context)
         return np.ascontiguousarray(picture[::-1])  # OpenGL counts from the bottom

@@ -142,8 +142,11 @@ def test_pictures_repeat(lift):
     assert first.shape == (SIZE, SIZE, 3) and first.dtype == np.uint8
     np.testing.assert_array_equal(lift.picture(SIZE), first)
     lift.reset(seed=3)
-    assert not np.array_equal(lift.render(), first)
+    second = lift.render()
+    assert not np.array_equal(second, first)
     other = RobosuiteEnv("lift", "absolute")
+    other.reset(seed=3)  # its first cube is this seed's; the other environment's was of another size
+    np.testing.assert_array_equal(other.picture(SIZE), second)
     other.reset(seed=2)
     np.testing.assert_array_equal(other.picture(SIZE), first)
     lift.reset(seed=2)
