@@ -240,7 +240,7 @@ def test_demonstrations_differ_and_repeat():
     assert len(first.steps["action"]) != len(other.steps["action"]) or not np.allclose(
         first.steps["action"][:, 2], other.steps["action"][:, 2], atol=1e-3
     )
-    assert first.steps["reward"][-1] == 1 and first.steps["reward"][0] == 0
+    assert first.steps["rewards"][-1] == 1 and first.steps["rewards"][0] == 0
     env.close()
 
 
@@ -312,6 +312,31 @@ def test_collected_demonstrations_dont_depend_on_the_number_of_processes(tmp_pat
     np.testing.assert_array_equal(one.episode_ends, two.episode_ends)
     for field in one.fields:
         np.testing.assert_array_equal(one.read(field), two.read(field))
+    assert [one.text("seed", i) for i in range(5)] == [two.text("seed", i) for i in range(5)]
+    # what there is allows to play an episode again
+    env = RobosuiteEnv("lift")
+    episode = one.episode(3)
+    env.reset(options={"model": one.text("model", 3), "states": episode["states"][0]})
+    for action, state in zip(episode["action"][:5], episode["states"][1:6], strict=True):
+        *_, info = env.step(action)
+        np.testing.assert_allclose(info["states"], state, atol=1e-4)  # actions are kept in single precision
+    env.close()
+    # appended to: other seeds
+    assert (
+        main(
+            [
+                "collect",
+                "task=lift",
+                "expert=scripted",
+                "episodes=1",
+                "workers=1",
+                f"out={tmp_path / '1.zarr'}",
+            ]
+        )
+        == 0
+    )
+    grown = ReplayBuffer.open(tmp_path / "1.zarr")
+    assert int(grown.text("seed", 5)) == int(grown.text("seed", 4)) + 1
 
 
 def test_without_robosuite_a_task_names_the_command(monkeypatch, tmp_path, capsys):

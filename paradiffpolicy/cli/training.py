@@ -26,10 +26,11 @@ from .building import (
 from .info import machine
 
 if TYPE_CHECKING:
+    import gymnasium
     from numpy.typing import NDArray
 
     from ..checkpoint import Checkpoint
-    from ..data.replay_buffer import Augment
+    from ..data.replay_buffer import Augment, ReplayBuffer
     from ..evaluation.demonstrations import Demonstrator
 
 MANY_FAILURES = 20
@@ -148,16 +149,18 @@ def collect_demonstrations(cfg: Config) -> None:
     workers = worker_count(cfg.workers)
     expert = named_expert(cfg)
     out = Path(cfg.out)
-    buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
-    first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
+    buffer = (
+        ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out, attributes=about_env(cfg))
+    )
+    first = next_seed(buffer) if cfg.first_seed is None else cfg.first_seed
     written = failed = 0
     episodes = demonstrations(
-        env_maker(cfg), expert, first, cfg.task.max_steps, list(cfg.task.record), workers
+        env_maker(cfg), expert, first, cfg.task.max_steps, list(cfg.task.record), scene, workers
     )
     with tqdm(total=cfg.episodes, unit="episode", dynamic_ncols=True) as bar, contextlib.closing(episodes):
         for episode in episodes:
             if episode.success:
-                buffer.append(stored(episode.steps))
+                buffer.append(stored(episode.steps), episode.texts)
                 written += 1
                 bar.update()
             else:
@@ -173,6 +176,29 @@ def collect_demonstrations(cfg: Config) -> None:
     share = written / (written + failed)
     print(f"{written} episodes written, {failed} failures left out: success {share:.1%}")
     print(f"{out}: {buffer.n_episodes} episodes, {buffer.n_steps} steps")
+
+
+def about_env(cfg: Config) -> dict[str, Any]:
+    """What replaying a dataset's episodes needs to know about their environment."""
+    env = env_maker(cfg)()
+    try:
+        described = getattr(env.unwrapped, "env_args", None)
+        return {} if described is None else {"env_args": described}
+    finally:
+        env.close()
+
+
+def scene(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
+    """What replaying an episode needs: the model of its objects, whose sizes may have been drawn."""
+    simulation = getattr(env.unwrapped, "simulation", None)
+    return {} if simulation is None else {"model": simulation.model}
+
+
+def next_seed(buffer: ReplayBuffer) -> int:
+    """The one after the last that a store's episodes came from; failures in between are not counted."""
+    if "seed" in buffer.texts:
+        return int(buffer.text("seed", buffer.n_episodes - 1)) + 1
+    return buffer.n_episodes
 
 
 def stored(steps: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -208,7 +234,7 @@ def collect_rollouts(cfg: Config) -> None:
     policy = sampling_policy(cfg, cfg.sampler_name, policy)
     out = Path(cfg.out)
     buffer = ReplayBuffer.open(out, "r+") if out.exists() else ReplayBuffer.create(out)
-    first = buffer.n_episodes if cfg.first_seed is None else cfg.first_seed
+    first = next_seed(buffer) if cfg.first_seed is None else cfg.first_seed
     written, scores = 0, []
     with (
         contextlib.closing(workers),

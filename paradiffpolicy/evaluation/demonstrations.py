@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -41,12 +41,23 @@ class Demonstration:
         seed: of the environment and of the demonstrator.
         success: the task was done, and stayed so.
         steps: ``[n, ...]`` by name: what the environment's info held before each action, ``action`` and
-            ``reward``.
+            ``rewards``.
+        texts: what there is to tell about it.
     """
 
     seed: int
     success: bool
     steps: Mapping[str, NDArray[Any]]
+    texts: Mapping[str, str]
+
+
+Tell = Callable[[gymnasium.Env[Any, Any]], Mapping[str, str]]
+"""What there is to tell about an episode that has begun."""
+
+
+def nothing(_: gymnasium.Env[Any, Any]) -> dict[str, str]:
+    """There is nothing to tell."""
+    return {}
 
 
 def demonstrate(
@@ -55,11 +66,13 @@ def demonstrate(
     seed: int,
     max_steps: int,
     record: Sequence[str],
+    tell: Tell = nothing,
 ) -> Demonstration:
     """One episode of at most ``max_steps``; ``record`` names parts of the environment's info."""
     _, info = env.reset(seed=seed)
+    texts = {**tell(env), "seed": str(seed)}
     demonstrator.begin(env, np.random.default_rng((seed, 1)))  # the environment drew from (seed)
-    steps: dict[str, list[Any]] = {name: [] for name in (*record, "action", "reward")}
+    steps: dict[str, list[Any]] = {name: [] for name in (*record, "action", "rewards")}
     done = 0
     for _ in range(max_steps):
         action = demonstrator.act(env)
@@ -68,11 +81,11 @@ def demonstrate(
         for name in record:
             steps[name].append(before[name])
         steps["action"].append(action)
-        steps["reward"].append(reward)
+        steps["rewards"].append(reward)
         done = done + 1 if terminated else 0
         if done > HELD:
             break
-    return Demonstration(seed, done > HELD, {name: np.stack(values) for name, values in steps.items()})
+    return Demonstration(seed, done > HELD, {name: np.stack(values) for name, values in steps.items()}, texts)
 
 
 def demonstrate_all(
@@ -81,11 +94,12 @@ def demonstrate_all(
     seeds: Sequence[int],
     max_steps: int,
     record: Sequence[str],
+    tell: Tell = nothing,
 ) -> list[Demonstration]:
     """An episode per seed, in this process."""
     env = make_env()
     try:
-        return [demonstrate(env, demonstrator, seed, max_steps, record) for seed in seeds]
+        return [demonstrate(env, demonstrator, seed, max_steps, record, tell) for seed in seeds]
     finally:
         env.close()
 
@@ -96,11 +110,12 @@ def demonstrations(
     first_seed: int,
     max_steps: int,
     record: Sequence[str],
+    tell: Tell,
     workers: int,
 ) -> Generator[Demonstration, None, None]:
     """Episodes of one seed after the other, without an end; ``workers`` processes work ahead.
 
-    What comes doesn't depend on their number.  ``make_env`` and ``demonstrator`` are pickled.
+    What comes doesn't depend on their number.  ``make_env``, ``demonstrator`` and ``tell`` are pickled.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
@@ -109,7 +124,7 @@ def demonstrations(
             for chunk in count():
                 first = first_seed + CHUNK * chunk
                 seeds = range(first, first + CHUNK)
-                job = pool.submit(demonstrate_all, make_env, demonstrator, seeds, max_steps, record)
+                job = pool.submit(demonstrate_all, make_env, demonstrator, seeds, max_steps, record, tell)
                 waiting.append(job)
                 if len(waiting) > workers:
                     yield from waiting.pop(0).result()
