@@ -159,6 +159,26 @@ def test_one_seed_shows_nothing_and_identical_scores_are_equivalent():
 # ----------------------------------------------------------------------------------------- latency
 
 
+def test_successes_are_compared_as_proportions():
+    """Agreement on a few seeds isn't agreement on all."""
+    few, many = [1.0] * 20, [1.0] * 100
+    assert not paired_difference(few, few).equivalent
+    same = paired_difference(many, many)
+    assert same.equivalent and same.mean == 0 and same.low == -same.high and 0.01 < same.high < 0.03
+    worse = paired_difference([0.0] * 10 + [1.0] * 90, many)
+    assert worse.mean == pytest.approx(-0.1) and worse.high < -0.02 and not worse.equivalent
+
+
+def test_the_interval_of_successes_holds_the_truth_as_often_as_it_says():
+    draw, truth, hits = np.random.default_rng(0), 0.02 - 0.05, 0
+    for _ in range(1000):
+        kind = draw.choice(3, size=60, p=[0.02, 0.05, 0.93])  # won, lost, the same
+        scores, reference = (kind != 1).astype(float), (kind != 0).astype(float)
+        result = paired_difference(scores.tolist(), reference.tolist())
+        hits += result.low <= truth <= result.high
+    assert hits >= 940
+
+
 def test_tasks_take_turns_and_the_first_turns_are_not_counted():
     clock, order = VirtualClock(), []
 

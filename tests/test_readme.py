@@ -12,6 +12,8 @@ from .conftest import ROOT, SHIPPED
 
 README = (ROOT / "README.md").read_text()
 REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
+ROBOMIMIC = {"lift": 0.98, "can": 0.9, "square": 0.7}
+"""Success that sequential DDPM must have."""
 REALTIME = json.loads((SHIPPED / "realtime" / "report.json").read_text())
 
 
@@ -54,6 +56,29 @@ def test_the_table_is_the_report(name):
     assert f"| {values['rounds_per_plan']['mean']:.1f} |" in row
     difference = values["difference_to_reference"]
     assert_compared(difference, row)
+
+
+@pytest.mark.parametrize("task", ROBOMIMIC)
+def test_the_tables_of_robomimics_tasks_are_the_reports(task):
+    report = json.loads((ROOT / "checkpoints" / task / "report" / "report.json").read_text())
+    n_seeds = report["seeds"][1] - report["seeds"][0] + 1
+    for name, values in report["samplers"].items():
+        (row,) = re.findall(rf"^\| {task.capitalize()}, {n_seeds} seeds \| `{name}` .*$", README, flags=re.M)
+        score, latency = values["score"], values["plan_latency_ms"]
+        assert f"| {score['mean']:.3f} ± {score['standard_error']:.3f} |" in row
+        assert f"| {values['rounds_per_plan']['mean']:.1f} |" in row
+        assert f"| {latency['p50']:.0f} / {latency['p99']:.0f} |" in row
+        assert_compared(values["difference_to_reference"], row)
+
+
+@pytest.mark.parametrize(("task", "wanted"), ROBOMIMIC.items())
+def test_the_shipped_policies_of_robomimics_tasks_are_what_the_project_promises(task, wanted):
+    """At most 12 MB; success of sequential DDPM over at least 50 fresh seeds."""
+    folder = ROOT / "checkpoints" / task
+    assert sum(f.stat().st_size for f in folder.glob("weights-*")) <= 12e6
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert report["seeds"][1] - report["seeds"][0] + 1 >= 50
+    assert report["samplers"]["ddpm"]["score"]["mean"] >= wanted
 
 
 @pytest.mark.parametrize(

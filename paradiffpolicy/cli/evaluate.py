@@ -96,7 +96,8 @@ def evaluate_unlimited(cfg: Config) -> None:
                     on_steps=bar.update,
                 )
     if cfg.latency_plans:
-        windows = episodes[cfg.reference][0].windows[: cfg.latency_plans]
+        windows = [window for episode in episodes[cfg.reference] for window in episode.windows]
+        windows = windows[: cfg.latency_plans]
         with tqdm(total=len(windows), unit="turn", desc="latency", dynamic_ncols=True) as bar:
             latencies = plan_latencies(policies, windows, clock, bar.update)
     if cfg.paced_ticks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -21,7 +22,7 @@ class PairedDifference:
 
     Attributes:
         mean: of the differences.
-        low, high: 95 % confidence interval of the mean (Student's t); NaN for fewer than two seeds.
+        low, high: 95 % confidence interval of the mean; NaN for fewer than two seeds.
         p_value: of the two one-sided tests together (Schuirmann 1987).
         equivalent: both one-sided tests reject at 5 %, so the mean lies within ± margin.
         margin: that was tested.
@@ -44,6 +45,10 @@ def paired_difference(
 ) -> PairedDifference:
     """Compares two samplers on the same seeds, in the same order.
 
+    Scores that are all 0 or 1 are compared as paired proportions (Agresti and Min 2005, half a pair
+    added to each of the four possible outcomes): fifty pairs that agree don't prove that all would, as
+    their variance of zero has it.  Others by Student's t.
+
     Raises:
         ValueError: the lengths differ.
     """
@@ -51,14 +56,22 @@ def paired_difference(
         raise ValueError(f"{len(scores)} scores against {len(reference)}: the seeds must be the same")
     differences = np.asarray(scores, dtype=float) - np.asarray(reference, dtype=float)
     n, mean = len(differences), float(differences.mean())
+    if n > 1 and {*scores, *reference} <= {0, 1}:
+        won, lost, total = (differences > 0).sum() + 0.5, (differences < 0).sum() + 0.5, n + 2
+        centre = float(won - lost) / total
+        spread = math.sqrt((won + lost) / total - centre**2) / math.sqrt(total)
+        return _compared(mean, centre, spread, stats.norm, margin)
     se = standard_error(differences.tolist())
     if n < 2:
         return PairedDifference(mean, math.nan, math.nan, math.nan, False, margin)
     if se == 0:
         equivalent = abs(mean) < margin
         return PairedDifference(mean, mean, mean, 0.0 if equivalent else 1.0, equivalent, margin)
-    half = float(stats.t.ppf(0.975, n - 1)) * se
-    p_low = float(stats.t.sf((mean + margin) / se, n - 1))
-    p_high = float(stats.t.cdf((mean - margin) / se, n - 1))
-    p_value = max(p_low, p_high)
-    return PairedDifference(mean, mean - half, mean + half, p_value, p_value < 0.05, margin)
+    return _compared(mean, mean, se, stats.t(n - 1), margin)
+
+
+def _compared(mean: float, centre: float, se: float, law: Any, margin: float) -> PairedDifference:
+    """From an estimate and its standard error, and what their quotient is distributed as."""
+    half = float(law.ppf(0.975)) * se
+    p_value = float(max(law.sf((centre + margin) / se), law.cdf((centre - margin) / se)))
+    return PairedDifference(mean, centre - half, centre + half, p_value, p_value < 0.05, margin)
