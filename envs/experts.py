@@ -30,6 +30,10 @@ BIN = np.array([0.1975, 0.4025])
 """Where the can belongs."""
 PEG = np.array([0.23, 0.1])
 """Where the square nut belongs."""
+ON_PEG, PEG_WIDTH = 0.895, 0.02
+"""Metres: the nut is on the peg below that height, and within that distance."""
+TRY = 80
+"""Control steps after which a way to grasp is given up."""
 NUT_HANDLE = np.array([0.054, 0.0, 0.0])
 """In the nut's frame."""
 FINGERS = np.array([1.0, 0.0, 0.0])
@@ -226,8 +230,24 @@ def can(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
 
 
 def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
-    """Puts the square nut onto its peg."""
-    start = scene.rotation
+    """Puts the square nut onto its peg; takes it up again if it slips."""
+    start, attempt = scene.rotation, 0
+    while scene.position("SquareNut")[2] > ON_PEG or not nut_over_peg(scene, PEG_WIDTH):
+        # The other way round after a failure: a wrist may have come to its end.
+        yield from place_nut(scene, manner, Rotation.from_euler("z", np.pi * (attempt % 2)) * start)
+        attempt += 1
+    there, rotation = scene.hand, scene.rotation
+    while True:
+        yield Target(there + up(0.1), rotation, OPEN)
+
+
+def nut_over_peg(scene: Scene, distance: float) -> bool:
+    return bool(np.linalg.norm(scene.position("SquareNut")[:2] - PEG) < distance)
+
+
+def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target, None, None]:
+    """One attempt: ends when the nut is on the peg and let go, or not in the hand any more, or when it
+    takes too long."""
 
     def handle() -> NDArray[np.float64]:
         return scene.position("SquareNut") + scene.turn("SquareNut").apply(NUT_HANDLE)
@@ -238,22 +258,35 @@ def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     def above() -> NDArray[np.float64]:
         return handle() + np.append(manner.aside, manner.hover)
 
-    while not (scene.near(above(), 0.02) and (grasp() * scene.rotation.inv()).magnitude() < 0.1):
+    def lost() -> bool:
+        """Whether the nut is askew, or elsewhere."""
+        level = scene.turn("SquareNut").apply(up(1.0))[2]
+        return not scene.near(handle(), 0.03) or bool(level < 0.95)
+
+    for _ in range(TRY):
+        if scene.near(above(), 0.02) and (grasp() * scene.rotation.inv()).magnitude() < 0.1:
+            break
         yield Target(above(), grasp(), OPEN)
-    while not scene.near(handle(), 0.008):
+    else:
+        return
+    for _ in range(TRY):
+        if scene.near(handle(), 0.008):
+            break
         yield Target(handle(), grasp(), OPEN, steady=True)
     held, rotation = handle(), grasp()
     for _ in range(manner.grip):
         yield Target(held, rotation, CLOSED, steady=True)
     while scene.hand[2] < 1.0:
+        if lost():
+            return
         yield Target(held + up(0.2), rotation, CLOSED)
+
+    def to_go(angle: float) -> float:
+        return float((angle - yaw(scene.turn("SquareNut")) + np.pi) % (2 * np.pi) - np.pi)
 
     def cost(quarter: int) -> float:
         turned = Rotation.from_euler("z", to_go(quarter * np.pi / 2)) * scene.rotation
         return float((turned * start.inv()).magnitude()) + 0.3 * abs(to_go(quarter * np.pi / 2))
-
-    def to_go(angle: float) -> float:
-        return float((angle - yaw(scene.turn("SquareNut")) + np.pi) % (2 * np.pi) - np.pi)
 
     angle = min(range(4), key=cost) * np.pi / 2
 
@@ -268,14 +301,17 @@ def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     droop = np.zeros(3)
     aligned = 0
     while aligned < 3:
+        if lost():
+            return
         hand, rotation = carrying(0.98)
         error = hand - scene.hand
         if np.linalg.norm(error) < 0.03:
             droop = (droop + 0.04 * error).clip(-0.03, 0.03)
-        off = np.linalg.norm(scene.position("SquareNut")[:2] - PEG)
-        aligned = aligned + 1 if off < 0.004 and abs(to_go(angle)) < 0.05 else 0
+        aligned = aligned + 1 if nut_over_peg(scene, 0.004) and abs(to_go(angle)) < 0.05 else 0
         yield Target(hand + droop, rotation, CLOSED, steady=bool(np.linalg.norm(error[:2]) < 0.03))
-    while scene.position("SquareNut")[2] > 0.895:
+    while scene.position("SquareNut")[2] > ON_PEG:
+        if lost():
+            return
         hand, rotation = carrying(0.85)
         droop = (droop + 0.04 * (hand - scene.hand)).clip(-0.03, 0.03)
         hand[:2] += droop[:2]
@@ -283,9 +319,6 @@ def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
         yield Target(hand, rotation, CLOSED, steady=True)
     for _ in range(7):
         yield Target(scene.hand, scene.rotation, OPEN)
-    there, rotation = scene.hand, scene.rotation
-    while True:
-        yield Target(there + up(0.1), rotation, OPEN)
 
 
 EXPERTS: dict[str, Script] = {"lift": lift, "can": can, "square": square}
