@@ -209,7 +209,7 @@ def stored(steps: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 def named_expert(cfg: Config) -> Demonstrator:
     """Who demonstrates the task."""
-    from ..envs.experts import EXPERTS, Expert
+    from ..envs.experts import EXPERTS
 
     if cfg.expert != "scripted":
         raise InputError(f"unknown expert {cfg.expert!r}; known: scripted, or null: a policy")
@@ -217,7 +217,7 @@ def named_expert(cfg: Config) -> Demonstrator:
         raise InputError(
             f"no expert is scripted for task {cfg.task.name!r}; there is one for {', '.join(EXPERTS)}"
         )
-    return Expert(EXPERTS[cfg.task.name])
+    return EXPERTS[cfg.task.name]
 
 
 def collect_rollouts(cfg: Config) -> None:

@@ -100,7 +100,7 @@ def _figures(row: Row, by_name: Mapping[str, Row]) -> dict[str, Any]:
 
 def environments_table(values: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per environment."""
-    view = Table(title="One core: median [quartiles]", title_justify="left")
+    view = Table(title="One core: median and quartiles", title_justify="left")
     view.add_column("environment")
     for heading in ("control steps\n/ s", "reset, ms", "times\nrobosuite's own step"):
         view.add_column(heading, justify="right")
