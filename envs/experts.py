@@ -110,12 +110,12 @@ class Manner:
     aside: NDArray[np.float64]
 
     @staticmethod
-    def draw(rng: np.random.Generator, most_noise: float) -> Manner:
+    def draw(rng: np.random.Generator, noise: tuple[float, float]) -> Manner:
         return Manner(
             gain=rng.uniform(0.75, 1.25),
             turn_gain=rng.uniform(0.5, 0.875),
             top_speed=rng.uniform(0.75, 1.0),
-            noise=rng.uniform(most_noise / 6, most_noise),
+            noise=rng.uniform(*noise),
             hover=rng.uniform(0.06, 0.11),
             grip=int(rng.integers(7, 12)),
             lift=rng.uniform(0.12, 0.2),
@@ -132,15 +132,15 @@ class Expert:
 
     Args:
         script: what to do.
-        most_noise: of goals, as a share of ``MAX_STEP``, in the shakiest manner.
+        noise: of goals, as a share of ``MAX_STEP``, in the steadiest and in the shakiest manner.
     """
 
-    def __init__(self, script: Script, most_noise: float = 0.12) -> None:
-        self.script, self.most_noise = script, most_noise
+    def __init__(self, script: Script, noise: tuple[float, float] = (0.02, 0.12)) -> None:
+        self.script, self.noise = script, noise
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
         """An episode of a ``RobosuiteEnv``; ``rng`` draws manner and noise."""
-        self._rng, self._manner = rng, Manner.draw(rng, self.most_noise)
+        self._rng, self._manner = rng, Manner.draw(rng, self.noise)
         self._scene = Scene(look(env))
         self._targets = self.script(self._scene, self._manner)
 
@@ -329,6 +329,6 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
 EXPERTS: dict[str, Expert] = {
     "lift": Expert(lift),
     "can": Expert(can),
-    "square": Expert(square, most_noise=0.03),  # the peg leaves 2 mm
+    "square": Expert(square, noise=(0.005, 0.03)),  # the peg leaves 2 mm
 }
 """By task."""
