@@ -135,7 +135,7 @@ class Expert:
         noise: of goals, as a share of ``MAX_STEP``, in the steadiest and in the shakiest manner.
     """
 
-    def __init__(self, script: Script, noise: tuple[float, float] = (0.02, 0.12)) -> None:
+    def __init__(self, script: Script, noise: tuple[float, float]) -> None:
         self.script, self.noise = script, noise
 
     def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
@@ -327,8 +327,8 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
 
 
 EXPERTS: dict[str, Expert] = {
-    "lift": Expert(lift),
-    "can": Expert(can),
+    "lift": Expert(lift, noise=(0.02, 0.12)),
+    "can": Expert(can, noise=(0.005, 0.03)),
     "square": Expert(square, noise=(0.005, 0.03)),  # the peg leaves 2 mm
 }
 """By task."""
