@@ -148,13 +148,9 @@ def worker_count(count: int | str) -> int:
 
 def env_maker_at(cfg: Config) -> MakeEnvAt:
     """Makes the task's environment for a control rate, without an end."""
-    import gymnasium
-
-    from .. import envs  # noqa: F401  registers the environments
-
     kwargs = plain(cfg.task.env.kwargs)
     # -1: an episode's length is a matter of seconds here.
-    return lambda rate_hz: gymnasium.make(cfg.task.env.id, control_hz=rate_hz, max_episode_steps=-1, **kwargs)
+    return lambda rate_hz: make_env(cfg.task.env.id, control_hz=rate_hz, max_episode_steps=-1, **kwargs)
 
 
 def recorded_windows(cfg: Config, guide: Policy, count: int) -> list[Any]:
