@@ -132,7 +132,7 @@ class Camera:
         """``[size, size, 3]`` RGB, the first row at the top.
 
         Args:
-            model: ``mujoco.MjModel``; another one than before takes 0.1 s longer.
+            model: ``mujoco.MjModel``; another one than before takes half a second longer.
             data: ``mujoco.MjData``, whose bodies have been placed; where cameras and lights are is
                 computed here, which changes nothing that physics depend on.
             view: the camera's name.
