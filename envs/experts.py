@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -326,9 +327,9 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
         yield Target(scene.hand, scene.rotation, OPEN)
 
 
-EXPERTS: dict[str, Expert] = {
-    "lift": Expert(lift, noise=(0.02, 0.12)),
-    "can": Expert(can, noise=(0.005, 0.03)),
-    "square": Expert(square, noise=(0.005, 0.03)),  # the peg leaves 2 mm
+EXPERTS: dict[str, Callable[[], Expert]] = {
+    "lift": partial(Expert, lift, noise=(0.02, 0.12)),
+    "can": partial(Expert, can, noise=(0.005, 0.03)),
+    "square": partial(Expert, square, noise=(0.005, 0.03)),  # the peg leaves 2 mm
 }
-"""By task."""
+"""Makes one, by task."""

@@ -224,7 +224,7 @@ def test_experts_succeed(task, wanted):
     env = gymnasium.make(f"paradiffpolicy/{task.capitalize()}-v0")
     record = ["object", "states"]
     done = [
-        demonstrate(env, EXPERTS[task], seed, 400, record).success
+        demonstrate(env, EXPERTS[task](), seed, 400, record).success
         for seed in range(50_000, 50_000 + (20 if task == "lift" else 10))
     ]
     assert sum(done) >= wanted
@@ -233,7 +233,7 @@ def test_experts_succeed(task, wanted):
 
 def test_demonstrations_differ_and_repeat():
     env = gymnasium.make("paradiffpolicy/Lift-v0")
-    first, again, other = (demonstrate(env, EXPERTS["lift"], s, 400, ["states"]) for s in (1, 1, 2))
+    first, again, other = (demonstrate(env, EXPERTS["lift"](), s, 400, ["states"]) for s in (1, 1, 2))
     np.testing.assert_array_equal(first.steps["action"], again.steps["action"])
     np.testing.assert_array_equal(first.steps["states"], again.steps["states"])
     assert first.success and first.steps["action"].shape[1:] == (10,)

@@ -217,7 +217,7 @@ def named_expert(cfg: Config) -> Demonstrator:
         raise InputError(
             f"no expert is scripted for task {cfg.task.name!r}; there is one for {', '.join(EXPERTS)}"
         )
-    return EXPERTS[cfg.task.name]
+    return EXPERTS[cfg.task.name]()
 
 
 def collect_rollouts(cfg: Config) -> None:
