@@ -39,6 +39,14 @@ def test_the_file_tree_names_every_file():
         assert name.removesuffix(".yaml").removesuffix(".py") in tree, f"{path} is not in the README's tree"
 
 
+def assert_scored(values, row):
+    """A row has the report's score and rounds, and the comparison if there is one."""
+    score = values["score"]
+    assert f"| {score['mean']:.3f} ± {score['standard_error']:.3f} |" in row
+    assert f"| {values['rounds_per_plan']['mean']:.1f} |" in row
+    assert_compared(values["difference_to_reference"], row)
+
+
 def assert_compared(difference, row):
     """A row has the report's comparison, if there is one."""
     if difference:
@@ -51,11 +59,7 @@ def assert_compared(difference, row):
 def test_the_table_is_the_report(name):
     values = REPORT["samplers"][name]
     (row,) = re.findall(rf"^\| `{name}` .*±.*$", README, flags=re.M)
-    score = values["score"]
-    assert f"{score['mean']:.3f} ± {score['standard_error']:.3f}" in row
-    assert f"| {values['rounds_per_plan']['mean']:.1f} |" in row
-    difference = values["difference_to_reference"]
-    assert_compared(difference, row)
+    assert_scored(values, row)
 
 
 @pytest.mark.parametrize("task", ROBOMIMIC)
@@ -64,11 +68,9 @@ def test_the_tables_of_robomimics_tasks_are_the_reports(task):
     n_seeds = report["seeds"][1] - report["seeds"][0] + 1
     for name, values in report["samplers"].items():
         (row,) = re.findall(rf"^\| {task.capitalize()}, {n_seeds} seeds \| `{name}` .*$", README, flags=re.M)
-        score, latency = values["score"], values["plan_latency_ms"]
-        assert f"| {score['mean']:.3f} ± {score['standard_error']:.3f} |" in row
-        assert f"| {values['rounds_per_plan']['mean']:.1f} |" in row
+        latency = values["plan_latency_ms"]
         assert f"| {latency['p50']:.0f} / {latency['p99']:.0f} |" in row
-        assert_compared(values["difference_to_reference"], row)
+        assert_scored(values, row)
 
 
 @pytest.mark.parametrize(("task", "wanted"), ROBOMIMIC.items())
