@@ -149,8 +149,15 @@ def worker_count(count: int | str) -> int:
 def env_maker_at(cfg: Config) -> MakeEnvAt:
     """Makes the task's environment for a control rate, without an end."""
     kwargs = plain(cfg.task.env.kwargs)
-    # -1: an episode's length is a matter of seconds here.
-    return lambda rate_hz: make_env(cfg.task.env.id, control_hz=rate_hz, max_episode_steps=-1, **kwargs)
+
+    def make(rate_hz: float) -> gymnasium.Env[Any, Any]:
+        try:
+            # -1: an episode's length is a matter of seconds here.
+            return make_env(cfg.task.env.id, control_hz=rate_hz, max_episode_steps=-1, **kwargs)
+        except InputError as error:
+            raise InputError(f"rate_hz={rate_hz:g}: {error}")
+
+    return make
 
 
 def recorded_windows(cfg: Config, guide: Policy, count: int) -> list[Any]:

@@ -180,10 +180,7 @@ def env_robot(cfg: Config, rate_hz: float, clock: Clock) -> Driven:
 
     from ..seeing.watched import WatchedEnvRobot
 
-    try:
-        env = env_maker_at(cfg)(rate_hz)
-    except ValueError as error:
-        raise InputError(f"rate_hz={rate_hz:g}: {cfg.task.env.id}: {error}")
+    env = env_maker_at(cfg)(rate_hz)
     robot = WatchedEnvRobot(env, cfg.seed, clock)
     space, size = env.action_space, cfg.picture_size
     project: Project | None = None
