@@ -476,6 +476,13 @@ BAD = {
     ),
     "unknown mask": (lambda path: ["mask=tain"], "no mask/tain; did you mean 'train'"),
     "a mask of others": (put("mask/valid", lambda values: np.array([b"demo_77"])), "names demo_77"),
+    "an empty mask": (
+        both(
+            edited(lambda file: file.create_dataset("mask/none", data=np.array([], dtype="S"))),
+            lambda path: ["mask=none"],
+        ),
+        "mask/none is empty",
+    ),
     "no states": (
         both(NO_ABS, edited(lambda file: file.pop("data/demo_0/states"))),
         "demo_0 has no states",
@@ -652,6 +659,12 @@ def test_the_command_replays(capsys, lift, tmp_path):
     mine, others = one.read("demo_0"), other.read("demo_0")
     np.testing.assert_allclose(others.actions, mine.actions, atol=1e-6)
     assert_same(replace(others, actions=mine.actions, poses=None), mine)
+    zarr.open(store)["data/action"][4, 0] += 0.2
+    code, out, err = run(
+        capsys, "convert", f"source={store}", f"out={tmp_path / 'far.hdf5'}", "actions=delta", "check=0"
+    )
+    assert code == 0, err
+    assert "1 steps pursue goals farther away than a delta can say" in out
 
 
 def as_1_4(path, out, **changes):

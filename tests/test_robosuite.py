@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
 
 import gymnasium
 import numpy as np
@@ -81,8 +80,11 @@ def delta_env(request):
     ("task", "size"), {"lift": 19, "can": 23, "square": 23, "transport": 59, "tool_hang": 53}.items()
 )
 def test_observations_have_robomimics_sizes(task, size):
-    env = RobosuiteEnv(task)
-    assert env.observation_space.shape == (size,)
+    env, config = RobosuiteEnv(task), compose("train", [f"task={task}"]).task
+    assert env.observation_space.shape == (size,) == (config.obs_dim,)
+    assert env.action_space.shape == (config.action_dim,)
+    _, info = env.reset(seed=0)
+    assert set(config.record) <= set(info)
     env.close()
 
 
@@ -104,21 +106,19 @@ def test_a_snapshot_is_exact(delta_env):
         np.testing.assert_array_equal(got[-1]["states"], expected[-1]["states"])
 
 
+def last_states(seed):
+    """After a few random actions."""
+    env = RobosuiteEnv("lift", action_type="delta")
+    env.reset(seed=seed)
+    for action in deltas(env, 15):
+        *_, info = env.step(action)
+    env.close()
+    return info["states"]
+
+
 def test_another_process_sees_the_same_episode():
-    code = (
-        "import numpy as np\n"
-        "from paradiffpolicy.envs.robosuite import RobosuiteEnv\n"
-        "env = RobosuiteEnv('lift', action_type='delta')\n"
-        "env.reset(seed=7)\n"
-        "draw = np.random.default_rng(0)\n"
-        "for _ in range(15): *_, info = env.step(draw.uniform(-1, 1, 7))\n"
-        "print(info['states'].tobytes().hex())\n"
-    )
-    outputs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    ]
-    assert outputs[0] == outputs[1]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(last_states, (7,)), last_states(7))
 
 
 def test_observations_are_of_now(delta_env):
@@ -218,16 +218,12 @@ def test_a_recorded_state_is_a_start():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "wanted"), {"lift": 20, "can": 10, "square": 9}.items())
-def test_experts_succeed(task, wanted):
+@pytest.mark.parametrize(("task", "episodes"), {"lift": 10, "can": 6, "square": 6}.items())
+def test_experts_succeed(task, episodes):
     """On seeds that nothing was tuned on; 'collect' counts many more."""
     env = gymnasium.make(f"paradiffpolicy/{task.capitalize()}-v0")
-    record = ["object", "states"]
-    done = [
-        demonstrate(env, EXPERTS[task](), seed, 400, record).success
-        for seed in range(50_000, 50_000 + (20 if task == "lift" else 10))
-    ]
-    assert sum(done) >= wanted
+    seeds = range(50_000, 50_000 + episodes)
+    assert all(demonstrate(env, EXPERTS[task](), seed, 400, ["states"]).success for seed in seeds)
     env.close()
 
 
@@ -258,9 +254,9 @@ TINY = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["transport", "tool_hang"])
 def test_from_demonstrations_to_a_trained_policy_to_its_evaluation(task, tmp_path, monkeypatch, capsys):
-    """Every task's config fits its environment, its recordings, and training."""
+    """Where no policy is shipped: configs fit the environment, its recordings, and training."""
     monkeypatch.chdir(tmp_path)
     cfg = compose("train", [f"task={task}"])
     buffer, env = ReplayBuffer.create(tmp_path / "some.zarr"), RobosuiteEnv(task)
@@ -279,16 +275,10 @@ def test_from_demonstrations_to_a_trained_policy_to_its_evaluation(task, tmp_pat
     assert main(["train", f"task={task}", "dataset=some.zarr", "run=run", "checkpoint=out", *TINY]) == 0
     assert "score 0.000" in capsys.readouterr().out
     assert Checkpoint.load("out").spec.control_hz == 20
-    shown = ["latency_plans=1", "paced_ticks=0", "videos=0", "out=report", "task.max_steps=9", "workers=1"]
-    run = [
-        "evaluate",
-        f"task={task}",
-        "checkpoint=out",
-        "samplers=[ddim,realtime]",
-        "reference=ddim",
-        "seeds=1",
-    ]
-    assert main([*run, *shown]) == 0
+    short = "capture=eager latency_plans=1 paced_ticks=0 videos=0 task.max_steps=9 workers=1 seeds=1"
+    samplers = "samplers=[ddim,realtime] reference=ddim"
+    arguments = f"task={task} checkpoint=out out=report {samplers} {short}"
+    assert main(["evaluate", *arguments.split()]) == 0
     assert (tmp_path / "report" / "report.json").exists()
 
 
@@ -302,18 +292,17 @@ def test_collecting_fails_with_one_line_where_there_is_no_expert(tmp_path, capsy
 
 @pytest.mark.slow
 def test_collected_demonstrations_dont_depend_on_the_number_of_processes(tmp_path):
-    stores = []
-    for workers in (1, 2):
-        out = tmp_path / f"{workers}.zarr"
-        arguments = ["task=lift", "expert=scripted", "episodes=5", f"workers={workers}", f"out={out}"]
-        assert main(["collect", *arguments]) == 0
-        stores.append(ReplayBuffer.open(out))
-    one, two = stores
-    assert one.n_episodes == 5 and one.fields == two.fields
+    def collect(episodes, workers, name):
+        arguments = [f"episodes={episodes}", f"workers={workers}", f"out={tmp_path / name}"]
+        assert main(["collect", "task=lift", "expert=scripted", *arguments]) == 0
+        return ReplayBuffer.open(tmp_path / name)
+
+    one, two = collect(4, 1, "one.zarr"), collect(4, 2, "two.zarr")
+    assert one.n_episodes == 4 and one.fields == two.fields
     np.testing.assert_array_equal(one.episode_ends, two.episode_ends)
     for field in one.fields:
         np.testing.assert_array_equal(one.read(field), two.read(field))
-    assert [one.text("seed", i) for i in range(5)] == [two.text("seed", i) for i in range(5)]
+    assert all(one.text("seed", i) == two.text("seed", i) for i in range(4))
     # what there is allows to play an episode again
     env = RobosuiteEnv("lift")
     episode = one.episode(3)
@@ -323,21 +312,8 @@ def test_collected_demonstrations_dont_depend_on_the_number_of_processes(tmp_pat
         np.testing.assert_allclose(info["states"], state, atol=1e-4)  # actions are kept in single precision
     env.close()
     # appended to: other seeds
-    assert (
-        main(
-            [
-                "collect",
-                "task=lift",
-                "expert=scripted",
-                "episodes=1",
-                "workers=1",
-                f"out={tmp_path / '1.zarr'}",
-            ]
-        )
-        == 0
-    )
-    grown = ReplayBuffer.open(tmp_path / "1.zarr")
-    assert int(grown.text("seed", 5)) == int(grown.text("seed", 4)) + 1
+    grown = collect(1, 1, "one.zarr")
+    assert int(grown.text("seed", 4)) == int(grown.text("seed", 3)) + 1
 
 
 def test_without_robosuite_a_task_names_the_command(monkeypatch, tmp_path, capsys):

@@ -201,9 +201,10 @@ def test_close_leaves_no_process():
 
 
 HANGING = """
-import contextlib, functools, numpy as np
+import contextlib, functools, signal, numpy as np
 from paradiffpolicy.evaluation.workers import ProcessWorkers, Scene
 from tests.toy_env import ToyEnv
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with contextlib.closing(ProcessWorkers(2)) as workers:
     workers.begin(Scene(functools.partial(ToyEnv, {fault!r}), 100), {{0: 3, 1: 5}})
     actions = np.zeros((50, 2))
