@@ -10,7 +10,8 @@ reads from top to bottom as the task is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import itertools
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +34,12 @@ PEG = np.array([0.23, 0.1])
 """Where the square nut belongs."""
 ON_PEG, PEG_WIDTH = 0.895, 0.02
 """Metres: the nut is on the peg below that height, and within that distance."""
+CAN_FUNNEL = 0.005, 0.012
+"""Metres aside of the can: up to the first the hand may be at its height, from the second on above it."""
+ARM_OF_TURN = 0.05
+"""Metres aside that a radian counts as."""
+LED = 30
+"""Control steps that the hand is led for to where an episode begins."""
 TRY = 80
 """Control steps after which a way to grasp is given up."""
 NUT_HANDLE = np.array([0.054, 0.0, 0.0])
@@ -124,6 +131,8 @@ class Manner:
         )
 
 
+Somewhere = Callable[[Scene, np.random.Generator], Target]
+"""Draws where the hand is when an episode begins."""
 Script = Callable[[Scene, Manner], Generator[Target, None, None]]
 """Yields a target per control step; after each, the scene has changed."""
 
@@ -134,16 +143,29 @@ class Expert:
     Args:
         script: what to do.
         noise: of goals, as a share of ``MAX_STEP``, in the steadiest and in the shakiest manner.
+        somewhere: where every other episode begins, instead of where the environment does; what leads
+            there isn't demonstrated.
     """
 
-    def __init__(self, script: Script, noise: tuple[float, float]) -> None:
-        self.script, self.noise = script, noise
+    def __init__(
+        self, script: Script, noise: tuple[float, float], somewhere: Somewhere | None = None
+    ) -> None:
+        self.script, self.noise, self.somewhere = script, noise, somewhere
 
-    def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
-        """An episode of a ``RobosuiteEnv``; ``rng`` draws manner and noise."""
+    def begin(
+        self, env: gymnasium.Env[Any, Any], info: dict[str, Any], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """An episode of a ``RobosuiteEnv``; ``rng`` draws manner, beginning and noise."""
         self._rng, self._manner = rng, Manner.draw(rng, self.noise)
         self._scene = Scene(look(env))
+        self._targets: Iterator[Target]
+        if self.somewhere is not None and rng.random() < 0.5:
+            self._targets = itertools.repeat(self.somewhere(self._scene, rng))
+            for _ in range(LED):
+                *_, info = env.step(self.act(env))
+            self._scene.seen = look(env)
         self._targets = self.script(self._scene, self._manner)
+        return info
 
     def act(self, env: gymnasium.Env[Any, Any]) -> NDArray[np.float64]:
         """An absolute action ``[10]``."""
@@ -205,34 +227,78 @@ def lift(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
         yield Target(cube + up(manner.lift), rotation, CLOSED)
 
 
+def coming_down(
+    scene: Scene,
+    place: NDArray[np.float64],
+    rotation: Rotation,
+    hover: float,
+    funnel: tuple[float, float],
+) -> Target:
+    """The way down to a place, within a funnel: as low as the hand is above it and turned right.
+
+    It depends on nothing but what is to be seen now.  Whoever imitates it can't be in the wrong phase, and
+    goes up again where it is off, instead of into something.
+    """
+    aside = scene.hand[:2] - place[:2]
+    turn = float((rotation * scene.rotation.inv()).magnitude())
+    off = float(np.linalg.norm(aside)) + ARM_OF_TURN * turn
+    narrow, wide = funnel
+    height = hover * float(np.clip((off - narrow) / (wide - narrow), 0, 1))
+    # First up, then across.
+    across = float(np.clip(1 - (height - (scene.hand[2] - place[2]) - 0.02) / 0.04, 0.1, 1))
+    over = place[:2] + (1 - across) * aside
+    return Target(np.append(over, place[2] + height), rotation, OPEN, steady=off < wide)
+
+
 def can(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
-    """Puts the can into its bin."""
+    """Puts the can into its bin; takes it up again if it slips."""
     start = scene.rotation
+    high = np.array([*(BIN + 3 * manner.aside), 1.05])
+    while np.linalg.norm(scene.position("Can")[:2] - BIN) > 0.08:
+        yield from place_can(scene, manner, start, high)
+    while True:  # it only counts when the hand has left
+        yield Target(high, start, OPEN)
 
-    def above() -> NDArray[np.float64]:
-        return scene.position("Can") + np.append(manner.aside, manner.hover + 0.03)
 
-    while not scene.near(above(), 0.02):
-        yield Target(above(), start, OPEN)
-    while not scene.near(scene.position("Can") + up(0.01), 0.01):
-        yield Target(scene.position("Can") + up(0.01), start, OPEN, steady=True)
+def place_can(
+    scene: Scene, manner: Manner, start: Rotation, high: NDArray[np.float64]
+) -> Generator[Target, None, None]:
+    """One attempt: ends when the can is let go over its bin, or isn't in the hand any more."""
+
+    def held() -> bool:
+        return scene.near(scene.position("Can"), 0.03)
+
+    for _ in range(2 * TRY):
+        if scene.near(scene.position("Can") + up(0.01), 0.009):
+            break
+        place = scene.position("Can") + up(0.01)
+        yield coming_down(scene, place, start, manner.hover + 0.03, CAN_FUNNEL)
+    else:
+        return
     grasp = scene.position("Can") + up(0.01)
     for _ in range(manner.grip):
         yield Target(grasp, start, CLOSED, steady=True)
     while scene.hand[2] < 1.02:
+        if not held():
+            return
         yield Target(grasp + up(0.21), start, CLOSED)
-    high = np.array([*(BIN + 3 * manner.aside), 1.05])
-    low = np.array([*high[:2], 0.93])
     while np.linalg.norm((scene.hand - high)[:2]) > 0.035:
+        if not held():
+            return
         yield Target(high, start, CLOSED)
+    low = np.array([*high[:2], 0.93])
     for _ in range(25):  # it may already stand on something
         if np.linalg.norm((scene.hand - low)[:2]) < 0.03 and scene.hand[2] < 0.95:
             break
         yield Target(low, start, CLOSED)
     for _ in range(7):
         yield Target(low, start, OPEN)
-    while True:  # it only counts when the hand has left
-        yield Target(high, start, OPEN)
+
+
+def above_can(scene: Scene, rng: np.random.Generator) -> Target:
+    """Somewhere there, higher than the can."""
+    place = scene.position("Can") + np.append(rng.normal(0, 0.03, 2), rng.uniform(0.09, 0.18))
+    return Target(place, scene.rotation, OPEN)
 
 
 def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
@@ -329,7 +395,7 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
 
 EXPERTS: dict[str, Callable[[], Expert]] = {
     "lift": partial(Expert, lift, noise=(0.02, 0.12)),
-    "can": partial(Expert, can, noise=(0.005, 0.03)),
+    "can": partial(Expert, can, noise=(0.005, 0.03), somewhere=above_can),
     "square": partial(Expert, square, noise=(0.005, 0.03)),  # the peg leaves 2 mm
 }
 """Makes one, by task."""

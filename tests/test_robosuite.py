@@ -60,7 +60,7 @@ class TestRotations:
 
 robosuite = pytest.importorskip("robosuite", reason="robosuite isn't installed")
 
-from paradiffpolicy.envs.experts import EXPERTS  # noqa: E402
+from paradiffpolicy.envs.experts import EXPERTS, LED, Scene, coming_down, up  # noqa: E402
 from paradiffpolicy.envs.robosuite import TASKS, RobosuiteEnv  # noqa: E402
 from paradiffpolicy.evaluation.demonstrations import demonstrate  # noqa: E402
 
@@ -238,6 +238,34 @@ def test_demonstrations_differ_and_repeat():
         first.steps["action"][:, 2], other.steps["action"][:, 2], atol=1e-3
     )
     assert first.steps["rewards"][-1] == 1 and first.steps["rewards"][0] == 0
+    env.close()
+
+
+@pytest.mark.parametrize(("aside", "wanted"), [(0.0, 0.0), (0.015, 0.05), (0.02, 0.1), (0.1, 0.1)])
+def test_the_hand_comes_down_within_a_funnel(aside, wanted):
+    place = np.array([0.3, 0.1, 0.8])
+
+    def goal(*hand):
+        seen = {"robot0_eef_pos": place + hand, "robot0_eef_quat_site": np.array([0, 0, 0, 1.0])}
+        return coming_down(Scene(seen), place, Rotation.identity(), hover=0.1, funnel=(0.01, 0.02)).position
+
+    np.testing.assert_allclose(goal(aside, 0, 0.1), place + up(wanted), atol=1e-9)
+    # beside it and low: up, hardly across
+    np.testing.assert_allclose(goal(0.1, 0, 0), place + np.array([0.09, 0, 0.1]), atol=1e-9)
+
+
+def test_every_other_demonstration_begins_elsewhere():
+    """It is recorded from there, so that it can be played again from its first state."""
+    env, begun = gymnasium.make("paradiffpolicy/Can-v0"), []
+    for seed in range(4):
+        start = env.reset(seed=seed)[1]["states"]
+        demo = demonstrate(env, EXPERTS["can"](), seed, 6, ["states"])
+        begun.append(not np.array_equal(demo.steps["states"][0], start))
+        if begun[-1]:
+            assert demo.steps["states"][0][0] == pytest.approx(start[0] + LED / 20)
+            hand, can = (env.unwrapped.simulation.observations()[k] for k in ("robot0_eef_pos", "Can_pos"))
+            assert np.linalg.norm((hand - can)[:2]) < 0.15
+    assert sorted(set(begun)) == [False, True]
     env.close()
 
 

@@ -24,8 +24,10 @@ CHUNK = 4
 class Demonstrator(Protocol):
     """Who knows how to do it."""
 
-    def begin(self, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
-        """An episode; ``rng`` draws the manner of it."""
+    def begin(
+        self, env: gymnasium.Env[Any, Any], info: dict[str, Any], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """An episode; ``rng`` draws the manner of it.  It may go elsewhere first: returns the info there."""
         ...
 
     def act(self, env: gymnasium.Env[Any, Any]) -> NDArray[Any]:
@@ -71,7 +73,7 @@ def demonstrate(
     """One episode of at most ``max_steps``; ``record`` names parts of the environment's info."""
     _, info = env.reset(seed=seed)
     texts = {**tell(env), "seed": str(seed)}
-    demonstrator.begin(env, np.random.default_rng((seed, 1)))  # the environment drew from (seed)
+    info = demonstrator.begin(env, info, np.random.default_rng((seed, 1)))  # the environment drew from (seed)
     steps: dict[str, list[Any]] = {name: [] for name in (*record, "action", "rewards")}
     done = 0
     for _ in range(max_steps):
