@@ -36,8 +36,8 @@ def end(name: str) -> NDArray[np.uint8]:
     """A moment after the expert has succeeded, when the hand is out of the way, ``[SIZE, SIZE, 3]``."""
     env = gymnasium.make(f"paradiffpolicy/{name}-v0", render_mode="rgb_array", render_size=SIZE)
     expert = EXPERTS[name.lower()]()
-    env.reset(seed=SEED)
-    expert.begin(env, np.random.default_rng(SEED))
+    _, info = env.reset(seed=SEED)
+    expert.begin(env, info, np.random.default_rng(SEED))
     done = any(env.step(expert.act(env))[2] for _ in range(N_STEPS))
     for _ in range(N_STEPS_AFTER if done else 0):
         env.step(expert.act(env))
