@@ -34,8 +34,8 @@ PEG = np.array([0.23, 0.1])
 """Where the square nut belongs."""
 ON_PEG, PEG_WIDTH = 0.895, 0.02
 """Metres: the nut is on the peg below that height, and within that distance."""
-CAN_FUNNEL = 0.005, 0.012
-"""Metres aside of the can: up to the first the hand may be at its height, from the second on above it."""
+CUBE_FUNNEL, CAN_FUNNEL = (0.008, 0.02), (0.005, 0.012)
+"""Metres aside of the object: up to the first the hand may be at its height, from the second on above it."""
 ARM_OF_TURN = 0.05
 """Metres aside that a radian counts as."""
 LED = 30
@@ -106,6 +106,9 @@ class Manner:
         grip: steps that fingers are given to close.
         lift: metres.
         aside: metres ``[2]`` by which it is off above an object.
+        grasp: metres from where it should be, at which the hand closes.
+        arrive: metres aside of a bin's middle, at which the hand goes down into it.
+        release: metres, the height at which it lets go there.
     """
 
     gain: float
@@ -116,9 +119,14 @@ class Manner:
     grip: int
     lift: float
     aside: NDArray[np.float64]
+    grasp: float
+    arrive: float
+    release: float
 
     @staticmethod
     def draw(rng: np.random.Generator, noise: tuple[float, float]) -> Manner:
+        # With the same thresholds in all episodes, a policy that stops short of one never saw what follows.
+        thresholds = rng.spawn(1)[0]  # apart, so that scripts without them repeat what they did before
         return Manner(
             gain=rng.uniform(0.75, 1.25),
             turn_gain=rng.uniform(0.5, 0.875),
@@ -128,6 +136,9 @@ class Manner:
             grip=int(rng.integers(7, 12)),
             lift=rng.uniform(0.12, 0.2),
             aside=rng.normal(0, 0.004, 2),
+            grasp=thresholds.uniform(0.007, 0.012),
+            arrive=thresholds.uniform(0.02, 0.05),
+            release=thresholds.uniform(0.95, 1.03),
         )
 
 
@@ -210,21 +221,19 @@ def lift(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     """Picks the cube up."""
     start = scene.rotation
 
+    def place() -> NDArray[np.float64]:
+        return scene.position("cube") - up(0.005)
+
     def grasp() -> Rotation:
         return fingers_along(start, yaw(scene.turn("cube")), np.pi / 2)
 
-    def above() -> NDArray[np.float64]:
-        return scene.position("cube") + np.append(manner.aside, manner.hover)
-
-    while not scene.near(above(), 0.02):
-        yield Target(above(), grasp(), OPEN)
-    while not scene.near(scene.position("cube") - up(0.005), 0.009):
-        yield Target(scene.position("cube") - up(0.005), grasp(), OPEN, steady=True)
-    cube, rotation = scene.position("cube"), grasp()
+    while not scene.near(place(), manner.grasp):
+        yield coming_down(scene, place(), grasp(), manner.hover, CUBE_FUNNEL)
+    held, rotation = place(), grasp()
     for _ in range(manner.grip):
-        yield Target(cube - up(0.005), rotation, CLOSED, steady=True)
+        yield Target(held, rotation, CLOSED, steady=True)
     while True:
-        yield Target(cube + up(manner.lift), rotation, CLOSED)
+        yield Target(held + up(manner.lift), rotation, CLOSED)
 
 
 def coming_down(
@@ -269,7 +278,7 @@ def place_can(
         return scene.near(scene.position("Can"), 0.03)
 
     for _ in range(2 * TRY):
-        if scene.near(scene.position("Can") + up(0.01), 0.009):
+        if scene.near(scene.position("Can") + up(0.01), manner.grasp):
             break
         place = scene.position("Can") + up(0.01)
         yield coming_down(scene, place, start, manner.hover + 0.03, CAN_FUNNEL)
@@ -282,13 +291,14 @@ def place_can(
         if not held():
             return
         yield Target(grasp + up(0.21), start, CLOSED)
-    while np.linalg.norm((scene.hand - high)[:2]) > 0.035:
+    while np.linalg.norm((scene.hand - high)[:2]) > manner.arrive:
         if not held():
             return
         yield Target(high, start, CLOSED)
-    low = np.array([*high[:2], 0.93])
+    # Well below where it lets go: the controller hangs a centimetre high of its goal.
+    low = np.array([*high[:2], 0.9])
     for _ in range(25):  # it may already stand on something
-        if np.linalg.norm((scene.hand - low)[:2]) < 0.03 and scene.hand[2] < 0.95:
+        if scene.hand[2] < manner.release:
             break
         yield Target(low, start, CLOSED)
     for _ in range(7):
