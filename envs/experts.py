@@ -137,7 +137,7 @@ class Manner:
             lift=rng.uniform(0.12, 0.2),
             aside=rng.normal(0, 0.004, 2),
             grasp=thresholds.uniform(0.007, 0.012),
-            arrive=thresholds.uniform(0.02, 0.05),
+            arrive=thresholds.uniform(0.03, 0.06),  # the controller hangs up to 2.5 cm off, far from the base
             release=thresholds.uniform(0.95, 1.03),
         )
 
