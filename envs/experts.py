@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,13 +28,15 @@ MAX_STEP = 0.05
 """Metres that a goal is ahead of the hand at most."""
 MAX_TURN = 0.5
 """Radians, likewise."""
+EAGER = 2.0
+"""Times a manner's gain: the controller hangs off by half as much."""
 BIN = np.array([0.1975, 0.4025])
 """Where the can belongs."""
 PEG = np.array([0.23, 0.1])
 """Where the square nut belongs."""
 ON_PEG, PEG_WIDTH = 0.895, 0.02
 """Metres: the nut is on the peg below that height, and within that distance."""
-CUBE_FUNNEL, CAN_FUNNEL = (0.008, 0.02), (0.005, 0.012)
+CUBE_FUNNEL, CAN_FUNNEL, NUT_FUNNEL = (0.008, 0.02), (0.005, 0.012), (0.006, 0.014)
 """Metres aside of the object: up to the first the hand may be at its height, from the second on above it."""
 ARM_OF_TURN = 0.05
 """Metres aside that a radian counts as."""
@@ -57,12 +59,14 @@ class Target:
         rotation: of the hand.
         gripper: ``OPEN`` or ``CLOSED``.
         steady: with less noise, since it matters.
+        eager: times the manner's gain.
     """
 
     position: NDArray[np.float64]
     rotation: Rotation
     gripper: float
     steady: bool = False
+    eager: float = 1.0
 
 
 @dataclass
@@ -105,7 +109,7 @@ class Manner:
         hover: metres above an object before going down to it.
         grip: steps that fingers are given to close.
         lift: metres.
-        aside: metres ``[2]`` by which it is off above an object.
+        aside: metres ``[2]`` by which it is off where that doesn't matter.
         grasp: metres from where it should be, at which the hand closes.
         arrive: metres aside of a bin's middle, at which the hand goes down into it.
         release: metres, the height at which it lets go there.
@@ -126,7 +130,7 @@ class Manner:
     @staticmethod
     def draw(rng: np.random.Generator, noise: tuple[float, float]) -> Manner:
         # With the same thresholds in all episodes, a policy that stops short of one never saw what follows.
-        thresholds = rng.spawn(1)[0]  # apart, so that scripts without them repeat what they did before
+        thresholds = rng.spawn(1)[0]  # a stream apart: one threshold more changes nothing else
         return Manner(
             gain=rng.uniform(0.75, 1.25),
             turn_gain=rng.uniform(0.5, 0.875),
@@ -183,7 +187,7 @@ class Expert:
         scene, manner, rng = self._scene, self._manner, self._rng
         scene.seen = look(env)
         target = next(self._targets)
-        ahead = manner.gain * (target.position - scene.hand) / MAX_STEP
+        ahead = target.eager * manner.gain * (target.position - scene.hand) / MAX_STEP
         # Slower along the same direction, rather than each coordinate for itself.
         ahead *= min(1.0, manner.top_speed / max(1e-9, float(np.abs(ahead).max())))
         turn = manner.turn_gain * (target.rotation * scene.rotation.inv()).as_rotvec() / MAX_TURN
@@ -259,6 +263,16 @@ def coming_down(
     return Target(np.append(over, place[2] + height), rotation, OPEN, steady=off < wide)
 
 
+def above(name: str) -> Somewhere:
+    """Somewhere there, higher than the object."""
+
+    def draw(scene: Scene, rng: np.random.Generator) -> Target:
+        place = scene.position(name) + np.append(rng.normal(0, 0.03, 2), rng.uniform(0.09, 0.18))
+        return Target(place, scene.rotation, OPEN)
+
+    return draw
+
+
 def can(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     """Puts the can into its bin; takes it up again if it slips."""
     start = scene.rotation
@@ -305,12 +319,6 @@ def place_can(
         yield Target(low, start, OPEN)
 
 
-def above_can(scene: Scene, rng: np.random.Generator) -> Target:
-    """Somewhere there, higher than the can."""
-    place = scene.position("Can") + np.append(rng.normal(0, 0.03, 2), rng.uniform(0.09, 0.18))
-    return Target(place, scene.rotation, OPEN)
-
-
 def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     """Puts the square nut onto its peg; takes it up again if it slips."""
     start, attempt = scene.rotation, 0
@@ -337,24 +345,17 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
     def grasp() -> Rotation:
         return fingers_along(start, yaw(scene.turn("SquareNut")) + np.pi / 2, np.pi)
 
-    def above() -> NDArray[np.float64]:
-        return handle() + np.append(manner.aside, manner.hover)
-
     def lost() -> bool:
         """Whether the nut is askew, or elsewhere."""
         level = scene.turn("SquareNut").apply(up(1.0))[2]
         return not scene.near(handle(), 0.03) or bool(level < 0.95)
 
-    for _ in range(TRY):
-        if scene.near(above(), 0.02) and (grasp() * scene.rotation.inv()).magnitude() < 0.1:
+    for _ in range(2 * TRY):
+        if scene.near(handle(), manner.grasp):
             break
-        yield Target(above(), grasp(), OPEN)
+        yield replace(coming_down(scene, handle(), grasp(), manner.hover, NUT_FUNNEL), eager=EAGER)
     else:
         return
-    for _ in range(TRY):
-        if scene.near(handle(), 0.008):
-            break
-        yield Target(handle(), grasp(), OPEN, steady=True)
     held, rotation = handle(), grasp()
     for _ in range(manner.grip):
         yield Target(held, rotation, CLOSED, steady=True)
@@ -390,7 +391,8 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
         if np.linalg.norm(error) < 0.03:
             droop = (droop + 0.04 * error).clip(-0.03, 0.03)
         aligned = aligned + 1 if nut_over_peg(scene, 0.004) and abs(to_go(angle)) < 0.05 else 0
-        yield Target(hand + droop, rotation, CLOSED, steady=bool(np.linalg.norm(error[:2]) < 0.03))
+        near = bool(np.linalg.norm(error[:2]) < 0.03)
+        yield Target(hand + droop, rotation, CLOSED, steady=near, eager=EAGER)
     while scene.position("SquareNut")[2] > ON_PEG:
         if lost():
             return
@@ -398,14 +400,14 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
         droop = (droop + 0.04 * (hand - scene.hand)).clip(-0.03, 0.03)
         hand[:2] += droop[:2]
         hand[2] = max(hand[2], scene.hand[2] - 0.03)
-        yield Target(hand, rotation, CLOSED, steady=True)
+        yield Target(hand, rotation, CLOSED, steady=True, eager=EAGER)
     for _ in range(7):
         yield Target(scene.hand, scene.rotation, OPEN)
 
 
 EXPERTS: dict[str, Callable[[], Expert]] = {
     "lift": partial(Expert, lift, noise=(0.02, 0.12)),
-    "can": partial(Expert, can, noise=(0.005, 0.03), somewhere=above_can),
-    "square": partial(Expert, square, noise=(0.005, 0.03)),  # the peg leaves 2 mm
+    "can": partial(Expert, can, noise=(0.005, 0.03), somewhere=above("Can")),
+    "square": partial(Expert, square, noise=(0.005, 0.03), somewhere=above("SquareNut")),
 }
 """Makes one, by task."""
