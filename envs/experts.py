@@ -263,14 +263,10 @@ def coming_down(
     return Target(np.append(over, place[2] + height), rotation, OPEN, steady=off < wide)
 
 
-def above(name: str) -> Somewhere:
+def above(name: str, scene: Scene, rng: np.random.Generator) -> Target:
     """Somewhere there, higher than the object."""
-
-    def draw(scene: Scene, rng: np.random.Generator) -> Target:
-        place = scene.position(name) + np.append(rng.normal(0, 0.03, 2), rng.uniform(0.09, 0.18))
-        return Target(place, scene.rotation, OPEN)
-
-    return draw
+    place = scene.position(name) + np.append(rng.normal(0, 0.03, 2), rng.uniform(0.09, 0.18))
+    return Target(place, scene.rotation, OPEN)
 
 
 def can(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
@@ -407,7 +403,7 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
 
 EXPERTS: dict[str, Callable[[], Expert]] = {
     "lift": partial(Expert, lift, noise=(0.02, 0.12)),
-    "can": partial(Expert, can, noise=(0.005, 0.03), somewhere=above("Can")),
-    "square": partial(Expert, square, noise=(0.005, 0.03), somewhere=above("SquareNut")),
+    "can": partial(Expert, can, noise=(0.005, 0.03), somewhere=partial(above, "Can")),
+    "square": partial(Expert, square, noise=(0.005, 0.03), somewhere=partial(above, "SquareNut")),
 }
 """Makes one, by task."""
