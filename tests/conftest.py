@@ -78,11 +78,14 @@ def toy_episode(length: int, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture
-def toy_store(tmp_path) -> Path:
+def make_toy_store(path: Path) -> Path:
     """Three short episodes on disk."""
-    path = tmp_path / "toy.zarr"
     buffer = ReplayBuffer.create(path)
     for seed, length in enumerate((30, 25, 41)):
         buffer.append(toy_episode(length, seed))
     return path
+
+
+@pytest.fixture
+def toy_store(tmp_path) -> Path:
+    return make_toy_store(tmp_path / "toy.zarr")

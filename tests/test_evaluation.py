@@ -148,6 +148,16 @@ def test_a_worse_sampler_is_not_called_equivalent():
     assert not paired_difference(reference[:4] + np.array([0.2, -0.2, 0.1, -0.1]), reference[:4]).equivalent
 
 
+def test_a_better_sampler_is_not_inferior():
+    draw = np.random.default_rng(0)
+    reference = draw.uniform(0.2, 0.6, 50)
+    better = paired_difference(reference + 0.2 + draw.normal(0, 0.05, 50), reference)
+    assert better.non_inferior and not better.equivalent
+    assert better.verdict == "non-inferior within 0.05"
+    worse = paired_difference(reference - 0.2 + draw.normal(0, 0.05, 50), reference)
+    assert not worse.non_inferior and worse.verdict == "not shown"
+
+
 def test_one_seed_shows_nothing_and_identical_scores_are_equivalent():
     assert not paired_difference([1.0], [1.0]).equivalent
     assert paired_difference([0.5, 0.7], [0.5, 0.7]).equivalent

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +20,10 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import Policy, build_network, spec_sampler
 from paradiffpolicy.training.train import Trainer, TrainSettings, learning_rate_at
 
-from .conftest import ROOT, TINY
+from .conftest import TINY, make_toy_store
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])  # processes that need not import everything anew
 SETTINGS = TrainSettings(n_steps=12, batch_size=16, warmup_steps=3, log_every=4, save_every=3)
 
 
@@ -54,43 +55,51 @@ def assert_same_run(one: Path, other: Path):
     assert all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Demonstrations, and a run on them."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    store = make_toy_store(folder / "toy.zarr")
+    trainer(store, folder).run(progress=False)
+    return store, folder
+
+
 @pytest.mark.parametrize("stops", [[1], [5], [3, 4, 11]])
-def test_resumed_is_uninterrupted(toy_store, tmp_path, stops):
-    trainer(toy_store, tmp_path / "whole").run(progress=False)
+def test_resumed_is_uninterrupted(uninterrupted, tmp_path, stops):
+    store, whole = uninterrupted
     for stop in [*stops, 12]:
-        trainer(toy_store, tmp_path / "parts").run(until=stop, progress=False)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+        trainer(store, tmp_path).run(until=stop, progress=False)
+    assert_same_run(whole, tmp_path)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests.test_training import trainer
-calls, real = 0, Path.replace
-def replace(self, target):
-    global calls
-    calls += 1
-    if calls == {at}:
-        {after}
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, target)
-Path.replace = replace
-trainer(Path(sys.argv[1]), Path(sys.argv[2])).run(progress=False)
-"""
+def run_until_killed(store: Path, folder: Path, at: int, after: bool) -> None:
+    """A run that is killed when its ``at``-th file is about to take its place, or just has."""
+    real, calls = Path.replace, itertools.count(1)
+
+    def replace(self: Path, target: Path) -> Path:
+        if next(calls) == at:
+            if after:
+                real(self, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, target)
+
+    Path.replace = replace
+    torch.set_num_threads(1)
+    trainer(store, folder).run(progress=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", ["pass", "real(self, target)"])
+@pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 8])
-def test_killed_within_a_save_and_resumed_is_uninterrupted(toy_store, tmp_path, at, after):
+def test_killed_within_a_save_and_resumed_is_uninterrupted(uninterrupted, tmp_path, at, after):
     """SIGKILL just before, or just after, one of the files takes its place."""
-    trainer(toy_store, tmp_path / "whole").run(progress=False)
-    script = KILLED.format(at=at, after=after)
-    command = [sys.executable, "-c", script, str(toy_store), str(tmp_path / "killed")]
-    killed = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    trainer(toy_store, tmp_path / "killed").run(progress=False)
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    store, whole = uninterrupted
+    killed = FORKS.Process(target=run_until_killed, args=(store, tmp_path, at, after))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    trainer(store, tmp_path).run(progress=False)
+    assert_same_run(whole, tmp_path)
 
 
 def test_the_loss_falls(toy_store, tmp_path):

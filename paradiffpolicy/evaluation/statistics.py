@@ -23,21 +23,38 @@ class PairedDifference:
     Attributes:
         mean: of the differences.
         low, high: 95 % confidence interval of the mean; NaN for fewer than two seeds.
-        p_value: of the two one-sided tests together (Schuirmann 1987).
-        equivalent: both one-sided tests reject at 5 %, so the mean lies within ± margin.
+        p_below: of the one-sided test against a mean of ``-margin`` or less; NaN likewise.
+        p_above: of the one-sided test against a mean of ``margin`` or more.
         margin: that was tested.
     """
 
     mean: float
     low: float
     high: float
-    p_value: float
-    equivalent: bool
+    p_below: float
+    p_above: float
     margin: float
 
     @property
+    def p_value(self) -> float:
+        """Of the two one-sided tests together (Schuirmann 1987)."""
+        return max(self.p_below, self.p_above)
+
+    @property
+    def equivalent(self) -> bool:
+        """Both one-sided tests reject at 5 %: the mean lies within ± margin."""
+        return self.p_value < 0.05
+
+    @property
+    def non_inferior(self) -> bool:
+        """The sampler is not worse by the margin, at 5 %; it may be better by more."""
+        return self.p_below < 0.05
+
+    @property
     def verdict(self) -> str:
-        return f"equivalent within {self.margin:g}" if self.equivalent else "not shown"
+        if self.equivalent:
+            return f"equivalent within {self.margin:g}"
+        return f"non-inferior within {self.margin:g}" if self.non_inferior else "not shown"
 
 
 def paired_difference(
@@ -63,15 +80,14 @@ def paired_difference(
         return _compared(mean, centre, spread, stats.norm, margin)
     se = standard_error(differences.tolist())
     if n < 2:
-        return PairedDifference(mean, math.nan, math.nan, math.nan, False, margin)
+        return PairedDifference(mean, math.nan, math.nan, math.nan, math.nan, margin)
     if se == 0:
-        equivalent = abs(mean) < margin
-        return PairedDifference(mean, mean, mean, 0.0 if equivalent else 1.0, equivalent, margin)
+        return PairedDifference(mean, mean, mean, float(mean <= -margin), float(mean >= margin), margin)
     return _compared(mean, mean, se, stats.t(n - 1), margin)
 
 
 def _compared(mean: float, centre: float, se: float, law: Any, margin: float) -> PairedDifference:
     """From an estimate and its standard error, and what their quotient is distributed as."""
     half = float(law.ppf(0.975)) * se
-    p_value = float(max(law.sf((centre + margin) / se), law.cdf((centre - margin) / se)))
-    return PairedDifference(mean, centre - half, centre + half, p_value, p_value < 0.05, margin)
+    below, above = float(law.sf((centre + margin) / se)), float(law.cdf((centre - margin) / se))
+    return PairedDifference(mean, centre - half, centre + half, below, above, margin)
