@@ -93,6 +93,10 @@ class Scene:
         """Of an object."""
         return Rotation.from_quat(self.seen[f"{name}_quat"])
 
+    def fingers_rest(self) -> bool:
+        """Whether none moves by more than 5 mm/s."""
+        return bool(np.abs(self.seen["robot0_gripper_qvel"]).max() < 0.005)
+
     def near(self, place: NDArray[np.float64], distance: float) -> bool:
         """Whether the hand is."""
         return bool(np.linalg.norm(self.hand - place) < distance)
@@ -234,7 +238,10 @@ def lift(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     while not scene.near(place(), manner.grasp):
         yield coming_down(scene, place(), grasp(), manner.hover, CUBE_FUNNEL)
     held, rotation = place(), grasp()
-    for _ in range(manner.grip):
+    # As long as fingers are seen to move: whoever imitates a count of steps may wait for ever.
+    for _ in range(2):
+        yield Target(held, rotation, CLOSED, steady=True)
+    while not scene.fingers_rest():
         yield Target(held, rotation, CLOSED, steady=True)
     while True:
         yield Target(held + up(manner.lift), rotation, CLOSED)
