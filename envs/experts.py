@@ -117,6 +117,7 @@ class Manner:
         grasp: metres from where it should be, at which the hand closes.
         arrive: metres aside of a bin's middle, at which the hand goes down into it.
         release: metres, the height at which it lets go there.
+        turned: share that is made of the turn to a cube, of which any will do.
     """
 
     gain: float
@@ -130,6 +131,7 @@ class Manner:
     grasp: float
     arrive: float
     release: float
+    turned: float
 
     @staticmethod
     def draw(rng: np.random.Generator, noise: tuple[float, float]) -> Manner:
@@ -147,6 +149,7 @@ class Manner:
             grasp=thresholds.uniform(0.007, 0.012),
             arrive=thresholds.uniform(0.03, 0.06),  # the controller hangs up to 2.5 cm off, far from the base
             release=thresholds.uniform(0.95, 1.03),
+            turned=min(1.0, thresholds.uniform(0.0, 2.0)),
         )
 
 
@@ -233,7 +236,9 @@ def lift(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
         return scene.position("cube") - up(0.005)
 
     def grasp() -> Rotation:
-        return fingers_along(start, yaw(scene.turn("cube")), np.pi / 2)
+        # Turned half way, either way round is as near: who imitates that may not turn at all.
+        aligned = fingers_along(start, yaw(scene.turn("cube")), np.pi / 2)
+        return Rotation.from_rotvec(manner.turned * (aligned * start.inv()).as_rotvec()) * start
 
     while not scene.near(place(), manner.grasp):
         yield coming_down(scene, place(), grasp(), manner.hover, CUBE_FUNNEL)

@@ -123,13 +123,13 @@ def test_the_digits_example_learns_and_samples_in_parallel(digits, tmp_path):
     losses = digits.train(unet, denoiser, n_steps=60, batch_size=64, progress=range)
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
     unet.eval().requires_grad_(False)
-    labels = torch.arange(10)
+    labels = torch.arange(3)
     reference = digits.sample(denoiser, labels, 2.0)
     parallel = digits.sample(denoiser, labels, 2.0, driver="picard", window=50, tolerance=1e-3)
     torch.testing.assert_close(parallel.sample, reference.sample, atol=5e-3, rtol=0)
     assert float(parallel.rounds.double().mean()) < 40
     # The label matters, and more so with more guidance.
-    other = digits.sample(denoiser, (labels + 1) % 10, 2.0)
+    other = digits.sample(denoiser, labels + 1, 2.0)
     assert (other.sample - reference.sample).abs().mean() > 0.01
     digits.picture({"a": reference, "b": parallel}, columns=1).savefig(tmp_path / "digits.png")
 
