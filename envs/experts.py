@@ -117,7 +117,7 @@ class Manner:
         grasp: metres from where it should be, at which the hand closes.
         arrive: metres aside of a bin's middle, at which the hand goes down into it.
         release: metres, the height at which it lets go there.
-        turned: share that is made of the turn to a cube, of which any will do.
+        askew: radians that the hand is turned away from a cube's sides.
     """
 
     gain: float
@@ -131,7 +131,7 @@ class Manner:
     grasp: float
     arrive: float
     release: float
-    turned: float
+    askew: float
 
     @staticmethod
     def draw(rng: np.random.Generator, noise: tuple[float, float]) -> Manner:
@@ -149,7 +149,7 @@ class Manner:
             grasp=thresholds.uniform(0.007, 0.012),
             arrive=thresholds.uniform(0.03, 0.06),  # the controller hangs up to 2.5 cm off, far from the base
             release=thresholds.uniform(0.95, 1.03),
-            turned=min(1.0, thresholds.uniform(0.0, 2.0)),
+            askew=max(0.0, thresholds.uniform(-np.pi / 4, np.pi / 4)),
         )
 
 
@@ -236,9 +236,10 @@ def lift(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
         return scene.position("cube") - up(0.005)
 
     def grasp() -> Rotation:
-        # Turned half way, either way round is as near: who imitates that may not turn at all.
+        # Any will do.  Between two sides of the cube, whoever imitates the turn to the nearer one may
+        # not turn at all, and has the cube by its corners: that is demonstrated too.
         aligned = fingers_along(start, yaw(scene.turn("cube")), np.pi / 2)
-        return Rotation.from_rotvec(manner.turned * (aligned * start.inv()).as_rotvec()) * start
+        return Rotation.from_euler("z", manner.askew) * aligned
 
     while not scene.near(place(), manner.grasp):
         yield coming_down(scene, place(), grasp(), manner.hover, CUBE_FUNNEL)
