@@ -88,7 +88,7 @@ def score_latency(results: Sequence[SamplerResult], title: str, control_hz: floa
 
 
 def film_strip(
-    results: Sequence[SamplerResult], control_hz: float, columns: int = 6, max_rows: int = 6
+    results: Sequence[SamplerResult], control_hz: float, columns: int = 6, max_rows: int = 8
 ) -> Figure:
     """The first episode, a row per sampler, the first few of them: pictures at equal intervals, the
     same in every row."""
