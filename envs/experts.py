@@ -301,19 +301,18 @@ def place_can(
         return scene.near(scene.position("Can"), 0.03)
 
     for _ in range(2 * TRY):
-        if scene.near(scene.position("Can") + up(0.01), manner.grasp):
-            break
         place = scene.position("Can") + up(0.01)
+        if scene.near(place, manner.grasp):
+            break
         yield coming_down(scene, place, start, manner.hover + 0.03, CAN_FUNNEL)
     else:
         return
-    grasp = scene.position("Can") + up(0.01)
     for _ in range(manner.grip):
-        yield Target(grasp, start, CLOSED, steady=True)
+        yield Target(place, start, CLOSED, steady=True)
     while scene.hand[2] < 1.02:
         if not held():
             return
-        yield Target(grasp + up(0.21), start, CLOSED)
+        yield Target(place + up(0.21), start, CLOSED)
     while np.linalg.norm((scene.hand - high)[:2]) > manner.arrive:
         if not held():
             return
