@@ -29,21 +29,29 @@ MAX_STEP = 0.05
 MAX_TURN = 0.5
 """Radians, likewise."""
 EAGER = 2.0
-"""Times a manner's gain: the controller hangs off by half as much."""
+"""Times a manner's gains: the controller hangs off by half as much."""
 BIN = np.array([0.1975, 0.4025])
 """Where the can belongs."""
 PEG = np.array([0.23, 0.1])
 """Where the square nut belongs."""
 ON_PEG, PEG_WIDTH = 0.895, 0.02
 """Metres: the nut is on the peg below that height, and within that distance."""
+PEG_TOP = 0.945
+"""Metres: the nut is around the peg below that height."""
 CUBE_FUNNEL, CAN_FUNNEL, NUT_FUNNEL = (0.008, 0.02), (0.005, 0.012), (0.006, 0.014)
 """Metres aside of the object: up to the first the hand may be at its height, from the second on above it."""
+PEG_FUNNEL = (0.005, 0.01)
+"""Likewise of the peg, for the nut."""
 ARM_OF_TURN = 0.05
 """Metres aside that a radian counts as."""
 LED = 30
 """Control steps that the hand is led for to where an episode begins."""
 TRY = 80
 """Control steps after which a way to grasp is given up."""
+LEAST_TURN = -1.0
+"""Radians: a wrist that has turned less from where it starts comes to its end."""
+MOST_TURN = 1.9
+"""Radians from there to where the nut is put down."""
 NUT_HANDLE = np.array([0.054, 0.0, 0.0])
 """In the nut's frame."""
 FINGERS = np.array([1.0, 0.0, 0.0])
@@ -59,7 +67,7 @@ class Target:
         rotation: of the hand.
         gripper: ``OPEN`` or ``CLOSED``.
         steady: with less noise, since it matters.
-        eager: times the manner's gain.
+        eager: times the manner's gains.
     """
 
     position: NDArray[np.float64]
@@ -111,7 +119,6 @@ class Manner:
         top_speed: share of ``MAX_STEP`` that a goal is ahead at most.
         noise: of goals, as a share of ``MAX_STEP``.
         hover: metres above an object before going down to it.
-        grip: steps that fingers are given to close.
         lift: metres.
         aside: metres ``[2]`` by which it is off where that doesn't matter.
         grasp: metres from where it should be, at which the hand closes.
@@ -125,7 +132,6 @@ class Manner:
     top_speed: float
     noise: float
     hover: float
-    grip: int
     lift: float
     aside: NDArray[np.float64]
     grasp: float
@@ -143,7 +149,6 @@ class Manner:
             top_speed=rng.uniform(0.75, 1.0),
             noise=rng.uniform(*noise),
             hover=rng.uniform(0.06, 0.11),
-            grip=int(rng.integers(7, 12)),
             lift=rng.uniform(0.12, 0.2),
             aside=rng.normal(0, 0.004, 2),
             grasp=thresholds.uniform(0.007, 0.012),
@@ -197,7 +202,9 @@ class Expert:
         ahead = target.eager * manner.gain * (target.position - scene.hand) / MAX_STEP
         # Slower along the same direction, rather than each coordinate for itself.
         ahead *= min(1.0, manner.top_speed / max(1e-9, float(np.abs(ahead).max())))
-        turn = manner.turn_gain * (target.rotation * scene.rotation.inv()).as_rotvec() / MAX_TURN
+        turn = (
+            target.eager * manner.turn_gain * (target.rotation * scene.rotation.inv()).as_rotvec() / MAX_TURN
+        )
         noise = manner.noise * (0.3 if target.steady else 1.0)
         ahead = ahead + rng.normal(0, noise, 3)
         turn = turn + rng.normal(0, 0.3 * noise, 3)
@@ -220,12 +227,12 @@ def yaw(rotation: Rotation) -> float:
     return float(rotation.as_euler("zyx")[0])
 
 
-def fingers_along(rotation: Rotation, direction: float, symmetry: float) -> Rotation:
+def fingers_along(rotation: Rotation, direction: float, symmetry: float, least: float) -> Rotation:
     """``rotation`` turned about the vertical so that fingers close along ``direction`` (radians), by
-    the smallest of the turns that an object with that symmetry allows."""
+    the first turn from ``least`` on that an object with that symmetry allows."""
     now = rotation.apply(FINGERS)
     turn = direction - np.arctan2(now[1], now[0])
-    return Rotation.from_euler("z", (turn + symmetry / 2) % symmetry - symmetry / 2) * rotation
+    return Rotation.from_euler("z", (turn - least) % symmetry + least) * rotation
 
 
 def lift(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
@@ -238,19 +245,23 @@ def lift(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     def grasp() -> Rotation:
         # Any will do.  Between two sides of the cube, whoever imitates the turn to the nearer one may
         # not turn at all, and has the cube by its corners: that is demonstrated too.
-        aligned = fingers_along(start, yaw(scene.turn("cube")), np.pi / 2)
+        aligned = fingers_along(start, yaw(scene.turn("cube")), np.pi / 2, -np.pi / 4)
         return Rotation.from_euler("z", manner.askew) * aligned
 
     while not scene.near(place(), manner.grasp):
         yield coming_down(scene, place(), grasp(), manner.hover, CUBE_FUNNEL)
     held, rotation = place(), grasp()
-    # As long as fingers are seen to move: whoever imitates a count of steps may wait for ever.
-    for _ in range(2):
-        yield Target(held, rotation, CLOSED, steady=True)
-    while not scene.fingers_rest():
-        yield Target(held, rotation, CLOSED, steady=True)
+    yield from while_fingers_move(scene, Target(held, rotation, CLOSED, steady=True))
     while True:
         yield Target(held + up(manner.lift), rotation, CLOSED)
+
+
+def while_fingers_move(scene: Scene, target: Target) -> Generator[Target, None, None]:
+    """They are seen to: whoever imitates a count of steps may wait for ever."""
+    for _ in range(2):  # they begin to
+        yield target
+    while not scene.fingers_rest():
+        yield target
 
 
 def coming_down(
@@ -270,10 +281,13 @@ def coming_down(
     off = float(np.linalg.norm(aside)) + ARM_OF_TURN * turn
     narrow, wide = funnel
     height = hover * float(np.clip((off - narrow) / (wide - narrow), 0, 1))
-    # First up, then across.
-    across = float(np.clip(1 - (height - (scene.hand[2] - place[2]) - 0.02) / 0.04, 0.1, 1))
-    over = place[:2] + (1 - across) * aside
-    return Target(np.append(over, place[2] + height), rotation, OPEN, steady=off < wide)
+    return Target(first_up(scene, place + up(height)), rotation, OPEN, steady=off < wide)
+
+
+def first_up(scene: Scene, place: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where to go, to be as high as a place before being there."""
+    across = float(np.clip(1 - (place[2] - scene.hand[2] - 0.02) / 0.04, 0.1, 1))
+    return np.append(scene.hand[:2] + across * (place - scene.hand)[:2], place[2])
 
 
 def above(name: str, scene: Scene, rng: np.random.Generator) -> Target:
@@ -304,11 +318,10 @@ def place_can(
         place = scene.position("Can") + up(0.01)
         if scene.near(place, manner.grasp):
             break
-        yield coming_down(scene, place, start, manner.hover + 0.03, CAN_FUNNEL)
+        yield replace(coming_down(scene, place, start, manner.hover + 0.03, CAN_FUNNEL), eager=EAGER)
     else:
         return
-    for _ in range(manner.grip):
-        yield Target(place, start, CLOSED, steady=True)
+    yield from while_fingers_move(scene, Target(place, start, CLOSED, steady=True))
     while scene.hand[2] < 1.02:
         if not held():
             return
@@ -316,24 +329,21 @@ def place_can(
     while np.linalg.norm((scene.hand - high)[:2]) > manner.arrive:
         if not held():
             return
-        yield Target(high, start, CLOSED)
+        yield Target(high, start, CLOSED, eager=EAGER)
     # Well below where it lets go: the controller hangs a centimetre high of its goal.
     low = np.array([*high[:2], 0.9])
     for _ in range(25):  # it may already stand on something
         if scene.hand[2] < manner.release:
             break
         yield Target(low, start, CLOSED)
-    for _ in range(7):
-        yield Target(low, start, OPEN)
+    yield from while_fingers_move(scene, Target(low, start, OPEN))
 
 
 def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     """Puts the square nut onto its peg; takes it up again if it slips."""
-    start, attempt = scene.rotation, 0
+    start = scene.rotation
     while scene.position("SquareNut")[2] > ON_PEG or not nut_over_peg(scene, PEG_WIDTH):
-        # The other way round after a failure: a wrist may have come to its end.
-        yield from place_nut(scene, manner, Rotation.from_euler("z", np.pi * (attempt % 2)) * start)
-        attempt += 1
+        yield from place_nut(scene, manner, start)
     there, rotation = scene.hand, scene.rotation
     while True:
         yield Target(there + up(0.1), rotation, OPEN)
@@ -351,7 +361,7 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
         return scene.position("SquareNut") + scene.turn("SquareNut").apply(NUT_HANDLE)
 
     def grasp() -> Rotation:
-        return fingers_along(start, yaw(scene.turn("SquareNut")) + np.pi / 2, np.pi)
+        return fingers_along(start, yaw(scene.turn("SquareNut")) + np.pi / 2, np.pi, LEAST_TURN)
 
     def lost() -> bool:
         """Whether the nut is askew, or elsewhere."""
@@ -365,8 +375,7 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
     else:
         return
     held, rotation = handle(), grasp()
-    for _ in range(manner.grip):
-        yield Target(held, rotation, CLOSED, steady=True)
+    yield from while_fingers_move(scene, Target(held, rotation, CLOSED, steady=True))
     while scene.hand[2] < 1.0:
         if lost():
             return
@@ -375,42 +384,42 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
     def to_go(angle: float) -> float:
         return float((angle - yaw(scene.turn("SquareNut")) + np.pi) % (2 * np.pi) - np.pi)
 
-    def cost(quarter: int) -> float:
-        turned = Rotation.from_euler("z", to_go(quarter * np.pi / 2)) * scene.rotation
-        return float((turned * start.inv()).magnitude()) + 0.3 * abs(to_go(quarter * np.pi / 2))
+    # With the handle away from the base the arm is at its end, and the nut comes down askew.
+    turned = float((rotation * start.inv()).as_rotvec()[2])
+    quarters = [q for q in np.pi / 2 * np.arange(4) if abs(turned + to_go(q)) < MOST_TURN]
+    angle = min(quarters, key=lambda q: (np.cos(q).round(), abs(to_go(q))))
 
-    angle = min(range(4), key=cost) * np.pi / 2
+    def tilt() -> NDArray[np.float64]:
+        """How to turn the nut to have it level, ``[3]``, radians."""
+        axis: NDArray[np.float64] = np.cross(scene.turn("SquareNut").apply(up(1.0)), up(1.0))
+        return axis
 
     def carrying(height: float) -> tuple[NDArray[np.float64], Rotation]:
         """Where the hand is when the nut is level above the peg."""
         nut, turn = scene.position("SquareNut"), Rotation.from_euler("z", to_go(angle))
-        level = Rotation.from_rotvec(np.cross(scene.turn("SquareNut").apply(up(1.0)), up(1.0)))
         hand = np.array([*PEG, height]) + turn.apply(scene.hand - nut)
-        return hand, turn * level * scene.rotation
+        return hand, turn * Rotation.from_rotvec(tilt()) * scene.rotation
 
     # The controller has no integral term and hangs a centimetre low under the nut's weight.
     droop = np.zeros(3)
-    aligned = 0
-    while aligned < 3:
+    narrow, wide = PEG_FUNNEL
+    while scene.position("SquareNut")[2] > ON_PEG or not nut_over_peg(scene, PEG_WIDTH):
         if lost():
             return
-        hand, rotation = carrying(0.98)
+        nut, turn = scene.position("SquareNut"), np.hypot(to_go(angle), np.linalg.norm(tilt()))
+        off = float(np.linalg.norm(nut[:2] - PEG) + ARM_OF_TURN * turn)
+        down = off < narrow or bool(nut[2] < PEG_TOP and off < PEG_WIDTH)
+        hand, rotation = carrying(0.85 if down else 0.965 + 0.015 * min(1, (off - narrow) / (wide - narrow)))
         error = hand - scene.hand
-        if np.linalg.norm(error) < 0.03:
+        if np.linalg.norm(error[:2] if down else error) < 0.03:
             droop = (droop + 0.04 * error).clip(-0.03, 0.03)
-        aligned = aligned + 1 if nut_over_peg(scene, 0.004) and abs(to_go(angle)) < 0.05 else 0
-        near = bool(np.linalg.norm(error[:2]) < 0.03)
-        yield Target(hand + droop, rotation, CLOSED, steady=near, eager=EAGER)
-    while scene.position("SquareNut")[2] > ON_PEG:
-        if lost():
-            return
-        hand, rotation = carrying(0.85)
-        droop = (droop + 0.04 * (hand - scene.hand)).clip(-0.03, 0.03)
-        hand[:2] += droop[:2]
-        hand[2] = max(hand[2], scene.hand[2] - 0.03)
-        yield Target(hand, rotation, CLOSED, steady=True, eager=EAGER)
-    for _ in range(7):
-        yield Target(scene.hand, scene.rotation, OPEN)
+        if down:
+            hand[:2] += droop[:2]
+            hand[2] = max(hand[2], scene.hand[2] - 0.03)
+        else:
+            hand = first_up(scene, hand + droop)
+        yield Target(hand, rotation, CLOSED, steady=off < 0.03, eager=EAGER)
+    yield from while_fingers_move(scene, Target(scene.hand, scene.rotation, OPEN))
 
 
 EXPERTS: dict[str, Callable[[], Expert]] = {
