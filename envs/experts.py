@@ -48,7 +48,9 @@ LED = 30
 """Control steps that the hand is led for to where an episode begins."""
 TRY = 80
 """Control steps after which a way to grasp is given up."""
-LEAST_TURN = -1.0
+CALM = 0.5
+"""Hurry with which the arm turns by its last joint, whose way is long: faster, it folds itself up."""
+LEAST_TURN = -0.9
 """Radians: a wrist that has turned less from where it starts comes to its end."""
 MOST_TURN = 1.9
 """Radians from there to where the nut is put down."""
@@ -68,6 +70,7 @@ class Target:
         gripper: ``OPEN`` or ``CLOSED``.
         steady: with less noise, since it matters.
         eager: times the manner's gains.
+        hurry: share of ``MAX_TURN`` that it is turned ahead at most.
     """
 
     position: NDArray[np.float64]
@@ -75,6 +78,7 @@ class Target:
     gripper: float
     steady: bool = False
     eager: float = 1.0
+    hurry: float = 1.0
 
 
 @dataclass
@@ -207,9 +211,9 @@ class Expert:
         )
         noise = manner.noise * (0.3 if target.steady else 1.0)
         ahead = ahead + rng.normal(0, noise, 3)
-        turn = turn + rng.normal(0, 0.3 * noise, 3)
+        turn = (turn + rng.normal(0, 0.3 * noise, 3)).clip(-target.hurry, target.hurry)
         position = scene.hand + MAX_STEP * ahead.clip(-1, 1)
-        rotation = Rotation.from_rotvec(MAX_TURN * turn.clip(-1, 1)) * scene.rotation
+        rotation = Rotation.from_rotvec(MAX_TURN * turn) * scene.rotation
         return np.concatenate((position, six_d(rotation), [target.gripper]))
 
 
@@ -371,7 +375,8 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
     for _ in range(2 * TRY):
         if scene.near(handle(), manner.grasp):
             break
-        yield replace(coming_down(scene, handle(), grasp(), manner.hover, NUT_FUNNEL), eager=EAGER)
+        down = coming_down(scene, handle(), grasp(), manner.hover, NUT_FUNNEL)
+        yield replace(down, eager=EAGER, hurry=CALM)
     else:
         return
     held, rotation = handle(), grasp()
@@ -408,17 +413,19 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
             return
         nut, turn = scene.position("SquareNut"), np.hypot(to_go(angle), np.linalg.norm(tilt()))
         off = float(np.linalg.norm(nut[:2] - PEG) + ARM_OF_TURN * turn)
-        down = off < narrow or bool(nut[2] < PEG_TOP and off < PEG_WIDTH)
-        hand, rotation = carrying(0.85 if down else 0.965 + 0.015 * min(1, (off - narrow) / (wide - narrow)))
+        on_peg = off < narrow or bool(nut[2] < PEG_TOP and off < PEG_WIDTH)
+        hand, rotation = carrying(
+            0.85 if on_peg else 0.965 + 0.015 * min(1, (off - narrow) / (wide - narrow))
+        )
         error = hand - scene.hand
-        if np.linalg.norm(error[:2] if down else error) < 0.03:
+        if np.linalg.norm(error[:2] if on_peg else error) < 0.03:
             droop = (droop + 0.04 * error).clip(-0.03, 0.03)
-        if down:
+        if on_peg:
             hand[:2] += droop[:2]
             hand[2] = max(hand[2], scene.hand[2] - 0.03)
         else:
             hand = first_up(scene, hand + droop)
-        yield Target(hand, rotation, CLOSED, steady=off < 0.03, eager=EAGER)
+        yield Target(hand, rotation, CLOSED, steady=off < 0.03, eager=EAGER, hurry=CALM)
     yield from while_fingers_move(scene, Target(scene.hand, scene.rotation, OPEN))
 
 
