@@ -177,6 +177,7 @@ def test_successes_are_compared_as_proportions():
     assert same.equivalent and same.mean == 0 and same.low == -same.high and 0.01 < same.high < 0.03
     worse = paired_difference([0.0] * 10 + [1.0] * 90, many)
     assert worse.mean == pytest.approx(-0.1) and worse.high < -0.02 and not worse.equivalent
+    assert paired_difference([0.0] * 100, many).low == -1 and paired_difference(many, [0.0] * 100).high == 1
 
 
 def test_the_interval_of_successes_holds_the_truth_as_often_as_it_says():

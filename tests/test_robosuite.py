@@ -227,6 +227,15 @@ def test_experts_succeed(task, episodes):
     env.close()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [72_040, 72_072])
+def test_square_is_done_where_the_wrist_has_far_to_turn(seed):
+    """Turned in a hurry, or the other way round, the arm came to its joints' ends, and stayed there."""
+    env = gymnasium.make("paradiffpolicy/Square-v0")
+    assert len(demonstrate(env, EXPERTS["square"](), seed, 400, ["states"]).steps["action"]) < 200
+    env.close()
+
+
 def test_demonstrations_differ_and_repeat():
     env = gymnasium.make("paradiffpolicy/Lift-v0")
     first, again, other = (demonstrate(env, EXPERTS["lift"](), s, 400, ["states"]) for s in (1, 1, 2))

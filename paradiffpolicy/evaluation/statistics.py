@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,8 @@ def paired_difference(
         won, lost, total = (differences > 0).sum() + 0.5, (differences < 0).sum() + 0.5, n + 2
         centre = float(won - lost) / total
         spread = math.sqrt((won + lost) / total - centre**2) / math.sqrt(total)
-        return _compared(mean, centre, spread, stats.norm, margin)
+        compared = _compared(mean, centre, spread, stats.norm, margin)
+        return replace(compared, low=max(compared.low, -1.0), high=min(compared.high, 1.0))
     se = standard_error(differences.tolist())
     if n < 2:
         return PairedDifference(mean, math.nan, math.nan, math.nan, math.nan, margin)
