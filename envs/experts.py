@@ -46,8 +46,8 @@ ARM_OF_TURN = 0.05
 """Metres aside that a radian counts as."""
 LED = 30
 """Control steps that the hand is led for to where an episode begins."""
-TRY = 80
-"""Control steps after which a way to grasp is given up."""
+TRY = 160
+"""Control steps after which an attempt to grasp is given up."""
 CALM = 0.5
 """Hurry with which the arm turns by its last joint, whose way is long: faster, it folds itself up."""
 LEAST_TURN = -0.9
@@ -318,7 +318,7 @@ def place_can(
     def held() -> bool:
         return scene.near(scene.position("Can"), 0.03)
 
-    for _ in range(2 * TRY):
+    for _ in range(TRY):
         place = scene.position("Can") + up(0.01)
         if scene.near(place, manner.grasp):
             break
@@ -346,15 +346,16 @@ def place_can(
 def square(scene: Scene, manner: Manner) -> Generator[Target, None, None]:
     """Puts the square nut onto its peg; takes it up again if it slips."""
     start = scene.rotation
-    while scene.position("SquareNut")[2] > ON_PEG or not nut_over_peg(scene, PEG_WIDTH):
+    while not nut_on_peg(scene):
         yield from place_nut(scene, manner, start)
     there, rotation = scene.hand, scene.rotation
     while True:
         yield Target(there + up(0.1), rotation, OPEN)
 
 
-def nut_over_peg(scene: Scene, distance: float) -> bool:
-    return bool(np.linalg.norm(scene.position("SquareNut")[:2] - PEG) < distance)
+def nut_on_peg(scene: Scene) -> bool:
+    nut = scene.position("SquareNut")
+    return bool(nut[2] <= ON_PEG and np.linalg.norm(nut[:2] - PEG) < PEG_WIDTH)
 
 
 def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target, None, None]:
@@ -372,11 +373,11 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
         level = scene.turn("SquareNut").apply(up(1.0))[2]
         return not scene.near(handle(), 0.03) or bool(level < 0.95)
 
-    for _ in range(2 * TRY):
+    for _ in range(TRY):
         if scene.near(handle(), manner.grasp):
             break
-        down = coming_down(scene, handle(), grasp(), manner.hover, NUT_FUNNEL)
-        yield replace(down, eager=EAGER, hurry=CALM)
+        way_down = coming_down(scene, handle(), grasp(), manner.hover, NUT_FUNNEL)
+        yield replace(way_down, eager=EAGER, hurry=CALM)
     else:
         return
     held, rotation = handle(), grasp()
@@ -408,19 +409,18 @@ def place_nut(scene: Scene, manner: Manner, start: Rotation) -> Generator[Target
     # The controller has no integral term and hangs a centimetre low under the nut's weight.
     droop = np.zeros(3)
     narrow, wide = PEG_FUNNEL
-    while scene.position("SquareNut")[2] > ON_PEG or not nut_over_peg(scene, PEG_WIDTH):
+    while not nut_on_peg(scene):
         if lost():
             return
         nut, turn = scene.position("SquareNut"), np.hypot(to_go(angle), np.linalg.norm(tilt()))
         off = float(np.linalg.norm(nut[:2] - PEG) + ARM_OF_TURN * turn)
-        on_peg = off < narrow or bool(nut[2] < PEG_TOP and off < PEG_WIDTH)
-        hand, rotation = carrying(
-            0.85 if on_peg else 0.965 + 0.015 * min(1, (off - narrow) / (wide - narrow))
-        )
+        down = off < narrow or bool(nut[2] < PEG_TOP and off < PEG_WIDTH)
+        height = 0.85 if down else 0.965 + 0.015 * min(1, (off - narrow) / (wide - narrow))
+        hand, rotation = carrying(height)
         error = hand - scene.hand
-        if np.linalg.norm(error[:2] if on_peg else error) < 0.03:
+        if np.linalg.norm(error[:2] if down else error) < 0.03:
             droop = (droop + 0.04 * error).clip(-0.03, 0.03)
-        if on_peg:
+        if down:
             hand[:2] += droop[:2]
             hand[2] = max(hand[2], scene.hand[2] - 0.03)
         else:
