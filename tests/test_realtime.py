@@ -74,6 +74,14 @@ def test_an_episode_does_not_know_its_neighbours():
     np.testing.assert_allclose(
         np.nan_to_num(actions_of(together[1])), np.nan_to_num(actions_of(alone)), atol=0.05
     )
+    counted = []
+    first, *_ = realtime_rollout(
+        policy, make_env, [2, 1, 3], 3.0, side_by_side=1, on_ticks=counted.append, **options
+    )
+    np.testing.assert_array_equal(actions_of(first), actions_of(alone))
+    assert sum(counted) == 90
+    with pytest.raises(InputError, match="side_by_side=0"):
+        realtime_rollout(policy, make_env, [1], 3.0, side_by_side=0, **options)
 
 
 def test_side_by_side_is_one_controller_with_a_late_planner():

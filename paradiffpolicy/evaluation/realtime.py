@@ -34,7 +34,7 @@ from ..control.planner import (
 )
 from ..control.record import Record
 from ..control.robot import EnvRobot
-from ..errors import InputError
+from ..errors import InputError, require_count
 from ..types import Plan
 
 MakeEnvAt = Callable[[float], "gymnasium.Env[object, object]"]
@@ -125,6 +125,7 @@ def realtime_rollout(
     latencies: Sequence[float] = (0.0,),
     joining: Joining = Switch,
     replan_every: int | None = None,
+    side_by_side: int | None = None,
     on_ticks: Callable[[int], object] = lambda ticks: None,
 ) -> list[RealtimeEpisode]:
     """Runs one episode per seed in virtual time.
@@ -135,13 +136,43 @@ def realtime_rollout(
         rate_hz: of control; the environment takes actions at it.
         latencies: seconds per plan, to draw from.
         joining, replan_every: see ``Controller``.
+        side_by_side: episodes at a time, where an environment takes much memory; None: all.
         on_ticks: told how many ticks of all episodes together went by, or were spared.
 
     Raises:
-        InputError: the rate isn't a multiple of the policy's, or a latency is no time.
+        InputError: the rate isn't a multiple of the policy's, a latency is no time, or ``side_by_side``
+            no count.
     """
-    clock, batch, latency = VirtualClock(), Batch(), drawn_from(latencies)
-    n_ticks = round(seconds * rate_hz)
+    at_a_time = max(1, len(seeds)) if side_by_side is None else side_by_side
+    require_count(side_by_side=at_a_time)
+    episodes = []
+    for first in range(0, len(seeds), at_a_time):
+        episodes += _run_together(
+            policy,
+            make_env,
+            seeds[first : first + at_a_time],
+            round(seconds * rate_hz),
+            rate_hz,
+            drawn_from(latencies),
+            joining,
+            replan_every,
+            on_ticks,
+        )
+    return episodes
+
+
+def _run_together(
+    policy: Plans,
+    make_env: MakeEnvAt,
+    seeds: Sequence[int],
+    n_ticks: int,
+    rate_hz: float,
+    latency: Callable[[np.random.Generator], Callable[[], float]],
+    joining: Joining,
+    replan_every: int | None,
+    on_ticks: Callable[[int], object],
+) -> list[RealtimeEpisode]:
+    clock, batch = VirtualClock(), Batch()
     robots, controllers = [], []
     for seed in seeds:
 
