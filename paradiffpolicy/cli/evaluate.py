@@ -167,8 +167,8 @@ def evaluate_realtime(cfg: Config) -> None:
     def run(label: str, planned: Policy, rate: float, how: Callable[..., Any], **options: Any) -> list[Any]:
         total = len(seeds) * round(seconds * rate)
         with tqdm(total=total, unit="tick", desc=label, dynamic_ncols=True) as bar:
-            options = {"side_by_side": cfg.side_by_side, **options}  # on the wall clock it has one of its own
             options |= {"rate_hz": rate, "replan_every": setting.replan_every, "on_ticks": bar.update}
+            options.setdefault("side_by_side", cfg.side_by_side)  # the wall clock's is another setting
             episodes: list[Any] = how(planned, env_maker_at(cfg), seeds, seconds, **options)
         return episodes
 

@@ -34,8 +34,9 @@ from ..control.planner import (
 )
 from ..control.record import Record
 from ..control.robot import EnvRobot
-from ..errors import InputError, require_count
+from ..errors import InputError
 from ..types import Plan
+from .rollout import in_groups
 
 MakeEnvAt = Callable[[float], "gymnasium.Env[object, object]"]
 """A control rate in Hz to an environment that takes actions at it."""
@@ -143,22 +144,14 @@ def realtime_rollout(
         InputError: the rate isn't a multiple of the policy's, a latency is no time, or ``side_by_side``
             no count.
     """
-    at_a_time = max(1, len(seeds)) if side_by_side is None else side_by_side
-    require_count(side_by_side=at_a_time)
-    episodes = []
-    for first in range(0, len(seeds), at_a_time):
-        episodes += _run_together(
-            policy,
-            make_env,
-            seeds[first : first + at_a_time],
-            round(seconds * rate_hz),
-            rate_hz,
-            drawn_from(latencies),
-            joining,
-            replan_every,
-            on_ticks,
+    n_ticks, latency = round(seconds * rate_hz), drawn_from(latencies)
+    return [
+        episode
+        for group in in_groups(seeds, side_by_side)
+        for episode in _run_together(
+            policy, make_env, group, n_ticks, rate_hz, latency, joining, replan_every, on_ticks
         )
-    return episodes
+    ]
 
 
 def _run_together(

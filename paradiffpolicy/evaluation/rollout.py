@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from ..errors import require_count
 from ..policy import Policy
 from ..types import Plan
 from .workers import InlineWorkers, MakeEnv, Picture, Scene, Workers
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -78,15 +80,24 @@ def rollout(
         InputError: ``max_steps`` or ``side_by_side`` is no count; or see ``ProcessWorkers``.  What an
             environment raises is raised as it is.
     """
-    at_a_time = max(1, len(seeds)) if side_by_side is None else side_by_side
-    require_count(max_steps=max_steps, side_by_side=at_a_time)
+    require_count(max_steps=max_steps)
     scene = Scene(make_env, max_steps, keep_infos, picture, n_pictured)
     episodes = [Episode(int(seed)) for seed in seeds]
     with contextlib.closing(InlineWorkers()) as here:
-        for first in range(0, len(episodes), at_a_time):
-            group = dict(list(enumerate(episodes))[first : first + at_a_time])
-            _run_together(policy, here if workers is None else workers, scene, group, on_steps)
+        for group in in_groups(list(enumerate(episodes)), side_by_side):
+            _run_together(policy, here if workers is None else workers, scene, dict(group), on_steps)
     return episodes
+
+
+def in_groups(items: Sequence[T], side_by_side: int | None) -> list[Sequence[T]]:
+    """So many at a time; None: all.
+
+    Raises:
+        InputError: ``side_by_side`` is no count.
+    """
+    size = max(1, len(items)) if side_by_side is None else side_by_side
+    require_count(side_by_side=size)
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def _run_together(
