@@ -19,7 +19,7 @@ for _name, _task, _max_steps in (
 ):
     gymnasium.register(
         id=f"paradiffpolicy/{_name}-v0",
-        entry_point="paradiffpolicy.envs.robosuite:RobosuiteEnv",
+        entry_point="paradiffpolicy.envs.robosuite.env:RobosuiteEnv",
         max_episode_steps=_max_steps,
         kwargs={"task": _task},
     )

@@ -27,9 +27,9 @@ from .sampling.capture.fingerprint import fingerprint
 from .sampling.capture.network import COMMITTED, DenoiserNetwork
 from .sampling.capture.program import CaptureError, Frozen
 from .sampling.capture.sampler import EAGER, CapturedSampler, capture
-from .sampling.rk45 import RK45
+from .sampling.reference import RK45
 from .sampling.sampler import Sampler, make_sampler
-from .sampling.walk import State, evaluate_active
+from .sampling.driver import State, evaluate_active
 from .types import Committed, Noise, Plan, PolicySpec, Walk
 
 log = logging.getLogger(__name__)

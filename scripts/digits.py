@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm, trange
 
 from paradiffpolicy.diffusion.denoiser import Denoiser, denoising_loss
-from paradiffpolicy.diffusion.diffusers_unet import diffusers_denoiser
+from paradiffpolicy.diffusion.foreign import diffusers_denoiser
 from paradiffpolicy.diffusion.guidance import classifier_free
 from paradiffpolicy.files import write_atomically
 from paradiffpolicy.sampling.sampler import make_sampler

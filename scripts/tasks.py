@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import paradiffpolicy.envs  # noqa: F401  registers them
-from paradiffpolicy.envs.experts import EXPERTS
+from paradiffpolicy.envs.robosuite.experts import EXPERTS
 
 SIZE, SEED, N_STEPS, N_STEPS_AFTER = 256, 3, 400, 12
 COLUMNS = (("Lift", "Lift"), ("Can", "Can"), ("Square", "Square"), ("Transport", "ToolHang"))

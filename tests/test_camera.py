@@ -16,7 +16,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from paradiffpolicy.envs import camera
-from paradiffpolicy.envs.camera import Camera, GLContext, MissingGLError
+from paradiffpolicy.envs.robosuite.camera import Camera, GLContext, MissingGLError
 
 SIZE = 96
 
@@ -58,7 +58,7 @@ pytest.importorskip("robosuite", reason="robosuite isn't installed")
 
 import mujoco  # noqa: E402
 
-from paradiffpolicy.envs.robosuite import TASKS, RobosuiteEnv  # noqa: E402
+from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_what_is_not_closed_is_freed(lift):
 def test_without_pictures_nothing_of_opengl_is_loaded():
     code = (
         "import os, sys, numpy as np\n"
-        "from paradiffpolicy.envs.robosuite import RobosuiteEnv\n"
+        "from paradiffpolicy.envs.robosuite.env import RobosuiteEnv\n"
         "env = RobosuiteEnv('lift', 'delta')\n"
         "env.reset(seed=0)\n"
         "env.step(np.zeros(7))\n"

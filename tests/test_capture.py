@@ -19,7 +19,7 @@ from torch.nn import functional
 from paradiffpolicy.diffusion.denoiser import Denoiser
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.problems import noise_for
+from paradiffpolicy.diffusion.analytic import noise_for
 from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.policy import Policy
@@ -35,7 +35,7 @@ from paradiffpolicy.sampling.capture.sampler import EAGER, Backend, capture, pad
 from paradiffpolicy.sampling.capture.tape import record
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.solvers import SOLVERS
-from paradiffpolicy.sampling.walk import evaluate_all
+from paradiffpolicy.sampling.driver import evaluate_all
 
 from .conftest import TINY, tiny_checkpoint
 

@@ -21,7 +21,7 @@ from paradiffpolicy.cli.building import EXTRAS
 from paradiffpolicy.cli.main import COMMANDS, compose, main
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
-from paradiffpolicy.evaluation.baseline import BASELINES
+from paradiffpolicy.benchmarks.baselines import BASELINES
 from paradiffpolicy.sampling.sampler import make_sampler
 
 from .conftest import ROOT, TINY, tiny_checkpoint

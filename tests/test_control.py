@@ -15,14 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller, ticks_per_step
-from paradiffpolicy.control.history import History
-from paradiffpolicy.control.joining import Commit, Ensemble, Grid, Switch, decayed
+from paradiffpolicy.history import History
+from paradiffpolicy.planning.blending import Commit, Ensemble, Grid, Switch, decayed
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.control.planner import DelayedPlanner, PlanReply
+from paradiffpolicy.planning.planner import DelayedPlanner, PlanReply
 from paradiffpolicy.control.record import Fault, Record, total_faults
-from paradiffpolicy.control.robot import EnvRobot
+from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.control.scheduling import Scheduling, scheduled
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import Policy, spec_schedule
@@ -345,7 +345,7 @@ def test_committed_actions_are_what_runs():
     """With a planner that is three ticks late, joins are seamless: the plan keeps what ran meanwhile."""
     clock = VirtualClock()
     policy = tiny_policy(solver="ddim", n_steps=5)
-    from paradiffpolicy.control.planner import PlanMaker
+    from paradiffpolicy.planning.planner import PlanMaker
 
     def late(policy, generator, clock):
         maker = PlanMaker(policy, generator, clock)

@@ -18,7 +18,7 @@ from paradiffpolicy.diffusion.denoiser import (
 from paradiffpolicy.diffusion.guidance import classifier, classifier_free
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.problems import gaussian_denoiser, noise_for
+from paradiffpolicy.diffusion.analytic import gaussian_denoiser, noise_for
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential

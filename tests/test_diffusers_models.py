@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paradiffpolicy.diffusion.denoiser import Clip, DynamicThreshold, unbounded
-from paradiffpolicy.diffusion.diffusers_unet import diffusers_denoiser
+from paradiffpolicy.diffusion.foreign import diffusers_denoiser
 from paradiffpolicy.diffusion.guidance import classifier_free
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler

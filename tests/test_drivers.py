@@ -13,17 +13,17 @@ from scipy import stats
 
 from paradiffpolicy.diffusion.schedule import SCHEDULES, NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.problems import mixture_denoiser, noise_for
+from paradiffpolicy.diffusion.analytic import mixture_denoiser, noise_for
 from paradiffpolicy.sampling.anderson import Anderson
-from paradiffpolicy.sampling.begin import BEGINS, continued, fresh, guessed
+from paradiffpolicy.sampling.warm_start import BEGINS, continued, fresh, guessed
 from paradiffpolicy.sampling.picard import Picard, PicardPublished
-from paradiffpolicy.sampling.realtime import Realtime
+from paradiffpolicy.sampling.rti import Realtime
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 from paradiffpolicy.sampling.solvers import SOLVERS, solver_tableau
 from paradiffpolicy.sampling.spacing import SPACINGS
 from paradiffpolicy.sampling.speculative import Speculative, reflection_coupling
-from paradiffpolicy.sampling.walk import evaluate_active, evaluate_all
+from paradiffpolicy.sampling.driver import evaluate_active, evaluate_all
 from paradiffpolicy.types import Noise
 
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)

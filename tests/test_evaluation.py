@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.control.robot import EnvRobot
+from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation import baseline
 from paradiffpolicy.evaluation.compare import results
-from paradiffpolicy.evaluation.latency import (
+from paradiffpolicy.benchmarks.latency import (
     Rates,
     Work,
     call_rows,

@@ -187,7 +187,7 @@ def test_a_subset_with_some_keys(capsys, file, tmp_path):
 
 
 def test_absolute_actions_of_a_file_become_two_rows_per_rotation(capsys, file, tmp_path):
-    from paradiffpolicy.envs.rotation import absolute_action, pose_action
+    from paradiffpolicy.envs.robosuite.rotation import absolute_action, pose_action
 
     assert run(capsys, "convert", f"source={file}", f"out={tmp_path / 'a.zarr'}")[0] == 0
     poses = RobomimicFile(file).read("demo_3").poses
@@ -565,7 +565,7 @@ def test_poses_of_two_arms_are_checked():
 @pytest.fixture(scope="module")
 def lift(tmp_path_factory):
     """Twenty random deltas in Lift, recorded as robomimic does."""
-    from paradiffpolicy.envs.robosuite import RobosuiteEnv, observation_keys
+    from paradiffpolicy.envs.robosuite.env import RobosuiteEnv, observation_keys
 
     env = RobosuiteEnv("lift", action_type="delta")
     draw = np.random.default_rng(0)
@@ -591,14 +591,14 @@ def lift(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def absolute_lift():
-    from paradiffpolicy.envs.robosuite import RobosuiteEnv
+    from paradiffpolicy.envs.robosuite.env import RobosuiteEnv
 
     return RobosuiteEnv("lift", action_type="absolute").simulation
 
 
 @needs_robosuite
 def test_absolute_actions_do_what_deltas_did_and_back(lift, absolute_lift):
-    from paradiffpolicy.envs.replay import follow, observations_at, to_deltas, to_poses
+    from paradiffpolicy.envs.robosuite.replay import follow, observations_at, to_deltas, to_poses
 
     path, simulation = lift
     demo = RobomimicFile(path).read("demo_0")
@@ -624,7 +624,7 @@ def test_absolute_actions_do_what_deltas_did_and_back(lift, absolute_lift):
 @needs_robosuite
 def test_deltas_in_the_bases_frame_mean_the_same_poses(lift):
     """A base that stands turned: Panda's in Lift doesn't, so it is turned here."""
-    from paradiffpolicy.envs.replay import to_deltas, to_poses
+    from paradiffpolicy.envs.robosuite.replay import to_deltas, to_poses
 
     path, simulation = lift
     demo = RobomimicFile(path).read("demo_0")
@@ -696,8 +696,8 @@ def test_an_older_robosuites_file_is_replayed_and_its_differences_told(capsys, l
     ):
         assert line in said.err, line
     assert "eef_pos differs" not in said.err and "played again" in said.out
-    from paradiffpolicy.envs.replay import to_poses
-    from paradiffpolicy.envs.rotation import pose_action
+    from paradiffpolicy.envs.robosuite.replay import to_poses
+    from paradiffpolicy.envs.robosuite.rotation import pose_action
 
     wide = ReplayBuffer.open(tmp_path / "a.zarr").episode(0)["action"]
     poses = to_poses(simulation, demo.model, demo.states, demo.actions)

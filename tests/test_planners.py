@@ -19,14 +19,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paradiffpolicy.control.anytime import Anytime
-from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.planning.anytime import Anytime
+from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
-from paradiffpolicy.control.joining import Commit
-from paradiffpolicy.control.planner import InlinePlanner, PlanMaker, PlanReply, PlanRequest, ThreadPlanner
-from paradiffpolicy.control.process import Channel, ProcessPlanner
+from paradiffpolicy.planning.blending import Commit
+from paradiffpolicy.planning.planner import InlinePlanner, PlanMaker, PlanReply, PlanRequest, ThreadPlanner
+from paradiffpolicy.planning.process import Channel, ProcessPlanner
 from paradiffpolicy.control.record import Fault
-from paradiffpolicy.control.slot import HEAD, Slot
+from paradiffpolicy.planning.slot import HEAD, Slot
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import InvalidObservationError, Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
@@ -249,8 +249,8 @@ def test_the_process_ends_with_its_parent_however_that_ends(tmp_path):
     script = (
         "import os, sys, torch\n"
         "from paradiffpolicy.policy import Policy\n"
-        "from paradiffpolicy.control.clock import MonotonicClock\n"
-        "from paradiffpolicy.control.process import ProcessPlanner\n"
+        "from paradiffpolicy.clock import MonotonicClock\n"
+        "from paradiffpolicy.planning.process import ProcessPlanner\n"
         "policy = Policy.load(sys.argv[1], solver='ddim', n_steps=3)\n"
         "planner = ProcessPlanner(policy, torch.Generator(), MonotonicClock())\n"
         "planner.start()\n"

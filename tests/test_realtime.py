@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from paradiffpolicy.cli.main import main
-from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
-from paradiffpolicy.control.joining import Commit, Ensemble, Switch
+from paradiffpolicy.planning.blending import Commit, Ensemble, Switch
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.control.planner import DelayedPlanner, InlinePlanner, PlanMaker
-from paradiffpolicy.control.robot import EnvRobot
+from paradiffpolicy.planning.planner import DelayedPlanner, InlinePlanner, PlanMaker
+from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.control.scheduling import Scheduling
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.control import BARE, ReplayRobot, control_rows, control_table, timed_runs
+from paradiffpolicy.benchmarks.control import BARE, ReplayRobot, control_rows, control_table, timed_runs
 from paradiffpolicy.evaluation.realtime import drawn_from, join_jumps, realtime_rollout, wall_rollout
 from paradiffpolicy.evaluation.realtime_report import Cell, realtime_figure, write_realtime_report
 from paradiffpolicy.evaluation.rollout import rollout

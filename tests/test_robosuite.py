@@ -15,7 +15,7 @@ from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.cli.main import compose, main
 from paradiffpolicy.cli.training import stored
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
-from paradiffpolicy.envs.rotation import absolute_action, pose_action, rotation_of, six_d
+from paradiffpolicy.envs.robosuite.rotation import absolute_action, pose_action, rotation_of, six_d
 from paradiffpolicy.types import PolicySpec
 
 from .conftest import tiny_checkpoint
@@ -60,9 +60,9 @@ class TestRotations:
 
 robosuite = pytest.importorskip("robosuite", reason="robosuite isn't installed")
 
-from paradiffpolicy.envs.experts import EXPERTS, LED, Scene, coming_down, up  # noqa: E402
-from paradiffpolicy.envs.robosuite import TASKS, RobosuiteEnv  # noqa: E402
-from paradiffpolicy.evaluation.demonstrations import demonstrate  # noqa: E402
+from paradiffpolicy.envs.robosuite.experts import EXPERTS, LED, Scene, coming_down, up  # noqa: E402
+from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv  # noqa: E402
+from paradiffpolicy.collection.demonstrations import demonstrate  # noqa: E402
 
 
 def deltas(env, n, seed=0):
@@ -329,7 +329,7 @@ def test_collecting_fails_with_one_line_where_there_is_no_expert(tmp_path, capsy
 
 @pytest.mark.slow
 def test_collected_demonstrations_dont_depend_on_the_number_of_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr("paradiffpolicy.evaluation.demonstrations.CHUNK", 2)
+    monkeypatch.setattr("paradiffpolicy.collection.demonstrations.CHUNK", 2)
 
     def collect(episodes, workers, name):
         arguments = [f"episodes={episodes}", f"workers={workers}", f"out={tmp_path / name}"]
@@ -356,7 +356,7 @@ def test_collected_demonstrations_dont_depend_on_the_number_of_processes(tmp_pat
 
 
 def test_without_robosuite_a_task_names_the_command(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("paradiffpolicy.envs.simulation.find_spec", lambda name: None)
+    monkeypatch.setattr("paradiffpolicy.envs.robosuite.simulation.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="scripts/setup robosuite"):
         RobosuiteEnv("lift")
     spec = PolicySpec("lift", 19, 10, down_dims=(16, 32), diffusion_step_embed_dim=16, control_hz=20)

@@ -21,10 +21,10 @@ import torch
 from paradiffpolicy.cli.building import observation_fields
 from paradiffpolicy.cli.main import compose, main
 from paradiffpolicy.cli.run import ROBOTS, env_robot, noted_signals
-from paradiffpolicy.control.clock import VirtualClock
+from paradiffpolicy.clock import VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.control.planner import DelayedPlanner, PlanMaker
+from paradiffpolicy.planning.planner import DelayedPlanner, PlanMaker
 from paradiffpolicy.control.record import Record
 from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
@@ -32,11 +32,11 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.seeing import rerun_view
-from paradiffpolicy.seeing.recorder import DatasetRecorder, VideoRecorder, write_video
-from paradiffpolicy.seeing.rerun_view import RerunView, to_file, to_url
-from paradiffpolicy.seeing.summary import summary, summary_table, write_run
-from paradiffpolicy.seeing.timeline import latencies, timeline
-from paradiffpolicy.seeing.watched import WatchedEnvRobot
+from paradiffpolicy.telemetry.recorder import DatasetRecorder, VideoRecorder, write_video
+from paradiffpolicy.telemetry.rerun_view import RerunView, to_file, to_url
+from paradiffpolicy.telemetry.summary import summary, summary_table, write_run
+from paradiffpolicy.telemetry.timeline import latencies, timeline
+from paradiffpolicy.robots.watched import WatchedEnvRobot
 
 from .conftest import ROOT, TINY, tiny_checkpoint
 

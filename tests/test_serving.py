@@ -33,14 +33,14 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from paradiffpolicy.cli.main import main
-from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
-from paradiffpolicy.control.history import History
-from paradiffpolicy.control.joining import Commit, Switch
+from paradiffpolicy.history import History
+from paradiffpolicy.planning.blending import Commit, Switch
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.control.robot import EnvRobot
+from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.latency import resident
+from paradiffpolicy.benchmarks.latency import resident
 from paradiffpolicy.policy import InvalidObservationError, InvalidPlanError, Policy, spec_sampler
 from paradiffpolicy.serving.batching import Batcher, planned_together
 from paradiffpolicy.serving.messages import MAX_ITEMS, MessageError, pack, unpack

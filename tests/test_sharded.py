@@ -19,11 +19,11 @@ import torch
 
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
-from paradiffpolicy.evaluation.problems import mixture_denoiser, noise_for
+from paradiffpolicy.diffusion.analytic import mixture_denoiser, noise_for
 from paradiffpolicy.policy import Policy, spec_sampler
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.sampling.sharded import Sharded, join_from_environment
-from paradiffpolicy.sampling.walk import Evaluate, evaluate_active
+from paradiffpolicy.sampling.driver import Evaluate, evaluate_active
 
 from .conftest import ROOT, TINY, tiny_checkpoint
 

@@ -15,8 +15,8 @@ from scipy import stats
 from paradiffpolicy.diffusion.denoiser import Clip, Denoiser, unbounded
 from paradiffpolicy.diffusion.schedule import CLEAN, SCHEDULES, DiscreteSchedule, NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.problems import gaussian_denoiser, mixture_denoiser, noise_for
-from paradiffpolicy.sampling.rk45 import RK45
+from paradiffpolicy.diffusion.analytic import gaussian_denoiser, mixture_denoiser, noise_for
+from paradiffpolicy.sampling.reference import RK45
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 from paradiffpolicy.sampling.solvers import SOLVERS, solver_tableau

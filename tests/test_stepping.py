@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("robosuite", reason="robosuite isn't installed")
 
-from paradiffpolicy.envs.robosuite import TASKS, RobosuiteEnv, env_kwargs
-from paradiffpolicy.envs.simulation import Simulation
-from paradiffpolicy.envs.stepping import LeanStep
+from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv, env_kwargs
+from paradiffpolicy.envs.robosuite.simulation import Simulation
+from paradiffpolicy.envs.robosuite.stepping import LeanStep
 
 
 def make(task, action_type="delta", **changes):

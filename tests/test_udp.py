@@ -16,12 +16,12 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from paradiffpolicy.control.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.record import Fault
-from paradiffpolicy.control.robot import EnvRobot
-from paradiffpolicy.control.udp import (
+from paradiffpolicy.robots.robot import EnvRobot
+from paradiffpolicy.robots.udp import (
     MAX_NUMBERS,
     Kind,
     Link,
@@ -255,7 +255,7 @@ def test_a_stranger_is_not_heard(near, opened):
 
 
 def test_a_flood_does_not_keep_the_loop_busy(near, far, opened, monkeypatch):
-    monkeypatch.setattr("paradiffpolicy.control.udp.DRAIN", 10)
+    monkeypatch.setattr("paradiffpolicy.robots.udp.DRAIN", 10)
     for n in range(15):
         tell(far, where(near), n, n)
     assert near.observe()[0] == 9 and near.observe()[0] == 14

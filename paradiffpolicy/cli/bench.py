@@ -33,8 +33,8 @@ def bench_latency(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..control.clock import MonotonicClock
-    from ..evaluation import latency
+    from ..clock import MonotonicClock
+    from ..benchmarks import latency
     from ..files import write_atomically
     from ..sampling.capture.backends import CaptureSettings
 
@@ -122,9 +122,9 @@ def bench_control(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..control.clock import MonotonicClock
+    from ..clock import MonotonicClock
     from ..control.scheduling import Scheduling
-    from ..evaluation.control import control_rows, control_table, timed_runs
+    from ..benchmarks.control import control_rows, control_table, timed_runs
     from ..files import write_atomically
 
     require_count(turns=cfg.turns)
@@ -166,8 +166,8 @@ def bench_solvers(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..control.clock import MonotonicClock
-    from ..evaluation.solvers import Case, solver_rows, solver_table, work_precision
+    from ..clock import MonotonicClock
+    from ..benchmarks.solvers import Case, solver_rows, solver_table, work_precision
     from ..files import write_atomically
     from ..policy import spec_sampler
 
@@ -208,11 +208,11 @@ def bench_serve(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..control.clock import MonotonicClock
+    from ..clock import MonotonicClock
     from ..files import write_atomically
 
     require_extra("serve")
-    from ..evaluation import serving
+    from ..benchmarks import serving
 
     require_count(requests=cfg.requests, clients=cfg.clients)
     require_positive(seconds=cfg.seconds)
@@ -251,8 +251,8 @@ def bench_envs(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..control.clock import MonotonicClock
-    from ..evaluation import environments
+    from ..clock import MonotonicClock
+    from ..benchmarks import environments
     from ..files import write_atomically
 
     require_count(turns=cfg.turns, steps=cfg.steps)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..control.joining import Joining
-    from ..control.planner import MakePlanner
+    from ..planning.blending import Joining
+    from ..planning.planner import MakePlanner
     from ..data.dataset import ObservationField
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
@@ -170,8 +170,8 @@ def recorded_windows(cfg: Config, guide: Policy, count: int) -> list[Any]:
 
 def named_planner(name: str) -> MakePlanner:
     """Where plans are made."""
-    from ..control.planner import InlinePlanner, ThreadPlanner
-    from ..control.process import ProcessPlanner
+    from ..planning.planner import InlinePlanner, ThreadPlanner
+    from ..planning.process import ProcessPlanner
 
     planners: dict[str, MakePlanner] = {
         "inline": InlinePlanner,
@@ -187,7 +187,7 @@ def named_joining(node: Config) -> Joining:
     """Which action runs where plans overlap: a name, and its options."""
     import inspect
 
-    from ..control.joining import JOININGS
+    from ..planning.blending import JOININGS
 
     options = plain(node)
     name = options.pop("name", None)

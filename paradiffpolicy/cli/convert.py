@@ -18,7 +18,7 @@ def convert(cfg: Config) -> None:
     """A robomimic HDF5 file to a zarr store, or back, with actions of the kind that is wanted."""
     from tqdm import tqdm
 
-    from ..data.formats.conversion import Conversion, chosen
+    from ..collection.conversion import Conversion, chosen
     from ..data.formats.robomimic import SUFFIXES, write_robomimic
     from ..data.formats.store import write_store
 

@@ -60,9 +60,9 @@ def evaluate_unlimited(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..control.clock import MonotonicClock
+    from ..clock import MonotonicClock
     from ..evaluation.compare import paced_run, results
-    from ..evaluation.latency import plan_latencies
+    from ..benchmarks.latency import plan_latencies
     from ..evaluation.report import table, write_report
     from ..evaluation.rollout import rollout
 
@@ -129,9 +129,9 @@ def evaluate_realtime(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..control.clock import MonotonicClock
+    from ..clock import MonotonicClock
     from ..control.controller import ticks_per_step
-    from ..evaluation.latency import plan_latencies
+    from ..benchmarks.latency import plan_latencies
     from ..evaluation.realtime import realtime_rollout, wall_rollout
     from ..evaluation.realtime_report import Cell, realtime_table, write_realtime_report
 

@@ -25,11 +25,11 @@ from .building import (
 from .info import describe, machine
 
 if TYPE_CHECKING:
-    from ..control.clock import Clock
-    from ..control.planner import Plans
-    from ..control.robot import Robot
-    from ..seeing.recorder import Fields, Picture
-    from ..seeing.rerun_view import Project, Sink
+    from ..clock import Clock
+    from ..planning.planner import Plans
+    from ..robots.robot import Robot
+    from ..telemetry.recorder import Fields, Picture
+    from ..telemetry.rerun_view import Project, Sink
 
 
 def run(cfg: Config) -> None:
@@ -38,15 +38,15 @@ def run(cfg: Config) -> None:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from ..control.anytime import Anytime
-    from ..control.clock import MonotonicClock
+    from ..planning.anytime import Anytime
+    from ..clock import MonotonicClock
     from ..control.controller import Controller, ticks_per_step
     from ..control.loop import ControlLoop, Observer
     from ..control.scheduling import Scheduling
     from ..files import require_writable
-    from ..seeing.recorder import DatasetRecorder, VideoRecorder
-    from ..seeing.rerun_view import RerunView
-    from ..seeing.summary import summary, summary_table, write_run
+    from ..telemetry.recorder import DatasetRecorder, VideoRecorder
+    from ..telemetry.rerun_view import RerunView
+    from ..telemetry.summary import summary, summary_table, write_run
 
     require_positive(seconds=cfg.seconds)
     require_count(picture_size=cfg.picture_size)
@@ -178,7 +178,7 @@ def env_robot(cfg: Config, rate_hz: float, clock: Clock) -> Driven:
     import gymnasium
     import numpy as np
 
-    from ..seeing.watched import WatchedEnvRobot
+    from ..robots.watched import WatchedEnvRobot
 
     env = env_maker_at(cfg)(rate_hz)
     robot = WatchedEnvRobot(env, cfg.seed, clock)
@@ -208,7 +208,7 @@ ROBOTS: dict[str, Callable[[Config, float, Clock], Driven]] = {"env": env_robot}
 def view_sink(view: str | None) -> Sink | None:
     """Where a view goes: the viewer, a file, or a viewer's address."""
     from ..files import require_writable
-    from ..seeing.rerun_view import rerun, to_file, to_url, to_viewer
+    from ..telemetry.rerun_view import rerun, to_file, to_url, to_viewer
 
     if view is None:
         return None

@@ -19,7 +19,7 @@ def serve(cfg: Config) -> None:
     from omegaconf import OmegaConf
     from tqdm import tqdm
 
-    from ..control.clock import MonotonicClock
+    from ..clock import MonotonicClock
     from ..control.scheduling import Scheduling, scheduled
 
     require_extra("serve")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Checkpoint
     from ..data.replay_buffer import Augment, ReplayBuffer
-    from ..evaluation.demonstrations import Demonstrator
+    from ..collection.demonstrations import Demonstrator
 
 MANY_FAILURES = 20
 """That an expert may have, however few its successes."""
@@ -143,7 +143,7 @@ def collect_demonstrations(cfg: Config) -> None:
     from tqdm import tqdm
 
     from ..data.replay_buffer import ReplayBuffer
-    from ..evaluation.demonstrations import demonstrations
+    from ..collection.demonstrations import demonstrations
 
     require_count(episodes=cfg.episodes)
     workers = worker_count(cfg.workers)
@@ -209,7 +209,7 @@ def stored(steps: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 def named_expert(cfg: Config) -> Demonstrator:
     """Who demonstrates the task."""
-    from ..envs.experts import EXPERTS
+    from ..envs.robosuite.experts import EXPERTS
 
     if cfg.expert != "scripted":
         raise InputError(f"unknown expert {cfg.expert!r}; known: scripted, or null: a policy")

@@ -29,10 +29,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError, require_positive
-from .clock import Clock, MonotonicClock
-from .history import History
-from .joining import Grid, Joining, Switch
-from .planner import InlinePlanner, MakePlanner, PlanRequest, Plans
+from ..clock import Clock, MonotonicClock
+from ..history import History
+from ..planning.blending import Grid, Joining, Switch
+from ..planning.planner import InlinePlanner, MakePlanner, PlanRequest, Plans
 from .record import FAULTS, Fault, Record, Tick
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from .controller import Controller
 from .record import Record, Tick
-from .robot import Robot
+from ..robots.robot import Robot
 from .scheduling import Scheduling, scheduled
 
 Observer = Callable[[Tick], object]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import write_atomically
-from .planner import PlanReply
+from ..planning.planner import PlanReply
 
 
 class Fault(enum.IntFlag):

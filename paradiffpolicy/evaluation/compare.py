@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..control.clock import Clock
+from ..clock import Clock
 from ..control.controller import Controller
 from ..control.loop import ControlLoop
 from ..control.record import Record
-from ..control.robot import EnvRobot
+from ..robots.robot import EnvRobot
 from ..policy import Policy
 from .rollout import Episode
 from .statistics import PairedDifference, paired_difference, standard_error

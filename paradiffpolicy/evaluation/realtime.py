@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..control.clock import Clock, VirtualClock
+from ..clock import Clock, VirtualClock
 from ..control.controller import Controller
-from ..control.joining import Joining, Switch
+from ..planning.blending import Joining, Switch
 from ..control.loop import ControlLoop
-from ..control.planner import (
+from ..planning.planner import (
     DelayedPlanner,
     MakePlanner,
     PlanMaker,
@@ -33,7 +33,7 @@ from ..control.planner import (
     committed_tensors,
 )
 from ..control.record import Record
-from ..control.robot import EnvRobot
+from ..robots.robot import EnvRobot
 from ..errors import InputError
 from ..types import Plan
 from .rollout import in_groups

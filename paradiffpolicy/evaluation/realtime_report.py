@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..control.record import total_faults
 from ..files import write_atomically
-from ..seeing.axes import plain_ticks
+from ..telemetry.axes import plain_ticks
 from .realtime import RealtimeEpisode, join_jumps
 from .statistics import PairedDifference, paired_difference, standard_error
 

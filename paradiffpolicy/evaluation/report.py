@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ..files import write_atomically
-from ..seeing.axes import plain_ticks
-from ..seeing.recorder import write_video
+from ..telemetry.axes import plain_ticks
+from ..telemetry.recorder import write_video
 from .compare import SamplerResult
 from .rollout import Episode
 from .statistics import standard_error

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..control.history import History
+from ..history import History
 from ..errors import require_count
 from ..policy import Policy
 from ..types import Plan

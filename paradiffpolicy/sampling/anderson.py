@@ -26,7 +26,7 @@ from ..errors import require_count, require_positive
 from ..types import Noise, Walk
 from .picard import Picard, PicardRounds
 from .tableau import Tableau
-from .walk import NodeDenoise, Rounds, State, broadcast, put, spread, take
+from .driver import NodeDenoise, Rounds, State, broadcast, put, spread, take
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..errors import require_count, require_positive
 from ..types import Noise, Walk
 from .tableau import Tableau
-from .walk import (
+from .driver import (
     Evaluate,
     Linear,
     NodeDenoise,

@@ -13,16 +13,16 @@ from ..diffusion.schedule import NoiseSchedule
 from ..errors import InputError, nearest
 from ..types import Walk
 from .anderson import Anderson
-from .begin import BEGINS, Begin, Shape, continued, fresh
+from .warm_start import BEGINS, Begin, Shape, continued, fresh
 from .picard import Picard, PicardPublished
-from .realtime import Realtime
-from .rk45 import RK45
+from .rti import Realtime
+from .reference import RK45
 from .sequential import Sequential
 from .sharded import Sharded
 from .solvers import Solver, solver_tableau
 from .speculative import Speculative
 from .tableau import Tableau
-from .walk import BoundDenoise, Driver, Evaluate, evaluate_active, evaluate_all
+from .driver import BoundDenoise, Driver, Evaluate, evaluate_active, evaluate_all
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..types import Noise, Walk
 from .tableau import Tableau
-from .walk import Linear, NodeDenoise, RoundDriver, Rounds, State
+from .driver import Linear, NodeDenoise, RoundDriver, Rounds, State
 
 
 @dataclass(frozen=True)

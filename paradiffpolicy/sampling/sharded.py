@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import InputError
-from .walk import NodeDenoise, evaluate_active
+from .driver import NodeDenoise, evaluate_active
 
 
 class Sharded:

@@ -29,7 +29,7 @@ from ..errors import InputError, require_count
 from ..types import Noise, Walk
 from .picard import Window
 from .tableau import Tableau
-from .walk import (
+from .driver import (
     Evaluate,
     Linear,
     NodeDenoise,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..control.clock import Clock
+from ..clock import Clock
 from ..errors import InputError
 from ..policy import Policy
 from ..sampling.capture.sampler import padded_size

@@ -22,7 +22,7 @@ from torch import Tensor
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
-from ..control.clock import Clock, MonotonicClock
+from ..clock import Clock, MonotonicClock
 from ..errors import InputError, require_positive
 from ..types import Committed, Plan, PolicySpec
 from .messages import MessageError, pack, unpack

@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
-from ..control.clock import Clock
+from ..clock import Clock
 from ..errors import InputError, require_count, require_positive
 from ..policy import Policy
 from ..types import Plan

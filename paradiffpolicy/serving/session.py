@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..control.history import History
+from ..history import History
 from ..policy import InvalidObservationError, InvalidPlanError, Policy
 from ..types import Plan
 from .messages import MessageError

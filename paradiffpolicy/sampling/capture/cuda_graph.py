@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..walk import State
+from ..driver import State
 from .graphs import Graphs, WhileLoop
 from .program import CaptureError, Program
 from .sampler import Backend

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..walk import State
+from ..driver import State
 from .program import Program
 
 

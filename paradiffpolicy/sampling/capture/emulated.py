@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..walk import State
+from ..driver import State
 from .program import CaptureError, nbytes
 from .tape import Op, Tape, record
 

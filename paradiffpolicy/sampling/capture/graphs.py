@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..walk import State
+from ..driver import State
 from .program import CaptureError, Program, nbytes
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import torch
 from ...diffusion.denoiser import Denoiser, Trunk
 from ...diffusion.guidance import classifier_free, committed
 from ..tableau import Tableau
-from ..walk import NodeDenoise, State
+from ..driver import NodeDenoise, State
 
 COMMITTED = ("committed", "commitment")
 """Inputs of ``guidance.committed``."""

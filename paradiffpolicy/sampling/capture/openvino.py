@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ...files import write_atomically
-from ..walk import State
+from ..driver import State
 from .fingerprint import fingerprint
 from .program import CaptureError, Program, nbytes
 from .sampler import Backend

@@ -22,7 +22,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...errors import InputError
-from ..walk import State
+from ..driver import State
 
 
 class CaptureError(InputError):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import InputError, require_count
 from ...types import Noise, Walk
 from ..tableau import Tableau
-from ..walk import Driver, NodeDenoise, RoundDriver, Rounds, State, evaluate_active, evaluate_all
+from ..driver import Driver, NodeDenoise, RoundDriver, Rounds, State, evaluate_active, evaluate_all
 from .eager import Eager
 from .fingerprint import fingerprint
 from .program import CaptureError, Freeze, Frozen, Program

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ..walk import State
+from ..driver import State
 
 Op = torch._ops.OpOverload
 

@@ -27,16 +27,16 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..control.clock import Clock
+from ..clock import Clock
 from ..models.matmul_unet1d import MatmulUnet1D
 from ..models.precision import TrunkForms
 from ..models.unet1d import ConditionalUnet1D
 from ..policy import Policy
 from ..sampling.capture.backends import CaptureSettings, ladder
 from ..sampling.capture.program import Frozen, Program
-from ..sampling.walk import State
+from ..sampling.driver import State
 from ..types import Plan
-from .baseline import BASELINES, Loop, baseline_plan
+from .baselines import BASELINES, Loop, baseline_plan
 
 WARM_UPS = 2
 

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..diffusion.diffusers_unet import BETAS, PREDICTION_TYPES
+from ..diffusion.foreign import BETAS, PREDICTION_TYPES
 from ..errors import InputError
 from ..policy import Policy
 

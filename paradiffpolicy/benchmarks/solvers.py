@@ -17,17 +17,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 
-from ..control.clock import Clock
+from ..clock import Clock
 from ..diffusion.schedule import NoiseSchedule
 from ..policy import Policy
-from ..sampling.rk45 import RK45
+from ..sampling.reference import RK45
 from ..sampling.sampler import Sampler
 from ..sampling.sequential import Sequential
 from ..sampling.tableau import Tableau
-from ..seeing.axes import plain_ticks
+from ..telemetry.axes import plain_ticks
 from ..types import Noise, Plan
 from .latency import WARM_UPS, interleaved
-from .problems import mixture_denoiser, noise_for
+from ..diffusion.analytic import mixture_denoiser, noise_for
 
 
 @dataclass(frozen=True)

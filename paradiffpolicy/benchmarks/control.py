@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from ..control.clock import Clock
+from ..clock import Clock
 from ..control.controller import Controller
-from ..control.joining import Joining
+from ..planning.blending import Joining
 from ..control.loop import ControlLoop
-from ..control.planner import MakePlanner, Plans
+from ..planning.planner import MakePlanner, Plans
 from ..control.record import Record, total_faults
 from ..control.scheduling import Scheduling, scheduled
 

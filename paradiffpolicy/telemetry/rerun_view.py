@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..control.controller import ticks_per_step
-from ..control.planner import PlanReply
+from ..planning.planner import PlanReply
 from ..control.record import FAULTS, Fault, Tick
 from ..errors import InputError, require_count
 from ..types import PolicySpec

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ...errors import InputError, nearest
+from ..errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from ...envs.simulation import Simulation
-    from .demonstration import Demonstration, Source
-    from .env_args import EnvArgs
+    from ..envs.robosuite.simulation import Simulation
+    from ..data.formats.demonstration import Demonstration, Source
+    from ..data.formats.env_args import EnvArgs
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Simulations:
         return self._made[kind]
 
     def _make(self, kind: str | None, demo: str) -> Simulation:
-        from ...envs.simulation import Simulation
+        from ..envs.robosuite.simulation import Simulation
 
         if self.env_args is None:
             raise InputError(
@@ -104,8 +104,8 @@ def understood(args: EnvArgs) -> tuple[dict[str, Any], list[str], list[str], str
     Raises:
         InputError: it isn't installed, doesn't know the environment, or the controller is unknown.
     """
-    from ...envs.replay import supported
-    from ...envs.simulation import import_robosuite
+    from ..envs.robosuite.replay import supported
+    from ..envs.robosuite.simulation import import_robosuite
 
     kwargs, notes = args.for_robosuite_1_5()
     try:
@@ -186,7 +186,7 @@ class Conversion:
         Raises:
             InputError: one can't be.
         """
-        from ...envs.replay import modern_model
+        from ..envs.robosuite.replay import modern_model
 
         for index, name in enumerate(names):
             self._checking = index < self.check
@@ -230,9 +230,9 @@ class Conversion:
 
     def _poses(self, demo: Demonstration) -> Any:
         """``[N, 7 n]``."""
-        from ...envs.replay import to_poses
-        from ...envs.rotation import pose_action
-        from .demonstration import check_poses
+        from ..envs.robosuite.replay import to_poses
+        from ..envs.robosuite.rotation import pose_action
+        from ..data.formats.demonstration import check_poses
 
         where = f"{self.source.name}: {demo.name}"
         if self._is_wide(demo):
@@ -254,8 +254,8 @@ class Conversion:
         return poses
 
     def _actions(self, demo: Demonstration, poses: Any) -> Any:
-        from ...envs.replay import to_deltas
-        from ...envs.rotation import absolute_action
+        from ..envs.robosuite.replay import to_deltas
+        from ..envs.robosuite.rotation import absolute_action
 
         where = f"{self.source.name}: {demo.name}"
         if self.actions == "absolute":
@@ -272,8 +272,8 @@ class Conversion:
 
     def _observed(self, demo: Demonstration) -> dict[str, Any]:
         """Anew, from the states."""
-        from ...envs.replay import observations_at
-        from ...envs.robosuite import observation_keys
+        from ..envs.robosuite.replay import observations_at
+        from ..envs.robosuite.env import observation_keys
 
         where = f"{self.source.name}: {demo.name}"
         model, states = self._scene(demo)
@@ -302,7 +302,7 @@ class Conversion:
         Raises:
             InputError: hands are elsewhere than recorded.
         """
-        from ...envs.replay import hands_at
+        from ..envs.robosuite.replay import hands_at
 
         where = f"{self.source.name}: {demo.name}"
         simulation = self.simulations.of(None, where)
@@ -339,7 +339,7 @@ class Conversion:
 
     def _check(self, old: Demonstration, new: Demonstration, poses: Any) -> None:
         """Whether actions do what they did, and observations would be the same."""
-        from ...envs.replay import follow, observations_at
+        from ..envs.robosuite.replay import follow, observations_at
 
         if old.states is None or old.model is None:
             return

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .clock import Clock
+from ..clock import Clock
 
 
 class Robot(Protocol):

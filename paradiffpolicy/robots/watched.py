@@ -9,8 +9,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..control.clock import Clock
-from ..control.robot import EnvRobot
+from ..clock import Clock
+from .robot import EnvRobot
 
 
 class _KeepInfo(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, require_count, require_positive
-from .clock import Clock, MonotonicClock
+from ..clock import Clock, MonotonicClock
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from websockets.asyncio.client import connect as connect_async
 from websockets.sync.client import connect
 
-from ..control.clock import Clock
+from ..clock import Clock
 from ..errors import InputError
 from ..serving.messages import pack, unpack
 from .latency import WARM_UPS, percentiles

@@ -15,7 +15,7 @@ from ..diffusion.schedule import CLEAN, NoiseSchedule
 from ..errors import InputError, require_positive
 from ..types import Noise, Walk
 from .tableau import Tableau
-from .walk import BoundDenoise, evaluate_all, on_nodes
+from .driver import BoundDenoise, evaluate_all, on_nodes
 
 
 @dataclass(frozen=True)

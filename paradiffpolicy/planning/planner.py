@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..policy import InvalidObservationError, InvalidPlanError
 from ..types import Committed, Plan, PolicySpec
-from .clock import Clock
+from ..clock import Clock
 
 
 @dataclass(frozen=True, slots=True)

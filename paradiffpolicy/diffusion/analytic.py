@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..diffusion.denoiser import per_row
-from ..diffusion.schedule import NoiseSchedule
-from ..sampling.walk import BoundDenoise
+from .denoiser import per_row
+from .schedule import NoiseSchedule
+from ..sampling.driver import BoundDenoise
 from ..types import Noise
 
 

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from .workers import MakeEnv, end_with_parent
+from ..evaluation.workers import MakeEnv, end_with_parent
 
 HELD = 3
 """Control steps that an episode goes on after its success, which must last as long."""

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..errors import InputError, require_count, require_positive
 from ..policy import Policy
-from ..sampling.begin import continued
-from ..sampling.realtime import Realtime
+from ..sampling.warm_start import continued
+from ..sampling.rti import Realtime
 from ..sampling.sampler import Sampler
 from ..types import Committed, Plan, PolicySpec
-from .clock import Clock
+from ..clock import Clock
 
 
 class Anytime:

@@ -27,9 +27,9 @@ import gymnasium
 import numpy as np
 
 from ..errors import InputError, require_positive
-from .clock import Clock, VirtualClock
-from .robot import EnvRobot
-from .udp import Address, Kind, Link, Packet, PacketError, require_form, require_room, unpack
+from ..clock import Clock, VirtualClock
+from ..robots.robot import EnvRobot
+from ..robots.udp import Address, Kind, Link, Packet, PacketError, require_form, require_room, unpack
 
 Event = tuple[float, int, Callable[[], None]]
 """When, which goes first of those at the same moment, and what."""

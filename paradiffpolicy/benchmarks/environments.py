@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from rich.table import Table
 
-from ..control.clock import Clock
+from ..clock import Clock
 
 
 @dataclass

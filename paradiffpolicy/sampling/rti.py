@@ -16,7 +16,7 @@ from ..errors import require_count
 from ..types import Noise, Walk
 from .sequential import Sequential
 from .tableau import Tableau
-from .walk import Evaluate, Linear, NodeDenoise, RoundDriver, Rounds, State, evaluate_all
+from .driver import Evaluate, Linear, NodeDenoise, RoundDriver, Rounds, State, evaluate_all
 
 
 @dataclass(frozen=True)

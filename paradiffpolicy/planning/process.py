@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..types import PolicySpec
-from .clock import Clock
+from ..clock import Clock
 from .planner import PlanMaker, PlanReply, PlanRequest, Plans
 from .slot import Slot
 
