@@ -22,15 +22,15 @@ from .diffusion.schedule import NoiseSchedule
 from .errors import InputError
 from .models.precision import TrunkForms
 from .models.unet1d import ConditionalUnet1D
-from .sampling.capture.backends import CaptureSettings, ladder
+from .sampling.capture.backends import CaptureSettings, with_fallback
 from .sampling.capture.fingerprint import fingerprint
 from .sampling.capture.network import COMMITTED, DenoiserNetwork
-from .sampling.capture.program import CaptureError, Frozen
+from .sampling.capture.program import CapturedProgram, CaptureError
 from .sampling.capture.sampler import EAGER, CapturedSampler, capture
+from .sampling.driver import State, evaluate_active
 from .sampling.reference import RK45
 from .sampling.sampler import Sampler, make_sampler
-from .sampling.driver import State, evaluate_active
-from .types import Committed, Noise, Plan, PolicySpec, Walk
+from .types import Committed, Noise, Plan, PolicySpec, Solution
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +111,8 @@ def check_task(spec: PolicySpec, task: str, obs_dim: int, action_dim: int, contr
         )
 
 
-Walker = Callable[[State, Noise, Tensor | None], Walk]
-"""``(inputs, noise, start)`` to the walk; see ``CapturedSampler.run``."""
+Walker = Callable[[State, Noise, Tensor | None], Solution]
+"""``(inputs, noise, guess)`` to the walk; see ``CapturedSampler.run``."""
 
 
 class Policy:
@@ -159,7 +159,7 @@ class Policy:
         self._forms = TrunkForms(network, self.capture.precision, self.device)
         # Asked for by compiled programs' names alone, and the same for every sampler.
         self._weights_hash = cache(lambda: fingerprint(sorted(network.state_dict().items())))
-        self._walk = self._walker()
+        self._solve = self._walker()
 
     @staticmethod
     def load(folder: str | Path, device: torch.device | str = "cpu", **sampler: Any) -> Policy:
@@ -214,7 +214,7 @@ class Policy:
         return self.observation_normalizer.unnormalize(window)
 
     @property
-    def programs(self) -> list[Frozen]:
+    def programs(self) -> list[CapturedProgram]:
         """What has been captured: how (``rung``), and the memory that it keeps (``nbytes``)."""
         return [] if self._captured is None else self._captured.programs
 
@@ -251,7 +251,7 @@ class Policy:
     def _with(self, **changes: Any) -> Policy:
         policy = object.__new__(Policy)
         policy.__dict__ = {**self.__dict__, **changes}
-        policy._walk = policy._walker()
+        policy._solve = policy._walker()
         return policy
 
     def _walker(self) -> Walker:
@@ -260,8 +260,8 @@ class Policy:
         self._captured: CapturedSampler | None = None
         try:
             if isinstance(sampler.driver, RK45) and settings.backend == "eager":
-                return self._walk_freely
-            backend = ladder(settings.backends(self.device))
+                return self._solve_freely
+            backend = with_fallback(settings.backends(self.device))
             trunk = self._forms.trunk(matmul=backend.matmul, arithmetic_in_half=backend.arithmetic_in_half)
             network = DenoiserNetwork(self.denoiser, sampler.tableau, self.device, trunk)
             self._captured = capture(
@@ -281,7 +281,7 @@ class Policy:
             if settings.backend != "auto":
                 raise
             log.warning("capture: %s; not captured", error)
-            return self._with(capture=CaptureSettings())._walk
+            return self._with(capture=CaptureSettings())._solve
 
     def _auto_walker(self, captured: Walker) -> Walker:
         """Captured, but for batches whose windows are at different places: there a CPU gains more from
@@ -293,19 +293,19 @@ class Policy:
         network = DenoiserNetwork(self.denoiser, sampler.tableau, self.device, trunk)
         eager = capture(sampler.driver, sampler.tableau, network, EAGER).run
 
-        def walk(inputs: State, noise: Noise, start: Tensor | None) -> Walk:
-            return (captured if len(noise.x_T) <= WINDOWED_BATCH else eager)(inputs, noise, start)
+        def solve(inputs: State, noise: Noise, guess: Tensor | None) -> Solution:
+            return (captured if len(noise.x_T) <= WINDOWED_BATCH else eager)(inputs, noise, guess)
 
-        return walk
+        return solve
 
-    def _walk_freely(self, inputs: State, noise: Noise, start: Tensor | None) -> Walk:
+    def _solve_freely(self, inputs: State, noise: Noise, guess: Tensor | None) -> Solution:
         """For the driver that chooses its own timesteps."""
         denoise, condition = self.denoiser.bind(inputs["condition"]), inputs["condition"]
         if "scale" in inputs:
             denoise = classifier_free(self.denoiser, condition, torch.zeros_like(condition), inputs["scale"])
         if "committed" in inputs:
             denoise = committed(denoise, *(inputs[name] for name in COMMITTED))
-        return self.sampler.driver(denoise, self.sampler.tableau, noise, start)
+        return self.sampler.driver(denoise, self.sampler.tableau, noise, guess)
 
     @torch.inference_mode()
     def plan(
@@ -350,20 +350,20 @@ class Policy:
             inputs["scale"] = scale.expand(len(condition))
         if committed is not None:
             inputs |= dict(zip(COMMITTED, self._normalized(committed, len(window)), strict=True))
-        noise, start = self.sampler.begin(
+        noise, guess = self.sampler.start(
             self.sampler.tableau,
             (spec.horizon, spec.action_dim),
-            None if previous is None else previous.walk,
+            None if previous is None else previous.solution,
             spec.n_action_steps if executed_steps is None else executed_steps,
             generators,
         )
-        walk = self._walk(inputs, noise.to(self.device), start)
-        actions = self.action_normalizer.unnormalize(walk.sample)
+        solution = self._solve(inputs, noise.to(self.device), guess)
+        actions = self.action_normalizer.unnormalize(solution.sample)
         if not actions.isfinite().all():
             raise InvalidPlanError(
                 "the plan has NaN or infinity: the weights, or the observation, are far off"
             )
-        return Plan(actions, spec.executed, walk)
+        return Plan(actions, spec.executed, solution)
 
     def _normalized(self, committed: Committed, batch: int) -> tuple[Tensor, Tensor]:
         actions = committed.actions.to(self.device, torch.float32)

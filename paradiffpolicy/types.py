@@ -99,7 +99,7 @@ class Committed:
 
 
 @dataclass(frozen=True)
-class Walk:
+class Solution:
     """What a driver did to turn noise into one sample per batch element.
 
     Attributes:
@@ -113,37 +113,37 @@ class Walk:
     sample: Tensor
     x0_hats: Tensor
     noise: Noise
-    rounds: Tensor
-    evaluations: Tensor
+    iterations: Tensor
+    nfe: Tensor
 
-    def select(self, elements: Sequence[int] | Tensor) -> Walk:
+    def select(self, elements: Sequence[int] | Tensor) -> Solution:
         """The same for some of the batch elements."""
         index = torch.as_tensor(elements, dtype=torch.int64, device=self.sample.device)
-        return Walk(
+        return Solution(
             sample=self.sample[index],
             x0_hats=self.x0_hats[:, index],
             noise=self.noise.select(index),
-            rounds=self.rounds[index],
-            evaluations=self.evaluations[index],
+            iterations=self.iterations[index],
+            nfe=self.nfe[index],
         )
 
     @staticmethod
-    def cat(parts: Sequence[Walk]) -> Walk:
+    def cat(parts: Sequence[Solution]) -> Solution:
         """Batches on the same table, one after the other."""
-        return Walk(
+        return Solution(
             sample=torch.cat([part.sample for part in parts]),
             x0_hats=torch.cat([part.x0_hats for part in parts], dim=1),
             noise=Noise.cat([part.noise for part in parts]),
-            rounds=torch.cat([part.rounds for part in parts]),
-            evaluations=torch.cat([part.evaluations for part in parts]),
+            iterations=torch.cat([part.iterations for part in parts]),
+            nfe=torch.cat([part.nfe for part in parts]),
         )
 
-    def to(self, device: torch.device) -> Walk:
+    def to(self, device: torch.device) -> Solution:
         """The same on a device."""
         noise = self.noise.to(device)  # first: the copies after it are waited for, hence it too
-        others = (self.sample, self.x0_hats, self.rounds, self.evaluations)
-        sample, x0_hats, rounds, evaluations = (value.to(device) for value in others)
-        return Walk(sample, x0_hats, noise, rounds, evaluations)
+        others = (self.sample, self.x0_hats, self.iterations, self.nfe)
+        sample, x0_hats, iterations, nfe = (value.to(device) for value in others)
+        return Solution(sample, x0_hats, noise, iterations, nfe)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Plan:
 
     actions: Tensor
     executed: slice
-    walk: Walk
+    solution: Solution
     residual: Tensor | None = None
 
     @property
@@ -172,7 +172,7 @@ class Plan:
         """The same for some of the batch elements."""
         index = torch.as_tensor(elements, dtype=torch.int64, device=self.actions.device)
         residual = None if self.residual is None else self.residual[index]
-        return Plan(self.actions[index], self.executed, self.walk.select(index), residual)
+        return Plan(self.actions[index], self.executed, self.solution.select(index), residual)
 
     @staticmethod
     def cat(parts: Sequence[Plan]) -> Plan:
@@ -180,9 +180,9 @@ class Plan:
         return Plan(
             torch.cat([part.actions for part in parts]),
             parts[0].executed,
-            Walk.cat([part.walk for part in parts]),
+            Solution.cat([part.solution for part in parts]),
         )
 
     def to(self, device: torch.device) -> Plan:
         """The same on a device."""
-        return Plan(self.actions.to(device), self.executed, self.walk.to(device))
+        return Plan(self.actions.to(device), self.executed, self.solution.to(device))

@@ -27,7 +27,7 @@ from paradiffpolicy.diffusion.foreign import diffusers_denoiser
 from paradiffpolicy.diffusion.guidance import classifier_free
 from paradiffpolicy.files import write_atomically
 from paradiffpolicy.sampling.sampler import make_sampler
-from paradiffpolicy.types import Walk
+from paradiffpolicy.types import Solution
 
 BLANK = 10
 """The label of an image without a label."""
@@ -99,7 +99,7 @@ def train(
 
 
 @torch.inference_mode()
-def sample(denoiser: Denoiser, labels: Tensor, scale: float, **settings: Any) -> Walk:
+def sample(denoiser: Denoiser, labels: Tensor, scale: float, **settings: Any) -> Solution:
     """One guided image per label, ``[n, 1, 8, 8]``; the noise depends on its place in the batch alone."""
     denoise = classifier_free(
         denoiser, labels, torch.full_like(labels, BLANK), torch.full((len(labels),), scale)
@@ -108,14 +108,14 @@ def sample(denoiser: Denoiser, labels: Tensor, scale: float, **settings: Any) ->
     return make_sampler(denoiser.schedule, **settings)(denoise, SHAPE, generators)
 
 
-def picture(walks: dict[str, Walk], columns: int) -> Figure:
+def picture(solutions: dict[str, Solution], columns: int) -> Figure:
     """A block per sampler, in it a row per class; the same noise in the same place."""
-    figure = Figure(figsize=(3.2 * len(walks), 4.6), dpi=110, layout="constrained")
-    for axes, (name, walk) in zip(figure.subplots(1, len(walks)), walks.items(), strict=True):
-        framed = torch.nn.functional.pad(walk.sample[:, 0], (1, 1, 1, 1), value=-1.0)
+    figure = Figure(figsize=(3.2 * len(solutions), 4.6), dpi=110, layout="constrained")
+    for axes, (name, solution) in zip(figure.subplots(1, len(solutions)), solutions.items(), strict=True):
+        framed = torch.nn.functional.pad(solution.sample[:, 0], (1, 1, 1, 1), value=-1.0)
         axes.imshow(-rearrange(framed, "(r c) h w -> (r h) (c w)", c=columns), cmap="gray", vmin=-1, vmax=1)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(f"{name}\n{walk.rounds.double().mean():.1f} network rounds", fontsize="medium")
+        axes.set_title(f"{name}\n{solution.iterations.double().mean():.1f} network rounds", fontsize="medium")
     return figure
 
 
@@ -127,15 +127,15 @@ def main(out: Path, n_steps: int = 1500, columns: int = 6) -> None:
     print(f"loss {sum(losses[-50:]) / 50:.4f}")
     labels = torch.arange(10).repeat_interleave(columns)
     sampling = tqdm(SAMPLERS.items(), desc="sampling", unit="sampler")
-    walks = {name: sample(denoiser, labels, 2.0, **settings) for name, settings in sampling}
-    reference = walks["sequential DDPM"].sample
-    for name, walk in walks.items():
-        error = float((walk.sample - reference).abs().max())
+    solutions = {name: sample(denoiser, labels, 2.0, **settings) for name, settings in sampling}
+    reference = solutions["sequential DDPM"].sample
+    for name, solution in solutions.items():
+        error = float((solution.sample - reference).abs().max())
         print(
-            f"{name:<16} rounds {walk.rounds.double().mean():6.1f}   evaluations "
-            f"{walk.evaluations.double().mean():6.1f}   largest difference to sequential {error:.3f}"
+            f"{name:<16} rounds {solution.iterations.double().mean():6.1f}   evaluations "
+            f"{solution.nfe.double().mean():6.1f}   largest difference to sequential {error:.3f}"
         )
-    write_atomically(out, lambda path: picture(walks, columns).savefig(path))
+    write_atomically(out, lambda path: picture(solutions, columns).savefig(path))
     print(out)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from paradiffpolicy.envs import camera
+from paradiffpolicy.envs.robosuite import camera
 from paradiffpolicy.envs.robosuite.camera import Camera, GLContext, MissingGLError
 
 SIZE = 96

@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch.nn import functional
 
+from paradiffpolicy.diffusion.analytic import noise_for
 from paradiffpolicy.diffusion.denoiser import Denoiser
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.diffusion.analytic import noise_for
 from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.policy import Policy
 from paradiffpolicy.sampling.capture import cuda_graph, openvino
-from paradiffpolicy.sampling.capture.backends import CaptureSettings, ladder
+from paradiffpolicy.sampling.capture.backends import CaptureSettings, with_fallback
 from paradiffpolicy.sampling.capture.eager import Eager
 from paradiffpolicy.sampling.capture.emulated import EmulatedDevice, TapeGraph, captured
 from paradiffpolicy.sampling.capture.fingerprint import fingerprint
@@ -33,9 +33,9 @@ from paradiffpolicy.sampling.capture.network import DenoiserNetwork
 from paradiffpolicy.sampling.capture.program import CaptureError, Program
 from paradiffpolicy.sampling.capture.sampler import EAGER, Backend, capture, padded_size
 from paradiffpolicy.sampling.capture.tape import record
+from paradiffpolicy.sampling.driver import evaluate_all
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.solvers import SOLVERS
-from paradiffpolicy.sampling.driver import evaluate_all
 
 from .conftest import TINY, tiny_checkpoint
 
@@ -77,12 +77,12 @@ def samplers(denoiser, backend, *, matmul=False, **settings):
     return n, *(capture(driver, sampler.tableau, network, each) for each in (backend, EAGER))
 
 
-def assert_same(walk, expected, **tolerance):
+def assert_same(solution, expected, **tolerance):
     for field in ("sample", "x0_hats"):
-        torch.testing.assert_close(getattr(walk, field), getattr(expected, field), rtol=0, **tolerance)
-    torch.testing.assert_close(walk.noise.z, expected.noise.z, rtol=0, **tolerance)
-    assert torch.equal(walk.rounds, expected.rounds)
-    assert torch.equal(walk.evaluations, expected.evaluations)
+        torch.testing.assert_close(getattr(solution, field), getattr(expected, field), rtol=0, **tolerance)
+    torch.testing.assert_close(solution.noise.z, expected.noise.z, rtol=0, **tolerance)
+    assert torch.equal(solution.iterations, expected.iterations)
+    assert torch.equal(solution.nfe, expected.nfe)
 
 
 # ----------------------------------------------------------------------------- an emulated GPU's capture
@@ -91,40 +91,42 @@ def assert_same(walk, expected, **tolerance):
 @pytest.mark.parametrize(("driver", "solver"), PAIRS)
 def test_every_driver_and_solver_is_replayed_bit_by_bit(denoiser, driver, solver):
     """Captured on one problem, replayed on others: rounds differ, and nothing is stale."""
-    n, frozen, eager = samplers(denoiser, EMULATED, driver=driver, solver=solver, n_steps=6)
+    n, captured_program, eager = samplers(denoiser, EMULATED, driver=driver, solver=solver, n_steps=6)
     for started in (False, True):
         for seed in range(3):
             given = problem(n, 2, seed, started)
-            assert_same(frozen.run(*given), eager.run(*given), atol=0)
-    assert len(frozen.programs) == 2
+            assert_same(captured_program.run(*given), eager.run(*given), atol=0)
+    assert len(captured_program.programs) == 2
 
 
 @pytest.mark.parametrize("driver", ["picard", "anderson"])
 def test_a_plan_tolerance_is_captured(denoiser, driver):
     settings = {"driver": driver, "solver": "ddim", "n_steps": 12, "plan_tolerance": 0.05}
-    n, frozen, eager = samplers(denoiser, EMULATED, **settings)
-    rounds = set()
+    n, captured_program, eager = samplers(denoiser, EMULATED, **settings)
+    iterations = set()
     for seed in range(6):
         given = problem(n, 1, seed, False)
-        assert_same(frozen.run(*given), eager.run(*given), atol=0)
-        rounds.add(int(eager.run(*given).rounds))
-    assert max(rounds) < n
+        assert_same(captured_program.run(*given), eager.run(*given), atol=0)
+        iterations.add(int(eager.run(*given).iterations))
+    assert max(iterations) < n
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5, 9, 17])
 def test_batches_are_padded_and_the_padding_cut_off(denoiser, batch):
-    n, frozen, eager = samplers(denoiser, EMULATED, driver="picard", solver="ddpm", n_steps=6, window=3)
+    n, captured_program, eager = samplers(
+        denoiser, EMULATED, driver="picard", solver="ddpm", n_steps=6, window=3
+    )
     given = problem(n, batch, 0, False)
-    walk = frozen.run(*given)
-    assert_same(walk, eager.run(*given), atol=1e-5)
-    assert len(walk.sample) == batch <= padded_size(batch) <= max(2 * batch - 1, 1)
+    solution = captured_program.run(*given)
+    assert_same(solution, eager.run(*given), atol=1e-5)
+    assert len(solution.sample) == batch <= padded_size(batch) <= max(2 * batch - 1, 1)
 
 
 def test_results_survive_the_next_call(denoiser):
-    n, frozen, _ = samplers(denoiser, EMULATED, driver="realtime", solver="ddim", n_steps=6)
-    first = frozen.run(*problem(n, 2, 0, True))
+    n, captured_program, _ = samplers(denoiser, EMULATED, driver="rti", solver="ddim", n_steps=6)
+    first = captured_program.run(*problem(n, 2, 0, True))
     before = first.sample.clone()
-    frozen.run(*problem(n, 2, 1, True))
+    captured_program.run(*problem(n, 2, 1, True))
     assert torch.equal(first.sample, before)
 
 
@@ -197,9 +199,9 @@ def test_what_isnt_an_input_comes_out_stale():
     """As on a GPU: a step that the host changes, and one that it counts, stay what they were."""
     steps = itertools.count(1)
     for changing in (lambda: torch.full((1,), 3.0) * next(steps), lambda: next(steps)):
-        frozen = Graphs(counting(changing), EmulatedDevice())
-        first = frozen({"to": torch.tensor([30.0])})["x"].clone()
-        again = frozen({"to": torch.tensor([30.0])})["x"]
+        captured_program = Graphs(counting(changing), EmulatedDevice())
+        first = captured_program({"to": torch.tensor([30.0])})["x"].clone()
+        again = captured_program({"to": torch.tensor([30.0])})["x"]
         assert torch.equal(first, again)  # the step of the capture, for ever
         assert not torch.equal(again, Eager(counting(changing))({"to": torch.tensor([30.0])})["x"])
 
@@ -256,15 +258,15 @@ class LateEvent:
 def test_rounds_are_launched_ahead_and_stop_early():
     device = LateDevice()
     program = counting(lambda: 1)
-    frozen = Graphs(program, device)
+    captured_program = Graphs(program, device)
     for target in (7.0, 3.0, 20.0, 1.0, 39.0, 40.0):
         launched = []
-        queue_round = frozen.round.replay
-        frozen.round.replay = lambda queue_round=queue_round, launched=launched: launched.append(
+        queue_round = captured_program.round.replay
+        captured_program.round.replay = lambda queue_round=queue_round, launched=launched: launched.append(
             queue_round()
         )
-        outputs = frozen({"to": torch.tensor([target])})
-        frozen.round.replay = queue_round
+        outputs = captured_program({"to": torch.tensor([target])})
+        captured_program.round.replay = queue_round
         device.until(None)  # whoever reads the outputs waits for the device
         assert outputs["x"] == target
         assert len(launched) == min(target + LAUNCH_AHEAD, program.limit)
@@ -302,11 +304,13 @@ class LoopingDevice(EmulatedDevice):
 
 def test_a_while_node_holds_the_whole_plan(denoiser):
     looping = Backend("looping", lambda program: Graphs(program, LoopingDevice()))
-    n, frozen, eager = samplers(denoiser, looping, driver="picard", solver="ddpm", n_steps=12, window=4)
+    n, captured_program, eager = samplers(
+        denoiser, looping, driver="picard", solver="ddpm", n_steps=12, window=4
+    )
     for seed in range(3):
         given = problem(n, 2, seed, False)
-        assert_same(frozen.run(*given), eager.run(*given), atol=0)
-    assert "while node" in frozen.programs[0].rung
+        assert_same(captured_program.run(*given), eager.run(*given), atol=0)
+    assert "while node" in captured_program.programs[0].method
 
 
 def test_a_while_node_that_fails_gives_way_to_a_graph_per_round(denoiser, caplog):
@@ -318,10 +322,12 @@ def test_a_while_node_that_fails_gives_way_to_a_graph_per_round(denoiser, caplog
             return EmulatedDevice.capture(self, function)
 
     failing = Backend("failing", lambda program: Graphs(program, Failing()))
-    n, frozen, eager = samplers(denoiser, failing, driver="picard", solver="ddpm", n_steps=6, window=4)
+    n, captured_program, eager = samplers(
+        denoiser, failing, driver="picard", solver="ddpm", n_steps=6, window=4
+    )
     given = problem(n, 2, 0, False)
-    assert_same(frozen.run(*given), eager.run(*given), atol=0)
-    assert frozen.programs[0].rung == "emulated: a graph per round"
+    assert_same(captured_program.run(*given), eager.run(*given), atol=0)
+    assert captured_program.programs[0].method == "emulated: a graph per round"
     assert "no while node, since it failed to be captured (out of luck)" in caplog.text
 
 
@@ -342,17 +348,17 @@ def compiled() -> Backend:
         ("picard", "unipc", {"window": 1}),
         ("picard_published", "ddpm", {"window": 4}),
         ("speculative", "ddpm", {"window": 4}),
-        ("realtime", "ddim", {}),
-        ("realtime", "heun", {}),
+        ("rti", "ddim", {}),
+        ("rti", "heun", {}),
     ],
 )
 def test_an_openvino_model_is_the_eager_plan(denoiser, compiled, driver, solver, options):
     settings = {"driver": driver, "solver": solver, "n_steps": 8, **options}
-    n, frozen, eager = samplers(denoiser, compiled, matmul=True, **settings)
+    n, captured_program, eager = samplers(denoiser, compiled, matmul=True, **settings)
     for started in (False, True):
         for seed in range(4):
             given = problem(n, 2, seed, started)
-            assert_same(frozen.run(*given), eager.run(*given), atol=2e-5)
+            assert_same(captured_program.run(*given), eager.run(*given), atol=2e-5)
 
 
 PLACES = torch.tensor([[0, 2], [1, 0]])
@@ -411,24 +417,24 @@ def test_operations_are_translated(name, compiled):
         y = OPERATIONS[name](x)
         return y.to(torch.float32) if y.dtype == torch.bool else y
 
-    frozen = compiled.freeze(model_of(function))
-    for x in (frozen.inputs["x"].clone(), torch.tensor([[0.1, -3.0, 0.0], [1.0, 2.0, 0.5]])):
-        y = frozen({"x": x})["y"]
+    captured_program = compiled.capture_program(model_of(function))
+    for x in (captured_program.inputs["x"].clone(), torch.tensor([[0.1, -3.0, 0.0], [1.0, 2.0, 0.5]])):
+        y = captured_program({"x": x})["y"]
         torch.testing.assert_close(y, function(x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("function", [lambda x: x.cumprod(0), lambda x: torch.linalg.inv(x @ x.T)])
 def test_an_unknown_operation_is_named(function, compiled):
     with pytest.raises(CaptureError, match="isn't translated to OpenVINO \\(aten"):
-        compiled.freeze(model_of(function))
+        compiled.capture_program(model_of(function))
 
 
 def test_a_failed_capture_leaves_nothing(denoiser, compiled):
-    n, frozen, _ = samplers(denoiser, compiled, driver="anderson", solver="ddim", n_steps=6)
+    n, captured_program, _ = samplers(denoiser, compiled, driver="anderson", solver="ddim", n_steps=6)
     for _ in range(2):
         with pytest.raises(CaptureError, match="isn't translated"):
-            frozen.run(*problem(n, 2, 0, False))
-        assert not frozen.programs and not frozen.nbytes
+            captured_program.run(*problem(n, 2, 0, False))
+        assert not captured_program.programs and not captured_program.nbytes
 
 
 def policy_with(**sampler) -> Policy:
@@ -454,7 +460,7 @@ def cache_written() -> None:
 
 
 def test_a_compiled_model_is_found_again(tmp_path, monkeypatch, caplog):
-    policy = policy_with(solver="ddim", n_steps=4, driver="realtime")
+    policy = policy_with(solver="ddim", n_steps=4, driver="rti")
     first = planned(policy.captured("openvino", cache=tmp_path))
     cache_written()
     blobs = sorted(tmp_path.glob("*.blob"))
@@ -522,7 +528,7 @@ def test_fingerprints_hold_in_other_processes():
 
 
 @pytest.mark.parametrize("backend", ["emulated", "openvino", "auto"])
-@pytest.mark.parametrize("driver", ["sequential", "picard", "realtime"])
+@pytest.mark.parametrize("driver", ["sequential", "picard", "rti"])
 def test_captured_policies_plan_the_same(backend, driver):
     policy = policy_with(solver="ddim", n_steps=8, driver=driver)
     torch.testing.assert_close(planned(policy.captured(backend)), planned(policy), atol=0.02, rtol=0)
@@ -539,7 +545,7 @@ def test_guided_policies_are_captured(backend):
 
 
 def test_warming_up_makes_what_plans_need():
-    policy = policy_with(solver="ddim", n_steps=4, driver="realtime").captured("emulated")
+    policy = policy_with(solver="ddim", n_steps=4, driver="rti").captured("emulated")
     assert policy.warm_up().programs == policy.programs
     made = policy.programs
     planned(policy)
@@ -548,22 +554,20 @@ def test_warming_up_makes_what_plans_need():
 
 
 def test_the_program_that_was_used_longest_ago_goes_first(denoiser):
-    n, frozen, _ = samplers(denoiser, EMULATED, driver="sequential", solver="ddim", n_steps=3)
+    n, captured_program, _ = samplers(denoiser, EMULATED, driver="sequential", solver="ddim", n_steps=3)
     for batch in (1, 2, 4):
-        frozen.run(*problem(n, batch, 0, False))
-    one, two, four = (program.nbytes for program in frozen.programs)
-    _, frozen, _ = samplers(denoiser, EMULATED, driver="sequential", solver="ddim", n_steps=3)
-    frozen.budget = one + four + two // 2
+        captured_program.run(*problem(n, batch, 0, False))
+    one, two, four = (program.nbytes for program in captured_program.programs)
+    _, captured_program, _ = samplers(denoiser, EMULATED, driver="sequential", solver="ddim", n_steps=3)
+    captured_program.budget = one + four + two // 2
     for batch in (1, 2, 1, 4):  # all three are too many, and 2 was used longest ago
-        frozen.run(*problem(n, batch, 0, False))
-    assert [len(program.inputs["x_T"]) for program in frozen.programs] == [1, 4]
-    assert frozen.nbytes == one + four
+        captured_program.run(*problem(n, batch, 0, False))
+    assert [len(program.inputs["x_T"]) for program in captured_program.programs] == [1, 4]
+    assert captured_program.nbytes == one + four
 
 
 def test_plans_leave_nothing_behind():
-    policy = (
-        policy_with(solver="ddim", n_steps=2, driver="realtime").captured("openvino", threads=1).warm_up()
-    )
+    policy = policy_with(solver="ddim", n_steps=2, driver="rti").captured("openvino", threads=1).warm_up()
     planned(policy, 20)
     tracemalloc.start()
     try:
@@ -576,7 +580,7 @@ def test_plans_leave_nothing_behind():
 
 
 def test_several_threads_may_plan_at_once():
-    policy = policy_with(solver="ddim", n_steps=6, driver="realtime")
+    policy = policy_with(solver="ddim", n_steps=6, driver="rti")
     expected = planned(policy)
     shared, other = policy.captured("emulated"), policy.captured("openvino", threads=1)
     results: dict[int, torch.Tensor] = {}
@@ -687,19 +691,19 @@ def test_a_precision_that_the_cpu_lacks_is_refused():
     capabilities = openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for precision, needed in openvino.PRECISIONS.items():
         if needed in capabilities:
-            ladder(CaptureSettings("openvino", precision).backends(CPU))
+            with_fallback(CaptureSettings("openvino", precision).backends(CPU))
         else:
             with pytest.raises(CaptureError, match=f"doesn't compute in {precision}"):
-                ladder(CaptureSettings("openvino", precision).backends(CPU))
+                with_fallback(CaptureSettings("openvino", precision).backends(CPU))
 
 
 def test_other_shapes_are_named(denoiser):
-    n, frozen, _ = samplers(denoiser, EMULATED, driver="realtime", solver="ddim", n_steps=6)
+    n, captured_program, _ = samplers(denoiser, EMULATED, driver="rti", solver="ddim", n_steps=6)
     inputs, noise, start = problem(n, 2, 0, True)
     with pytest.raises(InputError, match=r"condition \(3, 6\) must begin with the batch, 2"):
-        frozen.run({"condition": torch.zeros(3, 6)}, noise, start)
+        captured_program.run({"condition": torch.zeros(3, 6)}, noise, start)
     with pytest.raises(InputError, match=r"start \(5, 2, 4, 2\) must begin with nodes and batch, \(6, 2\)"):
-        frozen.run(inputs, noise, start[:5])
+        captured_program.run(inputs, noise, start[:5])
 
 
 def test_recording_leaves_the_result_alone():
@@ -712,7 +716,7 @@ def test_recording_leaves_the_result_alone():
 
 @pytest.mark.cuda
 @pytest.mark.parametrize(
-    ("driver", "solver"), [(d, s) for d, s in PAIRS if d in ("sequential", "picard", "realtime")]
+    ("driver", "solver"), [(d, s) for d, s in PAIRS if d in ("sequential", "picard", "rti")]
 )
 def test_a_cuda_graph_is_the_eager_plan(driver, solver):
     sampler = make_sampler(SCHEDULE, driver=driver, solver=solver, n_steps=8)
@@ -723,9 +727,7 @@ def test_a_cuda_graph_is_the_eager_plan(driver, solver):
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["f32", "bf16", "f16"])
 def test_a_cuda_graph_in_half(precision):
-    policy = Policy(
-        tiny_checkpoint(), make_sampler(SCHEDULE, driver="realtime", solver="ddim", n_steps=8), "cuda"
-    )
+    policy = Policy(tiny_checkpoint(), make_sampler(SCHEDULE, driver="rti", solver="ddim", n_steps=8), "cuda")
     captured_policy, eager = (
         policy.captured("cuda_graph", precision=precision),
         policy.captured("eager", precision=precision),

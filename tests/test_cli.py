@@ -16,12 +16,12 @@ import pytest
 import zarr
 from omegaconf import OmegaConf
 
+from paradiffpolicy.benchmarks.baselines import BASELINES
 from paradiffpolicy.cli.bench import per_network
 from paradiffpolicy.cli.building import EXTRAS
 from paradiffpolicy.cli.main import COMMANDS, compose, main
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
-from paradiffpolicy.benchmarks.baselines import BASELINES
 from paradiffpolicy.sampling.sampler import make_sampler
 
 from .conftest import ROOT, TINY, tiny_checkpoint
@@ -43,7 +43,7 @@ def checkpoint(tmp_path) -> str:
 
 
 FAST = [
-    *("samplers=[ddim,realtime]", "reference=ddim", "seeds=2", "task.max_steps=16", "paced_ticks=3"),
+    *("samplers=[ddim,rti]", "reference=ddim", "seeds=2", "task.max_steps=16", "paced_ticks=3"),
     "capture=eager",
 ]
 
@@ -108,13 +108,13 @@ def test_a_commands_help_has_three_examples_that_compose(capsys, command):
 def test_evaluate_writes_its_report(capsys, checkpoint, tmp_path):
     code, out, _ = run(capsys, "evaluate", checkpoint, *FAST, "videos=1", f"out={tmp_path / 'report'}")
     assert code == 0
-    assert "realtime" in out and "[95 % interval]" in out
+    assert "rti" in out and "[95 % interval]" in out
     names = sorted(p.name for p in (tmp_path / "report").iterdir())
-    assert names == ["ddim.mp4", "realtime.mp4", "report.json", "rollout.png", "score_latency.png"]
+    assert names == ["ddim.mp4", "rti.mp4", "report.json", "rollout.png", "score_latency.png"]
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["seeds"] == [100_000, 100_001]
     assert report["samplers"]["ddim"]["rounds_per_plan"]["mean"] == 15
-    deadlines = report["samplers"]["realtime"]["deadlines"]
+    deadlines = report["samplers"]["rti"]["deadlines"]
     assert deadlines["ticks"] + deadlines["missed"] in (2, 3)  # the last may have been missed
 
 
@@ -216,8 +216,8 @@ def test_a_sampler_may_have_a_capture_of_its_own(capsys, checkpoint, tmp_path):
     code, _, err = run(
         capsys,
         *("evaluate", checkpoint, *FAST, "samplers=[frozen,half]", "videos=0", "latency_plans=0"),
-        "+sampler.frozen={solver: ddim, n_steps: 4, driver: realtime, capture: emulated}",
-        "+sampler.half={solver: ddim, n_steps: 4, driver: realtime, precision: bf16}",
+        "+sampler.frozen={solver: ddim, n_steps: 4, driver: rti, capture: emulated}",
+        "+sampler.half={solver: ddim, n_steps: 4, driver: rti, precision: bf16}",
         f"out={tmp_path / 'r'}",
     )
     assert code == 0, err
@@ -240,12 +240,12 @@ def test_every_command_that_samples_captures(capsys, checkpoint, tmp_path, captu
     for backend in ("eager", capture):
         code, _, err = run(
             capsys,
-            *("evaluate", checkpoint, *FAST, "samplers=[]", "reference=realtime", "samplers=[realtime]"),
+            *("evaluate", checkpoint, *FAST, "samplers=[]", "reference=rti", "samplers=[rti]"),
             *("videos=0", "latency_plans=2", f"capture={backend}", f"out={tmp_path / backend}"),
         )
         assert code == 0, err
         report = json.loads((tmp_path / backend / "report.json").read_text())
-        scores[backend] = list(report["samplers"]["realtime"]["score"]["per_seed"].values())
+        scores[backend] = list(report["samplers"]["rti"]["score"]["per_seed"].values())
     np.testing.assert_allclose(scores[capture], scores["eager"], atol=1e-3)
     code, out, err = run(
         capsys,
@@ -267,7 +267,7 @@ def test_bench_solvers_measures_every_row(capsys, checkpoint, tmp_path):
     assert len(found) == len(rows) == 2 * 5 + 2 * 4
     assert "sde_dpm_solver_pp_2m" in out and (tmp_path / "solvers.png").stat().st_size > 10_000
     heun = found["heun", 8, "sequential"]
-    assert heun["nodes"] == heun["rounds"] == 15 and heun["error"] == 0
+    assert heun["nodes"] == heun["iterations"] == 15 and heun["error"] == 0
     assert heun["flow_error"] < found["heun", 4, "sequential"]["flow_error"]
     assert found["sde_dpm_solver_pp_2m", 8, "picard"]["flow_error"] is None
     assert found["sde_dpm_solver_pp_2m", 8, "speculative"]["error"] < 1e-2  # its own noise's sequential walk
@@ -364,7 +364,7 @@ def test_train_refuses(capsys, tmp_path, toy_store, make, message):
         (["sampler.paraddpm.window=2.5"], "window=2.5"),
         (["sampler.paraddpm.tolerance=0"], "tolerance=0 must be a number above 0"),
         (["sampler.paraddpm.tolerance=-1"], "tolerance=-1"),
-        (["sampler.realtime.rounds=0", "samplers=[realtime]"], "sampler.realtime: rounds=0"),
+        (["sampler.rti.iterations=0", "samplers=[rti]"], "sampler.rti: iterations=0"),
         (["sampler.ddpm.n_steps=1000"], "n_steps=1000 must be 1 to 100"),
         (["seeds=0"], "seeds=0"),
         (["seeds=many"], "seeds=many"),
@@ -402,7 +402,7 @@ def test_evaluate_refuses(capsys, checkpoint, tmp_path, overrides, message):
         (["host=not.a.host.invalid"], "can't listen on not.a.host.invalid"),
         (["certificate=/nowhere.pem", "private_key=/nowhere.pem"], "no certificate at /nowhere.pem"),
         (["private_key=/nowhere.pem"], "certificate and private_key go together"),
-        (["sampler_name=realtim"], "unknown sampler 'realtim'; did you mean 'realtime'?"),
+        (["sampler_name=rt"], "unknown sampler 'rt'; did you mean 'rti'?"),
         (["max_batch=0"], "max_batch=0 must be a whole number above 0"),
         (["send_timeout=0"], "send_timeout=0 must be a number above 0"),
         (["api_key=5"], "api_key must be printable ASCII text"),

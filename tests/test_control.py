@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller, ticks_per_step
-from paradiffpolicy.history import History
-from paradiffpolicy.planning.blending import Commit, Ensemble, Grid, Switch, decayed
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.planning.planner import DelayedPlanner, PlanReply
 from paradiffpolicy.control.record import Fault, Record, total_faults
-from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.control.scheduling import Scheduling, scheduled
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.history import History
+from paradiffpolicy.planning.blending import Grid, Latest, RealTimeChunking, TemporalEnsemble, decayed
+from paradiffpolicy.planning.planner import DelayedPlanner, PlanReply
 from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
 
 from .conftest import TINY, tiny_checkpoint
@@ -121,7 +121,7 @@ def test_ta_steps_of_every_plan_are_executed():
     robot, controller = Bench(clock), controller_on(clock)
     record = ControlLoop(controller, robot).run(20)
     assert record.ticks["plan_index"].tolist() == ([1, 2, 3, 4, 5, 6, 7, 8] * 3)[:20]
-    assert record.plans["tick"].tolist() == [0, 8, 16] and record.plans["rounds"].tolist() == [3] * 3
+    assert record.plans["tick"].tolist() == [0, 8, 16] and record.plans["iterations"].tolist() == [3] * 3
     # The same plans, made by hand.
     policy = tiny_policy()
     generator, window, plan = torch.Generator().manual_seed(0), np.full((2, 20), 256.0), None
@@ -132,9 +132,9 @@ def test_ta_steps_of_every_plan_are_executed():
 
 def test_realtime_plans_continue_in_the_loop():
     clock = VirtualClock()
-    sampler = {"solver": "ddim", "n_steps": 6, "driver": "realtime", "rounds": 2}
+    sampler = {"solver": "ddim", "n_steps": 6, "driver": "rti", "iterations": 2}
     record = ControlLoop(controller_on(clock, sampler=sampler), Bench(clock)).run(24)
-    assert record.plans["rounds"].tolist() == [6, 2, 2]
+    assert record.plans["iterations"].tolist() == [6, 2, 2]
 
 
 def test_observers_are_told_after_the_action_was_applied():
@@ -145,7 +145,7 @@ def test_observers_are_told_after_the_action_was_applied():
     )
     loop.run(5)
     assert [(tick.index, applied) for tick, applied in told] == [(k, k + 1) for k in range(5)]
-    assert told[0][0].plan.tick == 0 and told[0][0].faults == Fault.NONE and not told[0][0].holding
+    assert told[0][0].plan.tick == 0 and told[0][0].faults == Fault.NONE and not told[0][0].fallback_active
 
 
 def test_the_robot_is_stopped_however_a_run_ends_and_the_record_is_complete():
@@ -240,7 +240,7 @@ def test_a_request_that_waits_for_a_slow_planner_is_renewed():
     controller = controller_on(clock, planner=scripted(1.25, asked))
     run(controller, clock, 40)
     assert [request.tick for request in asked] == [0, 12, 24, 37]
-    assert controller.record.plans["lateness"].tolist() == [13, 13, 14]
+    assert controller.record.plans["delay"].tolist() == [13, 13, 14]
 
 
 def test_the_window_is_spaced_as_in_the_demonstrations():
@@ -281,45 +281,45 @@ def test_planning_within_a_tick_gives_the_action_for_when_it_is_done():
     assert record.ticks["missed"].tolist()[:2] == [0, 2]
 
 
-# -------------------------------------------------------------------------------------------- joining
+# -------------------------------------------------------------------------------------------- blending
 
 
 GRID = Grid(TINY, 1)
 
 
 def test_switch_goes_on_with_the_old_plan_until_it_ends():
-    joiner, out = Switch(GRID), np.zeros(2)
-    assert joiner.act(0, out) == -1
-    joiner.add(numbered(0))
-    assert joiner.act(14, out) == 15 and out.tolist() == [0, 15]
-    assert joiner.act(15, out) == -1
-    joiner.add(numbered(10))
-    assert joiner.act(11, out) == 2 and out.tolist() == [10, 2]
-    joiner.add(numbered(4))  # an older one, too late
-    assert joiner.act(12, out) == 3 and out.tolist() == [10, 3]
-    joiner.clear()
-    assert joiner.act(12, out) == -1
+    blender, out = Latest(GRID), np.zeros(2)
+    assert blender.act(0, out) == -1
+    blender.add(numbered(0))
+    assert blender.act(14, out) == 15 and out.tolist() == [0, 15]
+    assert blender.act(15, out) == -1
+    blender.add(numbered(10))
+    assert blender.act(11, out) == 2 and out.tolist() == [10, 2]
+    blender.add(numbered(4))  # an older one, too late
+    assert blender.act(12, out) == 3 and out.tolist() == [10, 3]
+    blender.clear()
+    assert blender.act(12, out) == -1
 
 
 def test_ensemble_is_acts_weighted_mean():
-    joiner, out = Ensemble(GRID, decay=0.3), np.zeros(2)
+    blender, out = TemporalEnsemble(GRID, decay=0.3), np.zeros(2)
     for tick, value in ((0, 1.0), (2, 5.0), (3, 11.0)):
-        joiner.add(numbered(tick, value=value))
+        blender.add(numbered(tick, value=value))
     weights = np.exp(-0.3 * np.arange(3))
-    assert joiner.act(4, out) == 2
+    assert blender.act(4, out) == 2
     np.testing.assert_allclose(out[0], (weights * [1, 5, 11]).sum() / weights.sum())
-    assert joiner.act(16, out) == 14  # the oldest is over: the next counts as such
+    assert blender.act(16, out) == 14  # the oldest is over: the next counts as such
     np.testing.assert_allclose(out[0], (weights[:2] * [5, 11]).sum() / weights[:2].sum())
 
 
 @pytest.mark.parametrize("stride", [1, 5])
-@pytest.mark.parametrize("lateness", [0, 1, 3, 7])
-def test_commit_keeps_what_will_have_run_and_less_of_what_comes_after(stride, lateness):
-    joiner = Commit(Grid(TINY, stride), overlap=3)
-    kept, weight = joiner.commit(8 * stride, lateness)
+@pytest.mark.parametrize("delay", [0, 1, 3, 7])
+def test_commit_keeps_what_will_have_run_and_less_of_what_comes_after(stride, delay):
+    blender = RealTimeChunking(Grid(TINY, stride), overlap=3)
+    kept, weight = blender.commit(8 * stride, delay)
     assert not weight.any()
-    joiner.add(numbered(0))
-    kept, weight = joiner.commit(8 * stride, lateness)
+    blender.add(numbered(0))
+    kept, weight = blender.commit(8 * stride, delay)
     for j in range(16):
         ahead = (j - 1) * stride
         old = j + 8
@@ -327,10 +327,10 @@ def test_commit_keeps_what_will_have_run_and_less_of_what_comes_after(stride, la
             assert weight[j] == 0
             continue
         assert kept[j].tolist() == [0, old]
-        if ahead < lateness or j == 0:  # begins before the new plan is here, or has been executed
+        if ahead < delay or j == 0:  # begins before the new plan is here, or has been executed
             assert weight[j] == 1
         else:
-            assert weight[j] == decayed(math.ceil((ahead - lateness + 1) / stride), 3) < 1
+            assert weight[j] == decayed(math.ceil((ahead - delay + 1) / stride), 3) < 1
     assert (np.diff(weight) <= 0).all()
 
 
@@ -353,10 +353,15 @@ def test_committed_actions_are_what_runs():
 
     seen = []
     controller = Controller(
-        policy, 10, generator=torch.Generator().manual_seed(0), clock=clock, planner=late, joining=Commit
+        policy,
+        10,
+        generator=torch.Generator().manual_seed(0),
+        clock=clock,
+        planner=late,
+        blending=RealTimeChunking,
     )
-    real = controller._joiner.add
-    controller._joiner.add = lambda plan: (seen.append(plan), real(plan))
+    real = controller._blender.add
+    controller._blender.add = lambda plan: (seen.append(plan), real(plan))
     run(controller, clock, 30, observe=lambda k: np.full(20, 200.0 + 7 * k))
     first, second, third = seen[:3]
     # Lateness is known from the first plan on.
@@ -387,7 +392,9 @@ def test_without_a_good_observation_the_plan_goes_on_and_then_it_holds(kind, cap
     ticks = controller.record.ticks
     # The last good one is tick 3's: ticks 4 to 6 are within 0.35 s of it.
     assert actions[4:7] == [[0, 5], [0, 6], [0, 7]]
-    assert actions[7:11] == [[0, 7]] * 4 and ticks["holding"].tolist() == [7 <= k < 11 for k in range(20)]
+    assert actions[7:11] == [[0, 7]] * 4 and ticks["fallback_active"].tolist() == [
+        7 <= k < 11 for k in range(20)
+    ]
     for k in range(20):
         faults = Fault(int(ticks["faults"][k]))
         assert (fault in faults) == (4 <= k < 11)
@@ -406,8 +413,10 @@ def test_a_source_that_is_silent_for_two_seconds():
     record = ControlLoop(controller, robot).run(60)
     ticks = record.ticks
     assert record.n_ticks == 60 and record.missed == 0  # the loop keeps its rate
-    assert ticks["holding"][10:17].sum() == 0  # 0.8 s, as long as the policy itself acts without looking
-    assert ticks["holding"][18:30].all() and not ticks["holding"][31:].any()
+    assert (
+        ticks["fallback_active"][10:17].sum() == 0
+    )  # 0.8 s, as long as the policy itself acts without looking
+    assert ticks["fallback_active"][18:30].all() and not ticks["fallback_active"][31:].any()
 
 
 def test_before_any_plan_there_is_nothing_safe():
@@ -416,7 +425,7 @@ def test_before_any_plan_there_is_nothing_safe():
     robot.observe = lambda: np.full(20, np.nan)
     record = ControlLoop(controller_on(clock), robot).run(3)
     assert robot.applied == [] and robot.stops == 4  # once a tick, and at the end
-    assert record.ticks["holding"].all() and np.isnan(record.ticks["action"]).all()
+    assert record.ticks["fallback_active"].all() and np.isnan(record.ticks["action"]).all()
 
 
 def test_the_fallback_is_the_users():
@@ -483,7 +492,7 @@ def test_a_plan_or_action_beyond_the_limits_is_refused(beyond):
 
 @pytest.mark.parametrize("beyond", [[np.nan, 0.0], [0.0, 1e7]])
 def test_an_action_is_checked_whoever_joined_it(beyond):
-    class Broken(Switch):
+    class Broken(Latest):
         def act(self, tick, out):
             step = super().act(tick, out)
             if tick == 3:
@@ -491,7 +500,7 @@ def test_an_action_is_checked_whoever_joined_it(beyond):
             return step
 
     clock = VirtualClock()
-    controller = controller_on(clock, planner=scripted(0.0), limits=LIMITS, joining=Broken)
+    controller = controller_on(clock, planner=scripted(0.0), limits=LIMITS, blending=Broken)
     actions = run(controller, clock, 5)
     assert actions == [[0, 1], [0, 2], [0, 3], [0, 3], [0, 5]]
     assert controller.record.faults() == {"action_refused": 1}
@@ -682,19 +691,19 @@ def test_the_record_keeps_the_last_ticks_and_can_be_saved(tmp_path):
     record.save(tmp_path / "run.npz")
     with np.load(tmp_path / "run.npz") as saved:
         assert saved["ticks"]["action"][:, 0].tolist() == [2, 3, 4, 5]
-        assert saved["plans"]["rounds"].tolist() == [3]
+        assert saved["plans"]["iterations"].tolist() == [3]
 
 
 def test_a_ticks_cost_is_all_of_it():
     """From the observation to the decision, the joiner's and the fallback's time included."""
     clock = VirtualClock()
 
-    class Slow(Switch):
+    class Slow(Latest):
         def act(self, tick, out):
             clock.advance(0.003)
             return super().act(tick, out)
 
-    controller = controller_on(clock, planner=scripted(0.0), joining=Slow)
+    controller = controller_on(clock, planner=scripted(0.0), blending=Slow)
     run(controller, clock, 3)
     ticks = controller.record.ticks
     np.testing.assert_allclose(ticks["ended"] - ticks["started"], 0.003, atol=1e-9)
@@ -710,7 +719,7 @@ def test_joins_are_where_another_plan_acts():
 def test_an_ensemble_in_the_loop():
     clock = VirtualClock()
     controller = controller_on(
-        clock, planner=scripted(0.0), joining=partial(Ensemble, decay=0.0), replan_every=1
+        clock, planner=scripted(0.0), blending=partial(TemporalEnsemble, decay=0.0), replan_every=1
     )
     actions = run(controller, clock, 4)
     assert actions == [[0, 1], [0.5, 1.5], [1, 2], [1.5, 2.5]]

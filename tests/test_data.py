@@ -233,9 +233,9 @@ def test_windows_are_diffusion_policys(lengths, n_obs_steps, n_action_steps):
     horizon = 16
     ends = np.cumsum(lengths)
     starts, episodes = window_starts(ends, horizon, n_obs_steps - 1, n_action_steps - 1)
-    begins = np.concatenate(([0], ends[:-1]))
+    starts = np.concatenate(([0], ends[:-1]))
     steps = np.clip(
-        starts[:, None] + np.arange(horizon), begins[episodes][:, None], ends[episodes][:, None] - 1
+        starts[:, None] + np.arange(horizon), starts[episodes][:, None], ends[episodes][:, None] - 1
     )
     assert steps.tolist() == reference_windows(ends, horizon, n_obs_steps - 1, n_action_steps - 1)
 

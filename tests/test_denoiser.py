@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from paradiffpolicy.diffusion.analytic import gaussian_denoiser, noise_for
 from paradiffpolicy.diffusion.denoiser import (
     PREDICTIONS,
     Clip,
@@ -18,7 +19,6 @@ from paradiffpolicy.diffusion.denoiser import (
 from paradiffpolicy.diffusion.guidance import classifier, classifier_free
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.diffusion.analytic import gaussian_denoiser, noise_for
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
@@ -164,15 +164,17 @@ def test_guidance_works_under_every_driver(driver, kind):
     }[kind]
     solver = "ddim" if driver == "rk45" else "ddpm"
     exact = {"tolerance": 1e-20} if driver in ("picard", "picard_published", "anderson") else {}
-    exact |= {"rounds": 20} if driver == "realtime" else {}
+    exact |= {"iterations": 20} if driver == "rti" else {}
     sampler = make_sampler(SCHEDULE, solver=solver, n_steps=20, driver=driver, **exact)
     noise = noise_for(20, 3)
     with torch.inference_mode():
-        walk = sampler.driver(denoise, sampler.tableau, noise, torch.zeros_like(noise.z))
-        reference = Sequential()(denoise, sampler.tableau, walk.noise)
-        plain = Sequential()(denoiser.bind(CONDITION), sampler.tableau, walk.noise)
+        solution = sampler.driver(denoise, sampler.tableau, noise, torch.zeros_like(noise.z))
+        reference = Sequential()(denoise, sampler.tableau, solution.noise)
+        plain = Sequential()(denoiser.bind(CONDITION), sampler.tableau, solution.noise)
     # RK45 solves the flow that ddim takes 20 steps for.
-    torch.testing.assert_close(walk.sample, reference.sample, atol=0.1 if driver == "rk45" else 1e-9, rtol=0)
+    torch.testing.assert_close(
+        solution.sample, reference.sample, atol=0.1 if driver == "rk45" else 1e-9, rtol=0
+    )
     assert (reference.sample - plain.sample).abs().max() > 0.05
 
 

@@ -64,16 +64,16 @@ def test_an_unconditional_model_samples_as_in_its_own_pipeline(monkeypatch):
     denoiser = diffusers_denoiser(unet, DDPM.config)
     sampler = make_sampler(denoiser.schedule, n_steps=20)
     with torch.inference_mode():
-        walk = sampler(denoiser.bind(torch.zeros(2)), (1, 8, 8), seeded(2))
-        draws = iter(walk.noise.z)
+        solution = sampler(denoiser.bind(torch.zeros(2)), (1, 8, 8), seeded(2))
+        draws = iter(solution.noise.z)
         monkeypatch.setattr(
             "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **kwargs: next(draws)
         )
         DDPM.set_timesteps(20)
-        x = walk.noise.x_T
+        x = solution.noise.x_T
         for t in DDPM.timesteps:
             x = DDPM.step(unet(x, t).sample, t, x).prev_sample
-    torch.testing.assert_close(walk.sample, x, atol=1e-3, rtol=0)
+    torch.testing.assert_close(solution.sample, x, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("driver", ["picard", "picard_published", "anderson", "speculative"])
@@ -84,10 +84,12 @@ def test_a_text_conditional_model_is_guided_in_parallel(driver):
     exact = {} if driver == "speculative" else {"tolerance": 1e-4}
     sampler = make_sampler(denoiser.schedule, n_steps=20, driver=driver, window=20, **exact)
     with torch.inference_mode():
-        walk = sampler(denoise, (1, 8, 8), seeded(2))
-        reference = make_sampler(denoiser.schedule, n_steps=20).driver(denoise, sampler.tableau, walk.noise)
-    torch.testing.assert_close(walk.sample, reference.sample, atol=1e-3, rtol=0)
-    assert (walk.rounds <= 20).all()
+        solution = sampler(denoise, (1, 8, 8), seeded(2))
+        reference = make_sampler(denoiser.schedule, n_steps=20).driver(
+            denoise, sampler.tableau, solution.noise
+        )
+    torch.testing.assert_close(solution.sample, reference.sample, atol=1e-3, rtol=0)
+    assert (solution.iterations <= 20).all()
 
 
 def test_the_schedulers_config_is_read():
@@ -127,7 +129,7 @@ def test_the_digits_example_learns_and_samples_in_parallel(digits, tmp_path):
     reference = digits.sample(denoiser, labels, 2.0)
     parallel = digits.sample(denoiser, labels, 2.0, driver="picard", window=50, tolerance=1e-3)
     torch.testing.assert_close(parallel.sample, reference.sample, atol=5e-3, rtol=0)
-    assert float(parallel.rounds.double().mean()) < 40
+    assert float(parallel.iterations.double().mean()) < 40
     # The label matters, and more so with more guidance.
     other = digits.sample(denoiser, labels + 1, 2.0)
     assert (other.sample - reference.sample).abs().mean() > 0.01
@@ -140,5 +142,5 @@ def test_image_samplers_take_every_driver_that_needs_no_time_axis():
         solver = "ddim" if driver == "rk45" else "ddpm"
         sampler = make_sampler(denoiser.schedule, solver=solver, n_steps=4, driver=driver)
         with torch.inference_mode():
-            walk = sampler(denoiser.bind(torch.zeros(1)), (1, 8, 8), seeded(1))
-        assert walk.sample.shape == (1, 1, 8, 8)
+            solution = sampler(denoiser.bind(torch.zeros(1)), (1, 8, 8), seeded(1))
+        assert solution.sample.shape == (1, 1, 8, 8)

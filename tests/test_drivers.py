@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from paradiffpolicy.diffusion.analytic import mixture_denoiser, noise_for
 from paradiffpolicy.diffusion.schedule import SCHEDULES, NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.diffusion.analytic import mixture_denoiser, noise_for
 from paradiffpolicy.sampling.anderson import Anderson
-from paradiffpolicy.sampling.warm_start import BEGINS, continued, fresh, guessed
+from paradiffpolicy.sampling.driver import evaluate_active, evaluate_all
 from paradiffpolicy.sampling.picard import Picard, PicardPublished
-from paradiffpolicy.sampling.rti import Realtime
+from paradiffpolicy.sampling.rti import RTI
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 from paradiffpolicy.sampling.solvers import SOLVERS, solver_tableau
 from paradiffpolicy.sampling.spacing import SPACINGS
 from paradiffpolicy.sampling.speculative import Speculative, reflection_coupling
-from paradiffpolicy.sampling.driver import evaluate_active, evaluate_all
+from paradiffpolicy.sampling.warm_start import STARTS, cold_start, warm_start, warm_start_same_noise
 from paradiffpolicy.types import Noise
 
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
@@ -48,13 +48,13 @@ def test_windowed_drivers_equal_sequential(driver, solver, batch, window, evalua
     n = tableau.n_nodes
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(n, batch)
     reference = Sequential()(denoise, tableau, noise)
-    walk = driver(window, EXACT, evaluate=evaluate)(denoise, tableau, noise)
-    torch.testing.assert_close(walk.sample, reference.sample, atol=1e-9, rtol=0)
-    torch.testing.assert_close(walk.x0_hats, reference.x0_hats, atol=1e-9, rtol=0)
-    assert (walk.rounds <= n).all()
+    solution = driver(window, EXACT, evaluate=evaluate)(denoise, tableau, noise)
+    torch.testing.assert_close(solution.sample, reference.sample, atol=1e-9, rtol=0)
+    torch.testing.assert_close(solution.x0_hats, reference.x0_hats, atol=1e-9, rtol=0)
+    assert (solution.iterations <= n).all()
     if window == 1:
-        assert (walk.rounds == n).all()
-        assert (walk.evaluations == (2 * n if driver is Anderson else n)).all()
+        assert (solution.iterations == n).all()
+        assert (solution.nfe == (2 * n if driver is Anderson else n)).all()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -62,9 +62,9 @@ def test_windowed_drivers_equal_sequential(driver, solver, batch, window, evalua
 def test_realtime_with_enough_rounds_equals_sequential(solver, batch):
     tableau = solver_tableau(SCHEDULE, solver, 12)
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(tableau.n_nodes, batch)
-    walk = Realtime(tableau.n_nodes)(denoise, tableau, noise, torch.zeros_like(noise.z))
+    solution = RTI(tableau.n_nodes)(denoise, tableau, noise, torch.zeros_like(noise.z))
     reference = Sequential()(denoise, tableau, noise)
-    torch.testing.assert_close(walk.sample, reference.sample, atol=1e-9, rtol=0)
+    torch.testing.assert_close(solution.sample, reference.sample, atol=1e-9, rtol=0)
 
 
 @settings(max_examples=100, deadline=None)
@@ -93,7 +93,7 @@ def test_drivers_equal_sequential_for_drawn_problems(data):
     driver = draw(st.sampled_from(WINDOWED))(draw(st.integers(1, n + 3)), EXACT)
     sample = driver(denoise, tableau, noise).sample
     torch.testing.assert_close(sample / scale, reference.sample / scale, atol=1e-8, rtol=0)
-    realtime = Realtime(n)(denoise, tableau, noise, torch.zeros_like(noise.z))
+    realtime = RTI(n)(denoise, tableau, noise, torch.zeros_like(noise.z))
     torch.testing.assert_close(realtime.sample / scale, reference.sample / scale, atol=1e-8, rtol=0)
 
 
@@ -102,15 +102,15 @@ def test_batch_elements_do_not_hold_one_another(driver):
     tableau = solver_tableau(SCHEDULE, "ddpm", 50)
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(50, 5, shape=(1, 1))
     together = driver(10)(denoise, tableau, noise)
-    assert len(set(together.rounds.tolist())) > 1, "the problem should separate the elements"
+    assert len(set(together.iterations.tolist())) > 1, "the problem should separate the elements"
     for b in range(5):
 
         def alone_denoise(x, t, element, b=b):
             return denoise(x, t, element + b)
 
         alone = driver(10)(alone_denoise, tableau, noise.select(torch.tensor([b])))
-        assert alone.rounds[0] == together.rounds[b]
-        assert alone.evaluations[0] == together.evaluations[b]
+        assert alone.iterations[0] == together.iterations[b]
+        assert alone.nfe[0] == together.nfe[b]
         torch.testing.assert_close(alone.sample[0], together.sample[b], atol=1e-12, rtol=0)
 
 
@@ -118,11 +118,11 @@ def test_tolerance_trades_rounds_for_error():
     tableau = solver_tableau(SCHEDULE, "ddpm", 100)
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(100, 8)
     reference = Sequential()(denoise, tableau, noise).sample
-    walks = [Picard(100, tolerance)(denoise, tableau, noise) for tolerance in (1.0, 0.1, 0.01)]
-    errors = [float((walk.sample - reference).abs().max()) for walk in walks]
-    rounds = [float(walk.rounds.double().mean()) for walk in walks]
+    solutions = [Picard(100, tolerance)(denoise, tableau, noise) for tolerance in (1.0, 0.1, 0.01)]
+    errors = [float((solution.sample - reference).abs().max()) for solution in solutions]
+    iterations = [float(solution.iterations.double().mean()) for solution in solutions]
     assert errors[0] > errors[1] > errors[2]
-    assert rounds[0] < rounds[1] < rounds[2] < 60
+    assert iterations[0] < iterations[1] < iterations[2] < 60
 
 
 @pytest.mark.parametrize("driver", [Picard, Anderson])
@@ -135,8 +135,8 @@ def test_plan_tolerance_stops_when_the_executed_steps_stand(driver):
     nodes = driver(100, 1e-4)(denoise, tableau, noise)
     plan = driver(100, 1e-4, plan_tolerance=0.01, executed=executed)(denoise, tableau, noise)
     whole = driver(100, 1e-4, plan_tolerance=0.01)(denoise, tableau, noise)
-    assert (plan.rounds < nodes.rounds).all() and (plan.rounds <= whole.rounds).all()
-    assert (plan.rounds < whole.rounds).any()
+    assert (plan.iterations < nodes.iterations).all() and (plan.iterations <= whole.iterations).all()
+    assert (plan.iterations < whole.iterations).any()
     assert float((plan.sample - reference)[:, executed].abs().median()) < 0.01 * 2
 
 
@@ -147,7 +147,7 @@ def test_plan_tolerance_waits_for_the_window_to_reach_the_end(driver):
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(100, 4)
     nodes = driver(5, EXACT)(denoise, tableau, noise)
     plan = driver(5, EXACT, plan_tolerance=1e3)(denoise, tableau, noise)
-    assert (plan.rounds >= nodes.rounds - 5).all() and (plan.rounds > 50).all()
+    assert (plan.iterations >= nodes.iterations - 5).all() and (plan.iterations > 50).all()
 
 
 @pytest.mark.parametrize("std", [0.1, 0.15, 0.3])
@@ -158,16 +158,16 @@ def test_anderson_never_needs_more_rounds_than_picard(solver, tolerance, window,
     tableau = solver_tableau(SCHEDULE, solver, 100)
     noise, denoise = noise_for(100, 64), mixture_denoiser(SCHEDULE, std=std)
     plain, faster = (driver(window, tolerance)(denoise, tableau, noise) for driver in (Picard, Anderson))
-    assert (faster.rounds <= plain.rounds).all()
+    assert (faster.iterations <= plain.iterations).all()
     # Both iterations' network calls are counted.
-    assert (faster.evaluations > plain.evaluations).all()
+    assert (faster.nfe > plain.nfe).all()
 
 
 def test_anderson_saves_rounds():
     tableau = solver_tableau(SCHEDULE, "ddpm", 100)
     noise, denoise = noise_for(100, 64), mixture_denoiser(SCHEDULE)
     plain, faster = (driver(100, 0.01)(denoise, tableau, noise) for driver in (Picard, Anderson))
-    assert faster.rounds.sum() < 0.97 * plain.rounds.sum()
+    assert faster.iterations.sum() < 0.97 * plain.iterations.sum()
     reference = Sequential()(denoise, tableau, noise).sample
     error, plain_error = (float((w.sample - reference).abs().max()) for w in (faster, plain))
     assert error < 2 * plain_error
@@ -182,14 +182,14 @@ def test_anderson_saves_rounds():
 def test_a_speculative_walk_is_the_sequential_one_of_its_decided_noise(solver, batch, window):
     tableau = solver_tableau(SCHEDULE, solver, 20, **STOCHASTIC[solver])
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(20, batch)
-    walk = Speculative(window)(denoise, tableau, noise)
-    again = Sequential()(denoise, tableau, walk.noise)
-    torch.testing.assert_close(walk.sample, again.sample, atol=1e-9, rtol=0)
-    torch.testing.assert_close(walk.x0_hats, again.x0_hats, atol=1e-9, rtol=0)
-    assert (walk.rounds <= 20).all()
+    solution = Speculative(window)(denoise, tableau, noise)
+    again = Sequential()(denoise, tableau, solution.noise)
+    torch.testing.assert_close(solution.sample, again.sample, atol=1e-9, rtol=0)
+    torch.testing.assert_close(solution.x0_hats, again.x0_hats, atol=1e-9, rtol=0)
+    assert (solution.iterations <= 20).all()
     if window == 1:
         # Nothing is guessed far ahead, but a step's own output is: one round per node.
-        assert (walk.rounds == 20).all()
+        assert (solution.iterations == 20).all()
 
 
 @pytest.mark.parametrize("size", [0.0, 0.3, 1.5, 4.0])
@@ -240,15 +240,15 @@ def test_speculation_keeps_the_law(solver):
     sequential = law_samples(Sequential(), 1, solver, **options).sample.flatten().numpy()
     speculated = law_samples(Speculative(6), 2, solver, **options)
     # Rejections must have happened, or nothing was tested.
-    assert float((speculated.rounds > 1).double().mean()) > 0.3
+    assert float((speculated.iterations > 1).double().mean()) > 0.3
     assert stats.ks_2samp(sequential, speculated.sample.flatten().numpy()).pvalue > 0.01
 
 
 def test_decided_noise_is_standard_normal():
-    walk = law_samples(Speculative(6), 3)
+    solution = law_samples(Speculative(6), 3)
     for step in range(LAW["n_steps"] - 1):
-        assert stats.kstest(walk.noise.z[step].flatten().numpy(), "norm").pvalue > 0.001
-    both = walk.noise.z[:2].flatten(1).numpy()
+        assert stats.kstest(solution.noise.z[step].flatten().numpy(), "norm").pvalue > 0.001
+    both = solution.noise.z[:2].flatten(1).numpy()
     assert abs(np.corrcoef(both)[0, 1]) < 0.03
 
 
@@ -271,18 +271,18 @@ def test_the_law_test_catches_a_bias():
 
 def test_speculation_takes_far_fewer_rounds():
     tableau = solver_tableau(SCHEDULE, "ddpm", 100)
-    walk = Speculative(50)(mixture_denoiser(SCHEDULE), tableau, noise_for(100, 16))
-    assert float(walk.rounds.double().mean()) < 35
+    solution = Speculative(50)(mixture_denoiser(SCHEDULE), tableau, noise_for(100, 16))
+    assert float(solution.iterations.double().mean()) < 35
 
 
 def test_speculation_on_an_exact_guess_accepts_everything():
-    """With the solution as its guess, nothing is proposed wrongly."""
+    """With the exact as its guess, nothing is proposed wrongly."""
     tableau = solver_tableau(SCHEDULE, "ddpm", 30)
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(30, 3)
-    solution = Sequential()(denoise, tableau, noise)
-    walk = Speculative(30)(denoise, tableau, noise, solution.x0_hats)
-    assert (walk.rounds == 1).all()
-    torch.testing.assert_close(walk.sample, solution.sample, atol=1e-12, rtol=0)
+    exact = Sequential()(denoise, tableau, noise)
+    solution = Speculative(30)(denoise, tableau, noise, exact.x0_hats)
+    assert (solution.iterations == 1).all()
+    torch.testing.assert_close(solution.sample, exact.sample, atol=1e-12, rtol=0)
 
 
 # ------------------------------------------------------------------------------------ the others
@@ -293,43 +293,43 @@ def test_exact_linear_form_needs_fewer_rounds_than_the_published():
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(100, 8)
     linear = Picard(50, 0.1)(denoise, tableau, noise)
     published = PicardPublished(50, 0.1)(denoise, tableau, noise)
-    assert linear.rounds.double().mean() < 0.7 * published.rounds.double().mean()
+    assert linear.iterations.double().mean() < 0.7 * published.iterations.double().mean()
 
 
 def test_picard_from_the_solution_stops_at_once():
     tableau = solver_tableau(SCHEDULE, "ddpm", 30)
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(30, 2)
-    solution = Sequential()(denoise, tableau, noise)
-    walk = Picard(30, 1e-3)(denoise, tableau, noise, solution.x0_hats)
-    assert (walk.rounds == 1).all()
+    exact = Sequential()(denoise, tableau, noise)
+    solution = Picard(30, 1e-3)(denoise, tableau, noise, exact.x0_hats)
+    assert (solution.iterations == 1).all()
 
 
 def test_realtime_without_a_start_is_sequential():
     tableau = solver_tableau(SCHEDULE, "ddim", 10)
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(10, 2)
-    walk = Realtime(2)(denoise, tableau, noise)
-    assert torch.equal(walk.sample, Sequential()(denoise, tableau, noise).sample)
-    assert (walk.rounds == 10).all()
+    solution = RTI(2)(denoise, tableau, noise)
+    assert torch.equal(solution.sample, Sequential()(denoise, tableau, noise).sample)
+    assert (solution.iterations == 10).all()
 
 
 def test_realtime_counts_its_rounds():
     tableau = solver_tableau(SCHEDULE, "ddim", 10)
     noise = noise_for(10, 2)
-    walk = Realtime(3)(mixture_denoiser(SCHEDULE), tableau, noise, torch.zeros_like(noise.z))
-    assert (walk.rounds == 3).all() and (walk.evaluations == 30).all()
+    solution = RTI(3)(mixture_denoiser(SCHEDULE), tableau, noise, torch.zeros_like(noise.z))
+    assert (solution.iterations == 3).all() and (solution.nfe == 30).all()
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
 def test_continuing_moves_everything_by_the_executed_steps(solver):
     tableau = solver_tableau(SCHEDULE, solver, 6)
     generators = [torch.Generator().manual_seed(b) for b in range(2)]
-    noise, _ = fresh(tableau, (8, 2), None, 0, generators)
-    walk = Sequential()(mixture_denoiser(SCHEDULE), tableau, noise)
-    following, start = continued(tableau, (8, 2), walk, 3, generators)
+    noise, _ = cold_start(tableau, (8, 2), None, 0, generators)
+    solution = Sequential()(mixture_denoiser(SCHEDULE), tableau, noise)
+    following, start = warm_start_same_noise(tableau, (8, 2), solution, 3, generators)
     assert torch.equal(following.x_T[:, :5], noise.x_T[:, 3:])
     assert torch.equal(following.z[..., :5, :], noise.z[..., 3:, :])
-    assert torch.equal(start[..., :5, :], walk.x0_hats[..., 3:, :])
-    assert torch.equal(start[..., 5:, :], walk.x0_hats[..., -1:, :].expand(6, 2, 3, 2))
+    assert torch.equal(start[..., :5, :], solution.x0_hats[..., 3:, :])
+    assert torch.equal(start[..., 5:, :], solution.x0_hats[..., -1:, :].expand(6, 2, 3, 2))
     assert not torch.equal(following.x_T[:, 5:], noise.x_T[:, 5:])
     assert following.z.shape == noise.z.shape and following.u.shape == noise.u.shape
 
@@ -337,21 +337,21 @@ def test_continuing_moves_everything_by_the_executed_steps(solver):
 def test_guessing_takes_the_plan_but_not_its_noise():
     tableau = solver_tableau(SCHEDULE, "ddpm", 6)
     generators = [torch.Generator().manual_seed(b) for b in range(2)]
-    noise, _ = fresh(tableau, (8, 2), None, 0, generators)
-    walk = Sequential()(mixture_denoiser(SCHEDULE), tableau, noise)
-    following, start = guessed(tableau, (8, 2), walk, 3, generators)
-    _, shifted = continued(tableau, (8, 2), walk, 3, generators)
+    noise, _ = cold_start(tableau, (8, 2), None, 0, generators)
+    solution = Sequential()(mixture_denoiser(SCHEDULE), tableau, noise)
+    following, start = warm_start(tableau, (8, 2), solution, 3, generators)
+    _, shifted = warm_start_same_noise(tableau, (8, 2), solution, 3, generators)
     assert torch.equal(start, shifted)
     assert not (following.x_T[:, :5] == noise.x_T[:, 3:]).any()
 
 
-@pytest.mark.parametrize("begin", BEGINS)
+@pytest.mark.parametrize("begin", STARTS)
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
 def test_noise_of_an_element_is_its_generators_alone(begin, solver):
     tableau = solver_tableau(SCHEDULE, solver, 6)
 
     def noise_of(seeds):
-        return BEGINS[begin](tableau, (4, 2), None, 0, [torch.Generator().manual_seed(s) for s in seeds])[0]
+        return STARTS[begin](tableau, (4, 2), None, 0, [torch.Generator().manual_seed(s) for s in seeds])[0]
 
     together, alone = noise_of((3, 4)), noise_of((4,))
     assert torch.equal(together.x_T[1], alone.x_T[0])
@@ -362,8 +362,8 @@ def test_noise_of_an_element_is_its_generators_alone(begin, solver):
 @pytest.mark.parametrize("driver", [Picard(5), PicardPublished(5), Anderson(5), Speculative(5)])
 def test_a_nan_from_the_network_ends_the_walk(driver):
     tableau = solver_tableau(SCHEDULE, "ddpm", 10)
-    walk = driver(lambda x, t, element: x * float("nan"), tableau, noise_for(10, 1))
-    assert walk.rounds[0] <= 10 and not walk.sample.isfinite().any()
+    solution = driver(lambda x, t, element: x * float("nan"), tableau, noise_for(10, 1))
+    assert solution.iterations[0] <= 10 and not solution.sample.isfinite().any()
 
 
 @pytest.mark.parametrize(
@@ -373,19 +373,19 @@ def test_a_nan_from_the_network_ends_the_walk(driver):
         ({"driver": "picard", "tolerance": 0.0}, "tolerance=0.0"),
         ({"driver": "picard_published", "tolerance": -1}, "tolerance=-1"),
         ({"driver": "picard_published", "plan_tolerance": 0.1}, "no option 'plan_tolerance'"),
-        ({"driver": "realtime", "rounds": 0}, "rounds=0"),
+        ({"driver": "rti", "iterations": 0}, "iterations=0"),
         ({"driver": "picard", "plan_tolerance": 0.0}, "plan_tolerance=0.0"),
         ({"driver": "picard", "executed_steps": 3}, "no option 'executed_steps'"),
         ({"driver": "picard", "evaluate": "al"}, "did you mean 'all'"),
         ({"driver": "picard", "evaluate": "sharded"}, "torchrun"),
         ({"driver": "anderson", "memory": 0}, "memory=0"),
         ({"driver": "speculative", "window": 0}, "window=0"),
-        ({"driver": "speculative", "begin": "continued"}, "begin='guessed'"),
+        ({"driver": "speculative", "start": "warm_same_noise"}, "start='warm'"),
         ({"driver": "speculative", "solver": "ddim"}, "adds noise on every step"),
         ({"driver": "speculative", "solver": "dpm_solver_pp_2m"}, "adds noise on every step"),
         ({"driver": "rk45"}, "probability flow"),
         ({"driver": "rk45", "solver": "ddim", "rtol": 0.0}, "rtol=0.0"),
-        ({"begin": "contined"}, "did you mean 'continued'"),
+        ({"start": "wram"}, "did you mean 'warm'"),
         ({"solver": "unipc", "n_steps": 2, "solver_options": {"order": 3}}, "order=3 needs at least 3"),
         ({"solver": "unipc", "solver_options": {"order": 4}}, "order=4 must be 1 to 3"),
         ({"solver": "unipc", "solver_options": {"variant": "bh3"}}, "bh1 or bh2"),
@@ -414,9 +414,9 @@ def test_bad_sampler_settings_are_named(options, message):
 def test_every_driver_is_made_and_samples(driver):
     solver = "ddim" if driver == "rk45" else "ddpm"
     sampler = make_sampler(SCHEDULE, solver=solver, n_steps=8, driver=driver)
-    walk = sampler(mixture_denoiser(SCHEDULE), (4, 2), [torch.Generator().manual_seed(0)])
-    assert walk.sample.shape == (1, 4, 2) and walk.sample.isfinite().all()
-    assert walk.x0_hats.shape == (8, 1, 4, 2) and walk.noise.z.shape == (8, 1, 4, 2)
+    solution = sampler(mixture_denoiser(SCHEDULE), (4, 2), [torch.Generator().manual_seed(0)])
+    assert solution.sample.shape == (1, 4, 2) and solution.sample.isfinite().all()
+    assert solution.x0_hats.shape == (8, 1, 4, 2) and solution.noise.z.shape == (8, 1, 4, 2)
 
 
 def test_rk45_steps_each_element_by_itself():
@@ -426,4 +426,4 @@ def test_rk45_steps_each_element_by_itself():
     together = driver(denoise, tableau, noise)
     alone = driver(lambda x, t, element: denoise(x, t, element + 2), tableau, noise.select(torch.tensor([2])))
     assert torch.equal(together.sample[2], alone.sample[0])
-    assert together.rounds[2] == alone.rounds[0]
+    assert together.iterations[2] == alone.iterations[0]

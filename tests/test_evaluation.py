@@ -15,13 +15,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from paradiffpolicy.clock import MonotonicClock, VirtualClock
-from paradiffpolicy.control.controller import Controller
-from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.robots.robot import EnvRobot
-from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation import baseline
-from paradiffpolicy.evaluation.compare import results
 from paradiffpolicy.benchmarks.latency import (
     Rates,
     Work,
@@ -33,10 +26,17 @@ from paradiffpolicy.benchmarks.latency import (
     steady_state,
     trunk_work,
 )
+from paradiffpolicy.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.control.controller import Controller
+from paradiffpolicy.control.loop import ControlLoop
+from paradiffpolicy.errors import InputError
+from paradiffpolicy.evaluation import baseline
+from paradiffpolicy.evaluation.compare import results
 from paradiffpolicy.evaluation.report import table, write_report
 from paradiffpolicy.evaluation.rollout import Episode, rollout
 from paradiffpolicy.evaluation.statistics import paired_difference, standard_error
 from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.sampling.capture.backends import CaptureSettings
 from paradiffpolicy.sampling.sampler import make_sampler
 
@@ -51,7 +51,7 @@ def make_env():
     return gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints")
 
 
-@pytest.mark.parametrize("sampler", [{}, {"solver": "ddim", "n_steps": 4, "driver": "realtime", "rounds": 1}])
+@pytest.mark.parametrize("sampler", [{}, {"solver": "ddim", "n_steps": 4, "driver": "rti", "iterations": 1}])
 def test_a_batch_of_episodes_is_the_control_loop_run_alone(sampler):
     policy = tiny_policy(**sampler)
     episodes = rollout(policy, make_env, [3, 4], max_steps=20)
@@ -64,7 +64,7 @@ def test_a_batch_of_episodes_is_the_control_loop_run_alone(sampler):
         robot.advance()
         np.testing.assert_allclose(episode.actions, record.ticks["action"], atol=0.01)
         assert episode.score == pytest.approx(robot.score, abs=1e-4)
-        assert episode.rounds == record.plans["rounds"].tolist()
+        assert episode.iterations == record.plans["iterations"].tolist()
         assert episode.n_steps == 20 and len(episode.windows) == 3
 
 
@@ -225,14 +225,14 @@ def test_latency_rows_compare_with_the_baseline():
     last_layer = policy.denoiser.network.final_conv  # of every network call
     last_layer.register_forward_hook(lambda *args: setattr(clock, "calls", clock.calls + 1))
     realtime = policy.with_sampler(
-        make_sampler(policy.schedule, solver="ddim", n_steps=10, driver="realtime", rounds=2)
+        make_sampler(policy.schedule, solver="ddim", n_steps=10, driver="rti", iterations=2)
     )
     rates = Rates(bandwidth=1e9, matrix=1e9)
     rows = latency_rows({"short": policy, "realtime": realtime}, windows, clock, rates=rates)
     assert [row.name for row in rows] == [*baseline.BASELINES, "short", "realtime"]
-    parallel = rows[2].rounds
+    parallel = rows[2].iterations
     assert 3 < parallel < 60
-    assert [row.rounds for row in rows] == [100, 10, parallel, 3, 2]
+    assert [row.iterations for row in rows] == [100, 10, parallel, 3, 2]
     assert [row.p50 for row in rows] == [100e3, 10e3, parallel * 1e3, 3e3, 2e3]
     assert [row.speedup for row in rows] == pytest.approx([1, 10, 100 / parallel, 100 / 3, 50])
     assert [row.speedup_ddim for row in rows] == pytest.approx([0.1, 1, 10 / parallel, 10 / 3, 5])
@@ -269,7 +269,7 @@ def test_calls_are_timed_eager_and_captured():
 
 
 def test_a_steady_state_is_many_plans():
-    policy = tiny_policy(solver="ddim", n_steps=4, driver="realtime").captured("emulated")
+    policy = tiny_policy(solver="ddim", n_steps=4, driver="rti").captured("emulated")
     plans = []
     steady = steady_state(
         policy, [np.full((2, 20), 256.0)] * 3, 12, MonotonicClock(), lambda: plans.append(1)
@@ -295,12 +295,12 @@ def test_the_baselines_are_the_same_policy(monkeypatch, name):
     spec = replace(TINY, clip=None)
     policy = Policy(tiny_checkpoint(spec), make_sampler(spec_schedule(spec), **ours))
     plan = policy.plan(np.full((2, 20), 200.0), generator=torch.Generator().manual_seed(4))
-    given_noise(monkeypatch, plan.walk.noise)
+    given_noise(monkeypatch, plan.solution.noise)
     condition = policy.observation_normalizer.normalize(torch.full((1, 2, 20), 200.0)).flatten(1)
     settings = {"tolerance": 1e-5} if "ParaDiGMS" in name else {}
-    theirs, rounds = baseline.BASELINES[name](policy, condition, torch.Generator(), **settings)
-    torch.testing.assert_close(theirs, plan.walk.sample, atol=2e-3, rtol=1e-4)
-    assert rounds <= ours["n_steps"] if settings else rounds == ours["n_steps"]
+    theirs, iterations = baseline.BASELINES[name](policy, condition, torch.Generator(), **settings)
+    torch.testing.assert_close(theirs, plan.solution.sample, atol=2e-3, rtol=1e-4)
+    assert iterations <= ours["n_steps"] if settings else iterations == ours["n_steps"]
 
 
 def test_the_baselines_refuse_what_diffusers_does_not_have():

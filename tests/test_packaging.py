@@ -103,7 +103,7 @@ def test_a_wheel_works_in_another_folder(tmp_path):
         "paradiffpolicy",
         "evaluate",
         f"checkpoint={tmp_path / 'tiny'}",
-        "samplers=[realtime]",
+        "samplers=[rti]",
         "reference=ddim",
         "seeds=1",
         "task.max_steps=16",
@@ -111,4 +111,4 @@ def test_a_wheel_works_in_another_folder(tmp_path):
         "paced_ticks=2",
         "out=report",
     ).stdout
-    assert "realtime" in out and (elsewhere / "report" / "realtime.mp4").exists()
+    assert "rti" in out and (elsewhere / "report" / "rti.mp4").exists()

@@ -19,22 +19,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paradiffpolicy.planning.anytime import Anytime
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
-from paradiffpolicy.planning.blending import Commit
+from paradiffpolicy.control.record import Fault
+from paradiffpolicy.errors import InputError
+from paradiffpolicy.planning.anytime import Anytime
+from paradiffpolicy.planning.blending import RealTimeChunking
 from paradiffpolicy.planning.planner import InlinePlanner, PlanMaker, PlanReply, PlanRequest, ThreadPlanner
 from paradiffpolicy.planning.process import Channel, ProcessPlanner
-from paradiffpolicy.control.record import Fault
 from paradiffpolicy.planning.slot import HEAD, Slot
-from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import InvalidObservationError, Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.types import Committed
 
 from .conftest import ROOT, SHIPPED, TINY, tiny_checkpoint
 
-REALTIME = {"solver": "ddim", "n_steps": 6, "driver": "realtime", "rounds": 2}
+REALTIME = {"solver": "ddim", "n_steps": 6, "driver": "rti", "iterations": 2}
 
 
 def tiny_policy(**sampler):
@@ -80,10 +80,10 @@ def test_a_planner_beside_the_loop_plans_what_one_within_it_plans(beside):
     for request in requests(6):
         expected, actual = reply_of(inline, request), reply_of(beside, request)
         assert actual.actions.tolist() == expected.actions.tolist()  # to the bit
-        assert (actual.tick, actual.session, actual.rounds) == (
+        assert (actual.tick, actual.session, actual.iterations) == (
             expected.tick,
             expected.session,
-            expected.rounds,
+            expected.iterations,
         )
         assert actual.latency > 0 and actual.arrived >= 0 and actual.fault == ""
 
@@ -130,7 +130,7 @@ class Driven:
             10,
             generator=seeded(),
             planner=ProcessPlanner,
-            joining=Commit,
+            blending=RealTimeChunking,
             clock=self.clock,
             **options,
         ).start()
@@ -173,7 +173,7 @@ def test_a_planner_that_is_killed_is_started_again_and_the_robot_goes_on(driven)
     before = [loop.tick() for _ in range(3)]  # a loop that waits for nothing
     faults = [Fault(int(flags)) for flags in loop.controller.record.ticks["faults"]]
     assert all(action is not None for action in before) and Fault.PLANNER_DEAD in faults[-3]
-    assert not loop.controller.record.ticks["holding"][-3:].any()  # the old plan goes on
+    assert not loop.controller.record.ticks["fallback_active"][-3:].any()  # the old plan goes on
     loop.until_restarted()
     assert loop.planner.pid != pid
     plans = loop.controller.record.n_plans
@@ -202,7 +202,7 @@ def test_a_planner_that_hangs_is_killed_and_started_again(driven):
         os.kill(pid, 0)
     loop.tick()
     loop.tick(wait=True)
-    assert not loop.controller.record.ticks["holding"][-1]
+    assert not loop.controller.record.ticks["fallback_active"][-1]
 
 
 def test_stopping_while_it_starts_again_leaves_nothing(driven):
@@ -356,7 +356,7 @@ def test_requests_and_replies_come_through_as_they_were(tmp_path_factory, tick, 
         there.send_reply(reply)
         got = here.receive_reply(VirtualClock(7.0))
         assert (got.tick, got.session, got.asked, got.latency) == (tick, 3, number, 0.5)
-        assert (got.rounds, got.arrived) == (7, 7.0) and np.array_equal(got.actions, actions)
+        assert (got.iterations, got.arrived) == (7, 7.0) and np.array_equal(got.actions, actions)
         assert words.startswith(got.fault[:-1]) and len(got.fault.encode()) <= 243
 
 
@@ -431,7 +431,7 @@ class Timed:
 
 def anytime(budget, seconds=(0.1, 0.03, 0.01), **options):
     clock = VirtualClock()
-    policies = [tiny_policy(n_steps=20), tiny_policy(**{**REALTIME, "rounds": 3})]
+    policies = [tiny_policy(n_steps=20), tiny_policy(**{**REALTIME, "iterations": 3})]
     made = Anytime(policies, budget, clock, **options)
     for policy, taken in zip([*policies, made.one_round], seconds, strict=True):
         Timed(clock, taken).slow(policy)
@@ -451,22 +451,22 @@ def test_the_best_sampler_that_fits_plans(budget, first):
     assert torch.equal(plan.actions, expected.actions) and plan.residual is None
 
 
-@pytest.mark.parametrize(("budget", "rounds"), [(0.029, 2), (0.0201, 2), (0.012, 1), (0.001, 1)])
-def test_when_none_fits_it_is_walked_round_by_round_until_the_time_is_over(budget, rounds):
+@pytest.mark.parametrize(("budget", "iterations"), [(0.029, 2), (0.0201, 2), (0.012, 1), (0.001, 1)])
+def test_when_none_fits_it_is_walked_round_by_round_until_the_time_is_over(budget, iterations):
     made, clock = anytime(budget)
     assert made.chosen() is None
     first = made.plan(WINDOW, generator=seeded())
     begun = clock.now()
     plan = made.plan(WINDOW + 3, first, generator=seeded(1), executed_steps=4)
-    assert plan.walk.rounds.tolist() == [rounds]
+    assert plan.solution.iterations.tolist() == [iterations]
     assert clock.now() - begun <= max(budget, 0.01) + 1e-9
     # A whole plan: that of the realtime driver with as many rounds.
-    same = tiny_policy(**{**REALTIME, "rounds": rounds})
+    same = tiny_policy(**{**REALTIME, "iterations": iterations})
     expected = same.plan(WINDOW + 3, first, generator=seeded(1), executed_steps=4)
     torch.testing.assert_close(plan.actions, expected.actions, atol=1e-3, rtol=0)
     # And what its last round still changed.
-    if rounds == 2:
-        fewer = tiny_policy(**{**REALTIME, "rounds": 1})
+    if iterations == 2:
+        fewer = tiny_policy(**{**REALTIME, "iterations": 1})
         before = fewer.plan(WINDOW + 3, first, generator=seeded(1), executed_steps=4)
         change = (plan.executed_actions - before.executed_actions).abs().max()
         torch.testing.assert_close(plan.residual[0], change, atol=1e-3, rtol=0)
@@ -475,14 +475,14 @@ def test_when_none_fits_it_is_walked_round_by_round_until_the_time_is_over(budge
 def test_rounds_that_change_nothing_any_more_are_saved():
     made, _ = anytime(0.029, settled=1e9)
     first = made.plan(WINDOW, generator=seeded())
-    assert made.plan(WINDOW, first, generator=seeded(1)).walk.rounds.tolist() == [1]
+    assert made.plan(WINDOW, first, generator=seeded(1)).solution.iterations.tolist() == [1]
 
 
 def test_another_tables_plan_is_not_continued():
     made, _ = anytime(0.05)
     other = made.policies[0].plan(WINDOW, generator=seeded())
     plan = made.plan(WINDOW, other, generator=seeded(1))
-    assert plan.walk.rounds.tolist() == [6]  # as a first plan
+    assert plan.solution.iterations.tolist() == [6]  # as a first plan
 
 
 def test_anytime_plans_in_a_controller_say_their_residual():
@@ -522,7 +522,7 @@ SOLVER_DRIVERS = [
         {"driver": "picard", "window": 5, "tolerance": 1e-3},
         {"driver": "picard_published", "window": 5, "tolerance": 1e-3},
         {"driver": "anderson", "window": 5, "tolerance": 1e-3},
-        {"driver": "realtime", "rounds": 2},
+        {"driver": "rti", "iterations": 2},
         {"driver": "speculative", "window": 5},
     )
     if driver["driver"] != "speculative" or solver in STOCHASTIC
@@ -584,11 +584,11 @@ def test_a_plan_maker_continues_only_its_sessions_recent_plan():
     policy = tiny_policy(**REALTIME)
     make = PlanMaker(policy, seeded(), VirtualClock())
     base = PlanRequest(0, 0, 0, 0.0, WINDOW)
-    rounds = [
-        make(replace(base, step=step, session=session)).rounds
+    iterations = [
+        make(replace(base, step=step, session=session)).iterations
         for step, session in ((0, 0), (8, 0), (8, 0), (24, 0), (39, 0), (40, 1), (39, 1))
     ]
     #                      first, on, again, too far, on, other session, back in time
-    assert rounds == [6, 2, 2, 6, 2, 6, 6]
+    assert iterations == [6, 2, 2, 6, 2, 6, 6]
     with pytest.raises(InvalidObservationError):
         policy.plan(np.full((2, 20), np.nan), generator=seeded())

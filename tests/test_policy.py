@@ -32,7 +32,7 @@ def test_a_plan_has_the_promised_shapes():
     assert plan.actions.shape == (3, 16, 2)
     assert plan.executed == slice(1, 9) and plan.executed_actions.shape == (3, 8, 2)
     assert torch.equal(plan.executed_actions, plan.actions[:, 1:9])
-    assert plan.walk.rounds.tolist() == [5, 5, 5]
+    assert plan.solution.iterations.tolist() == [5, 5, 5]
     # Clipped to the range of the data, in the environment's units.
     assert plan.actions.min() >= -1e-3 and plan.actions.max() <= 512.001
 
@@ -58,7 +58,7 @@ def test_an_element_does_not_depend_on_its_neighbours():
     together = policy.plan(WINDOWS, generator=seeded(0, 1, 2))
     alone = policy.plan(WINDOWS[1:2], generator=seeded(1))
     torch.testing.assert_close(together.actions[1], alone.actions[0], atol=0.01, rtol=0)
-    assert together.walk.rounds[1] == alone.walk.rounds[0]
+    assert together.solution.iterations[1] == alone.solution.iterations[0]
 
 
 @pytest.mark.parametrize("driver", ["picard", "picard_published"])
@@ -73,10 +73,10 @@ def test_parallel_plans_are_the_sequential_ones(driver, solver):
 
 def test_realtime_continues_the_last_plan():
     """From a solved plan whose problem hasn't changed, one round finds the same plan again."""
-    policy = policy_with(solver="ddim", n_steps=10, driver="realtime", rounds=1)
+    policy = policy_with(solver="ddim", n_steps=10, driver="rti", iterations=1)
     first = policy.plan(WINDOWS, generator=seeded(0, 1, 2))
     second = policy.plan(WINDOWS, first, generator=seeded(3, 4, 5), executed_steps=0)
-    assert first.walk.rounds.tolist() == [10] * 3 and second.walk.rounds.tolist() == [1] * 3
+    assert first.solution.iterations.tolist() == [10] * 3 and second.solution.iterations.tolist() == [1] * 3
     torch.testing.assert_close(second.actions, first.actions, atol=0.02, rtol=0)
 
 
@@ -84,8 +84,8 @@ def test_with_sampler_shares_the_weights():
     policy = policy_with(n_steps=5)
     other = policy.with_sampler(make_sampler(policy.schedule, solver="ddim", n_steps=3))
     assert other.denoiser.network is policy.denoiser.network
-    assert policy.plan(WINDOWS, generator=seeded(0, 1, 2)).walk.rounds[0] == 5
-    assert other.plan(WINDOWS, generator=seeded(0, 1, 2)).walk.rounds[0] == 3
+    assert policy.plan(WINDOWS, generator=seeded(0, 1, 2)).solution.iterations[0] == 5
+    assert other.plan(WINDOWS, generator=seeded(0, 1, 2)).solution.iterations[0] == 3
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_dynamic_threshold_bounds_plans():
     policy = Policy(tiny_checkpoint(GUIDED), make_sampler(spec_schedule(GUIDED), solver="ddim", n_steps=5))
     bounded = policy.with_guidance(4.0, dynamic_threshold=0.9)
     clipped = policy.with_guidance(4.0)
-    plans = [p.plan(window, generator=seeded(0)).walk.sample for p in (bounded, clipped)]
+    plans = [p.plan(window, generator=seeded(0)).solution.sample for p in (bounded, clipped)]
     assert plans[0].abs().max() <= 1 and not torch.equal(*plans)
 
 

@@ -10,25 +10,25 @@ import numpy as np
 import pytest
 import torch
 
+from paradiffpolicy.benchmarks.control import BARE, ReplayRobot, control_rows, control_table, timed_runs
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
-from paradiffpolicy.planning.blending import Commit, Ensemble, Switch
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.planning.planner import DelayedPlanner, InlinePlanner, PlanMaker
-from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.control.scheduling import Scheduling
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.benchmarks.control import BARE, ReplayRobot, control_rows, control_table, timed_runs
-from paradiffpolicy.evaluation.realtime import drawn_from, join_jumps, realtime_rollout, wall_rollout
+from paradiffpolicy.evaluation.realtime import boundary_jumps, drawn_from, realtime_rollout, wall_rollout
 from paradiffpolicy.evaluation.realtime_report import Cell, realtime_figure, write_realtime_report
 from paradiffpolicy.evaluation.rollout import rollout
+from paradiffpolicy.planning.blending import Latest, RealTimeChunking, TemporalEnsemble
+from paradiffpolicy.planning.planner import DelayedPlanner, InlinePlanner, PlanMaker
 from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
 
 from .conftest import TINY, tiny_checkpoint
 
-REALTIME = {"solver": "ddim", "n_steps": 6, "driver": "realtime", "rounds": 2}
+REALTIME = {"solver": "ddim", "n_steps": 6, "driver": "rti", "iterations": 2}
 
 
 def tiny_policy(**sampler):
@@ -54,21 +54,23 @@ def test_without_latency_it_is_the_rollout_that_waits_for_every_plan():
         assert episode.score == pytest.approx(expected.score, abs=1e-4)
 
 
-@pytest.mark.parametrize("joining", [Switch, Commit, partial(Ensemble, decay=0.1)], ids=str)
-def test_a_run_is_repeated_bit_by_bit(joining):
+@pytest.mark.parametrize(
+    "blending", [Latest, RealTimeChunking, partial(TemporalEnsemble, decay=0.1)], ids=str
+)
+def test_a_run_is_repeated_bit_by_bit(blending):
     policy = tiny_policy(**REALTIME)
-    options = {"rate_hz": 20, "latencies": [0.02, 0.3, 0.11], "joining": joining, "replan_every": 3}
+    options = {"rate_hz": 20, "latencies": [0.02, 0.3, 0.11], "blending": blending, "replan_every": 3}
     first = realtime_rollout(policy, make_env, [1, 2, 3], 3.0, **options)
     again = realtime_rollout(policy, make_env, [1, 2, 3], 3.0, **options)
     for one, other in zip(first, again, strict=True):
         assert np.nan_to_num(actions_of(one)).tolist() == np.nan_to_num(actions_of(other)).tolist()
-        assert one.record.plans["lateness"].tolist() == other.record.plans["lateness"].tolist()
+        assert one.record.plans["delay"].tolist() == other.record.plans["delay"].tolist()
         assert one.score == other.score
 
 
 def test_an_episode_does_not_know_its_neighbours():
     policy = tiny_policy(**REALTIME)
-    options = {"rate_hz": 10, "latencies": [0.05, 0.31], "replan_every": 4, "joining": Commit}
+    options = {"rate_hz": 10, "latencies": [0.05, 0.31], "replan_every": 4, "blending": RealTimeChunking}
     together = realtime_rollout(policy, make_env, [1, 2, 3], 3.0, **options)
     (alone,) = realtime_rollout(policy, make_env, [2], 3.0, **options)
     np.testing.assert_allclose(
@@ -98,21 +100,21 @@ def test_side_by_side_is_one_controller_with_a_late_planner():
     record = ControlLoop(controller, robot).run(30)
     (episode,) = realtime_rollout(policy, make_env, [7], 3.0, rate_hz=10, latencies=[0.25])
     np.testing.assert_array_equal(episode.record.ticks["action"], record.ticks["action"])
-    assert episode.record.plans["lateness"].tolist() == [3] * len(record.plans)
+    assert episode.record.plans["delay"].tolist() == [3] * len(record.plans)
 
 
 @pytest.mark.parametrize(("rate", "late"), [(10, 1), (20, 2), (50, 4), (100, 7)])
 def test_latency_is_counted_in_ticks_of_the_rate(rate, late):
     (episode,) = realtime_rollout(tiny_policy(), make_env, [1], 2.0, rate_hz=rate, latencies=[0.07])
     assert episode.record.n_ticks == 2 * rate
-    assert set(episode.record.plans["lateness"].tolist()) == {late}
+    assert set(episode.record.plans["delay"].tolist()) == {late}
 
 
 def test_too_late_a_plan_leaves_the_robot_where_it_is():
     (episode,) = realtime_rollout(tiny_policy(), make_env, [1], 6.0, rate_hz=10, latencies=[1.6])
-    assert episode.record.ticks["holding"].all()
+    assert episode.record.ticks["fallback_active"].all()
     (episode,) = realtime_rollout(tiny_policy(), make_env, [1], 6.0, rate_hz=10, latencies=[1.2])
-    assert 0.3 < episode.record.ticks["holding"].mean() < 0.9
+    assert 0.3 < episode.record.ticks["fallback_active"].mean() < 0.9
 
 
 def test_latencies_are_drawn_from_those_that_were_measured():
@@ -133,7 +135,7 @@ def test_ticks_are_counted_whole():
 def test_jumps_at_joins_are_told_from_changes_within_plans():
     policy = tiny_policy()
     episodes = realtime_rollout(policy, make_env, [1, 2], 3.0, rate_hz=10, latencies=[0.1])
-    at, within = join_jumps([episode.record for episode in episodes])
+    at, within = boundary_jumps([episode.record for episode in episodes])
     assert len(at) == 2 * 3 and len(within) == 2 * (30 - 2 - 3)  # a tick of waiting, and the first action
     assert np.isfinite(at).all() and np.isfinite(within).all()
 
@@ -156,8 +158,8 @@ def test_at_the_real_rate_every_robot_has_its_loop():
     assert sum(counted) == 75
 
 
-def cell(name, rate, joining, latency, episodes, reference=None):
-    return Cell(name, rate, joining, [latency], episodes, reference, 0.05)
+def cell(name, rate, blending, latency, episodes, reference=None):
+    return Cell(name, rate, blending, [latency], episodes, reference, 0.05)
 
 
 def test_the_report_says_what_happened(tmp_path):
@@ -166,15 +168,15 @@ def test_the_report_says_what_happened(tmp_path):
     late = realtime_rollout(policy, make_env, [1, 2], 2.0, rate_hz=10, latencies=[0.2])
     scores = [episode.score for episode in unlimited]
     cells = [
-        cell("a, unlimited", 10, "switch", 0.0, unlimited),
-        cell("a", 10, "switch", 0.2, late, scores),
-        cell("b", 10, "switch", 0.2, unlimited, scores),
+        cell("a, unlimited", 10, "latest", 0.0, unlimited),
+        cell("a", 10, "latest", 0.2, late, scores),
+        cell("b", 10, "latest", 0.2, unlimited, scores),
     ]
-    sweep = [cell("a", 10, j, ms, late, scores) for j in ("switch", "commit") for ms in (0.0, 0.2)]
+    sweep = [cell("a", 10, j, ms, late, scores) for j in ("latest", "rtc") for ms in (0.0, 0.2)]
     paths = write_realtime_report(tmp_path, cells, sweep, "title", {"task": "pusht"})
     content = json.loads(paths[0].read_text())
     first, second, third = content["cases"]
-    assert first["difference_to_unlimited"] is None and second["lateness_ticks"] == 2
+    assert first["difference_to_unlimited"] is None and second["delay_ticks"] == 2
     assert third["difference_to_unlimited"]["mean"] == 0 and second["latency_ms"]["p50"] == 200
     assert 0 < second["holding_share"] < 0.2 and first["holding_share"] == 0
     assert len(content["sweep"]) == 4 and paths[1].stat().st_size > 10_000
@@ -193,7 +195,7 @@ def test_the_loops_bench_counts_ticks_and_plans():
         rate_hz=20,
         seconds=4,
         turns=2,
-        joining=Switch,
+        blending=Latest,
         replan_every=0,
         scheduling=Scheduling(),
     )
@@ -220,29 +222,29 @@ FAST = ["mode=realtime", "seeds=2", "task.max_steps=20", "capture=eager", "laten
 
 def replaced(cases):
     """Overrides that leave only these cases."""
-    default = ("ddpm_eager", "ddpm", "paraddpm", "realtime", "large_ddpm_eager", "large_realtime")
+    default = ("ddpm_eager", "ddpm", "paraddpm", "rti", "large_ddpm_eager", "large_rti")
     return [f"~realtime.cases.{name}" for name in default] + [f"+realtime.cases.{c}" for c in cases]
 
 
 def test_the_command_in_virtual_time(tmp_path, checkpoint, capsys):
-    cases = replaced(["fast={sampler: realtime}", "given={sampler: ddim, latency_ms: [50, 190]}"])
-    sweep = ["realtime.sweep.latency_ms=[0,200]", "~realtime.sweep.joinings.ensemble"]
+    cases = replaced(["fast={sampler: rti}", "given={sampler: ddim, latency_ms: [50, 190]}"])
+    sweep = ["realtime.sweep.latency_ms=[0,200]", "~realtime.sweep.blendings.ensemble"]
     out = tmp_path / "out"
-    options = [*FAST, *cases, *sweep, "realtime.rates_hz=[10,20]", "realtime.joining={name: commit}"]
+    options = [*FAST, *cases, *sweep, "realtime.rates_hz=[10,20]", "realtime.blending={name: rtc}"]
     assert main(["evaluate", checkpoint, *options, f"out={out}"]) == 0
     content = json.loads((out / "report.json").read_text())
     assert [(c["case"], c["rate_hz"]) for c in content["cases"][2:]] == [
         *(("fast", 10), ("fast", 20), ("given", 10), ("given", 20)),
     ]
-    assert {c["case"] for c in content["cases"][:2]} == {"realtime, unlimited", "ddim, unlimited"}
-    assert [(c["joining"], c["latency_ms"]["p50"]) for c in content["sweep"]] == [
-        *(("switch", 0), ("switch", 200), ("commit", 0), ("commit", 200)),
+    assert {c["case"] for c in content["cases"][:2]} == {"rti, unlimited", "ddim, unlimited"}
+    assert [(c["blending"], c["latency_ms"]["p50"]) for c in content["sweep"]] == [
+        *(("latest", 0), ("latest", 200), ("rtc", 0), ("rtc", 200)),
     ]
     assert (out / "latency.png").exists() and "unlimited" in capsys.readouterr().out
 
 
 def test_the_command_at_the_real_rate(tmp_path, checkpoint):
-    cases = replaced(["fast={sampler: realtime}"])
+    cases = replaced(["fast={sampler: rti}"])
     options = [*FAST, *cases, "task.max_steps=5", "realtime.rates_hz=[10]", "realtime.clock=wall"]
     assert main(["evaluate", checkpoint, *options, f"out={tmp_path / 'out'}"]) == 0
     content = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -257,8 +259,8 @@ def test_the_command_at_the_real_rate(tmp_path, checkpoint):
         (["realtime.rates_hz=[]"], "realtime.rates_hz=0 must be"),
         (["realtime.rates_hz=[15]"], "rate_hz=15.0 must be a multiple"),
         (["realtime.side_by_side=0"], "realtime.side_by_side=0 must be"),
-        (["realtime.joining={name: comit}"], "unknown joining 'comit'; did you mean 'commit'?"),
-        (["+realtime.joining.overlap=1"], "joining 'switch' has no option 'overlap'"),
+        (["realtime.blending={name: comit}"], "unknown blending 'comit'; did you mean 'commit'?"),
+        (["+realtime.blending.overlap=1"], "blending 'switch' has no option 'overlap'"),
         (replaced(["x={sampler: nix}"]), "unknown sampler 'nix'"),
         (replaced(["x={sampler: ddim, latency: 3}"]), "realtime.cases.x has no setting 'latency'"),
         (replaced(["x={latency_ms: 3}"]), "realtime.cases.x needs a sampler"),

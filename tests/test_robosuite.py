@@ -60,9 +60,9 @@ class TestRotations:
 
 robosuite = pytest.importorskip("robosuite", reason="robosuite isn't installed")
 
-from paradiffpolicy.envs.robosuite.experts import EXPERTS, LED, Scene, coming_down, up  # noqa: E402
-from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv  # noqa: E402
 from paradiffpolicy.collection.demonstrations import demonstrate  # noqa: E402
+from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv  # noqa: E402
+from paradiffpolicy.envs.robosuite.experts import EXPERTS, LED, Scene, coming_down, up  # noqa: E402
 
 
 def deltas(env, n, seed=0):
@@ -313,7 +313,7 @@ def test_from_demonstrations_to_a_trained_policy_to_its_evaluation(task, tmp_pat
     assert "score 0.000" in capsys.readouterr().out
     assert Checkpoint.load("out").spec.control_hz == 20
     short = "capture=eager latency_plans=1 paced_ticks=0 videos=0 task.max_steps=9 workers=1 seeds=1"
-    samplers = "samplers=[ddim,realtime] reference=ddim"
+    samplers = "samplers=[ddim,rti] reference=ddim"
     arguments = f"task={task} checkpoint=out out=report {samplers} {short}"
     assert main(["evaluate", *arguments.split()]) == 0
     assert (tmp_path / "report" / "report.json").exists()

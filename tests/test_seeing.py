@@ -17,6 +17,7 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
+from paradiffpolicy.seeing import rerun_view
 
 from paradiffpolicy.cli.building import observation_fields
 from paradiffpolicy.cli.main import compose, main
@@ -24,19 +25,18 @@ from paradiffpolicy.cli.run import ROBOTS, env_robot, noted_signals
 from paradiffpolicy.clock import VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.planning.planner import DelayedPlanner, PlanMaker
 from paradiffpolicy.control.record import Record
 from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.planning.planner import DelayedPlanner, PlanMaker
 from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.robots.watched import WatchedEnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
-from paradiffpolicy.seeing import rerun_view
 from paradiffpolicy.telemetry.recorder import DatasetRecorder, VideoRecorder, write_video
 from paradiffpolicy.telemetry.rerun_view import RerunView, to_file, to_url
 from paradiffpolicy.telemetry.summary import summary, summary_table, write_run
 from paradiffpolicy.telemetry.timeline import latencies, timeline
-from paradiffpolicy.robots.watched import WatchedEnvRobot
 
 from .conftest import ROOT, TINY, tiny_checkpoint
 
@@ -316,7 +316,11 @@ def test_the_view_shows_the_run(tmp_path):
     np.testing.assert_allclose(fan, acting[0].plan.actions[1:], rtol=1e-6)
     assert shown["/timing/lateness"]["Scalars:scalars"] == [[2.0]] * 3
     np.testing.assert_allclose(np.ravel(shown["/timing/latency"]["Scalars:scalars"]), 150.0)
-    assert np.ravel(shown["/state/holding"]["Scalars:scalars"]).sum() == record.ticks["holding"].sum() == 2
+    assert (
+        np.ravel(shown["/state/holding"]["Scalars:scalars"]).sum()
+        == record.ticks["fallback_active"].sum()
+        == 2
+    )
     ages = np.array(shown["/timing/ticks"]["Scalars:scalars"])[:, 2]
     np.testing.assert_allclose(ages, [1e3 * t.plan_age for t in ticks])
     assert shown["/faults"]["tick"] == [12]
@@ -382,10 +386,10 @@ def test_the_timeline_has_every_step_that_acted_and_every_one_that_came_too_late
     record = bench_run(40, planner=delayed(0.15), script={20: np.full(20, np.nan)})
     texts, filled, hollow, legend = drawn(timeline(record, (0.0, 4.0)))
     ticks, plans = record.ticks, record.plans
-    assert filled == (~ticks["holding"]).sum() == 38
-    assert hollow == plans["lateness"].sum() == 2 * len(plans)
+    assert filled == (~ticks["fallback_active"]).sum() == 38
+    assert hollow == plans["delay"].sum() == 2 * len(plans)
     indices = [text for text in texts if text.isdigit()]
-    assert sorted(map(int, indices)) == sorted(ticks["plan_index"][~ticks["holding"]])
+    assert sorted(map(int, indices)) == sorted(ticks["plan_index"][~ticks["fallback_active"]])
     assert sum("150 ms" in text for text in texts) == len(plans)
     assert "observation refused" in legend and "plan late" not in legend
 
@@ -395,9 +399,9 @@ def test_the_timeline_shows_a_step_once_however_many_ticks_it_lasts():
     _, filled, hollow, _ = drawn(timeline(record, ticks_per_step=5))
     # From tick 8 on the first plan acts: the end of step 1 after its own, 2 to 9, and the end of 10.
     ticks, plans = record.ticks, record.plans
-    pairs = {(tick["plan"], tick["plan_index"]) for tick in ticks if not tick["holding"]}
+    pairs = {(tick["plan"], tick["plan_index"]) for tick in ticks if not tick["fallback_active"]}
     assert filled == len(pairs)
-    assert hollow == (plans["lateness"] // 5).sum() == len(plans)
+    assert hollow == (plans["delay"] // 5).sum() == len(plans)
 
 
 def test_faults_that_come_together_stand_below_each_other():
@@ -443,7 +447,7 @@ def test_the_summary_counts_what_happened(tmp_path):
     assert (values["ticks"], values["missed"], values["plans"]) == (39, 1, len(record.plans))
     assert values["faults"] == {"observation_refused": 1}
     assert values["plan_latency_ms"] == pytest.approx({"p50": 150, "p99": 150})
-    assert values["lateness_mean"] == 2 and values["holding_share"] == pytest.approx(2 / 39)
+    assert values["delay_mean"] == 2 and values["holding_share"] == pytest.approx(2 / 39)
     paths = write_run(tmp_path / "out", record, values, "a run")
     assert {path.name for path in paths} == {path.name for path in (tmp_path / "out").iterdir()}
     assert json.loads(paths[0].read_text()) == values
@@ -474,19 +478,19 @@ def test_run_drives_and_keeps_everything(capsys, checkpoint, tmp_path):
         [
             *("run", checkpoint, "planner=inline", "seconds=1", "capture=eager", f"out={out}"),
             *(f"record={tmp_path / 'runs.zarr'}", f"video={tmp_path / 'run.mp4'}", "picture_size=64"),
-            *(f"view={tmp_path / 'run.rrd'}", "joining.name=ensemble", "+joining.decay=0.1"),
+            *(f"view={tmp_path / 'run.rrd'}", "blending.name=ensemble", "+blending.decay=0.1"),
         ]
     )
     printed, err = capsys.readouterr()
     assert code == 0, err
     report = json.loads((out / "report.json").read_text())
     assert report["ticks"] + report["missed"] == 10 and report["plans"] >= 1 and "score" in report
-    assert report["joining"] == {"name": "ensemble", "decay": 0.1}
+    assert report["blending"] == {"name": "temporal_ensemble", "decay": 0.1}
     names = ["report.json", "record.npz", "timeline.png", "latencies.png"]
     for path in [*(out / name for name in names), *map(tmp_path.joinpath, ("run.mp4", "run.rrd"))]:
         assert path.stat().st_size > 500 and str(path) in printed.replace("\n", "")
     assert ReplayBuffer.open(tmp_path / "runs.zarr").n_steps == 10
-    for words in ("deadline error, ms, p50 / p99 / p99.9", "holding", "score"):
+    for words in ("deadline error, ms, p50 / p99 / p99.9", "fallback_active", "score"):
         assert words in printed
     assert rrd_columns(tmp_path / "run.rrd")["/scene/picture"]["tick"]
 
@@ -496,7 +500,7 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
         [
             *("run", checkpoint, "planner=thread", "seconds=0.6", "rate_hz=50", "capture=eager"),
             *(f"out={tmp_path / 'out'}", f"record={tmp_path / 'runs.zarr'}", "timeline=[0.1,0.4]"),
-            *("joining.name=commit", "replan_every=2", "scheduling.freeze_gc=false"),
+            *("blending.name=commit", "replan_every=2", "scheduling.freeze_gc=false"),
         ]
     )
     assert code == 0, capsys.readouterr().err
@@ -509,11 +513,11 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
     ("overrides", "message"),
     [
         (["planner=procces"], "unknown planner 'procces'; did you mean 'process'?"),
-        (["joining.name=swich"], "unknown joining 'swich'; did you mean 'switch'?"),
-        (["+joining.decay=1"], "joining 'switch' has no option 'decay'"),
+        (["blending.name=swich"], "unknown blending 'swich'; did you mean 'switch'?"),
+        (["+blending.decay=1"], "blending 'switch' has no option 'decay'"),
         (
-            ["joining.name=commit", "+joining.overlap=-1"],
-            "joining.overlap=-1 must be a number",
+            ["blending.name=commit", "+blending.overlap=-1"],
+            "blending.overlap=-1 must be a number",
         ),
         (["robot=panda"], "unknown robot 'panda'; known: env"),
         (["rate_hz=15"], "rate_hz=15 must be a multiple of the policy's 10.0 Hz"),
@@ -522,7 +526,7 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
         (["seconds=0"], "seconds=0 must be a number above 0"),
         (["seed=-1"], "seed=-1 must be a whole number"),
         (["replan_every=2.5"], "replan_every=2.5 must be a whole number"),
-        (["sampler_name=realtim"], "did you mean 'realtime'"),
+        (["sampler_name=rt"], "did you mean 'rti'"),
         (["view=browser"], "view=browser must be rerun, a path that ends in .rrd"),
         (["video=run.avi"], "video=run.avi must end in .mp4"),
         (["timeline=[3,1]"], "timeline=[3, 1] must be [from, to]"),
@@ -602,7 +606,7 @@ def test_a_run_that_is_terminated_writes_what_there_is(checkpoint, tmp_path):
     assert not any(map(running, planners))
     report = json.loads((out / "report.json").read_text())
     n_ticks = report["ticks"] + report["missed"]
-    assert 5 <= n_ticks < 600 and "holding" in printed
+    assert 5 <= n_ticks < 600 and "fallback_active" in printed
     record = np.load(out / "record.npz")
     assert len(record["ticks"]) == report["ticks"] and (out / "timeline.png").exists()
     held = int(record["ticks"]["index"][np.isfinite(record["ticks"]["action"]).all(axis=1)][0])

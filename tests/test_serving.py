@@ -32,16 +32,16 @@ from hypothesis.extra import numpy as hnp
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from paradiffpolicy.benchmarks.latency import resident
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
-from paradiffpolicy.history import History
-from paradiffpolicy.planning.blending import Commit, Switch
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.benchmarks.latency import resident
+from paradiffpolicy.history import History
+from paradiffpolicy.planning.blending import Latest, RealTimeChunking
 from paradiffpolicy.policy import InvalidObservationError, InvalidPlanError, Policy, spec_sampler
+from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.serving.batching import Batcher, planned_together
 from paradiffpolicy.serving.messages import MAX_ITEMS, MessageError, pack, unpack
 from paradiffpolicy.serving.protocol import (
@@ -59,7 +59,7 @@ from paradiffpolicy.types import Committed, Plan
 
 from .conftest import ROOT, TINY, tiny_checkpoint
 
-QUICK = {"solver": "ddim", "n_steps": 4, "driver": "realtime", "rounds": 1}
+QUICK = {"solver": "ddim", "n_steps": 4, "driver": "rti", "iterations": 1}
 
 
 def tiny_policy(cls=Policy, **sampler):
@@ -136,10 +136,10 @@ def ask(connection, **request):
 
 
 def equal(one: Plan, other: Plan) -> None:
-    for name in ("sample", "x0_hats", "rounds", "evaluations"):
-        assert torch.equal(getattr(one.walk, name), getattr(other.walk, name)), name
+    for name in ("sample", "x0_hats", "iterations", "nfe"):
+        assert torch.equal(getattr(one.solution, name), getattr(other.solution, name)), name
     for name in ("x_T", "z", "u"):
-        assert torch.equal(getattr(one.walk.noise, name), getattr(other.walk.noise, name)), name
+        assert torch.equal(getattr(one.solution.noise, name), getattr(other.solution.noise, name)), name
     assert torch.equal(one.actions, other.actions) and one.executed == other.executed
 
 
@@ -298,12 +298,12 @@ def test_what_is_no_message_is_not_packed(value):
 @pytest.mark.parametrize(
     "sampler",
     [
-        {"solver": "ddim", "n_steps": 6, "driver": "realtime", "rounds": 2},
-        {"solver": "ddpm", "n_steps": 6, "driver": "realtime", "rounds": 2},
+        {"solver": "ddim", "n_steps": 6, "driver": "rti", "iterations": 2},
+        {"solver": "ddpm", "n_steps": 6, "driver": "rti", "iterations": 2},
         {"solver": "ddpm", "n_steps": 12},
         {"solver": "ddpm", "n_steps": 12, "driver": "picard", "window": 5},
         {"solver": "ddpm", "n_steps": 12, "driver": "speculative"},
-        {"solver": "ddim", "n_steps": 5, "driver": "picard", "window": 5, "begin": "guessed"},
+        {"solver": "ddim", "n_steps": 5, "driver": "picard", "window": 5, "start": "warm"},
         {"solver": "ddim", "n_steps": 4, "driver": "rk45", "rtol": 0.05, "atol": 0.05},
     ],
     ids=lambda s: "-".join(map(str, s.values())),
@@ -326,15 +326,15 @@ def test_a_remote_plan_is_the_local_one_bit_for_bit(sampler):
 def test_a_control_loop_cannot_tell():
     policy = tiny_policy()
 
-    def actions(planned, joining):
+    def actions(planned, blending):
         clock, (generator,) = VirtualClock(), seeded(5)
         robot = EnvRobot(gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints"), 3, clock)
-        controller = Controller(planned, 10, generator=generator, clock=clock, joining=joining)
+        controller = Controller(planned, 10, generator=generator, clock=clock, blending=blending)
         return ControlLoop(controller, robot).run(20).ticks["action"].tolist()
 
     with running(policy) as uri, RemotePolicy(uri) as remote:
-        for joining in (Switch, Commit):
-            assert actions(remote, joining) == actions(policy, joining)
+        for blending in (Latest, RealTimeChunking):
+            assert actions(remote, blending) == actions(policy, blending)
 
 
 def test_requests_that_commit_are_planned_together_and_apart_from_others():
@@ -386,7 +386,7 @@ def test_a_plan_of_another_policy_is_refused():
         ({**sent, "x0_hats": sent["x0_hats"][1:]}, r"previous.x0_hats must be float32 \(4, 1, 16, 2\)"),
         ({**sent, "x_T": sent["x_T"].double()}, "previous.x_T must be float32"),
         ({**sent, "sample": sent["sample"] * float("nan")}, "previous.sample has NaN"),
-        ({**sent, "rounds": [1]}, "previous.rounds must be int64"),
+        ({**sent, "iterations": [1]}, "previous.rounds must be int64"),
         ({**sent, "z": sent["x0_hats"]}, "previous has no place for 'z'"),
         ({k: v for k, v in sent.items() if k != "actions"}, "previous lacks 'actions'"),
         ([], "previous must be a map"),
@@ -401,7 +401,7 @@ def test_a_plan_of_another_policy_is_refused():
             assert answer["error"] == "message" and "state" in answer["message"]
         answer = ask(connection, plan={"window": windows(1), "generater": [state], "generator": [state]})
         assert "no place for 'generater'; did you mean 'generator'?" in answer["message"]
-        assert ask(connection, **work_map(windows(1), sent, [state]))["plan"]["rounds"].tolist() == [1]
+        assert ask(connection, **work_map(windows(1), sent, [state]))["plan"]["iterations"].tolist() == [1]
 
 
 # ---------------------------------------------------------------------------------------- sessions
@@ -442,7 +442,7 @@ def test_the_published_clients_conversation():
         assert connection.recv().startswith("the request has no place for 'prompt'")
         connection.send(msgpack.packb({"observation": packed}))
         again = msgpack.unpackb(connection.recv())
-        assert again["server_timing"]["prev_total_ms"] > 0 and again["rounds"] == 1
+        assert again["server_timing"]["prev_total_ms"] > 0 and again["iterations"] == 1
 
 
 def test_a_session_keeps_history_plan_and_noise():
@@ -457,7 +457,7 @@ def test_a_session_keeps_history_plan_and_noise():
             answer = ask(connection, observation=observation, executed_steps=1, **seed)
             np.testing.assert_array_equal(answer["actions"], plan.executed_actions[0])
             np.testing.assert_array_equal(answer["plan"], plan.actions[0])
-            assert answer["rounds"] == (4 if k == 0 else 1)
+            assert answer["iterations"] == (4 if k == 0 else 1)
         # A whole window replaces the history, a list is as good as an array, a reset forgets.
         plan = policy.plan(windows(1, 9), plan, generator=generator)
         answer = ask(connection, observation=windows(1, 9)[0].tolist())
@@ -465,7 +465,7 @@ def test_a_session_keeps_history_plan_and_noise():
         plan = policy.plan(windows(1, 9)[:, [1, 1]], None, generator=generator)
         answer = ask(connection, observation=windows(1, 9)[0, 1], reset=True)
         np.testing.assert_array_equal(answer["plan"], plan.actions[0])
-        assert answer["rounds"] == 4
+        assert answer["iterations"] == 4
 
 
 def test_sessions_have_noise_of_their_own_and_the_same_in_every_run():
@@ -489,8 +489,8 @@ def test_a_bad_observation_makes_a_session_begin_anew():
     ]
     with running(tiny_policy()) as uri, client(uri) as connection:
         for request, message in cases:
-            assert ask(connection, observation=windows(1)[0])["rounds"] == 4
-            assert ask(connection, observation=windows(1)[0, 0])["rounds"] == 1
+            assert ask(connection, observation=windows(1)[0])["iterations"] == 4
+            assert ask(connection, observation=windows(1)[0, 0])["iterations"] == 1
             answer = ask(connection, **request)
             assert isinstance(answer, str) and re.search(message, answer), answer
             assert "\n" not in answer
@@ -527,12 +527,12 @@ def test_a_session_forgets_what_failed_by_the_servers_fault():
 def test_bad_requests_change_nothing(request_, message):
     with running(tiny_policy()) as uri, client(uri) as connection:
         observation = windows(1)[0]
-        assert ask(connection, observation=observation)["rounds"] == 4
+        assert ask(connection, observation=observation)["iterations"] == 4
         if request_.get("observation") == 0:
             request_ = {**request_, "observation": observation}
         answer = ask(connection, **request_)
         assert message in (answer if isinstance(answer, str) else answer["message"])
-        assert ask(connection, observation=observation)["rounds"] == 1
+        assert ask(connection, observation=observation)["iterations"] == 1
 
 
 # ---------------------------------------------------------------------------------------- batching
@@ -583,16 +583,16 @@ def planned(policy: Policy, asked: list[Work], max_batch: int = 8, max_queue: in
 
 @pytest.mark.parametrize("previous", [False, True])
 def test_together_is_as_one_by_one(previous):
-    policy = tiny_policy(solver="ddpm", n_steps=5, driver="realtime", rounds=2)
+    policy = tiny_policy(solver="ddpm", n_steps=5, driver="rti", iterations=2)
     asked = works(policy, [1, 2, 1, 3], previous)
     results, sizes = planned(policy, asked)
     assert sizes == [7]
     for work, result in zip(asked, results, strict=True):
         generators = [generator_at(state) for state in work.generators]
         alone = policy.plan(work.window, work.previous, generator=generators)
-        torch.testing.assert_close(result.plan.walk.sample, alone.walk.sample, atol=1e-5, rtol=0)
-        torch.testing.assert_close(result.plan.walk.x0_hats, alone.walk.x0_hats, atol=1e-5, rtol=0)
-        assert torch.equal(result.plan.walk.noise.z, alone.walk.noise.z)
+        torch.testing.assert_close(result.plan.solution.sample, alone.solution.sample, atol=1e-5, rtol=0)
+        torch.testing.assert_close(result.plan.solution.x0_hats, alone.solution.x0_hats, atol=1e-5, rtol=0)
+        assert torch.equal(result.plan.solution.noise.z, alone.solution.noise.z)
         assert result.states == tuple(map(state_of, generators))
 
 
@@ -656,7 +656,7 @@ def test_a_full_queue_answers_busy_at_once():
         assert all(result.startswith("busy: max_queue=1 requests wait already") for result in results)
         policy.gate.set()
         for connection in (one, other):
-            assert unpack(connection.recv(timeout=10))["rounds"] == 4
+            assert unpack(connection.recv(timeout=10))["iterations"] == 4
         assert metric(uri, 'paradiffpolicy_errors_total{kind="busy"}') > 2
     asked = works(tiny_policy(), [1] * 5)
     results, _ = planned(tiny_policy(), asked, max_batch=1, max_queue=2)
@@ -744,11 +744,11 @@ def test_a_message_that_is_too_large_closes_its_connection_alone():
             with pytest.raises(ConnectionClosed) as closed:
                 connection.recv(timeout=10)
             assert closed.value.rcvd.code == 1009
-        assert ask(other, observation=windows(1)[0])["rounds"] == 4
+        assert ask(other, observation=windows(1)[0])["iterations"] == 4
         with RemotePolicy(uri) as remote:
             with pytest.raises(InputError, match="over the server's max_message=10000"):
                 remote.plan(windows(2), generator=seeded(0, 1))
-            assert remote.plan(windows(1), generator=seeded(0)).walk.rounds.tolist() == [4]
+            assert remote.plan(windows(1), generator=seeded(0)).solution.iterations.tolist() == [4]
 
 
 def test_connections_are_bounded():
@@ -761,7 +761,7 @@ def test_connections_are_bounded():
         last.close()
         until(lambda: metric(uri, "paradiffpolicy_sessions") == 1)
         with client(uri) as another:
-            assert ask(another, observation=windows(1)[0])["rounds"] == 4
+            assert ask(another, observation=windows(1)[0])["iterations"] == 4
 
 
 def raw_client(uri: str, receive_buffer: int | None = None) -> socket.socket:
@@ -798,11 +798,11 @@ def test_a_client_that_vanishes_in_the_middle_of_a_message():
             raw.close()
         raw_client(uri).close()
         until(lambda: metric(uri, "paradiffpolicy_sessions") == 1)
-        assert ask(other, observation=windows(1)[0])["rounds"] == 4
+        assert ask(other, observation=windows(1)[0])["iterations"] == 4
 
 
 def test_a_client_that_never_reads_is_cut_off():
-    policy = tiny_policy(Canned, solver="ddpm", n_steps=100, driver="realtime", rounds=1)
+    policy = tiny_policy(Canned, solver="ddpm", n_steps=100, driver="rti", iterations=1)
     state = state_of(seeded(0)[0])
     message = frame(pack(work_map(windows(16), None, [state] * 16)))  # its answer has half a megabyte
     with running(policy, max_batch=16, send_timeout=0.3) as uri, client(uri) as other:
@@ -877,7 +877,7 @@ def test_text_is_answered_with_what_to_send():
     with running(tiny_policy()) as uri, client(uri) as connection:
         connection.send("hello")
         assert connection.recv() == "the message is text: send a packed map as a binary message"
-        assert ask(connection, observation=windows(1)[0])["rounds"] == 4
+        assert ask(connection, observation=windows(1)[0])["iterations"] == 4
 
 
 # ----------------------------------------------------------------------------------- coming and going
@@ -914,7 +914,7 @@ def test_stopping_answers_what_was_asked():
             connect(uri, proxy=None)
         policy.gate.set()
         for connection in asking:
-            assert unpack(connection.recv(timeout=10))["rounds"] == 4
+            assert unpack(connection.recv(timeout=10))["iterations"] == 4
             with pytest.raises(ConnectionClosed) as closed:
                 connection.recv(timeout=10)
             assert closed.value.rcvd.code == 1001
@@ -1046,7 +1046,7 @@ def test_sigterm_in_the_middle_of_requests(tmp_path):
             until(lambda: asked in get(uri, "/metrics", Authorization="Api-Key secret"))
             process.send_signal(signal.SIGTERM)
             for connection in (one, other):
-                assert unpack(connection.recv(timeout=30))["rounds"] == 100
+                assert unpack(connection.recv(timeout=30))["iterations"] == 100
                 with pytest.raises(ConnectionClosed) as closed:
                     connection.recv(timeout=30)
                 assert closed.value.rcvd.code == 1001

@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from paradiffpolicy.cli.main import main
-from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.diffusion.analytic import mixture_denoiser, noise_for
+from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.policy import Policy, spec_sampler
+from paradiffpolicy.sampling.driver import Evaluate, evaluate_active
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.sampling.sharded import Sharded, join_from_environment
-from paradiffpolicy.sampling.driver import Evaluate, evaluate_active
 
 from .conftest import ROOT, TINY, tiny_checkpoint
 
@@ -34,7 +34,7 @@ CASES = [
     {"driver": "picard_published", "window": 10},
     {"driver": "anderson", "window": 7, "tolerance": 0.01},
     {"driver": "speculative", "window": 10},
-    {"driver": "realtime", "rounds": 3},
+    {"driver": "rti", "iterations": 3},
 ]
 
 
@@ -45,8 +45,8 @@ def samples_of_the_mixture(evaluate: str) -> list[torch.Tensor]:
         sampler = make_sampler(SCHEDULE, n_steps=30, **case, evaluate=evaluate)
         noise = noise_for(30, 2, dtype=torch.float32)
         start = torch.zeros_like(noise.z) if case["driver"] == "realtime" else None
-        walk = sampler.driver(mixture_denoiser(SCHEDULE), sampler.tableau, noise, start)
-        found += [walk.sample, walk.x0_hats, walk.rounds, walk.evaluations]
+        solution = sampler.driver(mixture_denoiser(SCHEDULE), sampler.tableau, noise, start)
+        found += [solution.sample, solution.x0_hats, solution.iterations, solution.nfe]
     return found
 
 
@@ -60,7 +60,7 @@ def plans_of_a_network(evaluate: Evaluate | str) -> list[torch.Tensor]:
         generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
         plan = policy.plan(np.full((2, 2, 20), 200.0), generator=generators)
         again = policy.plan(np.full((2, 2, 20), 210.0), plan, generator=generators)
-        found += [plan.actions, again.actions, again.walk.rounds]
+        found += [plan.actions, again.actions, again.solution.iterations]
     return found
 
 

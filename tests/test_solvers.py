@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from paradiffpolicy.diffusion.analytic import gaussian_denoiser, mixture_denoiser, noise_for
 from paradiffpolicy.diffusion.denoiser import Clip, Denoiser, unbounded
 from paradiffpolicy.diffusion.schedule import CLEAN, SCHEDULES, DiscreteSchedule, NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.diffusion.analytic import gaussian_denoiser, mixture_denoiser, noise_for
 from paradiffpolicy.sampling.reference import RK45
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
@@ -383,8 +383,8 @@ def test_rk45_is_the_flow_of_a_gaussian():
     s, t = VP.at(FROM), VP.at(TO)
     spread = [math.hypot(point.alpha * std, point.sigma) for point in (s, t)]
     exact = t.alpha * mean + (noise.x_T - s.alpha * mean) * spread[1] / spread[0]
-    walk = RK45(VP, 1e-10, 1e-10)(gaussian_denoiser(VP, mean, std), tableau, noise)
-    torch.testing.assert_close(walk.sample, exact, atol=1e-8, rtol=0)
+    solution = RK45(VP, 1e-10, 1e-10)(gaussian_denoiser(VP, mean, std), tableau, noise)
+    torch.testing.assert_close(solution.sample, exact, atol=1e-8, rtol=0)
 
 
 def test_rk45_through_make_sampler_agrees_with_many_small_steps():
@@ -393,8 +393,8 @@ def test_rk45_through_make_sampler_agrees_with_many_small_steps():
     fine = solver_tableau(VP, "dpm_solver_pp_2m", 1000, "uniform_lambda")
     reference = Sequential()(denoise, fine, type(noise)(noise.x_T, torch.zeros(1000, 2, 4, 2), noise.u))
     sampler = make_sampler(VP, solver="ddim", n_steps=10, spacing="uniform_lambda", driver="rk45")
-    walk = sampler.driver(denoise, sampler.tableau, noise)
-    torch.testing.assert_close(walk.sample, reference.sample, atol=1e-4, rtol=0)
+    solution = sampler.driver(denoise, sampler.tableau, noise)
+    torch.testing.assert_close(solution.sample, reference.sample, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

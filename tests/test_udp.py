@@ -20,6 +20,9 @@ from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.record import Fault
+from paradiffpolicy.envs.pusht import PushTEnv
+from paradiffpolicy.errors import InputError
+from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.robots.udp import (
     MAX_NUMBERS,
@@ -30,13 +33,10 @@ from paradiffpolicy.robots.udp import (
     UdpRobot,
     unpack,
 )
-from paradiffpolicy.control.udp_arm import SimulatedArm
-from paradiffpolicy.envs.pusht import PushTEnv
-from paradiffpolicy.errors import InputError
-from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
 
 from .conftest import SHIPPED, TINY, tiny_checkpoint
+from .udp_arm import SimulatedArm
 
 
 class Cart(gymnasium.Env):
@@ -390,7 +390,7 @@ def test_commands_move_it_from_the_period_in_which_they_arrive(cart, driver, clo
         arm.pump()
         places.append(arm.robot.observe()[0])
     assert places == [0, 0, 0.25, 0.5, 0.75, 1.0]
-    assert arm.commands == 1 and not arm.holding
+    assert arm.commands == 1 and not arm.fallback_active
 
 
 @pytest.mark.parametrize("late", [1, 3, 7])
@@ -432,7 +432,7 @@ def test_a_command_beyond_the_limits_is_refused(value, cart, clock, opened):
     client.send(client.packet(Kind.HELLO, 0.0))
     client.send(client.packet(Kind.COMMAND, 0.0, np.array([value])))
     arm.pump()
-    assert arm.commands == 0 and arm.holding and arm.traffic.refused == 1
+    assert arm.commands == 0 and arm.fallback_active and arm.traffic.refused == 1
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -472,7 +472,7 @@ def test_hello_again_stops_nothing(cart, clock, opened):
     list(client.receive())
     client.send(client.packet(Kind.HELLO, 0.0))
     arm.pump()
-    assert not arm.holding and list(client.receive()) == []
+    assert not arm.fallback_active and list(client.receive()) == []
 
 
 def test_what_is_no_command_for_this_arm_is_refused(cart, opened):
@@ -497,11 +497,11 @@ def test_the_last_who_said_hello_is_obeyed(cart, driver, clock):
     arm.pump()
     first.apply(np.array([1.0]))
     arm.pump()
-    assert not arm.holding
+    assert not arm.fallback_active
     clock.sleep_until(0.01)
     second = driver(arm)
     arm.pump()
-    assert arm.holding and arm.traffic.restarts == 1
+    assert arm.fallback_active and arm.traffic.restarts == 1
     assert second.observe() is not None
     first.apply(np.array([1.0]))
     # Who was replaced says hello again in vain: two drivers don't take the arm from each other in turns.
@@ -523,13 +523,13 @@ def test_the_watchdog_holds_until_the_next_command(cart, driver, clock):
         pass_time(clock, arm, clock.now() + 0.09)
     assert arm.holds == 0 and arm.robot.observe()[0] == 90
     pass_time(clock, arm, clock.now() + 1)
-    assert arm.holds == 1 and arm.holding and arm.robot.observe()[0] == 91
+    assert arm.holds == 1 and arm.fallback_active and arm.robot.observe()[0] == 91
     robot.apply(np.array([1.0]))
     pass_time(clock, arm, clock.now() + 0.05)
-    assert not arm.holding and arm.robot.observe()[0] == 96
+    assert not arm.fallback_active and arm.robot.observe()[0] == 96
     robot.stop()
     pass_time(clock, arm, clock.now() + 1)
-    assert arm.stops == 1 and arm.holding and arm.holds == 1 and arm.robot.observe()[0] == 96
+    assert arm.stops == 1 and arm.fallback_active and arm.holds == 1 and arm.robot.observe()[0] == 96
 
 
 @pytest.mark.parametrize(("delay", "jitter", "loss"), [(0.0, 0.0, 0.0), (0.02, 0.0, 0.1), (0.003, 0.05, 0.3)])
@@ -707,7 +707,7 @@ def test_over_a_good_network_it_is_the_environment_itself(pusht, clock):
     direct = EnvRobot(PushTEnv("keypoints"), 5, clock)
     record = ControlLoop(controller(tiny_policy(), clock), direct).run(40)
     np.testing.assert_array_equal(over.ticks["action"], record.ticks["action"])
-    assert over.faults() == record.faults() == {} and not over.ticks["holding"].any()
+    assert over.faults() == record.faults() == {} and not over.ticks["fallback_active"].any()
     assert score == (direct.score, direct.n_steps) and score[1] == 39
     assert robot.robot.traffic.lost == 0 and robot.arm.traffic.lost == 0
 
@@ -725,7 +725,7 @@ def test_a_network_that_loses_a_third_costs_observations_and_no_ticks(pusht, clo
 
 
 def test_the_shipped_policy_pushes_the_t_over_a_network_that_loses_a_third(pusht, clock):
-    policy = Policy.load(SHIPPED, solver="ddim", n_steps=10, spacing="trailing", driver="realtime", rounds=2)
+    policy = Policy.load(SHIPPED, solver="ddim", n_steps=10, spacing="trailing", driver="rti", iterations=2)
     robot = pusht(seed=1, loss=0.3, delay=0.01, jitter=0.02)
     record = ControlLoop(controller(policy, clock), robot).run(250, until=lambda: robot.arm.robot.finished)
     assert robot.arm.robot.score > 0.5
@@ -745,13 +745,13 @@ def test_two_seconds_of_silence_are_held_through_by_both_sides(pusht, clock):
     stale = ticks["faults"] & Fault.OBSERVATION_STALE != 0
     # The last observation before the silence is tick 30's; none comes for 20 ticks.
     assert stale.nonzero()[0].tolist() == list(range(36, 51))
-    assert (ticks["holding"] == stale).all()
+    assert (ticks["fallback_active"] == stale).all()
     held = ticks["action"][36:51]
     assert (held == held[0]).all()
     assert robot.arm.holds == 1
     # The arm held where it was, and not where it had been sent.
     np.testing.assert_allclose(places[40][:2], places[50][:2], atol=1.0)
-    assert not ticks["holding"][51:].any()
+    assert not ticks["fallback_active"][51:].any()
     assert robot.robot.traffic.restarts == 0
 
 
@@ -759,10 +759,10 @@ def test_without_a_controller_the_arm_holds_by_itself(pusht, clock):
     robot = pusht(watchdog=0.3)
     robot.robot._stops = 0  # the controller is gone, and so couldn't say that it stops
     ControlLoop(controller(tiny_policy(), clock), robot).run(20)
-    assert not robot.arm.holding and robot.arm.stops == 0
+    assert not robot.arm.fallback_active and robot.arm.stops == 0
     clock.advance(1.0)
     robot.arm.pump()
-    assert robot.arm.holding and robot.arm.holds == 1
+    assert robot.arm.fallback_active and robot.arm.holds == 1
     rest = robot.arm.robot.env.state
     clock.advance(1.0)
     robot.arm.pump()

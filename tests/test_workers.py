@@ -55,7 +55,7 @@ def pids(episodes):
 @pytest.mark.parametrize(("count", "seeds"), [(1, SEEDS), (2, SEEDS), (3, SEEDS[:2])])
 def test_processes_give_what_this_one_gives(count, seeds):
     """Uneven parts, one process, more processes than episodes."""
-    policy = tiny_policy(solver="ddim", n_steps=4, driver="realtime", rounds=1)
+    policy = tiny_policy(solver="ddim", n_steps=4, driver="rti", iterations=1)
     here = rollout(policy, ToyEnv, seeds, **RECORDED)
     steps = []
     with processes(count) as workers:

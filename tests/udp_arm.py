@@ -26,10 +26,19 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ..errors import InputError, require_positive
-from ..clock import Clock, VirtualClock
-from ..robots.robot import EnvRobot
-from ..robots.udp import Address, Kind, Link, Packet, PacketError, require_form, require_room, unpack
+from paradiffpolicy.clock import Clock, VirtualClock
+from paradiffpolicy.errors import InputError, require_positive
+from paradiffpolicy.robots.robot import EnvRobot
+from paradiffpolicy.robots.udp import (
+    Address,
+    Kind,
+    Link,
+    Packet,
+    PacketError,
+    require_form,
+    require_room,
+    unpack,
+)
 
 Event = tuple[float, int, Callable[[], None]]
 """When, which goes first of those at the same moment, and what."""
@@ -111,7 +120,7 @@ class SimulatedArm:
         self.address, self.traffic = self._link.address, self._link.traffic
         self.delay, self.jitter, self.loss = delay, jitter, loss
         self.dropped = self.commands = self.stops = self.holds = 0
-        self.holding = True
+        self.fallback_active = True
         self._client: Address | None = None
         self._begun, self._periods = clock.now(), 0
         self._watchdog, self._trusted_until = watchdog, math.inf
@@ -174,7 +183,7 @@ class SimulatedArm:
         self._stop()
 
     def _stop(self) -> None:
-        self._trusted_until, self.holding = math.inf, True
+        self._trusted_until, self.fallback_active = math.inf, True
         self.robot.stop()
 
     # ---------------------------------------------------------------------------------- what comes in
@@ -198,12 +207,12 @@ class SimulatedArm:
             self._stop()
         else:
             self.commands += 1
-            self._trusted_until, self.holding = self._world.now() + self._watchdog, False
+            self._trusted_until, self.fallback_active = self._world.now() + self._watchdog, False
             self.robot.apply(packet.numbers)
 
     def _welcome(self) -> None:
         """Who is new needn't wait for the next period, and doesn't find the last one's command at work."""
-        if not self.holding:
+        if not self.fallback_active:
             self._stop()
         self._send_observation()
 

@@ -97,7 +97,7 @@ def paradigms(
     z = z * variance.sqrt().view(-1, 1, 1, 1)
     unit = torch.cat((variance[1:], variance.new_full((1,), torch.inf)))  # the sample itself always passes
     x = x_T.expand(n + 1, *x_T.shape).clone()
-    begin, rounds = 0, 0
+    begin, iterations = 0, 0
     while begin < n:
         end = min(begin + window, n)
         t, old = timesteps[begin:end], x[begin:end]
@@ -109,8 +109,8 @@ def paradigms(
         x[end + 1 :] = new[-1]
         moved = (error > tolerance**2 * unit[begin:end]).cpu().tolist()
         begin += moved.index(True) + 1 if True in moved else end - begin
-        rounds += 1
-    return x[n], rounds
+        iterations += 1
+    return x[n], iterations
 
 
 BASELINES: dict[str, Loop] = {
@@ -126,5 +126,5 @@ def baseline_plan(
 ) -> tuple[Tensor, int]:
     """A loop from a raw observation window ``[batch, To, O]`` to raw actions, and its rounds."""
     normalized = policy.observation_normalizer.normalize(window.to(policy.device))
-    sample, rounds = loop(policy, rearrange(normalized, "b t o -> b (t o)"), generator)
-    return policy.action_normalizer.unnormalize(sample), rounds
+    sample, iterations = loop(policy, rearrange(normalized, "b t o -> b (t o)"), generator)
+    return policy.action_normalizer.unnormalize(sample), iterations

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from ..clock import Clock
 from ..control.controller import Controller
-from ..planning.blending import Joining
 from ..control.loop import ControlLoop
-from ..planning.planner import MakePlanner, Plans
 from ..control.record import Record, total_faults
 from ..control.scheduling import Scheduling, scheduled
+from ..planning.blending import Blending
+from ..planning.planner import MakePlanner, Plans
 
 
 class ReplayRobot:
@@ -68,7 +68,7 @@ def timed_runs(
     rate_hz: float,
     seconds: float,
     turns: int,
-    joining: Joining,
+    blending: Blending,
     replan_every: int,
     scheduling: Scheduling,
     on_turn: Callable[[], object] = lambda: None,
@@ -85,7 +85,7 @@ def timed_runs(
                 rate_hz,
                 generator=torch.Generator().manual_seed(turn),
                 planner=planner,
-                joining=joining,
+                blending=blending,
                 clock=clock,
                 replan_every=replan_every,
                 capacity=n_ticks,
@@ -144,7 +144,7 @@ def control_rows(records: Mapping[str, Sequence[Record]], rate_hz: float) -> lis
                 plans_per_second=len(plans) / seconds,
                 latency_p50=float(np.percentile(latency, 50)) if len(plans) else 0.0,
                 latency_p99=float(np.percentile(latency, 99)) if len(plans) else 0.0,
-                late_ticks=float(plans["lateness"].mean()) if len(plans) else 0.0,
+                late_ticks=float(plans["delay"].mean()) if len(plans) else 0.0,
                 faults=total_faults(runs),
             )
         )

@@ -32,8 +32,8 @@ from ..models.matmul_unet1d import MatmulUnet1D
 from ..models.precision import TrunkForms
 from ..models.unet1d import ConditionalUnet1D
 from ..policy import Policy
-from ..sampling.capture.backends import CaptureSettings, ladder
-from ..sampling.capture.program import Frozen, Program
+from ..sampling.capture.backends import CaptureSettings, with_fallback
+from ..sampling.capture.program import CapturedProgram, Program
 from ..sampling.driver import State
 from ..types import Plan
 from .baselines import BASELINES, Loop, baseline_plan
@@ -51,13 +51,13 @@ class _Continuing:
         self._policy = policy
         self._generator = torch.Generator().manual_seed(0)
         self._plan: Plan | None = None
-        self.rounds: list[int] = []
-        self.evaluations: list[int] = []
+        self.iterations: list[int] = []
+        self.nfe: list[int] = []
 
     def __call__(self, window: NDArray[Any]) -> None:
         self._plan = self._policy.plan(window, self._plan, generator=self._generator)
-        self.rounds.append(int(self._plan.walk.rounds[0]))  # waits for the device
-        self.evaluations.append(int(self._plan.walk.evaluations[0]))
+        self.iterations.append(int(self._plan.solution.iterations[0]))  # waits for the device
+        self.nfe.append(int(self._plan.solution.nfe[0]))
 
 
 class _Baseline:
@@ -66,13 +66,13 @@ class _Baseline:
     def __init__(self, loop: Loop, policy: Policy) -> None:
         self._loop, self._policy = loop, policy
         self._generator = torch.Generator().manual_seed(0)
-        self.rounds: list[int] = []
+        self.iterations: list[int] = []
 
     def __call__(self, window: NDArray[Any]) -> None:
         observed = torch.from_numpy(window[None]).float()
-        actions, rounds = baseline_plan(self._loop, self._policy, observed, self._generator)
+        actions, iterations = baseline_plan(self._loop, self._policy, observed, self._generator)
         actions.cpu()  # waits for the device
-        self.rounds.append(rounds)
+        self.iterations.append(iterations)
 
 
 def interleaved(
@@ -193,7 +193,7 @@ class LatencyRow:
     speedup_low: float
     speedup_high: float
     speedup_ddim: float
-    rounds: float
+    iterations: float
     floor: float
     memory: float
 
@@ -246,8 +246,8 @@ def latency_rows(
     rows = []
     for name, values in seconds.items():
         task = loops.get(name) or ours[name]
-        rounds = float(np.mean(task.rounds[WARM_UPS:]))
-        evaluations = float(np.mean(task.evaluations[WARM_UPS:])) if isinstance(task, _Continuing) else rounds
+        iterations = float(np.mean(task.iterations[WARM_UPS:]))
+        nfe = float(np.mean(task.nfe[WARM_UPS:])) if isinstance(task, _Continuing) else iterations
         low, middle, high = percentiles(np.divide(ddpm, values), 25, 50, 75)
         p50, p99 = percentiles(values, 50, 99)
         rows.append(
@@ -259,8 +259,8 @@ def latency_rows(
                 speedup_low=low,
                 speedup_high=high,
                 speedup_ddim=float(np.median(np.divide(ddim, values))),
-                rounds=rounds,
-                floor=work.floor(rates, rounds, evaluations / rounds) * 1e3,
+                iterations=iterations,
+                floor=work.floor(rates, iterations, nfe / iterations) * 1e3,
                 memory=memory[name],
             )
         )
@@ -271,7 +271,7 @@ def latency_table(rows: Sequence[LatencyRow], title: str) -> Table:
     view = Table(title=title, title_justify="left")
     view.add_column("plan")
     headings = (
-        "rounds",
+        "iterations",
         "ms p50",
         "ms p99",
         "floor ms",
@@ -283,7 +283,7 @@ def latency_table(rows: Sequence[LatencyRow], title: str) -> Table:
     for row in rows:
         view.add_row(
             row.name,
-            f"{row.rounds:.1f}",
+            f"{row.iterations:.1f}",
             f"{row.p50:.1f}",
             f"{row.p99:.1f}",
             f"{row.floor:.1f}",
@@ -311,9 +311,9 @@ class CallRow:
     floor: float
 
 
-def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> Frozen:
+def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> CapturedProgram:
     """One network call, captured: what is left of it within a plan."""
-    backend = ladder(settings.backends(policy.device))
+    backend = with_fallback(settings.backends(policy.device))
     network = policy.denoiser.network
     assert isinstance(network, ConditionalUnet1D)
     forms = TrunkForms(network, settings.precision, policy.device)
@@ -322,13 +322,13 @@ def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> Froze
     x = torch.zeros(batch, policy.spec.horizon, policy.spec.action_dim, device=policy.device)
     film = torch.zeros(batch, sum(network.film_sizes), device=policy.device)
 
-    def one_round(state: State) -> State:
+    def iterate(state: State) -> State:
         return {**state, "y": trunk(state["x"], state["film"])}
 
-    return backend.freeze(
+    return backend.capture_program(
         Program(
-            begin=lambda inputs: {**inputs, "y": torch.zeros_like(inputs["x"])},
-            round=one_round,
+            init=lambda inputs: {**inputs, "y": torch.zeros_like(inputs["x"])},
+            iterate=iterate,
             done=lambda state: state["x"].isnan().all(),
             finish=lambda inputs, state: {"y": state["y"]},
             count=1,
@@ -366,8 +366,10 @@ def call_rows(
             with torch.inference_mode():
                 network(x, t, condition).cpu()
 
-        def frozen_task(frozen: Frozen, x: torch.Tensor = x, film: torch.Tensor = film) -> Task:
-            return lambda window: frozen({"x": x, "film": film})["y"].cpu()
+        def frozen_task(
+            captured_program: CapturedProgram, x: torch.Tensor = x, film: torch.Tensor = film
+        ) -> Task:
+            return lambda window: captured_program({"x": x, "film": film})["y"].cpu()
 
         tasks: dict[str, Task] = {"eager": eager}
         for name, chosen in settings.items():

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ..clock import Clock
+from ..diffusion.analytic import mixture_denoiser, noise_for
 from ..diffusion.schedule import NoiseSchedule
 from ..policy import Policy
 from ..sampling.reference import RK45
@@ -27,7 +28,6 @@ from ..sampling.tableau import Tableau
 from ..telemetry.axes import plain_ticks
 from ..types import Noise, Plan
 from .latency import WARM_UPS, interleaved
-from ..diffusion.analytic import mixture_denoiser, noise_for
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class SolverRow:
     n_steps: int
     driver: str
     nodes: int
-    rounds: float
-    evaluations: float
+    iterations: float
+    nfe: float
     ms: float
     error: float
     flow_error: float | None
@@ -111,7 +111,7 @@ def solver_rows(
         plans = task.plans[WARM_UPS:]
         errors = []
         for window, plan in zip(windows, plans, strict=True):
-            reference = sequential_plan(task.policy, window, plan.walk.noise)
+            reference = sequential_plan(task.policy, window, plan.solution.noise)
             errors.append(float((plan.executed_actions - reference.executed_actions).abs().max()))
         key = (case.solver, case.n_steps)
         if key not in flow_errors:
@@ -121,8 +121,8 @@ def solver_rows(
                 *key,
                 case.driver,
                 nodes=case.sampler.tableau.n_nodes,
-                rounds=float(np.mean([int(plan.walk.rounds[0]) for plan in plans])),
-                evaluations=float(np.mean([int(plan.walk.evaluations[0]) for plan in plans])),
+                iterations=float(np.mean([int(plan.solution.iterations[0]) for plan in plans])),
+                nfe=float(np.mean([int(plan.solution.nfe[0]) for plan in plans])),
                 ms=float(np.median(times)) * 1e3,
                 error=float(np.median(errors)),
                 flow_error=flow_errors[key],
@@ -135,15 +135,15 @@ def solver_table(rows: Sequence[SolverRow], title: str) -> Table:
     view = Table(title=title, title_justify="left")
     for heading in ("solver", "steps", "driver"):
         view.add_column(heading, justify="right" if heading == "steps" else "left")
-    for heading in ("rounds", "evaluations", "ms p50", "error to\nsequential", "error to\nthe flow"):
+    for heading in ("iterations", "nfe", "ms p50", "error to\nsequential", "error to\nthe flow"):
         view.add_column(heading, justify="right")
     for row in rows:
         view.add_row(
             row.solver,
             str(row.n_steps),
             row.driver,
-            f"{row.rounds:.1f}",
-            f"{row.evaluations:.0f}",
+            f"{row.iterations:.1f}",
+            f"{row.nfe:.0f}",
             f"{row.ms:.0f}",
             f"{row.error:.2g}",
             "-" if row.flow_error is None else f"{row.flow_error:.1e}",
@@ -180,7 +180,7 @@ def work_precision(rows: Sequence[SolverRow], title: str) -> Figure:
         points = [r for r in rows if r.driver == driver]
         colours = [styles[r.solver]["color"] for r in points]
         right.scatter(
-            [r.nodes for r in points], [r.rounds for r in points], marker=marker, c=colours, alpha=0.8
+            [r.nodes for r in points], [r.iterations for r in points], marker=marker, c=colours, alpha=0.8
         )
         right.scatter([], [], marker=marker, color="gray", label=driver)
     longest = max(row.nodes for row in rows)

@@ -14,7 +14,7 @@ from .building import (
     capture_settings,
     load_policy,
     make_env,
-    named_joining,
+    named_blending,
     named_planner,
     plain,
     recorded_windows,
@@ -33,8 +33,8 @@ def bench_latency(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..clock import MonotonicClock
     from ..benchmarks import latency
+    from ..clock import MonotonicClock
     from ..files import write_atomically
     from ..sampling.capture.backends import CaptureSettings
 
@@ -44,7 +44,7 @@ def bench_latency(cfg: Config) -> None:
     policy = load_policy(cfg)
     # Real observations: how many rounds a tolerance takes depends on them.
     most = max(repeats_of.values(), default=1)
-    windows = recorded_windows(cfg, sampling_policy(cfg, "realtime", policy), most)
+    windows = recorded_windows(cfg, sampling_policy(cfg, "rti", policy), most)
     rates = latency.measured_rates(policy.device, clock)
     rate_line = f"{rates.bandwidth / 1e9:.1f} GB/s read, {rates.matrix / 1e9:.0f} GFLOP/s multiplied"
     content: dict[str, Any] = {"machine": machine(), "rates": vars(rates)}
@@ -83,11 +83,11 @@ def bench_latency(cfg: Config) -> None:
         }
         if n_steady := steady_of[network]:
             settings = capture_settings(cfg, capture="auto") | {"cache": None}
-            steady_policy = sampling_policy(cfg, "realtime", sized.captured(**settings))
+            steady_policy = sampling_policy(cfg, "rti", sized.captured(**settings))
             with tqdm(total=n_steady, unit="plan", desc="steady", dynamic_ncols=True) as bar:
                 steady = latency.steady_state(steady_policy, windows, n_steady, clock, bar.update)
             console.print(
-                f"realtime, captured, {steady.plans} plans in a row: first {steady.first:.0f} ms, p50 "
+                f"rti, captured, {steady.plans} plans in a row: first {steady.first:.0f} ms, p50 "
                 f"{steady.p50:.1f}, p99 {steady.p99:.1f}, p99.9 {steady.p999:.1f} ms; memory grew by "
                 f"{steady.growth:.1f} MB"
             )
@@ -122,15 +122,15 @@ def bench_control(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
+    from ..benchmarks.control import control_rows, control_table, timed_runs
     from ..clock import MonotonicClock
     from ..control.scheduling import Scheduling
-    from ..benchmarks.control import control_rows, control_table, timed_runs
     from ..files import write_atomically
 
     require_count(turns=cfg.turns)
     require_positive(seconds=cfg.seconds, rate_hz=cfg.rate_hz)
     planners = {name: named_planner(name) for name in cfg.planners}
-    scheduling, joining = Scheduling(**typed(Scheduling, cfg.scheduling)), named_joining(cfg.joining)
+    scheduling, blending = Scheduling(**typed(Scheduling, cfg.scheduling)), named_blending(cfg.blending)
     policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
     observations = np.stack([window[-1] for window in recorded_windows(cfg, policy, 30)])
     with tqdm(total=cfg.turns * len(planners), unit="run", desc="control", dynamic_ncols=True) as bar:
@@ -142,7 +142,7 @@ def bench_control(cfg: Config) -> None:
             rate_hz=cfg.rate_hz,
             seconds=cfg.seconds,
             turns=cfg.turns,
-            joining=joining,
+            blending=blending,
             replan_every=cfg.replan_every,
             scheduling=scheduling,
             on_turn=bar.update,
@@ -166,8 +166,8 @@ def bench_solvers(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..clock import MonotonicClock
     from ..benchmarks.solvers import Case, solver_rows, solver_table, work_precision
+    from ..clock import MonotonicClock
     from ..files import write_atomically
     from ..policy import spec_sampler
 
@@ -251,8 +251,8 @@ def bench_envs(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..clock import MonotonicClock
     from ..benchmarks import environments
+    from ..clock import MonotonicClock
     from ..files import write_atomically
 
     require_count(turns=cfg.turns, steps=cfg.steps)

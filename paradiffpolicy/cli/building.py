@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..planning.blending import Joining
-    from ..planning.planner import MakePlanner
     from ..data.dataset import ObservationField
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
+    from ..planning.blending import Blending
+    from ..planning.planner import MakePlanner
     from ..policy import Policy
     from ..sampling.sampler import Sampler
     from ..types import PolicySpec
@@ -183,23 +183,23 @@ def named_planner(name: str) -> MakePlanner:
     return planners[name]
 
 
-def named_joining(node: Config) -> Joining:
+def named_blending(node: Config) -> Blending:
     """Which action runs where plans overlap: a name, and its options."""
     import inspect
 
-    from ..planning.blending import JOININGS
+    from ..planning.blending import BLENDINGS
 
     options = plain(node)
     name = options.pop("name", None)
-    if name not in JOININGS:
-        raise InputError(f"unknown joining {name!r}{nearest(str(name), JOININGS)}")
-    known = [option for option in inspect.signature(JOININGS[name]).parameters if option != "grid"]
+    if name not in BLENDINGS:
+        raise InputError(f"unknown blending {name!r}{nearest(str(name), BLENDINGS)}")
+    known = [option for option in inspect.signature(BLENDINGS[name]).parameters if option != "grid"]
     for option, value in options.items():
         if option not in known:
-            raise InputError(f"joining {name!r} has no option {option!r}{nearest(option, known)}")
+            raise InputError(f"blending {name!r} has no option {option!r}{nearest(option, known)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise InputError(f"joining.{option}={value} must be a number, not below 0")
-    return functools.partial(JOININGS[name], **options)
+            raise InputError(f"blending.{option}={value} must be a number, not below 0")
+    return functools.partial(BLENDINGS[name], **options)
 
 
 def observation_fields(cfg: Config) -> list[ObservationField]:

@@ -20,7 +20,7 @@ from .building import (
     env_picture,
     env_workers,
     load_policy,
-    named_joining,
+    named_blending,
     plain,
     recorded_windows,
     resized,
@@ -60,9 +60,9 @@ def evaluate_unlimited(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
+    from ..benchmarks.latency import plan_latencies
     from ..clock import MonotonicClock
     from ..evaluation.compare import paced_run, results
-    from ..benchmarks.latency import plan_latencies
     from ..evaluation.report import table, write_report
     from ..evaluation.rollout import rollout
 
@@ -129,9 +129,9 @@ def evaluate_realtime(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
+    from ..benchmarks.latency import plan_latencies
     from ..clock import MonotonicClock
     from ..control.controller import ticks_per_step
-    from ..benchmarks.latency import plan_latencies
     from ..evaluation.realtime import realtime_rollout, wall_rollout
     from ..evaluation.realtime_report import Cell, realtime_table, write_realtime_report
 
@@ -146,8 +146,8 @@ def evaluate_realtime(cfg: Config) -> None:
     for rate in rates:
         ticks_per_step(rate, policy.spec.control_hz)
     policies = {name: case_policy(cfg, name, case, policy) for name, case in cases.items()}
-    joining = named_joining(setting.joining)
-    joinings = {name: named_joining(chosen) for name, chosen in setting.sweep.joinings.items()}
+    blending = named_blending(setting.blending)
+    blendings = {name: named_blending(chosen) for name, chosen in setting.sweep.blendings.items()}
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
     seconds = cfg.task.max_steps / cfg.task.control_hz
     folder = Path(cfg.out or f"outputs/realtime/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
@@ -159,7 +159,7 @@ def evaluate_realtime(cfg: Config) -> None:
     }
     timed = {name: timed for name, timed in policies.items() if name not in injected}
     if timed and setting.clock == "virtual":
-        windows = recorded_windows(cfg, sampling_policy(cfg, "realtime", policy), max(cfg.latency_plans, 1))
+        windows = recorded_windows(cfg, sampling_policy(cfg, "rti", policy), max(cfg.latency_plans, 1))
         with tqdm(total=len(windows), unit="turn", desc="latency", dynamic_ncols=True) as bar:
             injected |= plan_latencies(timed, windows, clock, bar.update)
     samplers = {name: sampling_policy(cfg, name, policy) for name in {c["sampler"] for c in cases.values()}}
@@ -178,29 +178,29 @@ def evaluate_realtime(cfg: Config) -> None:
     }
     references = {name: [episode.score for episode in episodes] for name, episodes in unlimited.items()}
     cells = [
-        Cell(f"{name}, unlimited", rates[0], setting.joining.name, [0.0], episodes, None, cfg.margin)
+        Cell(f"{name}, unlimited", rates[0], setting.blending.name, [0.0], episodes, None, cfg.margin)
         for name, episodes in unlimited.items()
     ]
     for name, case in cases.items():
         for rate in rates:
             label = f"{name}, {rate:g} Hz"
             if setting.clock == "wall":
-                options = {"clock": clock, "side_by_side": setting.side_by_side, "joining": joining}
+                options = {"clock": clock, "side_by_side": setting.side_by_side, "blending": blending}
                 episodes = run(label, policies[name], rate, wall_rollout, **options)
                 latencies = [float(s) for e in episodes for s in e.record.plans["latency"]]
             else:
                 latencies = injected[name]
-                options = {"latencies": latencies, "joining": joining}
+                options = {"latencies": latencies, "blending": blending}
                 episodes = run(label, samplers[case["sampler"]], rate, realtime_rollout, **options)
             reference = references[case["sampler"]]
-            cells.append(Cell(name, rate, setting.joining.name, latencies, episodes, reference, cfg.margin))
+            cells.append(Cell(name, rate, setting.blending.name, latencies, episodes, reference, cfg.margin))
     sweep = []
     swept = sampling_policy(cfg, setting.sweep.sampler, policy)
-    for name, way in joinings.items():
+    for name, way in blendings.items():
         for number in setting.sweep.latency_ms if setting.clock == "virtual" else []:
             latencies = latency_seconds("sweep", {"latency_ms": number})
             label = f"{name}, {number:g} ms"
-            episodes = run(label, swept, rates[0], realtime_rollout, latencies=latencies, joining=way)
+            episodes = run(label, swept, rates[0], realtime_rollout, latencies=latencies, blending=way)
             waited = references.get(setting.sweep.sampler)
             sweep.append(Cell(setting.sweep.sampler, rates[0], name, latencies, episodes, waited, cfg.margin))
 

@@ -242,7 +242,7 @@ def programs(policies: Mapping[str, Policy]) -> dict[str, Any]:
     """What each policy has captured: how, for how many shapes, and the megabytes that it keeps."""
     return {
         name: {
-            "how": sorted({program.rung for program in policy.programs}),
+            "how": sorted({program.method for program in policy.programs}),
             "shapes": len(policy.programs),
             "megabytes": round(sum(program.nbytes for program in policy.programs) / 2**20, 1),
         }
@@ -251,7 +251,7 @@ def programs(policies: Mapping[str, Policy]) -> dict[str, Any]:
 
 
 def in_words(captured: Mapping[str, Any]) -> str:
-    how = " or ".join(sorted({rung for entry in captured.values() for rung in entry["how"]}))
+    how = " or ".join(sorted({method for entry in captured.values() for method in entry["how"]}))
     shapes = sum(entry["shapes"] for entry in captured.values())
     megabytes = sum(entry["megabytes"] for entry in captured.values())
     return f"{how} ({shapes} programs, {megabytes:.0f} MB)" if megabytes else how or "not captured"

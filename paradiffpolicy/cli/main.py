@@ -49,8 +49,8 @@ COMMANDS = {
         "Runs samplers of one policy in closed loop on the same seeds. Reports rewards with intervals,\n"
         "network rounds, plan latency and missed deadlines; writes report.json, a picture and videos.",
         (
-            ("paradiffpolicy evaluate", "DDPM, ParaDDPM, speculative and realtime on PushT, 50 seeds"),
-            ("paradiffpolicy evaluate 'samplers=[ddim,realtime]' seeds=10", "others, quickly"),
+            ("paradiffpolicy evaluate", "DDPM, ParaDDPM, speculative and rti on PushT, 50 seeds"),
+            ("paradiffpolicy evaluate 'samplers=[ddim,rti]' seeds=10", "others, quickly"),
             ("paradiffpolicy evaluate mode=realtime", "what latency costs, in virtual time"),
         ),
     ),
@@ -61,7 +61,7 @@ COMMANDS = {
         "Ctrl-C or SIGTERM stops the robot and writes what there is.",
         (
             ("paradiffpolicy run", "PushT for 30 s, planning in a process of its own"),
-            ("paradiffpolicy run view=rerun rate_hz=50 joining.name=commit", "faster, smoother, watched"),
+            ("paradiffpolicy run view=rerun rate_hz=50 blending.name=rtc", "faster, smoother, watched"),
             (
                 "paradiffpolicy run planner=inline video=inline.mp4 record=runs.zarr",
                 "waiting for plans",

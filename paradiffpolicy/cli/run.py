@@ -16,7 +16,7 @@ from .building import (
     Config,
     env_maker_at,
     load_policy,
-    named_joining,
+    named_blending,
     named_planner,
     plain,
     sampling_policy,
@@ -38,12 +38,12 @@ def run(cfg: Config) -> None:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from ..planning.anytime import Anytime
     from ..clock import MonotonicClock
     from ..control.controller import Controller, ticks_per_step
     from ..control.loop import ControlLoop, Observer
     from ..control.scheduling import Scheduling
     from ..files import require_writable
+    from ..planning.anytime import Anytime
     from ..telemetry.recorder import DatasetRecorder, VideoRecorder
     from ..telemetry.rerun_view import RerunView
     from ..telemetry.summary import summary, summary_table, write_run
@@ -51,7 +51,7 @@ def run(cfg: Config) -> None:
     require_positive(seconds=cfg.seconds)
     require_count(picture_size=cfg.picture_size)
     require_whole(seed=cfg.seed, replan_every=0 if cfg.replan_every is None else cfg.replan_every)
-    planner, joining = named_planner(cfg.planner), named_joining(cfg.joining)
+    planner, blending = named_planner(cfg.planner), named_blending(cfg.blending)
     if cfg.robot not in ROBOTS:
         raise InputError(f"unknown robot {cfg.robot!r}{nearest(cfg.robot, ROBOTS)}")
     scheduling = Scheduling(**typed(Scheduling, cfg.scheduling))
@@ -72,14 +72,14 @@ def run(cfg: Config) -> None:
     per_picture = max(1, round(rate_hz / PICTURES_PER_SECOND))
     title = (
         f"{cfg.task.name}, {Path(cfg.checkpoint).name}, {cfg.sampler_name}, {rate_hz:g} Hz, "
-        f"planner: {cfg.planner}, {cfg.joining.name}"
+        f"planner: {cfg.planner}, {cfg.blending.name}"
     )
     controller = Controller(
         policy,
         rate_hz,
         generator=seeded(cfg.seed),
         planner=planner,
-        joining=joining,
+        blending=blending,
         clock=clock,
         replan_every=cfg.replan_every,
         capacity=n_ticks,
@@ -127,7 +127,7 @@ def run(cfg: Config) -> None:
                 "rate_hz": rate_hz,
                 "planner": cfg.planner,
                 "budget_ms": cfg.budget_ms,
-                "joining": plain(cfg.joining),
+                "blending": plain(cfg.blending),
                 "replan_every": cfg.replan_every,
                 "scheduling": plain(cfg.scheduling),
                 "seed": cfg.seed,

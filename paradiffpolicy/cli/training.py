@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..checkpoint import Checkpoint
-    from ..data.replay_buffer import Augment, ReplayBuffer
     from ..collection.demonstrations import Demonstrator
+    from ..data.replay_buffer import Augment, ReplayBuffer
 
 MANY_FAILURES = 20
 """That an expert may have, however few its successes."""
@@ -142,8 +142,8 @@ def collect_demonstrations(cfg: Config) -> None:
     """A scripted expert's successes, appended to a dataset."""
     from tqdm import tqdm
 
-    from ..data.replay_buffer import ReplayBuffer
     from ..collection.demonstrations import demonstrations
+    from ..data.replay_buffer import ReplayBuffer
 
     require_count(episodes=cfg.episodes)
     workers = worker_count(cfg.workers)

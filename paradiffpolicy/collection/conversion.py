@@ -13,9 +13,9 @@ import numpy as np
 from ..errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from ..envs.robosuite.simulation import Simulation
     from ..data.formats.demonstration import Demonstration, Source
     from ..data.formats.env_args import EnvArgs
+    from ..envs.robosuite.simulation import Simulation
 
 T = TypeVar("T")
 
@@ -230,9 +230,9 @@ class Conversion:
 
     def _poses(self, demo: Demonstration) -> Any:
         """``[N, 7 n]``."""
+        from ..data.formats.demonstration import check_poses
         from ..envs.robosuite.replay import to_poses
         from ..envs.robosuite.rotation import pose_action
-        from ..data.formats.demonstration import check_poses
 
         where = f"{self.source.name}: {demo.name}"
         if self._is_wide(demo):
@@ -272,8 +272,8 @@ class Conversion:
 
     def _observed(self, demo: Demonstration) -> dict[str, Any]:
         """Anew, from the states."""
-        from ..envs.robosuite.replay import observations_at
         from ..envs.robosuite.env import observation_keys
+        from ..envs.robosuite.replay import observations_at
 
         where = f"{self.source.name}: {demo.name}"
         model, states = self._scene(demo)

@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import InputError, require_positive
 from ..clock import Clock, MonotonicClock
+from ..errors import InputError, require_positive
 from ..history import History
-from ..planning.blending import Grid, Joining, Switch
+from ..planning.blending import Blending, Grid, Latest
 from ..planning.planner import InlinePlanner, MakePlanner, PlanRequest, Plans
 from .record import FAULTS, Fault, Record, Tick
 
@@ -41,7 +41,7 @@ Fallback = Callable[[NDArray[np.float64] | None, Fault], NDArray[np.float64] | N
 """``(the last safe action [A] or None, what is wrong)`` to what to do instead of a plan's action; None:
 nothing is safe, so stop the robot.  Called once per tick for as long as it is needed."""
 
-LATENESSES = 8
+DELAYS = 8
 """Of how many plans the longest lateness is expected of the next."""
 
 
@@ -103,7 +103,7 @@ class Controller:
         *,
         generator: torch.Generator,
         planner: MakePlanner = InlinePlanner,
-        joining: Joining = Switch,
+        blending: Blending = Latest,
         clock: Clock | None = None,
         policy_hz: float | None = None,
         replan_every: int | None = None,
@@ -129,7 +129,7 @@ class Controller:
         self.spec, self.rate_hz, self.clock = spec, rate_hz, clock or MonotonicClock()
         self._period, self._stride = 1.0 / rate_hz, stride
         self._planner = planner(policy, generator, self.clock)
-        self._joiner = joining(Grid(spec, stride))
+        self._blender = blending(Grid(spec, stride))
         self._history = History(spec.n_obs_steps, stride)
         self._ask_every = max(1, replan_every * stride)
         # NaN is within no limits, and neither is infinity within these.
@@ -146,7 +146,7 @@ class Controller:
         self._planner_timeout, self._capacity = planner_timeout, capacity
         self._lock = threading.RLock()
         self._session = 0
-        self._latenesses: deque[int] = deque(maxlen=LATENESSES)
+        self._delays: deque[int] = deque(maxlen=DELAYS)
         self._action = np.zeros(spec.action_dim)
         self.started = False
         self.reset()
@@ -157,7 +157,7 @@ class Controller:
         """Gets the planner ready, which may take seconds; this controller."""
         with self._lock:
             if not self.started:
-                self._planner.start(committed=self._joiner.commits)
+                self._planner.start(committed=self._blender.commits)
                 self.started = True
                 self.reset()
         return self
@@ -189,7 +189,7 @@ class Controller:
             self._session += 1
             self._origin = origin
             self._history.clear()
-            self._joiner.clear()
+            self._blender.clear()
             self._index, self._ticked, self._due = 0, -1, 0
             self._last: NDArray[np.float64] | None = None
             self._seen = self._waiting_since = math.nan
@@ -262,8 +262,8 @@ class Controller:
 
     def _ask(self, now: float) -> None:
         kept = weight = None
-        if self._joiner.commits:
-            kept, weight = self._joiner.commit(self._index, max(self._latenesses, default=0))
+        if self._blender.commits:
+            kept, weight = self._blender.commit(self._index, max(self._delays, default=0))
         if self._index >= self._due:
             self._due = self._index + self._ask_every
         if math.isnan(self._waiting_since):
@@ -285,8 +285,8 @@ class Controller:
             faults |= watched
         step, age = -1, math.nan
         if now - self._seen <= self._max_observation_age:
-            step = self._joiner.act(index, self._action)
-            plan = self._joiner.plan
+            step = self._blender.act(index, self._action)
+            plan = self._blender.plan
             if step >= 0 and plan is not None:
                 age = now - plan.asked
                 if age > self._max_plan_age:
@@ -295,11 +295,11 @@ class Controller:
                 faults |= Fault.PLAN_LATE
             elif step >= 0 and not self._within(self._action.tolist()):
                 step, faults = -1, faults | Fault.ACTION_REFUSED
-        holding = step < 0
-        action = self._fallback(self._last, faults) if holding else self._action.copy()
-        if not holding:
+        fallback_active = step < 0
+        action = self._fallback(self._last, faults) if fallback_active else self._action.copy()
+        if not fallback_active:
             self._last = action
-        self._note(started, observation, action, step, age, faults, holding)
+        self._note(started, observation, action, step, age, faults, fallback_active)
         return action
 
     def _watch_planner(self, index: int, now: float) -> Fault:
@@ -311,17 +311,17 @@ class Controller:
             self._waiting_since, self._queued = now if self._queued else math.nan, False
             ahead = reply.actions[self.spec.n_obs_steps - 1 :]
             refused = bool(reply.fault) or not self._plan_within(ahead)
-            lateness = index - reply.tick
-            self._latenesses.append(lateness)
+            delay = index - reply.tick
+            self._delays.append(delay)
             self.record.add_plan(
-                *(reply.tick, reply.asked, reply.arrived, reply.latency, reply.rounds, reply.residual),
-                *(lateness, refused),
+                *(reply.tick, reply.asked, reply.arrived, reply.latency, reply.iterations, reply.residual),
+                *(delay, refused),
             )
             if refused:
                 faults |= Fault.PLAN_REFUSED
                 self._due = 0
             else:
-                self._joiner.add(reply)
+                self._blender.add(reply)
                 self._had_plan = True
         hung = now - self._waiting_since > self._planner_timeout
         if hung or not self._planner.alive:
@@ -347,21 +347,31 @@ class Controller:
         step: int,
         age: float,
         faults: Fault,
-        holding: bool,
+        fallback_active: bool,
     ) -> None:
         assert self._origin is not None
         ended = self.clock.now()
         deadline = self._origin + self._index * self._period
         missed = self._index - self._ticked - 1 if self._ticked >= 0 else self._index
-        plan = self._joiner.plan
+        plan = self._blender.plan
         plan_tick = -1 if plan is None else plan.tick
         noted: Any = math.nan if action is None else action
         self.record.add_tick(
-            self._index, deadline, started, ended, missed, plan_tick, step, age, int(faults), holding, noted
+            self._index,
+            deadline,
+            started,
+            ended,
+            missed,
+            plan_tick,
+            step,
+            age,
+            int(faults),
+            fallback_active,
+            noted,
         )
         self._noted = (
             *(self._index, deadline, started, ended, missed, observation, action, plan, step, age),
-            *(faults, holding),
+            *(faults, fallback_active),
         )
         self._ticked = self._index
         if faults is not self._faults:

@@ -10,9 +10,9 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 
+from ..robots.robot import Robot
 from .controller import Controller
 from .record import Record, Tick
-from ..robots.robot import Robot
 from .scheduling import Scheduling, scheduled
 
 Observer = Callable[[Tick], object]

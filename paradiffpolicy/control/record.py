@@ -72,7 +72,7 @@ class Tick:
     plan_index: int
     plan_age: float
     faults: Fault
-    holding: bool
+    fallback_active: bool
 
 
 class Record:
@@ -86,12 +86,18 @@ class Record:
     def __init__(self, action_dim: int, capacity: int) -> None:
         tick = [
             *(("index", "i8"), ("deadline", "f8"), ("started", "f8"), ("ended", "f8"), ("missed", "i8")),
-            *(("plan", "i8"), ("plan_index", "i2"), ("plan_age", "f4"), ("faults", "u2"), ("holding", "?")),
+            *(
+                ("plan", "i8"),
+                ("plan_index", "i2"),
+                ("plan_age", "f4"),
+                ("faults", "u2"),
+                ("fallback_active", "?"),
+            ),
             ("action", "f8", (action_dim,)),
         ]
         plan = [
-            *(("tick", "i8"), ("asked", "f8"), ("arrived", "f8"), ("latency", "f8"), ("rounds", "i8")),
-            *(("residual", "f8"), ("lateness", "i8"), ("refused", "?")),
+            *(("tick", "i8"), ("asked", "f8"), ("arrived", "f8"), ("latency", "f8"), ("iterations", "i8")),
+            *(("residual", "f8"), ("delay", "i8"), ("refused", "?")),
         ]
         self._ticks, self._plans = np.zeros(capacity, tick), np.zeros(capacity, plan)
         self.n_ticks = self.n_plans = 0
@@ -136,7 +142,7 @@ class Record:
     def joins(self) -> NDArray[np.bool_]:
         """``[n]``: ticks whose action is another plan's than the action before."""
         ticks = self.ticks
-        acting = (ticks["plan"] >= 0) & ~ticks["holding"]
+        acting = (ticks["plan"] >= 0) & ~ticks["fallback_active"]
         joins = np.zeros(len(ticks), dtype=bool)
         joins[1:] = acting[1:] & acting[:-1] & (ticks["plan"][1:] != ticks["plan"][:-1])
         return joins

@@ -93,9 +93,9 @@ class WindowDataset:
             raise InputError(
                 f"{buffer.name}: every episode is shorter than {horizon - n_action_steps + 1} steps"
             )
-        begins = np.concatenate(([0], ends[:-1]))
+        starts = np.concatenate(([0], ends[:-1]))
         steps = starts[:, None] + np.arange(horizon)
-        steps = np.clip(steps, begins[episode][:, None], ends[episode][:, None] - 1)
+        steps = np.clip(steps, starts[episode][:, None], ends[episode][:, None] - 1)
         return WindowDataset(
             observations=torch.from_numpy(observation_matrix(buffer, fields)),
             actions=torch.from_numpy(buffer.read("action").astype(np.float32)),

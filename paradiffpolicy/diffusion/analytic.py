@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .denoiser import per_row
-from .schedule import NoiseSchedule
 from ..sampling.driver import BoundDenoise
 from ..types import Noise
+from .denoiser import per_row
+from .schedule import NoiseSchedule
 
 
 def gaussian_denoiser(schedule: NoiseSchedule, mean: Tensor, std: float) -> BoundDenoise:

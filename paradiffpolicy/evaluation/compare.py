@@ -14,8 +14,8 @@ from ..clock import Clock
 from ..control.controller import Controller
 from ..control.loop import ControlLoop
 from ..control.record import Record
-from ..robots.robot import EnvRobot
 from ..policy import Policy
+from ..robots.robot import EnvRobot
 from .rollout import Episode
 from .statistics import PairedDifference, paired_difference, standard_error
 from .workers import MakeEnv
@@ -69,7 +69,7 @@ class SamplerResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for report.json."""
-        rounds, evaluations = self.per_plan("rounds"), self.per_plan("evaluations")
+        iterations, nfe = self.per_plan("iterations"), self.per_plan("nfe")
         return {
             "score": {
                 "mean": float(np.mean(self.scores)),
@@ -77,8 +77,8 @@ class SamplerResult:
                 "per_seed": {str(e.seed): round(e.score, 6) for e in self.episodes},
             },
             "success_rate": float(np.mean([e.success for e in self.episodes])),
-            "rounds_per_plan": _spread(rounds),
-            "evaluations_per_plan": _spread(evaluations),
+            "rounds_per_plan": _spread(iterations),
+            "evaluations_per_plan": _spread(nfe),
             "plan_latency_ms": {
                 "p50": _number(self.latency_ms(50)),
                 "p99": _number(self.latency_ms(99)),

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from ..clock import Clock, VirtualClock
 from ..control.controller import Controller
-from ..planning.blending import Joining, Switch
 from ..control.loop import ControlLoop
+from ..control.record import Record
+from ..errors import InputError
+from ..planning.blending import Blending, Latest
 from ..planning.planner import (
     DelayedPlanner,
     MakePlanner,
@@ -32,9 +34,7 @@ from ..planning.planner import (
     ThreadPlanner,
     committed_tensors,
 )
-from ..control.record import Record
 from ..robots.robot import EnvRobot
-from ..errors import InputError
 from ..types import Plan
 from .rollout import in_groups
 
@@ -124,7 +124,7 @@ def realtime_rollout(
     *,
     rate_hz: float,
     latencies: Sequence[float] = (0.0,),
-    joining: Joining = Switch,
+    blending: Blending = Latest,
     replan_every: int | None = None,
     side_by_side: int | None = None,
     on_ticks: Callable[[int], object] = lambda ticks: None,
@@ -149,7 +149,7 @@ def realtime_rollout(
         episode
         for group in in_groups(seeds, side_by_side)
         for episode in _run_together(
-            policy, make_env, group, n_ticks, rate_hz, latency, joining, replan_every, on_ticks
+            policy, make_env, group, n_ticks, rate_hz, latency, blending, replan_every, on_ticks
         )
     ]
 
@@ -161,7 +161,7 @@ def _run_together(
     n_ticks: int,
     rate_hz: float,
     latency: Callable[[np.random.Generator], Callable[[], float]],
-    joining: Joining,
+    blending: Blending,
     replan_every: int | None,
     on_ticks: Callable[[int], object],
 ) -> list[RealtimeEpisode]:
@@ -180,7 +180,7 @@ def _run_together(
             rate_hz,
             generator=torch.Generator().manual_seed(int(seed)),
             planner=planner,
-            joining=joining,
+            blending=blending,
             clock=clock,
             replan_every=replan_every,
             planner_timeout=math.inf,
@@ -215,13 +215,13 @@ def _run_together(
     ]
 
 
-def join_jumps(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def boundary_jumps(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """By how much actions change from tick to tick (Euclidean, in their units): ``(at joins, within
     plans)``."""
     at, within = [], []
     for record in records:
         change = np.linalg.norm(np.diff(record.ticks["action"], axis=0), axis=1)
-        acting = ~record.ticks["holding"]
+        acting = ~record.ticks["fallback_active"]
         joins, steady = record.joins()[1:], acting[1:] & acting[:-1]
         at.append(change[joins])
         within.append(change[steady & ~joins])
@@ -238,7 +238,7 @@ def wall_rollout(
     clock: Clock,
     side_by_side: int = 1,
     planner: MakePlanner = ThreadPlanner,
-    joining: Joining = Switch,
+    blending: Blending = Latest,
     replan_every: int | None = None,
     on_ticks: Callable[[int], object] = lambda ticks: None,
 ) -> list[RealtimeEpisode]:
@@ -260,7 +260,7 @@ def wall_rollout(
             rate_hz,
             generator=generator,
             planner=planner,
-            joining=joining,
+            blending=blending,
             clock=clock,
             replan_every=replan_every,
             capacity=round(seconds * rate_hz),

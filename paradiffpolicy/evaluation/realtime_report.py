@@ -16,7 +16,7 @@ from rich.table import Table
 from ..control.record import total_faults
 from ..files import write_atomically
 from ..telemetry.axes import plain_ticks
-from .realtime import RealtimeEpisode, join_jumps
+from .realtime import RealtimeEpisode, boundary_jumps
 from .statistics import PairedDifference, paired_difference, standard_error
 
 
@@ -36,7 +36,7 @@ class Cell:
 
     name: str
     rate_hz: float
-    joining: str
+    blending: str
     latencies: Sequence[float]
     episodes: Sequence[RealtimeEpisode]
     reference: Sequence[float] | None
@@ -59,8 +59,8 @@ class Cell:
         """Plain values for report.json."""
         records = [episode.record for episode in self.episodes]
         ticks = np.concatenate([record.ticks for record in records])
-        lateness = np.concatenate([record.plans["lateness"] for record in records])
-        at, within = join_jumps(records)
+        delay = np.concatenate([record.plans["delay"] for record in records])
+        at, within = boundary_jumps(records)
         jerk = np.concatenate(
             [np.linalg.norm(np.diff(record.ticks["action"], 3, axis=0), axis=1) for record in records]
         )
@@ -68,16 +68,16 @@ class Cell:
         return {
             "case": self.name,
             "rate_hz": self.rate_hz,
-            "joining": self.joining,
+            "blending": self.blending,
             "latency_ms": {"p50": self.latency_ms(50), "p99": self.latency_ms(99)},
-            "lateness_ticks": _number(np.mean(lateness) if len(lateness) else math.nan),
+            "delay_ticks": _number(np.mean(delay) if len(delay) else math.nan),
             "score": {
                 "mean": float(np.mean(self.scores)),
                 "standard_error": _number(standard_error(self.scores)),
                 "per_seed": {str(e.seed): round(e.score, 6) for e in self.episodes},
             },
             "success_rate": float(np.mean([episode.success for episode in self.episodes])),
-            "holding_share": float(ticks["holding"].mean()),
+            "holding_share": float(ticks["fallback_active"].mean()),
             "missed_ticks": sum(record.missed for record in records),
             "jump_at_joins": {"median": _percentile(at, 50), "p95": _percentile(at, 95)},
             "change_within_plans": {"median": _percentile(within, 50), "p95": _percentile(within, 95)},
@@ -110,12 +110,12 @@ def realtime_table(cells: Sequence[Cell], title: str) -> Table:
     view.add_column("case")
     headings = [
         "Hz",
-        "joining",
+        "blending",
         "latency ms\np50 / p99",
         "late by\nticks",
         "score ± s.e.",
         "success",
-        "holding",
+        "fallback_active",
     ]
     for heading in [
         *headings,
@@ -126,11 +126,11 @@ def realtime_table(cells: Sequence[Cell], title: str) -> Table:
     view.add_column("verdict")
     for cell in cells:
         values, difference = cell.to_dict(), cell.difference
-        jump, late = values["jump_at_joins"], values["lateness_ticks"]
+        jump, late = values["jump_at_joins"], values["delay_ticks"]
         view.add_row(
             cell.name,
             f"{cell.rate_hz:g}",
-            cell.joining,
+            cell.blending,
             f"{cell.latency_ms(50):.0f} / {cell.latency_ms(99):.0f}",
             "-" if late is None else f"{late:.1f}",
             f"{values['score']['mean']:.3f} ± {standard_error(cell.scores):.3f}",
@@ -151,7 +151,7 @@ def realtime_figure(content: Mapping[str, Any], title: str) -> Figure:
     cases, sweep = content["cases"], content["sweep"]
     figure = Figure(figsize=(11 if sweep else 6.5, 4.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2 if sweep else 1, width_ratios=(3, 2) if sweep else None, squeeze=False)[0]
-    left, joinings = panels[0], list(dict.fromkeys(cell["joining"] for cell in sweep))
+    left, blendings = panels[0], list(dict.fromkeys(cell["blending"] for cell in sweep))
 
     def draw(cells: Sequence[Mapping[str, Any]], label: str, **style: Any) -> None:
         left.errorbar(
@@ -163,18 +163,18 @@ def realtime_figure(content: Mapping[str, Any], title: str) -> Figure:
             **style,
         )
 
-    for k, joining in enumerate(joinings):
+    for k, blending in enumerate(blendings):
         cells = sorted(
-            (c for c in sweep if c["joining"] == joining), key=lambda cell: cell["latency_ms"]["p50"]
+            (c for c in sweep if c["blending"] == blending), key=lambda cell: cell["latency_ms"]["p50"]
         )
-        draw(cells, f"injected, {joining}", color=f"C{k}", marker=".", alpha=0.8)
+        draw(cells, f"injected, {blending}", color=f"C{k}", marker=".", alpha=0.8)
         latency = [max(cell["latency_ms"]["p50"], NONE_MS) for cell in cells]
         for part, line in (("median", "-"), ("p95", ":")):
             jumps = [np.nan if c["jump_at_joins"][part] is None else c["jump_at_joins"][part] for c in cells]
-            panels[1].plot(latency, jumps, line, color=f"C{k}", marker=".", label=f"{joining}, {part}")
+            panels[1].plot(latency, jumps, line, color=f"C{k}", marker=".", label=f"{blending}, {part}")
     for k, name in enumerate(dict.fromkeys(cell["case"] for cell in cases)):
         cells = [cell for cell in cases if cell["case"] == name][:1]
-        draw(cells, name, color=f"C{k + len(joinings)}", marker="osD^vP*Xh<"[k % 10], ls="none")
+        draw(cells, name, color=f"C{k + len(blendings)}", marker="osD^vP*Xh<"[k % 10], ls="none")
     for axes in panels:
         axes.set_xscale("log")
         axes.set_xlabel(f"plan latency, ms (median; {NONE_MS:g}: none)")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..history import History
 from ..errors import require_count
+from ..history import History
 from ..policy import Policy
 from ..types import Plan
 from .workers import InlineWorkers, MakeEnv, Picture, Scene, Workers
@@ -40,8 +40,8 @@ class Episode:
     score: float = 0.0
     success: bool = False
     n_steps: int = 0
-    rounds: list[int] = field(default_factory=list)
-    evaluations: list[int] = field(default_factory=list)
+    iterations: list[int] = field(default_factory=list)
+    nfe: list[int] = field(default_factory=list)
     windows: list[NDArray[Any]] = field(default_factory=list)
     actions: list[NDArray[Any]] = field(default_factory=list)
     infos: list[dict[str, Any]] = field(default_factory=list)
@@ -124,8 +124,8 @@ def _run_together(
         going_on = []
         for row, i in enumerate(running):
             episode, stretch = episodes[i], stretches[i]
-            episode.rounds.append(int(plan.walk.rounds[row]))
-            episode.evaluations.append(int(plan.walk.evaluations[row]))
+            episode.iterations.append(int(plan.solution.iterations[row]))
+            episode.nfe.append(int(plan.solution.nfe[row]))
             episode.windows.append(windows[row])
             for observation in stretch.observations:
                 histories[i].push(observation)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..clock import Clock
 from ..errors import InputError, require_count, require_positive
 from ..policy import Policy
-from ..sampling.warm_start import continued
-from ..sampling.rti import Realtime
+from ..sampling.rti import RTI
 from ..sampling.sampler import Sampler
+from ..sampling.warm_start import warm_start_same_noise
 from ..types import Committed, Plan, PolicySpec
-from ..clock import Clock
 
 
 class Anytime:
@@ -63,7 +63,7 @@ class Anytime:
         self.repeats, self.settled = repeats, settled
         last = self.policies[-1]
         tableau = last.sampler.tableau
-        self.one_round = last.with_sampler(Sampler(tableau, Realtime(rounds=1), continued))
+        self.one_round = last.with_sampler(Sampler(tableau, RTI(iterations=1), warm_start_same_noise))
         self.latencies: list[float] = []
 
     @property
@@ -111,7 +111,7 @@ class Anytime:
         round."""
         deadline = self.clock.now() + self.budget
         policy = self.chosen()
-        if previous is not None and previous.walk.x0_hats.shape[0] != self._nodes(policy):
+        if previous is not None and previous.solution.x0_hats.shape[0] != self._nodes(policy):
             previous = None  # another table's walk
         given: dict[str, Any] = {"generator": generator, "committed": committed}
         if policy is not None:
@@ -120,14 +120,16 @@ class Anytime:
             return self.policies[-1].plan(observation_window, None, **given)
         plan = self.one_round.plan(observation_window, previous, executed_steps=executed_steps, **given)
         moved = self.spec.n_action_steps if executed_steps is None else executed_steps
-        residual, rounds = _change(plan, previous, moved), 1
+        residual, iterations = _change(plan, previous, moved), 1
         while self.clock.now() + self.latencies[-1] <= deadline and bool((residual > self.settled).any()):
             # The same noise, and nothing executed in between: one round more.
             further = self.one_round.plan(observation_window, plan, executed_steps=0, **given)
-            plan, residual, rounds = further, _change(further, plan, 0), rounds + 1
-        walk = plan.walk
-        walk = replace(walk, rounds=walk.rounds * rounds, evaluations=walk.evaluations * rounds)
-        return replace(plan, walk=walk, residual=residual)
+            plan, residual, iterations = further, _change(further, plan, 0), iterations + 1
+        solution = plan.solution
+        solution = replace(
+            solution, iterations=solution.iterations * iterations, nfe=solution.nfe * iterations
+        )
+        return replace(plan, solution=solution, residual=residual)
 
     def _nodes(self, policy: Policy | None) -> int:
         return (policy or self.one_round).sampler.tableau.n_nodes

@@ -47,7 +47,7 @@ class Grid:
         return step if 0 <= step < self.spec.horizon else -1
 
 
-class Joiner(Protocol):
+class Blender(Protocol):
     """Takes plans as they arrive, and says which action is due.
 
     Attributes:
@@ -66,7 +66,7 @@ class Joiner(Protocol):
         """Writes the action for ``tick`` to ``out`` ``[A]``; the plan's step, or -1: there is none."""
         ...
 
-    def commit(self, tick: int, lateness: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def commit(self, tick: int, delay: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """For a plan that will be made for ``tick`` and arrive ``lateness`` ticks later: the actions
         ``[T, A]`` that it should keep, and their weight ``[T]``."""
         ...
@@ -76,11 +76,11 @@ class Joiner(Protocol):
         ...
 
 
-Joining = Callable[[Grid], Joiner]
+Blending = Callable[[Grid], Blender]
 """A way of joining plans: a joiner's class, or a ``functools.partial`` of it."""
 
 
-class Switch:
+class Latest:
     """The newest plan acts from when it arrives."""
 
     commits = False
@@ -101,14 +101,14 @@ class Switch:
             out[:] = self.plan.actions[step]
         return step
 
-    def commit(self, tick: int, lateness: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def commit(self, tick: int, delay: int) -> tuple[NDArray[Any], NDArray[Any]]:
         raise NotImplementedError("only a joiner that commits is asked")
 
     def clear(self) -> None:
         self.plan = None
 
 
-class Ensemble(Switch):
+class TemporalEnsemble(Latest):
     """The mean of all plans' actions for the tick, the i-th oldest weighted ``exp(-decay i)``.
 
     Args:
@@ -144,7 +144,7 @@ class Ensemble(Switch):
         self._plans.clear()
 
 
-class Commit(Switch):
+class RealTimeChunking(Latest):
     """``Switch``, with plans that fit the ones before.
 
     Weights are 1 for what will be executed before the plan arrives (and for what has been, as far as
@@ -165,13 +165,13 @@ class Commit(Switch):
         self._ahead = (np.arange(spec.horizon) - spec.n_obs_steps + 1) * grid.stride
         self._decay = np.array([decayed(beyond, overlap) for beyond in range(spec.horizon + 2)])
 
-    def commit(self, tick: int, lateness: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def commit(self, tick: int, delay: int) -> tuple[NDArray[Any], NDArray[Any]]:
         spec, stride = self._grid.spec, self._grid.stride
         if self.plan is None:
             return np.zeros((spec.horizon, spec.action_dim)), self._zeros
         steps = (tick + self._ahead - self.plan.tick) // stride + spec.n_obs_steps - 1
         has = (steps >= 0) & (steps < spec.horizon)
-        beyond = -((lateness - 1 - self._ahead) // stride)  # steps past the last that is certain, rounded up
+        beyond = -((delay - 1 - self._ahead) // stride)  # steps past the last that is certain, rounded up
         weight = self._decay[np.clip(beyond, 0, spec.horizon)] * has
         return self.plan.actions[np.clip(steps, 0, spec.horizon - 1)], weight
 
@@ -185,5 +185,9 @@ def decayed(beyond: int, overlap: int) -> float:
     return max(c * (math.exp(c) - 1) / (math.e - 1), 0.0) if c > 0 else 0.0
 
 
-JOININGS: dict[str, Callable[..., Joiner]] = {"switch": Switch, "ensemble": Ensemble, "commit": Commit}
+BLENDINGS: dict[str, Callable[..., Blender]] = {
+    "latest": Latest,
+    "temporal_ensemble": TemporalEnsemble,
+    "rtc": RealTimeChunking,
+}
 """Every way by name."""

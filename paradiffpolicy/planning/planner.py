@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..clock import Clock
 from ..policy import InvalidObservationError, InvalidPlanError
 from ..types import Committed, Plan, PolicySpec
-from ..clock import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class PlanReply:
     session: int
     asked: float
     latency: float
-    rounds: int
+    iterations: int
     residual: float
     actions: NDArray[np.float64]
     fault: str = ""
@@ -133,9 +133,9 @@ class PlanMaker:
         """The reply, and a plan to go on from."""
         self._plan, self._step, self._session = plan, request.step, request.session
         actions = plan.actions[0].to("cpu", torch.float64).numpy()
-        rounds = int(plan.walk.rounds[0])
+        iterations = int(plan.solution.iterations[0])
         residual = float("nan") if plan.residual is None else float(plan.residual[0])
-        return PlanReply(request.tick, request.session, request.asked, latency, rounds, residual, actions)
+        return PlanReply(request.tick, request.session, request.asked, latency, iterations, residual, actions)
 
     def failed(self, request: PlanRequest, fault: str, latency: float) -> PlanReply:
         """The reply when there is no plan; the next one starts afresh."""

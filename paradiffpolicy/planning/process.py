@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..clock import Clock
 from ..errors import InputError
 from ..types import PolicySpec
-from ..clock import Clock
 from .planner import PlanMaker, PlanReply, PlanRequest, Plans
 from .slot import Slot
 
@@ -81,7 +81,7 @@ class Channel:
         return PlanRequest(tick, step, session, asked, window.reshape(self._window), *kept)
 
     def send_reply(self, reply: PlanReply) -> None:
-        numbers = (reply.tick, reply.session, reply.asked, reply.latency, reply.rounds, reply.residual)
+        numbers = (reply.tick, reply.session, reply.asked, reply.latency, reply.iterations, reply.residual)
         fault = reply.fault.encode()[:FAULT_BYTES]
         self._replies.write(self.REPLY.pack(*numbers, fault) + _bytes(reply.actions))
 
@@ -90,10 +90,10 @@ class Channel:
         content = self._replies.read()
         if content is None:
             return None
-        tick, session, asked, latency, rounds, residual, fault = self.REPLY.unpack_from(content)
+        tick, session, asked, latency, iterations, residual, fault = self.REPLY.unpack_from(content)
         actions = np.frombuffer(content, offset=self.REPLY.size).reshape(self._plan)
         words = fault.rstrip(b"\0").decode(errors="replace") if fault[0] else ""
-        return PlanReply(tick, session, asked, latency, rounds, residual, actions, words, clock.now())
+        return PlanReply(tick, session, asked, latency, iterations, residual, actions, words, clock.now())
 
 
 def _bytes(values: NDArray[Any]) -> bytes:

@@ -10,8 +10,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from ..clock import Clock
+from ..errors import InputError
 
 
 class Robot(Protocol):

@@ -39,8 +39,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InputError, require_count, require_positive
 from ..clock import Clock, MonotonicClock
+from ..errors import InputError, require_count, require_positive
 
 log = logging.getLogger(__name__)
 

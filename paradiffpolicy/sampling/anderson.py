@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from ..errors import require_count, require_positive
-from ..types import Noise, Walk
-from .picard import Picard, PicardRounds
+from ..types import Noise, Solution
+from .driver import NodeDenoise, Solve, State, broadcast, put, spread, take
+from .picard import Picard, PicardSolve
 from .tableau import Tableau
-from .driver import NodeDenoise, Rounds, State, broadcast, put, spread, take
 
 
 @dataclass(frozen=True)
@@ -47,27 +47,27 @@ class Anderson(Picard):
         require_count(memory=self.memory)
         require_positive(trust=self.trust)
 
-    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
-        return AndersonRounds(self, tableau, like, started)
+    def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
+        return AndersonSolve(self, tableau, like, warm)
 
 
-class AndersonRounds(PicardRounds):
+class AndersonSolve(PicardSolve):
     """Picard's rounds of a batch twice as large: its second half is accelerated.
 
     The state remembers, for every node, the last rounds' differences (``dD``, ``dR``), what its last
     round began with (``before``), its residual there, and whether it had one (``seen``).
     """
 
-    def __init__(self, driver: Anderson, tableau: Tableau, like: Tensor, started: bool) -> None:
-        super().__init__(driver, tableau, like, started)
+    def __init__(self, driver: Anderson, tableau: Tableau, like: Tensor, warm: bool) -> None:
+        super().__init__(driver, tableau, like, warm)
         self.memory, self.trust = driver.memory, driver.trust
 
-    def begin(self, noise: Noise, start: Tensor | None) -> State:
+    def init(self, noise: Noise, guess: Tensor | None) -> State:
         def twice(values: Tensor, dim: int) -> Tensor:
             return torch.cat((values, values), dim=dim)
 
         doubled = Noise(twice(noise.x_T, 0), twice(noise.z, 1), twice(noise.u, 1))
-        state = super().begin(doubled, None if start is None else twice(start, 1))
+        state = super().init(doubled, None if guess is None else twice(guess, 1))
         accelerated = state["x0_hats"].chunk(2, dim=1)[1]
         state |= {name: torch.zeros_like(accelerated) for name in ("before", "residual")}
         state |= {name: accelerated.new_zeros(self.memory, *accelerated.shape) for name in ("dD", "dR")}
@@ -75,9 +75,9 @@ class AndersonRounds(PicardRounds):
         state["plain_first"] = torch.zeros_like(state["offset"].chunk(2)[0], dtype=torch.bool)
         return state
 
-    def round(self, denoise: NodeDenoise, state: State) -> State:
+    def iterate(self, denoise: NodeDenoise, state: State) -> State:
         batch = len(state["plain_first"])
-        return super().round(lambda x, node, element: denoise(x, node, element % batch), state)
+        return super().iterate(lambda x, node, element: denoise(x, node, element % batch), state)
 
     def improved(
         self, state: State, index: Tensor, active: Tensor, x: Tensor, new: Tensor, moved: Tensor
@@ -131,7 +131,7 @@ class AndersonRounds(PicardRounds):
         first = state["plain_first"] | (plain & ~accelerated)
         return {**state, "offset": offset, "plain_first": first}
 
-    def finish(self, noise: Noise, state: State) -> Walk:
+    def finish(self, noise: Noise, state: State) -> Solution:
         both = super().finish(noise, state)
         first = state["plain_first"]
 
@@ -140,6 +140,6 @@ class AndersonRounds(PicardRounds):
             shape = [1] * dim + [-1] + [1] * (values.ndim - dim - 1)
             return torch.where(first.view(shape), plain, accelerated)
 
-        evaluations = sum(both.evaluations.chunk(2))
-        assert isinstance(evaluations, Tensor)
-        return Walk(best(both.sample), best(both.x0_hats, 1), noise, best(both.rounds), evaluations)
+        nfe = sum(both.nfe.chunk(2))
+        assert isinstance(nfe, Tensor)
+        return Solution(best(both.sample), best(both.x0_hats, 1), noise, best(both.iterations), nfe)

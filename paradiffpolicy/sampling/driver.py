@@ -2,12 +2,12 @@
 
 A driver on a table is a few pure functions of tensors (``Rounds``):
 
-    state = begin(noise, start)
-    while not done(state):  state = round(denoise, state)
-    walk = finish(state)
+    state = init(noise, guess)
+    while not done(state):  state = iterate(denoise, state)
+    solution = finish(state)
 
 No shape, no branch and no index on the host depends on data, so ``sampling.capture`` can freeze
-them, and ``walk`` here runs them as they stand.
+them, and ``run`` here runs them as they stand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ..types import Noise, Walk
+from ..types import Noise, Solution
 from .tableau import Tableau
 
 BoundDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -42,7 +42,7 @@ def on_nodes(denoise: BoundDenoise, timesteps: Tensor) -> NodeDenoise:
     return lambda x, node, element: denoise(x, timesteps.index_select(0, node).to(x.dtype), element)
 
 
-class Rounds(Protocol):
+class Solve(Protocol):
     """A driver on one table, ready to walk; made for one precision and device.
 
     Attributes:
@@ -53,11 +53,11 @@ class Rounds(Protocol):
     count: int | None
     limit: int
 
-    def begin(self, noise: Noise, start: Tensor | None) -> State:
-        """The state before the first round; ``start`` ``[N, batch, T, A]`` guesses all x0_hats."""
+    def init(self, noise: Noise, guess: Tensor | None) -> State:
+        """The state before the first round; ``guess`` ``[N, batch, T, A]`` guesses all x0_hats."""
         ...
 
-    def round(self, denoise: NodeDenoise, state: State) -> State:
+    def iterate(self, denoise: NodeDenoise, state: State) -> State:
         """One network call; does nothing once all are done."""
         ...
 
@@ -65,7 +65,7 @@ class Rounds(Protocol):
         """``[]`` bool: whether no batch element needs another round."""
         ...
 
-    def finish(self, noise: Noise, state: State) -> Walk:
+    def finish(self, noise: Noise, state: State) -> Solution:
         """The walk, as it stands."""
         ...
 
@@ -74,20 +74,20 @@ class Driver(Protocol):
     """Walks a table: how many network calls, in which order, is all that drivers differ in."""
 
     def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
-    ) -> Walk:
+        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, guess: Tensor | None = None
+    ) -> Solution:
         """Samples a batch.
 
         Args:
             denoise: the network, bound to the batch's conditions.
             tableau: the solver.
             noise: everything random.
-            start: ``[N, batch, T, A]`` first guess of all x0_hats, or None for a cold start.
+            guess: ``[N, batch, T, A]`` first guess of all x0_hats, or None for a cold start.
         """
         ...
 
 
-class RoundDriver(ABC):
+class IterativeDriver(ABC):
     """A ``Driver`` that goes in rounds.
 
     Attributes:
@@ -97,27 +97,27 @@ class RoundDriver(ABC):
     decides_noise: ClassVar[bool] = False
 
     @abstractmethod
-    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
-        """Its rounds on a table, in ``like``'s precision and on its device; ``started`` says whether
-        walks have a ``start``."""
+    def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
+        """Its rounds on a table, in ``like``'s precision and on its device; ``warm`` says whether
+        walks have a ``guess``."""
 
     def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
-    ) -> Walk:
-        rounds = self.on(tableau, noise.x_T, start is not None)
-        return walk(rounds, on_nodes(denoise, tableau.timesteps.to(noise.x_T)), noise, start)
+        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, guess: Tensor | None = None
+    ) -> Solution:
+        solve = self.on(tableau, noise.x_T, guess is not None)
+        return run(solve, on_nodes(denoise, tableau.timesteps.to(noise.x_T)), noise, guess)
 
 
-def walk(rounds: Rounds, denoise: NodeDenoise, noise: Noise, start: Tensor | None = None) -> Walk:
+def run(solve: Solve, denoise: NodeDenoise, noise: Noise, guess: Tensor | None = None) -> Solution:
     """All rounds, one after the other."""
-    state = rounds.begin(noise, start)
-    if rounds.count is not None:
-        for _ in range(rounds.count):
-            state = rounds.round(denoise, state)
+    state = solve.init(noise, guess)
+    if solve.count is not None:
+        for _ in range(solve.count):
+            state = solve.iterate(denoise, state)
     else:
-        while not rounds.done(state):
-            state = rounds.round(denoise, state)
-    return rounds.finish(noise, state)
+        while not solve.done(state):
+            state = solve.iterate(denoise, state)
+    return solve.finish(noise, state)
 
 
 class Linear:

@@ -26,14 +26,13 @@ import torch
 from torch import Tensor
 
 from ..errors import require_count, require_positive
-from ..types import Noise, Walk
-from .tableau import Tableau
+from ..types import Noise, Solution
 from .driver import (
     Evaluate,
+    IterativeDriver,
     Linear,
     NodeDenoise,
-    RoundDriver,
-    Rounds,
+    Solve,
     State,
     broadcast,
     combined,
@@ -43,6 +42,7 @@ from .driver import (
     take,
     zero_counts,
 )
+from .tableau import Tableau
 
 RANGE = 2.0
 """Of a normalised action, from -1 to 1."""
@@ -54,7 +54,7 @@ def mean_square(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Windowed(RoundDriver):
+class _Windowed(IterativeDriver):
     """Settings of a windowed driver.
 
     Attributes:
@@ -86,7 +86,7 @@ class Window:
 
     def state(self, like: Tensor) -> State:
         """Windows at the first node, for ``like`` ``[batch, …]``."""
-        return {name: zero_counts(like) for name in ("offset", "rounds", "evaluations")}
+        return {name: zero_counts(like) for name in ("offset", "iterations", "nfe")}
 
     def index(self, state: State) -> tuple[Tensor, Tensor]:
         """The windows' nodes ``[W, batch]``, n for what hangs over the end, and which of them exist."""
@@ -97,15 +97,15 @@ class Window:
         """Windows after a round that solved so many of their nodes, ``[batch]``."""
         return {
             "offset": (state["offset"] + solved).clamp(max=self.n),
-            "rounds": state["rounds"] + active[0],
-            "evaluations": state["evaluations"] + active.sum(dim=0),
+            "iterations": state["iterations"] + active[0],
+            "nfe": state["nfe"] + active.sum(dim=0),
         }
 
     def done(self, state: State) -> Tensor:
         return (state["offset"] >= self.n).all()
 
 
-class _WindowedRounds(Rounds):
+class _WindowedRounds(Solve):
     """What both forms share; ``unit`` ``[N + 1]`` are the variances that the nodes' movements are
     measured in."""
 
@@ -147,39 +147,39 @@ class Picard(_Windowed):
         if self.plan_tolerance is not None:
             require_positive(plan_tolerance=self.plan_tolerance)
 
-    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
-        return PicardRounds(self, tableau, like, started)
+    def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
+        return PicardSolve(self, tableau, like, warm)
 
 
-class PicardRounds(_WindowedRounds):
+class PicardSolve(_WindowedRounds):
     """Every round is the windows' nodes."""
 
-    def __init__(self, driver: Picard, tableau: Tableau, like: Tensor, started: bool) -> None:
+    def __init__(self, driver: Picard, tableau: Tableau, like: Tensor, warm: bool) -> None:
         # A node's unit is the noise of the step that leads to it.  (The paper takes the step that
         # leaves it; the last one has no noise, which costs a round for the last node alone.)
         super().__init__(driver, tableau, like, torch.cat((tableau.variance[:1], tableau.variance)))
-        self.linear, self.started = Linear(tableau, like), started
+        self.linear, self.warm = Linear(tableau, like), warm
         self.plan_limit = None if driver.plan_tolerance is None else driver.plan_tolerance * RANGE
         self.executed = driver.executed
         self.nodes = torch.arange(self.n + 1, device=like.device)[:, None]
 
-    def begin(self, noise: Noise, start: Tensor | None) -> State:
+    def init(self, noise: Noise, guess: Tensor | None) -> State:
         drift = self.linear.drift(noise)
         # Row N takes what a window that hangs over the end would write; no node reads it.
-        x0_hats = torch.zeros_like(drift) if start is None else torch.cat((start, start[:1]))
+        x0_hats = torch.zeros_like(drift) if guess is None else torch.cat((guess, guess[:1]))
         state = {"drift": drift, "x0_hats": x0_hats, **self.window.state(noise.x_T)}
         if self.plan_limit is not None:
             # The plan of the round before: nothing is near NaN.
             state["plan"] = torch.full_like(noise.x_T[:, self.executed], torch.nan)
         return state
 
-    def round(self, denoise: NodeDenoise, state: State) -> State:
+    def iterate(self, denoise: NodeDenoise, state: State) -> State:
         drift, x0_hats = state["drift"], state["x0_hats"]
         index, active = self.window.index(state)
         x = self.linear.nodes(index, drift, x0_hats[: self.n])
         outputs = self.evaluate(denoise, x, index.clamp(max=self.n - 1), active)
         new = put(x0_hats, index, outputs)
-        if not self.started:
+        if not self.warm:
             unreached = broadcast(self.nodes >= state["offset"] + self.window.size, new)
             new = torch.where(unreached, outputs[-1], new)
         moved = self._moved(index, drift, new, x)
@@ -218,10 +218,10 @@ class PicardRounds(_WindowedRounds):
         offset = torch.where(reached & still, self.n, state["offset"])
         return {**state, "plan": plan, "offset": offset}
 
-    def finish(self, noise: Noise, state: State) -> Walk:
+    def finish(self, noise: Noise, state: State) -> Solution:
         x0_hats = state["x0_hats"][: self.n]
         sample = self.linear.sample(state["drift"], x0_hats)
-        return Walk(sample, x0_hats, noise, state["rounds"], state["evaluations"])
+        return Solution(sample, x0_hats, noise, state["iterations"], state["nfe"])
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,10 @@ class PicardPublished(_Windowed):
     """The paper's algorithm: ``x_{i+1} <- x_o + sum_{k=o..i} (step(x_k) - x_k)``, o the window's
     first node; nodes that no round has reached yet take the farthest one's value.
 
-    Reproduces the paper; ignores ``start``.
+    Reproduces the paper; ignores ``guess``.
     """
 
-    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
+    def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
         return PicardPublishedRounds(self, tableau, like)
 
 
@@ -244,7 +244,7 @@ class PicardPublishedRounds(_WindowedRounds):
         self.a, self.q, self.S, self.R = (part.to(like) for part in tableau.step_form)
         self.nodes = torch.arange(self.n + 2, device=like.device)[:, None]
 
-    def begin(self, noise: Noise, start: Tensor | None) -> State:
+    def init(self, noise: Noise, guess: Tensor | None) -> State:
         x_T, z = noise.x_T, noise.z
         q = self.q.view(-1, *[1] * x_T.ndim)
         # Row N of x0_hats and row N + 1 of x take what hangs over the end; no node reads them.
@@ -255,7 +255,7 @@ class PicardPublishedRounds(_WindowedRounds):
             **self.window.state(x_T),
         }
 
-    def round(self, denoise: NodeDenoise, state: State) -> State:
+    def iterate(self, denoise: NodeDenoise, state: State) -> State:
         index, active = self.window.index(state)
         inside = index.clamp(max=self.n - 1)
         old = take(state["x"], index)
@@ -269,6 +269,6 @@ class PicardPublishedRounds(_WindowedRounds):
         solved = self.solved(index, mean_square(torch.cat((old[:1], new[:-1])) - old))
         return {**state, "x0_hats": x0_hats, "x": x, **self.window.moved(state, active, solved)}
 
-    def finish(self, noise: Noise, state: State) -> Walk:
+    def finish(self, noise: Noise, state: State) -> Solution:
         x0_hats = state["x0_hats"][: self.n]
-        return Walk(state["x"][self.n], x0_hats, noise, state["rounds"], state["evaluations"])
+        return Solution(state["x"][self.n], x0_hats, noise, state["iterations"], state["nfe"])

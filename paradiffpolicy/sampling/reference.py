@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..diffusion.schedule import CLEAN, NoiseSchedule
 from ..errors import InputError, require_positive
-from ..types import Noise, Walk
-from .tableau import Tableau
+from ..types import Noise, Solution
 from .driver import BoundDenoise, evaluate_all, on_nodes
+from .tableau import Tableau
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class RK45:
             )
 
     def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, start: Tensor | None = None
-    ) -> Walk:
+        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, guess: Tensor | None = None
+    ) -> Solution:
         self.check(tableau)
         x_T, schedule = noise.x_T, self.schedule
         shape, batch = x_T.shape[1:], len(x_T)
@@ -81,4 +81,4 @@ class RK45:
         at_nodes = on_nodes(denoise, tableau.timesteps.to(x_T))
         x0_hats = evaluate_all(at_nodes, x[:n], node, torch.ones_like(node, dtype=torch.bool))
         sample = x0_hats[-1] if tableau.end == CLEAN else x[-1]
-        return Walk(sample, x0_hats, noise, rounds=calls + 1, evaluations=calls + n)
+        return Solution(sample, x0_hats, noise, iterations=calls + 1, nfe=calls + n)

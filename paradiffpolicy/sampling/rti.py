@@ -13,44 +13,44 @@ import torch
 from torch import Tensor
 
 from ..errors import require_count
-from ..types import Noise, Walk
+from ..types import Noise, Solution
+from .driver import Evaluate, IterativeDriver, Linear, NodeDenoise, Solve, State, evaluate_all
 from .sequential import Sequential
 from .tableau import Tableau
-from .driver import Evaluate, Linear, NodeDenoise, RoundDriver, Rounds, State, evaluate_all
 
 
 @dataclass(frozen=True)
-class Realtime(RoundDriver):
+class RTI(IterativeDriver):
     """K rounds of ``D <- D(drift + B D)`` over all nodes: constant latency, no stopping rule.
 
-    Without a ``start`` (a first plan) there is nothing to continue: that plan is sampled
+    Without a ``guess`` (a first plan) there is nothing to continue: that plan is sampled
     sequentially, in N rounds.
     """
 
-    rounds: int = 2
+    iterations: int = 2
     evaluate: Evaluate = evaluate_all
 
     def __post_init__(self) -> None:
-        require_count(rounds=self.rounds)
+        require_count(iterations=self.iterations)
 
-    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
-        return RealtimeRounds(self, tableau, like) if started else Sequential().on(tableau, like, started)
+    def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
+        return RTISolve(self, tableau, like) if warm else Sequential().on(tableau, like, warm)
 
 
-class RealtimeRounds(Rounds):
+class RTISolve(Solve):
     """Every round is all nodes."""
 
-    def __init__(self, driver: Realtime, tableau: Tableau, like: Tensor) -> None:
+    def __init__(self, driver: RTI, tableau: Tableau, like: Tensor) -> None:
         self.linear, self.evaluate = Linear(tableau, like), driver.evaluate
-        self.count = self.limit = driver.rounds
+        self.count = self.limit = driver.iterations
         self.nodes = torch.arange(tableau.n_nodes, device=like.device)[:, None]
 
-    def begin(self, noise: Noise, start: Tensor | None) -> State:
-        assert start is not None
+    def init(self, noise: Noise, guess: Tensor | None) -> State:
+        assert guess is not None
         drift = self.linear.drift(noise)
-        return {"drift": drift, "x0_hats": start, "round": drift.new_zeros((), dtype=torch.int64)}
+        return {"drift": drift, "x0_hats": guess, "round": drift.new_zeros((), dtype=torch.int64)}
 
-    def round(self, denoise: NodeDenoise, state: State) -> State:
+    def iterate(self, denoise: NodeDenoise, state: State) -> State:
         x = self.linear.all_nodes(state["drift"], state["x0_hats"])
         node = self.nodes.expand(x.shape[:2])
         active = torch.ones_like(node, dtype=torch.bool)
@@ -60,7 +60,7 @@ class RealtimeRounds(Rounds):
     def done(self, state: State) -> Tensor:
         return state["round"] >= self.limit
 
-    def finish(self, noise: Noise, state: State) -> Walk:
+    def finish(self, noise: Noise, state: State) -> Solution:
         sample = self.linear.sample(state["drift"], state["x0_hats"])
-        rounds = torch.full((sample.shape[0],), self.limit, device=sample.device)
-        return Walk(sample, state["x0_hats"], noise, rounds, evaluations=rounds * len(self.nodes))
+        iterations = torch.full((sample.shape[0],), self.limit, device=sample.device)
+        return Solution(sample, state["x0_hats"], noise, iterations, nfe=iterations * len(self.nodes))

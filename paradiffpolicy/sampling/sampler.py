@@ -11,18 +11,18 @@ import torch
 
 from ..diffusion.schedule import NoiseSchedule
 from ..errors import InputError, nearest
-from ..types import Walk
+from ..types import Solution
 from .anderson import Anderson
-from .warm_start import BEGINS, Begin, Shape, continued, fresh
+from .driver import BoundDenoise, Driver, Evaluate, evaluate_active, evaluate_all
 from .picard import Picard, PicardPublished
-from .rti import Realtime
 from .reference import RK45
+from .rti import RTI
 from .sequential import Sequential
 from .sharded import Sharded
 from .solvers import Solver, solver_tableau
 from .speculative import Speculative
 from .tableau import Tableau
-from .driver import BoundDenoise, Driver, Evaluate, evaluate_active, evaluate_all
+from .warm_start import STARTS, Shape, Start, cold_start, warm_start_same_noise
 
 
 @dataclass(frozen=True)
@@ -32,34 +32,34 @@ class Sampler:
     Attributes:
         tableau: the solver.
         driver: who walks it.
-        begin: the noise, and the first guess, of a walk.
+        start: the noise, and the first guess, of a walk.
     """
 
     tableau: Tableau
     driver: Driver
-    begin: Begin = fresh
+    start: Start = cold_start
 
     def __call__(
         self,
         denoise: BoundDenoise,
         shape: Shape,
         generators: Sequence[torch.Generator],
-        previous: Walk | None = None,
+        previous: Solution | None = None,
         executed_steps: int = 0,
-    ) -> Walk:
+    ) -> Solution:
         """One sample of ``shape`` per generator."""
-        noise, start = self.begin(self.tableau, shape, previous, executed_steps, generators)
-        return self.driver(denoise, self.tableau, noise, start)
+        noise, guess = self.start(self.tableau, shape, previous, executed_steps, generators)
+        return self.driver(denoise, self.tableau, noise, guess)
 
 
-DRIVERS: dict[str, tuple[Callable[..., Driver], Begin]] = {
-    "sequential": (Sequential, fresh),
-    "picard": (Picard, fresh),
-    "picard_published": (PicardPublished, fresh),
-    "anderson": (Anderson, fresh),
-    "speculative": (Speculative, fresh),
-    "realtime": (Realtime, continued),
-    "rk45": (RK45, fresh),
+DRIVERS: dict[str, tuple[Callable[..., Driver], Start]] = {
+    "sequential": (Sequential, cold_start),
+    "picard": (Picard, cold_start),
+    "picard_published": (PicardPublished, cold_start),
+    "anderson": (Anderson, cold_start),
+    "speculative": (Speculative, cold_start),
+    "rti": (RTI, warm_start_same_noise),
+    "rk45": (RK45, cold_start),
 }
 """Every driver by name, with where its walks begin unless told otherwise."""
 
@@ -81,7 +81,7 @@ def make_sampler(
     lambda_min: float | None = None,
     solver_options: Mapping[str, Any] | None = None,
     driver: str = "sequential",
-    begin: str | None = None,
+    start: str | None = None,
     executed: slice = slice(None),
     **driver_options: Any,
 ) -> Sampler:
@@ -91,7 +91,7 @@ def make_sampler(
         schedule: the noise schedule that the network was trained on.
         solver: a name, or a function like those.
         n_steps, spacing, denoise_to_zero, lambda_min: see ``spacing.time_grid``.
-        begin: where walks begin; None: as the driver usually does.
+        start: where walks begin; None: as the driver usually does.
         executed: a sample's steps that will be executed, which a ``plan_tolerance`` is about.
         driver_options: the driver's attributes; ``evaluate`` by a name in ``EVALUATES``.
 
@@ -103,9 +103,9 @@ def make_sampler(
     )
     if driver not in DRIVERS:
         raise InputError(f"unknown driver {driver!r}{nearest(driver, DRIVERS)}")
-    if begin is not None and begin not in BEGINS:
-        raise InputError(f"unknown begin {begin!r}{nearest(begin, BEGINS)}")
-    make_driver, usual_begin = DRIVERS[driver]
+    if start is not None and start not in STARTS:
+        raise InputError(f"unknown start {start!r}{nearest(start, STARTS)}")
+    make_driver, usual_start = DRIVERS[driver]
     given = {"schedule": schedule, "executed": executed}
     known = inspect.signature(make_driver).parameters
     for option in driver_options:
@@ -118,15 +118,15 @@ def make_sampler(
         if name not in EVALUATES:
             raise InputError(f"unknown evaluate {name!r}{nearest(name, EVALUATES)}")
         options["evaluate"] = EVALUATES[name]()
-    walker: Any = make_driver(**options)
-    if hasattr(walker, "check"):
-        walker.check(tableau)
+    built: Any = make_driver(**options)
+    if hasattr(built, "check"):
+        built.check(tableau)
     if isinstance(options.get("evaluate"), Sharded):
-        options["evaluate"].check(min(getattr(walker, "window", tableau.n_nodes), tableau.n_nodes))
-    begins = usual_begin if begin is None else BEGINS[begin]
-    if isinstance(walker, Speculative) and begins is continued:
+        options["evaluate"].check(min(getattr(built, "window", tableau.n_nodes), tableau.n_nodes))
+    starts = usual_start if start is None else STARTS[start]
+    if isinstance(built, Speculative) and starts is warm_start_same_noise:
         raise InputError(
-            "begin='continued' uses the last plan's noise again, on which its guess depends; driver "
-            "'speculative' needs noise that its guess doesn't know: begin='guessed' or 'fresh'"
+            "start='warm_same_noise' uses the last plan's noise again, on which its guess depends; driver "
+            "'speculative' needs noise that its guess doesn't know: start='warm' or 'cold'"
         )
-    return Sampler(tableau, walker, begins)
+    return Sampler(tableau, built, starts)

@@ -7,27 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import Noise, Walk
+from ..types import Noise, Solution
+from .driver import IterativeDriver, Linear, NodeDenoise, Solve, State
 from .tableau import Tableau
-from .driver import Linear, NodeDenoise, RoundDriver, Rounds, State
 
 
 @dataclass(frozen=True)
-class Sequential(RoundDriver):
-    """``for i: D_i = D(x_i)``: N rounds of one node each; ignores ``start``."""
+class Sequential(IterativeDriver):
+    """``for i: D_i = D(x_i)``: N rounds of one node each; ignores ``guess``."""
 
-    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
-        return SequentialRounds(tableau, like)
+    def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
+        return SequentialSolve(tableau, like)
 
 
-class SequentialRounds(Rounds):
+class SequentialSolve(Solve):
     """Round i is node i."""
 
     def __init__(self, tableau: Tableau, like: Tensor) -> None:
         self.linear = Linear(tableau, like)
         self.count = self.limit = tableau.n_nodes
 
-    def begin(self, noise: Noise, start: Tensor | None) -> State:
+    def init(self, noise: Noise, guess: Tensor | None) -> State:
         drift = self.linear.drift(noise)
         return {
             "drift": drift,
@@ -35,7 +35,7 @@ class SequentialRounds(Rounds):
             "node": torch.zeros(1, dtype=torch.int64, device=drift.device),
         }
 
-    def round(self, denoise: NodeDenoise, state: State) -> State:
+    def iterate(self, denoise: NodeDenoise, state: State) -> State:
         node, drift, x0_hats = state["node"], state["drift"], state["x0_hats"]
         row = self.linear.B.index_select(0, node)
         x = drift.index_select(0, node)[0] + (row @ x0_hats.flatten(1)).view_as(drift[0])
@@ -46,7 +46,7 @@ class SequentialRounds(Rounds):
     def done(self, state: State) -> Tensor:
         return state["node"][0] >= self.limit
 
-    def finish(self, noise: Noise, state: State) -> Walk:
+    def finish(self, noise: Noise, state: State) -> Solution:
         sample = self.linear.sample(state["drift"], state["x0_hats"])
         calls = torch.full((sample.shape[0],), self.limit, device=sample.device)
-        return Walk(sample, state["x0_hats"], noise, rounds=calls, evaluations=calls)
+        return Solution(sample, state["x0_hats"], noise, iterations=calls, nfe=calls)

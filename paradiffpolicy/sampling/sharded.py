@@ -26,7 +26,7 @@ class Sharded:
         group: the processes; all by default.
 
     Raises:
-        InputError: torch.distributed hasn't been started.
+        InputError: torch.distributed hasn't been warm.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -55,7 +55,7 @@ class Sharded:
 
 
 def join_from_environment(device: str) -> int:
-    """Joins the processes that torchrun started, if it did; this process's rank."""
+    """Joins the processes that torchrun warm, if it did; this process's rank."""
     if not dist.is_torchelastic_launched():
         return 0
     cuda = torch.device(device).type == "cuda"

@@ -26,15 +26,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, require_count
-from ..types import Noise, Walk
-from .picard import Window
-from .tableau import Tableau
+from ..types import Noise, Solution
 from .driver import (
     Evaluate,
+    IterativeDriver,
     Linear,
     NodeDenoise,
-    RoundDriver,
-    Rounds,
+    Solve,
     State,
     broadcast,
     combined,
@@ -43,6 +41,8 @@ from .driver import (
     put,
     take,
 )
+from .picard import Window
+from .tableau import Tableau
 
 
 def reflection_coupling(z: Tensor, delta: Tensor, log_u: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,12 +65,12 @@ def reflection_coupling(z: Tensor, delta: Tensor, log_u: Tensor) -> tuple[Tensor
 
 
 @dataclass(frozen=True)
-class Speculative(RoundDriver):
+class Speculative(IterativeDriver):
     """Samples with exactly the sequential driver's law, for solvers that add noise on every step.
 
     The sample is another one than the sequential driver's from the same noise.  ``Walk.noise`` has
     the step noises as they were decided: walked sequentially, they give this very sample.  A
-    ``start`` may be any guess that doesn't depend on the noise.
+    ``guess`` may be any guess that doesn't depend on the noise.
 
     Attributes:
         window: nodes per round and batch element.
@@ -97,19 +97,19 @@ class Speculative(RoundDriver):
                 "sde_dpm_solver_pp_2m does: choose one of those, or driver 'picard'"
             )
 
-    def on(self, tableau: Tableau, like: Tensor, started: bool) -> Rounds:
+    def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
         self.check(tableau)
-        return SpeculativeRounds(self, tableau, like, started)
+        return SpeculativeSolve(self, tableau, like, warm)
 
 
-class SpeculativeRounds(Rounds):
+class SpeculativeSolve(Solve):
     """Every round decides the noise of the windows' steps up to the first rejection."""
 
     count = None
 
-    def __init__(self, driver: Speculative, tableau: Tableau, like: Tensor, started: bool) -> None:
+    def __init__(self, driver: Speculative, tableau: Tableau, like: Tensor, warm: bool) -> None:
         self.n = self.limit = tableau.n_nodes
-        self.linear, self.started, self.evaluate = Linear(tableau, like), started, driver.evaluate
+        self.linear, self.warm, self.evaluate = Linear(tableau, like), warm, driver.evaluate
         self.window = Window(driver.window, self.n, like.device)
         steps = tableau.step_form
         self.scale = steps.R.diagonal().to(like)
@@ -117,18 +117,18 @@ class SpeculativeRounds(Rounds):
         self.weights = (steps.S / divisor[:, None]).to(like)
         self.nodes = torch.arange(self.n + 1, device=like.device)[:, None]
 
-    def begin(self, noise: Noise, start: Tensor | None) -> State:
+    def init(self, noise: Noise, guess: Tensor | None) -> State:
         # Row N takes what a window that hangs over the end would write.
         z = torch.cat((noise.z, torch.zeros_like(noise.z[:1])))
         return {
             "x_T": noise.x_T,
             "z": z,
             "log_u": noise.u.log(),
-            "x0_hats": torch.zeros_like(z) if start is None else torch.cat((start, start[:1])),
+            "x0_hats": torch.zeros_like(z) if guess is None else torch.cat((guess, guess[:1])),
             **self.window.state(noise.x_T),
         }
 
-    def round(self, denoise: NodeDenoise, state: State) -> State:
+    def iterate(self, denoise: NodeDenoise, state: State) -> State:
         n, z, x0_hats = self.n, state["z"], state["x0_hats"]
         index, active = self.window.index(state)
         inside = index.clamp(max=n - 1)
@@ -145,7 +145,7 @@ class SpeculativeRounds(Rounds):
         up_to = (self.window.ahead <= leading(stands | certain)) & active
         keep = broadcast(up_to & ~certain, delta)
         new = put(x0_hats, index, outputs)
-        if not self.started:
+        if not self.warm:
             unreached = broadcast(self.nodes >= state["offset"] + self.window.size, new)
             new = torch.where(unreached, outputs[-1], new)
         return {
@@ -158,8 +158,8 @@ class SpeculativeRounds(Rounds):
     def done(self, state: State) -> Tensor:
         return self.window.done(state)
 
-    def finish(self, noise: Noise, state: State) -> Walk:
-        walked = Noise(noise.x_T, state["z"][: self.n], noise.u)
+    def finish(self, noise: Noise, state: State) -> Solution:
+        solved = Noise(noise.x_T, state["z"][: self.n], noise.u)
         x0_hats = state["x0_hats"][: self.n]
-        sample = self.linear.sample(self.linear.drift(walked), x0_hats)
-        return Walk(sample, x0_hats, walked, state["rounds"], state["evaluations"])
+        sample = self.linear.sample(self.linear.drift(solved), x0_hats)
+        return Solution(sample, x0_hats, solved, state["iterations"], state["nfe"])

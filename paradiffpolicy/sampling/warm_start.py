@@ -7,21 +7,23 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..types import Noise, Walk
+from ..types import Noise, Solution
 from .tableau import Tableau
 
 Shape = tuple[int, ...]
 """Of one sample: (T, A)."""
 
-Begin = Callable[[Tableau, Shape, Walk | None, int, Sequence[torch.Generator]], tuple[Noise, Tensor | None]]
+Start = Callable[
+    [Tableau, Shape, Solution | None, int, Sequence[torch.Generator]], tuple[Noise, Tensor | None]
+]
 """``(tableau, shape, previous walk, executed steps, one generator per batch element)`` to the noise
 and a first guess of the x0_hats ``[N, batch, T, A]``, or None."""
 
 
-def fresh(
+def cold_start(
     tableau: Tableau,
     shape: Shape,
-    previous: Walk | None,
+    previous: Solution | None,
     executed_steps: int,
     generators: Sequence[torch.Generator],
 ) -> tuple[Noise, None]:
@@ -45,34 +47,36 @@ def shifted(values: Tensor, steps: int, tail: Tensor) -> Tensor:
     return torch.cat((values[..., steps:, :], tail), dim=-2)
 
 
-def shifted_guess(previous: Walk, executed_steps: int) -> Tensor:
+def shifted_guess(previous: Solution, executed_steps: int) -> Tensor:
     """The last plan's x0_hats, moved along by what was executed and extended by their last step."""
     last = previous.x0_hats[..., -1:, :]
     return shifted(previous.x0_hats, executed_steps, last.expand(*last.shape[:-2], executed_steps, -1))
 
 
-def guessed(
+def warm_start(
     tableau: Tableau,
     shape: Shape,
-    previous: Walk | None,
+    previous: Solution | None,
     executed_steps: int,
     generators: Sequence[torch.Generator],
 ) -> tuple[Noise, Tensor | None]:
     """New noise, and the last plan as a first guess of the x0_hats, if there is one."""
-    noise, _ = fresh(tableau, shape, previous, executed_steps, generators)
+    noise, _ = cold_start(tableau, shape, previous, executed_steps, generators)
     return noise, None if previous is None else shifted_guess(previous, executed_steps)
 
 
-def continued(
+def warm_start_same_noise(
     tableau: Tableau,
     shape: Shape,
-    previous: Walk | None,
+    previous: Solution | None,
     executed_steps: int,
     generators: Sequence[torch.Generator],
 ) -> tuple[Noise, Tensor | None]:
     """The last plan and its noise, moved along together, so that what is left of the plan is nearly
     a fixed point already; the end of the noise is new.  Fresh if there is no last plan."""
-    fresh_noise, _ = fresh(tableau, (executed_steps, shape[-1]) if previous else shape, None, 0, generators)
+    fresh_noise, _ = cold_start(
+        tableau, (executed_steps, shape[-1]) if previous else shape, None, 0, generators
+    )
     if previous is None:
         return fresh_noise, None
     noise = Noise(
@@ -83,5 +87,5 @@ def continued(
     return noise, shifted_guess(previous, executed_steps)
 
 
-BEGINS: dict[str, Begin] = {"fresh": fresh, "guessed": guessed, "continued": continued}
+STARTS: dict[str, Start] = {"cold": cold_start, "warm": warm_start, "warm_same_noise": warm_start_same_noise}
 """Every way to begin by name."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import InputError, nearest
 from ..policy import InvalidObservationError, InvalidPlanError, Policy
-from ..types import Committed, Noise, Plan, PolicySpec, Walk
+from ..types import Committed, Noise, Plan, PolicySpec, Solution
 from .messages import MessageError
 
 PROTOCOL = 1
@@ -154,16 +154,16 @@ class Form:
 
     def plan_map(self, plan: Plan) -> dict[str, Any]:
         """A plan to send."""
-        walk = plan.walk
+        solution = plan.solution
         sent = {
             "actions": plan.actions,
-            "sample": walk.sample,
-            "x0_hats": walk.x0_hats,
-            "x_T": walk.noise.x_T,
-            "rounds": walk.rounds,
-            "evaluations": walk.evaluations,
+            "sample": solution.sample,
+            "x0_hats": solution.x0_hats,
+            "x_T": solution.noise.x_T,
+            "iterations": solution.iterations,
+            "nfe": solution.nfe,
         }
-        return sent | ({"z": walk.noise.z, "u": walk.noise.u} if self.stochastic else {})
+        return sent | ({"z": solution.noise.z, "u": solution.noise.u} if self.stochastic else {})
 
     def plan_of(self, value: Any, where: str, batch: int) -> Plan:
         """A plan that was sent, on the CPU.
@@ -178,8 +178,8 @@ class Form:
             "sample": (batch, *each),
             "x0_hats": (n, batch, *each),
             "x_T": (batch, *each),
-            "rounds": (batch,),
-            "evaluations": (batch,),
+            "iterations": (batch,),
+            "nfe": (batch,),
         }
         if self.stochastic:
             shapes |= {"z": (n, batch, *each), "u": (n, batch)}
@@ -188,8 +188,8 @@ class Form:
         zero = got["x_T"].new_zeros(())
         z, u = got.get("z", zero.expand(n, batch, *each)), got.get("u", zero.expand(n, batch))
         noise = Noise(got["x_T"], z, u)
-        walk = Walk(got["sample"], got["x0_hats"], noise, got["rounds"], got["evaluations"])
-        return Plan(got["actions"], self.spec.executed, walk)
+        solution = Solution(got["sample"], got["x0_hats"], noise, got["iterations"], got["nfe"])
+        return Plan(got["actions"], self.spec.executed, solution)
 
     @staticmethod
     def committed_map(committed: Committed) -> dict[str, Any]:
@@ -211,7 +211,7 @@ class Form:
 
 
 def _tensor(value: Any, where: str, shape: tuple[int, ...]) -> Tensor:
-    dtype = np.int64 if where.endswith(("rounds", "evaluations")) else np.float32
+    dtype = np.int64 if where.endswith(("iterations", "nfe")) else np.float32
     if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
         got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
         raise MessageError(f"{where} must be {np.dtype(dtype)} {shape}, not {got}")

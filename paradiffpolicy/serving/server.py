@@ -310,8 +310,8 @@ class PolicyServer:
         return {
             "actions": plan.executed_actions[0],
             "plan": plan.actions[0],
-            "rounds": int(plan.walk.rounds[0]),
-            "evaluations": int(plan.walk.evaluations[0]),
+            "iterations": int(plan.solution.iterations[0]),
+            "nfe": int(plan.solution.nfe[0]),
             "policy_timing": {"infer_ms": planned.infer_seconds * 1e3},
             "server_timing": _timing(planned, previous_seconds),
         }

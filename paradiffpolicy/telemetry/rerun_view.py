@@ -33,9 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..control.controller import ticks_per_step
-from ..planning.planner import PlanReply
 from ..control.record import FAULTS, Fault, Tick
 from ..errors import InputError, require_count
+from ..planning.planner import PlanReply
 from ..types import PolicySpec
 from .recorder import Picture
 
@@ -148,7 +148,7 @@ class RerunView:
             "observation": (spec.obs_dim, [str(k) for k in range(spec.obs_dim)]),
             "action": (spec.action_dim, [str(k) for k in range(spec.action_dim)]),
             "timing/ticks": (3, ["deadline error, ms", "start to action, ms", "plan age, ms"]),
-            "state/holding": (1, ["holding"]),
+            "state/holding": (1, ["fallback_active"]),
         }
         self._rows = {path: np.zeros((self._packet, size)) for path, (size, _) in self._series.items()}
         self._ticks, self._times = np.zeros(self._packet, np.int64), np.zeros(self._packet)
@@ -216,10 +216,10 @@ class RerunView:
         self._rows["action"][row] = math.nan if tick.action is None else tick.action
         late, took = tick.started - tick.deadline, tick.ended - tick.started
         self._rows["timing/ticks"][row] = 1e3 * late, 1e3 * took, 1e3 * tick.plan_age
-        self._rows["state/holding"][row] = tick.holding
+        self._rows["state/holding"][row] = tick.fallback_active
         if self._project is not None:
             self._points[row] = math.nan if tick.action is None else self._project(tick.action[None])[0]
-            self._colors[row] = HOLDING if tick.holding else ACTING
+            self._colors[row] = HOLDING if tick.fallback_active else ACTING
         self._waiting += 1
         if self._waiting == self._packet:
             self._send()

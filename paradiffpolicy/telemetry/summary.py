@@ -27,8 +27,8 @@ def summary(record: Record) -> dict[str, Any]:
         "plans": len(plans),
         "refused_plans": int(plans["refused"].sum()),
         "plan_latency_ms": _percentiles(1e3 * plans["latency"], 50, 99),
-        "lateness_mean": float(plans["lateness"].mean()) if len(plans) else None,
-        "holding_share": float(ticks["holding"].mean()) if len(ticks) else None,
+        "delay_mean": float(plans["delay"].mean()) if len(plans) else None,
+        "holding_share": float(ticks["fallback_active"].mean()) if len(ticks) else None,
         "faults": record.faults(),
     }
 
@@ -53,9 +53,9 @@ def summary_table(values: dict[str, Any], title: str) -> Table:
     row("a tick's cost, µs", values["tick_us"], 0)
     view.add_row("plans, of which refused", f"{values['plans']}, {values['refused_plans']}")
     row("plan latency, ms", values["plan_latency_ms"], 1)
-    lateness, holding = values["lateness_mean"], values["holding_share"]
-    view.add_row("plans' lateness, ticks, mean", "-" if lateness is None else f"{lateness:.2f}")
-    view.add_row("holding", "-" if holding is None else f"{holding:.1%}")
+    delay, fallback_active = values["delay_mean"], values["holding_share"]
+    view.add_row("plans' lateness, ticks, mean", "-" if delay is None else f"{delay:.2f}")
+    view.add_row("fallback_active", "-" if fallback_active is None else f"{fallback_active:.1%}")
     for name, count in values["faults"].items():
         view.add_row(f"fault: {name.replace('_', ' ')}, ticks", str(count))
     if "score" in values and not math.isnan(values["score"]):

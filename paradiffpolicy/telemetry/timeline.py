@@ -128,7 +128,7 @@ def timeline(
         Patch(facecolor=COLORS[0], alpha=0.3, label="and waits for the loop's next tick"),
         _dot(COLORS[0], COLORS[0], "step that acted (its index in the plan)"),
         _dot("white", COLORS[0], "dropped: arrived too late for it"),
-        Patch(**HOLDING, label="holding"),
+        Patch(**HOLDING, label="fallback_active"),
         *marks,
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize="small")
@@ -179,7 +179,7 @@ def _bars(
     """The plans that are seen, each in the first lane that is free for as long as it takes."""
     bars: list[_Bar] = []
     lane_ends: list[float] = []
-    acting = ~ticks["holding"]
+    acting = ~ticks["fallback_active"]
     for plan in np.sort(record.plans, order="tick"):
         asked, arrived = float(plan["asked"]) - origin, float(plan["arrived"]) - origin
         own = ticks[acting & (ticks["plan"] == plan["tick"])]
@@ -188,7 +188,7 @@ def _bars(
         # Of the ticks that a step lasts, the first that it acted at.
         _, first = np.unique(own["plan_index"], return_index=True)
         acted = [(int(tick["plan_index"]), float(tick["deadline"]) - origin) for tick in own[first]]
-        steps = 0 if plan["refused"] else int(plan["lateness"]) // ticks_per_step
+        steps = 0 if plan["refused"] else int(plan["delay"]) // ticks_per_step
         dropped = [(int(plan["tick"]) + k * ticks_per_step) * period for k in range(steps)]
         dropped = [second for second in dropped if low <= second + 1e-9 < high]
         seconds = [*dropped, *(second for _, second in acted)]
@@ -243,8 +243,8 @@ def _draw_ticks(
 ) -> list[Line2D]:
     """The lowest row: what acted, and what was wrong; gives the legend of the latter."""
     spans = [(float(second), 0.9 * period) for second in at]
-    for holding, plan, span in zip(ticks["holding"], ticks["plan"], spans, strict=True):
-        color = None if holding else colors.get(int(plan))
+    for fallback_active, plan, span in zip(ticks["fallback_active"], ticks["plan"], spans, strict=True):
+        color = None if fallback_active else colors.get(int(plan))
         if color is None:
             axes.broken_barh(
                 [span], (-0.4, 0.35), facecolor="0.88", edgecolor="0.55", hatch="////", linewidth=0

@@ -16,7 +16,7 @@ from .cuda_graph import cuda_graph_backend
 from .emulated import EmulatedDevice
 from .graphs import Graphs
 from .openvino import openvino_backend
-from .program import CaptureError, Frozen, Program
+from .program import CapturedProgram, CaptureError, Program
 from .sampler import EAGER, Backend
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ BACKENDS: dict[str, Callable[[CaptureSettings, torch.device], list[Callable[[], 
 }
 
 
-def ladder(rungs: list[Callable[[], Backend]]) -> Backend:
+def with_fallback(backends: list[Callable[[], Backend]]) -> Backend:
     """The first backend that can be had; what it can't freeze the next does, and a line in the log
     says why.
 
@@ -113,20 +113,20 @@ def ladder(rungs: list[Callable[[], Backend]]) -> Backend:
         CaptureError: none can be had.
     """
     made: list[Backend] = []
-    for position, make in enumerate(rungs):
+    for position, make in enumerate(backends):
         try:
             made.append(make())
         except CaptureError as error:
-            if position == len(rungs) - 1:
+            if position == len(backends) - 1:
                 raise
             log.warning("capture: %s; trying the next way", error)
 
-    def freeze(program: Program) -> Frozen:
+    def capture_program(program: Program) -> CapturedProgram:
         for backend, after in itertools.pairwise(made):
             try:
-                return backend.freeze(program)
+                return backend.capture_program(program)
             except CaptureError as error:
                 log.warning("capture: %s: the plan %s; %s instead", backend.name, error, after.name)
-        return made[-1].freeze(program)
+        return made[-1].capture_program(program)
 
-    return replace(made[0], freeze=freeze)
+    return replace(made[0], capture_program=capture_program)

@@ -9,7 +9,7 @@ from .program import Program
 class Eager:
     """Runs a program's functions."""
 
-    rung = "eager"
+    method = "eager"
     nbytes = 0
 
     def __init__(self, program: Program) -> None:
@@ -17,11 +17,11 @@ class Eager:
 
     def __call__(self, inputs: State) -> State:
         program = self.program
-        state = program.begin(inputs)
+        state = program.init(inputs)
         if program.count is not None:
             for _ in range(program.count):
-                state = program.round(state)
+                state = program.iterate(state)
         else:
             while not program.done(state):
-                state = program.round(state)
+                state = program.iterate(state)
         return program.finish(inputs, state)

@@ -93,10 +93,10 @@ class Graphs:
         self.whole: Graph | None = None
         if program.count is not None:
             count = program.count
-            self.rung = f"{device.name}: {count} rounds unrolled in one graph"
+            self.method = f"{device.name}: {count} rounds unrolled in one graph"
             self.whole = device.capture(lambda: self._unrolled(count))
         elif not isinstance(device.while_loop, str):
-            self.rung = f"{device.name}: one graph with a while node"
+            self.method = f"{device.name}: one graph with a while node"
             while_loop = device.while_loop
             try:
                 self.whole = device.capture(lambda: self._looped(while_loop))
@@ -107,44 +107,44 @@ class Graphs:
         if self.whole is not None:
             graphs = [self.whole]
         else:
-            self.rung = f"{device.name}: a graph per round"
+            self.method = f"{device.name}: a graph per round"
             self.flag = device.host_flag()
             self.events = [device.event() for _ in range(LAUNCH_AHEAD + 1)]
             with torch.inference_mode():
                 # The state's memory: the first graph fills it, a round reads it and writes it.
-                state = program.begin(self.inputs)
+                state = program.init(self.inputs)
                 self.state = {name: value.clone() for name, value in state.items()}
             graphs = [device.capture(part) for part in (self._begin, self._round, self._finish)]
             self.begin, self.round, self.finish = graphs
         self.nbytes = nbytes(self.inputs, self.state) + sum(graph.nbytes for graph in graphs)
 
     def _unrolled(self, count: int) -> State:
-        state = self.program.begin(self.inputs)
+        state = self.program.init(self.inputs)
         for _ in range(count):
-            state = self.program.round(state)
+            state = self.program.iterate(state)
         return self.program.finish(self.inputs, state)
 
     def _looped(self, while_loop: WhileLoop) -> State:
         program = self.program
-        state = program.begin(self.inputs)
+        state = program.init(self.inputs)
         names = sorted(state)
 
         def again(*carried: Tensor) -> Tensor:
             return program.done(dict(zip(names, carried, strict=True))).logical_not()
 
         def body(*carried: Tensor) -> tuple[Tensor, ...]:
-            new = program.round(dict(zip(names, carried, strict=True)))
+            new = program.iterate(dict(zip(names, carried, strict=True)))
             return tuple(new[name] for name in names)
 
         carried = while_loop(again, body, tuple(state[name] for name in names))
         return program.finish(self.inputs, dict(zip(names, carried, strict=True)))
 
     def _begin(self) -> State:
-        self._keep(self.program.begin(self.inputs))
+        self._keep(self.program.init(self.inputs))
         return {}
 
     def _round(self) -> State:
-        self._keep(self.program.round(self.state))
+        self._keep(self.program.iterate(self.state))
         return {}
 
     def _keep(self, new: State) -> None:

@@ -6,8 +6,8 @@ import torch
 
 from ...diffusion.denoiser import Denoiser, Trunk
 from ...diffusion.guidance import classifier_free, committed
-from ..tableau import Tableau
 from ..driver import NodeDenoise, State
+from ..tableau import Tableau
 
 COMMITTED = ("committed", "commitment")
 """Inputs of ``guidance.committed``."""

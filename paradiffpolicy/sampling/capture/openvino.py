@@ -91,7 +91,7 @@ def openvino_backend(
 class OpenVINO:
     """A compiled model with its buffers."""
 
-    rung = "one OpenVINO model"
+    method = "one OpenVINO model"
 
     def __init__(self, program: Program, options: dict[str, Any], cache: Path | None) -> None:
         if any(value.device.type != "cpu" for value in program.inputs.values()):
@@ -212,12 +212,12 @@ def plan_model(program: Program) -> tuple[ov.Model, int]:
         return record(function, whole=WHOLE)
 
     plan = Graph(program.inputs)
-    begin = recorded(lambda: program.begin(program.inputs))
+    begin = recorded(lambda: program.init(program.inputs))
     plan.add(begin)
 
     # A round, on tensors of its own so that its graph has its own parameters.
     state = {name: value.clone() for name, value in begin.result.items()}
-    one_round = recorded(lambda: program.round(state))
+    one_round = recorded(lambda: program.iterate(state))
     changed = [name for name in state if one_round.result[name] is not state[name]]
     body = Graph(state)
     body.add(one_round)

@@ -330,9 +330,9 @@ def stack(graph: Graph, call: Call) -> Value:
 def constant_pad(graph: Graph, call: Call) -> Value:
     x, pads = call.args[:2]
     untouched = [0] * (x.ndim - len(pads) // 2)
-    begins, ends = untouched + pads[-2::-2], untouched + pads[::-2]
+    starts, ends = untouched + pads[-2::-2], untouched + pads[::-2]
     filling = graph.cast(call.args[2] if len(call.args) > 2 else 0, x.dtype)
-    return op.pad(graph.value(x), graph.ints(*begins), graph.ints(*ends), "constant", filling)
+    return op.pad(graph.value(x), graph.ints(*starts), graph.ints(*ends), "constant", filling)
 
 
 @translates(

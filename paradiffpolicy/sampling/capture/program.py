@@ -1,14 +1,14 @@
 """A whole plan as a program of pure functions, which a backend freezes.
 
-    state = begin(inputs)
-    count times, or until done(state):  state = round(state)
+    state = init(inputs)
+    count times, or until done(state):  state = iterate(state)
     outputs = finish(inputs, state)
 
 What a program must be for a backend to freeze it (``emulated`` checks it, without a GPU):
 
 - everything that changes from run to run comes in through ``inputs``;
 - nothing is read back to the host, no shape and no index there depends on data, no mask selects;
-- nothing is drawn at random, and nothing comes from the host once ``begin`` runs;
+- nothing is drawn at random, and nothing comes from the host once ``init`` runs;
 - a state always has the same keys, shapes and dtypes;
 - rounds after the last that is needed change nothing.
 """
@@ -41,8 +41,8 @@ class Program:
             does.
     """
 
-    begin: Callable[[State], State]
-    round: Callable[[State], State]
+    init: Callable[[State], State]
+    iterate: Callable[[State], State]
     done: Callable[[State], Tensor]
     finish: Callable[[State, State], State]
     count: int | None
@@ -51,7 +51,7 @@ class Program:
     identity: Callable[[], str] | None = None
 
 
-class Frozen(Protocol):
+class CapturedProgram(Protocol):
     """A program, frozen: inputs like the example's to outputs, which the next call may overwrite.
 
     Attributes:
@@ -59,13 +59,13 @@ class Frozen(Protocol):
         nbytes: memory that it keeps.
     """
 
-    rung: str
+    method: str
     nbytes: int
 
     def __call__(self, inputs: State) -> State: ...
 
 
-Freeze = Callable[[Program], Frozen]
+CaptureFunction = Callable[[Program], CapturedProgram]
 """A backend.  Raises ``CaptureError``, and keeps nothing then."""
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, require_count
-from ...types import Noise, Walk
+from ...types import Noise, Solution
+from ..driver import Driver, IterativeDriver, NodeDenoise, Solve, State, evaluate_active, evaluate_all
 from ..tableau import Tableau
-from ..driver import Driver, NodeDenoise, RoundDriver, Rounds, State, evaluate_active, evaluate_all
 from .eager import Eager
 from .fingerprint import fingerprint
-from .program import CaptureError, Freeze, Frozen, Program
+from .program import CapturedProgram, CaptureError, CaptureFunction, Program
 
 
 class Network(Protocol):
@@ -45,7 +45,7 @@ class Backend:
     """
 
     name: str
-    freeze: Freeze
+    capture_program: CaptureFunction
     padded: bool = True
     matmul: bool = False
     arithmetic_in_half: bool = False
@@ -61,12 +61,12 @@ def padded_size(batch: int) -> int:
 
 def sampling_program(
     network: Network,
-    rounds: Rounds,
+    solve: Solve,
     tableau: Tableau,
     inputs: State,
     identity: Callable[[], str] | None = None,
 ) -> Program:
-    """A walk as a program: noise, start and conditions in, the walk's tensors out."""
+    """A walk as a program: noise, guess and conditions in, the walk's tensors out."""
     n = tableau.n_nodes
 
     def noise(inputs: State) -> Noise:
@@ -79,25 +79,25 @@ def sampling_program(
             zero.expand(n, x_T.shape[0]) if u is None else u,
         )
 
-    def begin(inputs: State) -> State:
+    def init(inputs: State) -> State:
         observed = {OBSERVED + name: value for name, value in network.observe(inputs).items()}
-        return {**observed, **rounds.begin(noise(inputs), inputs.get("start"))}
+        return {**observed, **solve.init(noise(inputs), inputs.get("guess"))}
 
-    def one_round(state: State) -> State:
+    def iterate(state: State) -> State:
         observed = {key.removeprefix(OBSERVED): v for key, v in state.items() if key.startswith(OBSERVED)}
-        return rounds.round(network.bound(observed), state)
+        return solve.iterate(network.bound(observed), state)
 
     def finish(inputs: State, state: State) -> State:
-        walk = rounds.finish(noise(inputs), state)
+        solution = solve.finish(noise(inputs), state)
         outputs = {
-            "sample": walk.sample,
-            "x0_hats": walk.x0_hats,
-            "rounds": walk.rounds,
-            "evaluations": walk.evaluations,
+            "sample": solution.sample,
+            "x0_hats": solution.x0_hats,
+            "iterations": solution.iterations,
+            "nfe": solution.nfe,
         }
-        return {**outputs, "z": walk.noise.z} if "u" in inputs else outputs
+        return {**outputs, "z": solution.noise.z} if "u" in inputs else outputs
 
-    return Program(begin, one_round, rounds.done, finish, rounds.count, rounds.limit, inputs, identity)
+    return Program(init, iterate, solve.done, finish, solve.count, solve.limit, inputs, identity)
 
 
 OBSERVED = "observed."
@@ -130,7 +130,7 @@ def capture(
         CaptureError: the driver can't be captured.
     """
     require_count(budget=budget)
-    if not isinstance(driver, RoundDriver):
+    if not isinstance(driver, IterativeDriver):
         raise CaptureError(
             f"driver {type(driver).__name__.lower()!r} can't be captured, since its steps depend on what it "
             "sees: capture=eager, or another driver"
@@ -153,7 +153,7 @@ class CapturedSampler:
 
     def __init__(
         self,
-        driver: RoundDriver,
+        driver: IterativeDriver,
         tableau: Tableau,
         network: Network,
         backend: Backend,
@@ -162,16 +162,16 @@ class CapturedSampler:
     ) -> None:
         self.driver, self.tableau, self.network = driver, tableau, network
         self.backend, self.identity, self.budget = backend, identity, budget
-        self._frozen: OrderedDict[tuple[Any, ...], Frozen] = OrderedDict()
+        self._programs: OrderedDict[tuple[Any, ...], CapturedProgram] = OrderedDict()
         self._lock = threading.Lock()
 
-    def run(self, inputs: State, noise: Noise, start: Tensor | None = None) -> Walk:
+    def run(self, inputs: State, noise: Noise, guess: Tensor | None = None) -> Solution:
         """One walk.
 
         Args:
             inputs: the conditions, each ``[batch, …]``, as the network observes them.
             noise: everything random.
-            start: ``[N, batch, T, A]``, the first guess, or None.
+            guess: ``[N, batch, T, A]``, the first guess, or None.
 
         Raises:
             CaptureError: the program can't be captured.
@@ -184,8 +184,8 @@ class CapturedSampler:
             along["z"] = noise.z
         if self.driver.decides_noise:
             along["u"] = noise.u
-        if start is not None:
-            along["start"] = start
+        if guess is not None:
+            along["guess"] = guess
         n = self.tableau.n_nodes
         for name, value in given.items():
             if value.shape[0] != batch:
@@ -203,37 +203,37 @@ class CapturedSampler:
             out |= {name: outputs[name][:, :batch] for name in ("x0_hats", "z") if name in outputs}
             if self.backend.padded:  # the next call writes to the same memory
                 out = {name: value.clone() for name, value in out.items()}
-        walked = replace(noise, z=out["z"]) if "z" in out else noise
-        return Walk(out["sample"], out["x0_hats"], walked, out["rounds"], out["evaluations"])
+        solved = replace(noise, z=out["z"]) if "z" in out else noise
+        return Solution(out["sample"], out["x0_hats"], solved, out["iterations"], out["nfe"])
 
-    def _program(self, inputs: State) -> Frozen:
+    def _program(self, inputs: State) -> CapturedProgram:
         key = tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(inputs.items()))
-        if key in self._frozen:
-            self._frozen.move_to_end(key)
-            return self._frozen[key]
-        started = "start" in inputs
-        rounds = self.driver.on(self.tableau, inputs["x_T"], started)
+        if key in self._programs:
+            self._programs.move_to_end(key)
+            return self._programs[key]
+        warm = "guess" in inputs
+        iterations = self.driver.on(self.tableau, inputs["x_T"], warm)
         example = {name: value.clone() for name, value in inputs.items()}
-        program = sampling_program(self.network, rounds, self.tableau, example, self._identity_of(key))
-        frozen = self.backend.freeze(program)
-        self._frozen[key] = frozen
-        while self.nbytes > self.budget and len(self._frozen) > 1:
-            self._frozen.popitem(last=False)
-        return frozen
+        program = sampling_program(self.network, iterations, self.tableau, example, self._identity_of(key))
+        captured_program = self.backend.capture_program(program)
+        self._programs[key] = captured_program
+        while self.nbytes > self.budget and len(self._programs) > 1:
+            self._programs.popitem(last=False)
+        return captured_program
 
     def _identity_of(self, key: tuple[Any, ...]) -> Callable[[], str] | None:
         weights = self.identity
         return None if weights is None else lambda: fingerprint(weights(), self.driver, self.tableau, key)
 
     @property
-    def programs(self) -> list[Frozen]:
+    def programs(self) -> list[CapturedProgram]:
         """Those that are kept, the one used longest ago first."""
-        return list(self._frozen.values())
+        return list(self._programs.values())
 
     @property
     def nbytes(self) -> int:
         """Memory that they keep."""
-        return sum(frozen.nbytes for frozen in self.programs)
+        return sum(captured_program.nbytes for captured_program in self.programs)
 
 
 def _padded(value: Tensor, dim: int, size: int) -> Tensor:

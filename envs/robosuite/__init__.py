@@ -1,0 +1,1 @@
+"""robomimic's tasks in robosuite."""
