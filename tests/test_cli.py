@@ -113,7 +113,7 @@ def test_evaluate_writes_its_report(capsys, checkpoint, tmp_path):
     assert names == ["ddim.mp4", "rti.mp4", "report.json", "rollout.png", "score_latency.png"]
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["seeds"] == [100_000, 100_001]
-    assert report["samplers"]["ddim"]["rounds_per_plan"]["mean"] == 15
+    assert report["samplers"]["ddim"]["iterations_per_plan"]["mean"] == 15
     deadlines = report["samplers"]["rti"]["deadlines"]
     assert deadlines["ticks"] + deadlines["missed"] in (2, 3)  # the last may have been missed
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
+from paradiffpolicy.benchmarks import baselines
 from paradiffpolicy.benchmarks.latency import (
     Rates,
     Work,
@@ -30,7 +31,6 @@ from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation import baseline
 from paradiffpolicy.evaluation.compare import results
 from paradiffpolicy.evaluation.report import table, write_report
 from paradiffpolicy.evaluation.rollout import Episode, rollout
@@ -228,8 +228,8 @@ def test_latency_rows_compare_with_the_baseline():
         make_sampler(policy.schedule, solver="ddim", n_steps=10, driver="rti", iterations=2)
     )
     rates = Rates(bandwidth=1e9, matrix=1e9)
-    rows = latency_rows({"short": policy, "realtime": realtime}, windows, clock, rates=rates)
-    assert [row.name for row in rows] == [*baseline.BASELINES, "short", "realtime"]
+    rows = latency_rows({"short": policy, "rti": realtime}, windows, clock, rates=rates)
+    assert [row.name for row in rows] == [*baselines.BASELINES, "short", "rti"]
     parallel = rows[2].iterations
     assert 3 < parallel < 60
     assert [row.iterations for row in rows] == [100, 10, parallel, 3, 2]
@@ -281,13 +281,13 @@ def test_a_steady_state_is_many_plans():
 def given_noise(monkeypatch, noise):
     """Makes diffusers' loops draw what one of our walks drew."""
     draws = iter([noise.x_T, *noise.z])
-    monkeypatch.setattr(baseline, "_noise", lambda *args: next(draws))
+    monkeypatch.setattr(baselines, "_noise", lambda *args: next(draws))
     monkeypatch.setattr(
         "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **kwargs: next(draws)
     )
 
 
-@pytest.mark.parametrize("name", baseline.BASELINES)
+@pytest.mark.parametrize("name", baselines.BASELINES)
 def test_the_baselines_are_the_same_policy(monkeypatch, name):
     """With the noise that ours draws, diffusers' loops give our sequential plans; unclipped, since
     theirs takes epsilon from before the clipping."""
@@ -298,7 +298,7 @@ def test_the_baselines_are_the_same_policy(monkeypatch, name):
     given_noise(monkeypatch, plan.solution.noise)
     condition = policy.observation_normalizer.normalize(torch.full((1, 2, 20), 200.0)).flatten(1)
     settings = {"tolerance": 1e-5} if "ParaDiGMS" in name else {}
-    theirs, iterations = baseline.BASELINES[name](policy, condition, torch.Generator(), **settings)
+    theirs, iterations = baselines.BASELINES[name](policy, condition, torch.Generator(), **settings)
     torch.testing.assert_close(theirs, plan.solution.sample, atol=2e-3, rtol=1e-4)
     assert iterations <= ours["n_steps"] if settings else iterations == ours["n_steps"]
 
@@ -307,7 +307,7 @@ def test_the_baselines_refuse_what_diffusers_does_not_have():
     spec = replace(TINY, prediction="score")
     policy = Policy(tiny_checkpoint(spec), make_sampler(spec_schedule(spec)))
     with pytest.raises(InputError, match="prediction=score"):
-        baseline.ddpm(policy, torch.zeros(1, 40), torch.Generator())
+        baselines.ddpm(policy, torch.zeros(1, 40), torch.Generator())
 
 
 # ------------------------------------------------------------------------------------------ report
@@ -338,7 +338,7 @@ def test_a_report_is_json_picture_and_videos(tmp_path):
     report = json.loads(paths[0].read_text())
     fast = report["samplers"]["fast"]
     assert fast["score"]["mean"] == pytest.approx(0.9166667)
-    assert fast["rounds_per_plan"] == {"mean": 5.0, "median": 5.0, "max": 6.0}
+    assert fast["iterations_per_plan"] == {"mean": 5.0, "median": 5.0, "max": 6.0}
     assert fast["plan_latency_ms"]["p50"] == pytest.approx(20.0)
     assert fast["difference_to_reference"]["verdict"] == "equivalent within 0.05"
     assert report["samplers"]["ddpm"]["difference_to_reference"] is None

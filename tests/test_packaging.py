@@ -13,14 +13,17 @@ import pytest
 from .conftest import ROOT, tiny_checkpoint
 
 LAYERS = [
-    ["errors", "files"],
-    ["types", "data", "diffusion", "models"],
+    ["errors", "files", "registry", "clock", "history"],
+    ["types", "task", "data", "environment"],
+    ["diffusion", "models"],
     ["sampling"],
     ["checkpoint"],
     ["policy"],
-    ["control", "training"],
-    ["serving"],
-    ["evaluation", "seeing"],
+    ["planning", "training"],
+    ["control", "robots"],
+    ["serving", "telemetry"],
+    ["evaluation"],
+    ["collection", "benchmarks"],
     ["cli", "__main__"],
 ]
 """Rooms of the house, from the ground up: each imports only from its own floor and those below."""

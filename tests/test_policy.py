@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import InvalidObservationError, Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
 
-from .conftest import TINY, tiny_checkpoint
+from .conftest import ROOT, TINY, tiny_checkpoint
 
 
 def policy_with(**sampler) -> Policy:
@@ -148,3 +149,32 @@ def test_guiding_an_unconditional_policy_is_refused():
     policy = Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY)))
     with pytest.raises(InputError, match="condition dropout"):
         policy.with_guidance(2.0)
+
+
+STORED = np.load(Path(__file__).parent / "stored_plans.npz")
+"""Two plans each, one after the other, of the shipped checkpoints, from before names and places changed."""
+
+STORED_SAMPLERS = {
+    "ddpm": {"solver": "ddpm", "n_steps": 20},
+    "paraddpm": {"solver": "ddpm", "driver": "picard", "window": 50, "tolerance": 0.05},
+    "ddim": {"solver": "ddim", "n_steps": 15},
+    "paraddim": {"solver": "ddim", "n_steps": 15, "driver": "picard", "window": 15, "tolerance": 0.05}
+    | {"start": "warm"},
+    "speculative": {"solver": "ddpm", "driver": "speculative", "window": 20},
+    "rti": {"solver": "ddim", "n_steps": 10, "spacing": "trailing", "driver": "rti", "iterations": 2},
+}
+
+
+@pytest.mark.parametrize("name", STORED_SAMPLERS)
+@pytest.mark.parametrize("task", ["pusht_keypoints", "lift", "can", "square"])
+def test_shipped_checkpoints_give_the_plans_that_they_always_gave(task, name):
+    policy = Policy.load(ROOT / "checkpoints" / task, **STORED_SAMPLERS[name])
+    draw = torch.Generator().manual_seed(1)
+    window = torch.empty(1, policy.spec.n_obs_steps, policy.spec.obs_dim).uniform_(-0.5, 0.5, generator=draw)
+    window = policy.observation_normalizer.unnormalize(window)
+    generator = torch.Generator().manual_seed(0)
+    first = policy.plan(window, generator=generator)
+    second = policy.plan(window, first, generator=generator)
+    plans = policy.action_normalizer.normalize(torch.cat((first.actions, second.actions)))
+    stored = policy.action_normalizer.normalize(torch.from_numpy(STORED[f"{task}/{name}"]))
+    torch.testing.assert_close(plans, stored, atol=2e-4, rtol=0)

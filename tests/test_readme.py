@@ -41,13 +41,13 @@ def test_the_file_tree_names_every_file():
 
 def assert_scored(values, row):
     """A row has the report's score and rounds, and the comparison if there is one."""
-    assert f"| {values['rounds_per_plan']['mean']:.1f} |" in row
+    assert f"| {values['iterations_per_plan']['mean']:.1f} |" in row
     assert_compared(values["score"], values["difference_to_reference"], row)
 
 
 def assert_lived(cell, row):
     """A row has the report's score where the world didn't wait, and the comparison if there is one."""
-    assert f"| {cell['holding_share']:.0%} |" in row
+    assert f"| {cell['fallback_share']:.0%} |" in row
     assert_compared(cell["score"], cell["difference_to_unlimited"], row)
 
 
@@ -120,4 +120,4 @@ def test_the_shipped_policy_is_what_the_project_promises():
         "paraddim": 5,
         "paradpm_solver_pp": 5,
     }.items():
-        assert samplers[name]["rounds_per_plan"]["mean"] <= iterations
+        assert samplers[name]["iterations_per_plan"]["mean"] <= iterations

@@ -178,7 +178,7 @@ def test_the_report_says_what_happened(tmp_path):
     first, second, third = content["cases"]
     assert first["difference_to_unlimited"] is None and second["delay_ticks"] == 2
     assert third["difference_to_unlimited"]["mean"] == 0 and second["latency_ms"]["p50"] == 200
-    assert 0 < second["holding_share"] < 0.2 and first["holding_share"] == 0
+    assert 0 < second["fallback_share"] < 0.2 and first["fallback_share"] == 0
     assert len(content["sweep"]) == 4 and paths[1].stat().st_size > 10_000
     legend = realtime_figure(content, "t").axes[0].get_legend().get_texts()
     labels = {text.get_text() for text in legend}

@@ -447,7 +447,7 @@ def test_the_summary_counts_what_happened(tmp_path):
     assert (values["ticks"], values["missed"], values["plans"]) == (39, 1, len(record.plans))
     assert values["faults"] == {"observation_refused": 1}
     assert values["plan_latency_ms"] == pytest.approx({"p50": 150, "p99": 150})
-    assert values["delay_mean"] == 2 and values["holding_share"] == pytest.approx(2 / 39)
+    assert values["delay_mean"] == 2 and values["fallback_share"] == pytest.approx(2 / 39)
     paths = write_run(tmp_path / "out", record, values, "a run")
     assert {path.name for path in paths} == {path.name for path in (tmp_path / "out").iterdir()}
     assert json.loads(paths[0].read_text()) == values

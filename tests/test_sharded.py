@@ -142,7 +142,7 @@ def test_a_sharded_evaluation_is_the_single_one(tmp_path):
     for name in ("sharded", "alone"):
         report = json.loads((tmp_path / name / "report.json").read_text())
         result = report["samplers"]["paraddpm"]
-        scores.append((result["score"], result["rounds_per_plan"]))
+        scores.append((result["score"], result["iterations_per_plan"]))
     assert scores[0] == scores[1]
 
 

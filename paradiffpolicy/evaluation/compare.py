@@ -77,8 +77,8 @@ class SamplerResult:
                 "per_seed": {str(e.seed): round(e.score, 6) for e in self.episodes},
             },
             "success_rate": float(np.mean([e.success for e in self.episodes])),
-            "rounds_per_plan": _spread(iterations),
-            "evaluations_per_plan": _spread(nfe),
+            "iterations_per_plan": _spread(iterations),
+            "nfe_per_plan": _spread(nfe),
             "plan_latency_ms": {
                 "p50": _number(self.latency_ms(50)),
                 "p99": _number(self.latency_ms(99)),

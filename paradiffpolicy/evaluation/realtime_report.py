@@ -77,9 +77,9 @@ class Cell:
                 "per_seed": {str(e.seed): round(e.score, 6) for e in self.episodes},
             },
             "success_rate": float(np.mean([episode.success for episode in self.episodes])),
-            "holding_share": float(ticks["fallback_active"].mean()),
+            "fallback_share": float(ticks["fallback_active"].mean()),
             "missed_ticks": sum(record.missed for record in records),
-            "jump_at_joins": {"median": _percentile(at, 50), "p95": _percentile(at, 95)},
+            "jump_at_boundaries": {"median": _percentile(at, 50), "p95": _percentile(at, 95)},
             "change_within_plans": {"median": _percentile(within, 50), "p95": _percentile(within, 95)},
             "jerk": {"median": _percentile(jerk, 50), "p95": _percentile(jerk, 95)},
             "faults": total_faults(records),
@@ -126,7 +126,7 @@ def realtime_table(cells: Sequence[Cell], title: str) -> Table:
     view.add_column("verdict")
     for cell in cells:
         values, difference = cell.to_dict(), cell.difference
-        jump, late = values["jump_at_joins"], values["delay_ticks"]
+        jump, late = values["jump_at_boundaries"], values["delay_ticks"]
         view.add_row(
             cell.name,
             f"{cell.rate_hz:g}",
@@ -135,7 +135,7 @@ def realtime_table(cells: Sequence[Cell], title: str) -> Table:
             "-" if late is None else f"{late:.1f}",
             f"{values['score']['mean']:.3f} ± {standard_error(cell.scores):.3f}",
             f"{values['success_rate']:.0%}",
-            f"{values['holding_share']:.1%}",
+            f"{values['fallback_share']:.1%}",
             "-" if jump["median"] is None else f"{jump['median']:.1f} / {jump['p95']:.0f}",
             "reference"
             if difference is None
@@ -170,7 +170,10 @@ def realtime_figure(content: Mapping[str, Any], title: str) -> Figure:
         draw(cells, f"injected, {blending}", color=f"C{k}", marker=".", alpha=0.8)
         latency = [max(cell["latency_ms"]["p50"], NONE_MS) for cell in cells]
         for part, line in (("median", "-"), ("p95", ":")):
-            jumps = [np.nan if c["jump_at_joins"][part] is None else c["jump_at_joins"][part] for c in cells]
+            jumps = [
+                np.nan if c["jump_at_boundaries"][part] is None else c["jump_at_boundaries"][part]
+                for c in cells
+            ]
             panels[1].plot(latency, jumps, line, color=f"C{k}", marker=".", label=f"{blending}, {part}")
     for k, name in enumerate(dict.fromkeys(cell["case"] for cell in cases)):
         cells = [cell for cell in cases if cell["case"] == name][:1]

@@ -41,8 +41,8 @@ def table(results: Sequence[SamplerResult], title: str) -> Table:
             result.name,
             f"{values['score']['mean']:.3f} ± {standard_error(result.scores):.3f}",
             f"{values['success_rate']:.0%}",
-            f"{values['rounds_per_plan']['mean']:.1f}",
-            f"{values['evaluations_per_plan']['mean']:.0f}",
+            f"{values['iterations_per_plan']['mean']:.1f}",
+            f"{values['nfe_per_plan']['mean']:.0f}",
             f"{result.latency_ms(50):.0f} / {result.latency_ms(99):.0f}" if result.latencies else "-",
             f"{result.missed} in {result.record.n_ticks} ticks" if result.record else "-",
             "reference"

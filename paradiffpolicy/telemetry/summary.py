@@ -28,7 +28,7 @@ def summary(record: Record) -> dict[str, Any]:
         "refused_plans": int(plans["refused"].sum()),
         "plan_latency_ms": _percentiles(1e3 * plans["latency"], 50, 99),
         "delay_mean": float(plans["delay"].mean()) if len(plans) else None,
-        "holding_share": float(ticks["fallback_active"].mean()) if len(ticks) else None,
+        "fallback_share": float(ticks["fallback_active"].mean()) if len(ticks) else None,
         "faults": record.faults(),
     }
 
@@ -53,7 +53,7 @@ def summary_table(values: dict[str, Any], title: str) -> Table:
     row("a tick's cost, µs", values["tick_us"], 0)
     view.add_row("plans, of which refused", f"{values['plans']}, {values['refused_plans']}")
     row("plan latency, ms", values["plan_latency_ms"], 1)
-    delay, fallback_active = values["delay_mean"], values["holding_share"]
+    delay, fallback_active = values["delay_mean"], values["fallback_share"]
     view.add_row("plans' lateness, ticks, mean", "-" if delay is None else f"{delay:.2f}")
     view.add_row("fallback_active", "-" if fallback_active is None else f"{fallback_active:.1%}")
     for name, count in values["faults"].items():

@@ -1,0 +1,106 @@
+"""What the package needs from a gymnasium environment, with fallbacks for environments of any origin.
+
+========  ==================================================================  ===========================
+need      taken from                                                          else
+========  ==================================================================  ===========================
+rate      ``control_hz`` given, the attribute, ``metadata["render_fps"]``     ``InputError``
+success   ``info[key]`` that the task names, ``success``, ``is_success``      ``terminated``
+picture   the method ``picture(size)``, else ``render()``, resized            ``InputError``
+hold      the attribute ``hold_action``                                       None: it can't hold still
+========  ==================================================================  ===========================
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    import gymnasium
+    from numpy.typing import NDArray
+
+SUCCESS_KEYS = ("success", "is_success")
+"""Keys of an environment's info that say whether the task is done."""
+
+
+def make_env(name: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """A registered environment; ``my_module:My-v0`` imports a module first, also from the current folder.
+
+    Raises:
+        InputError: it can't be made.
+    """
+    import gymnasium
+
+    from . import envs  # noqa: F401  registers the environments
+
+    here = str(Path.cwd())
+    if ":" in name and here not in sys.path:
+        sys.path.append(here)
+    try:
+        return gymnasium.make(name, **kwargs)
+    except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
+        raise InputError(f"{name} can't be made: {error}")
+
+
+def control_rate(env: gymnasium.Env[Any, Any], given: float | None = None) -> float:
+    """Control steps per second.
+
+    Raises:
+        InputError: neither the caller nor the environment says.
+    """
+    inner: Any = env.unwrapped
+    rate = given or getattr(inner, "control_hz", None) or (inner.metadata or {}).get("render_fps")
+    if not rate:
+        raise InputError(
+            f"{type(inner).__name__} says neither control_hz nor metadata['render_fps']: set control_hz"
+        )
+    return float(rate)
+
+
+def succeeded(terminated: bool, info: Mapping[str, Any], key: str | None = None) -> bool:
+    """Whether a step accomplished the task.
+
+    Raises:
+        InputError: ``info`` lacks the ``key`` that the task names.
+    """
+    if key is not None:
+        if key not in info:
+            raise InputError(f"the environment's info has no {key!r}; it has {', '.join(sorted(info))}")
+        return bool(np.any(info[key]))
+    for known in SUCCESS_KEYS:
+        if known in info:
+            return bool(np.any(info[known]))
+    return bool(terminated)
+
+
+def picture(env: gymnasium.Env[Any, Any], size: int) -> NDArray[np.uint8]:
+    """The environment as it is now, ``[size, size, 3]``.
+
+    Raises:
+        InputError: it can't be drawn.
+    """
+    inner: Any = env.unwrapped
+    try:
+        drawn = inner.picture(size) if hasattr(inner, "picture") else env.render()
+    except ImportError as error:
+        raise InputError(f"{error}: or without pictures, videos=0")
+    if not isinstance(drawn, np.ndarray) or drawn.ndim != 3:
+        raise InputError(
+            f"{type(inner).__name__} gives no picture: make it with render_mode=rgb_array, or set videos=0"
+        )
+    rows, columns = (np.arange(size) * n // size for n in drawn.shape[:2])
+    return np.ascontiguousarray(drawn[rows][:, columns, :3], dtype=np.uint8)
+
+
+def hold_action(env: gymnasium.Env[Any, Any]) -> NDArray[Any] | None:
+    """The action that keeps the robot where it is; None: the environment doesn't say."""
+    inner: Any = env.unwrapped
+    if "hold_action" not in dir(inner):  # a property may need a reset first
+        return None
+    return np.asarray(inner.hold_action)

@@ -1,0 +1,128 @@
+"""The observation and action contract: what a policy sees, what its actions mean, and at which rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError, nearest
+
+ACTION_KINDS = {
+    "position": "absolute position; repeating it holds still",
+    "pose": "absolute pose; repeating it holds still",
+    "delta": "difference to the present pose; zero holds still",
+    "velocity": "velocity; zero holds still",
+    "other": "unknown to this package",
+}
+"""What an action may be."""
+
+
+@dataclass(frozen=True)
+class ObservationField:
+    """One field of the observation vector, flattened, in the order of the vector.
+
+    Attributes:
+        key: name in the dataset, and in observations given as a dict.
+        start, stop: which of its numbers, after flattening; None: all.
+        shape: of the whole field, before a slice is taken; None: not known.
+        unit: of its numbers.
+    """
+
+    key: str
+    start: int | None = None
+    stop: int | None = None
+    shape: tuple[int, ...] | None = None
+    unit: str = ""
+
+    @property
+    def size(self) -> int | None:
+        """How many numbers of the observation vector it fills; None: not known."""
+        if self.shape is None:
+            return None if self.stop is None else self.stop - (self.start or 0)
+        return len(range(math.prod(self.shape))[self.start : self.stop])
+
+    def take(self, value: Any) -> NDArray[np.float32]:
+        """Its numbers ``[size]`` of a value."""
+        return np.asarray(value, dtype=np.float32).reshape(-1)[self.start : self.stop]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a robot must give and will get.
+
+    Attributes:
+        observation: fields in the vector's order.
+        action_kind: a name in ``ACTION_KINDS``.
+        action_names: of its numbers; empty: not known.
+        action_unit: of its numbers.
+    """
+
+    observation: tuple[ObservationField, ...] = ()
+    action_kind: str = "other"
+    action_names: tuple[str, ...] = ()
+    action_unit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.action_kind not in ACTION_KINDS:
+            raise InputError(
+                f"unknown action kind {self.action_kind!r}{nearest(self.action_kind, ACTION_KINDS)}"
+            )
+
+    def vector(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
+        """The observation vector ``[O]`` of a dict of fields.
+
+        Raises:
+            InputError: a field is missing, or the policy's contract names none.
+        """
+        if not self.observation:
+            raise InputError("the policy's contract names no observation fields: give a vector")
+        for field in self.observation:
+            if field.key not in observation:
+                raise InputError(
+                    f"the observation has no {field.key!r}; it has {', '.join(map(repr, sorted(observation)))}"
+                )
+        parts = [field.take(observation[field.key]) for field in self.observation]
+        for field, part in zip(self.observation, parts, strict=True):
+            if field.size is not None and len(part) != field.size:
+                raise InputError(
+                    f"observation {field.key!r} gives {len(part)} numbers, expected {field.size}"
+                )
+        return np.concatenate(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``policy.json``."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Contract:
+        """From ``policy.json`` or a task file's ``observation`` and ``action``.
+
+        Raises:
+            InputError: a value is missing, unknown or of the wrong type.
+        """
+        try:
+            fields = tuple(
+                ObservationField(
+                    **{**field, "shape": None if field.get("shape") is None else tuple(field["shape"])}
+                )
+                for field in values.get("observation", ())
+            )
+            return Contract(
+                fields,
+                str(values.get("action_kind", "other")),
+                tuple(map(str, values.get("action_names", ()))),
+                str(values.get("action_unit", "")),
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"the observation and action contract is malformed ({error})")
+
+
+def contract_size(fields: Sequence[ObservationField]) -> int | None:
+    """Numbers in the observation vector; None: not known."""
+    sizes = [field.size for field in fields]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
