@@ -69,9 +69,8 @@ class Contract:
 
     def __post_init__(self) -> None:
         if self.action_kind not in ACTION_KINDS:
-            raise InputError(
-                f"unknown action kind {self.action_kind!r}{nearest(self.action_kind, ACTION_KINDS)}"
-            )
+            hint = nearest(self.action_kind, ACTION_KINDS)
+            raise InputError(f"unknown action kind {self.action_kind!r}{hint}")
 
     def vector(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
         """The observation vector ``[O]`` of a dict of fields.
