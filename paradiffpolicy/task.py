@@ -82,9 +82,8 @@ class Contract:
             raise InputError("the policy's contract names no observation fields: give a vector")
         for field in self.observation:
             if field.key not in observation:
-                raise InputError(
-                    f"the observation has no {field.key!r}; it has {', '.join(map(repr, sorted(observation)))}"
-                )
+                given = ", ".join(map(repr, sorted(observation)))
+                raise InputError(f"the observation has no {field.key!r}; it has {given}")
         parts = [field.take(observation[field.key]) for field in self.observation]
         for field, part in zip(self.observation, parts, strict=True):
             if field.size is not None and len(part) != field.size:
