@@ -17,7 +17,7 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
-from paradiffpolicy.seeing import rerun_view
+from paradiffpolicy.telemetry import rerun_view
 
 from paradiffpolicy.cli.building import observation_fields
 from paradiffpolicy.cli.main import compose, main
