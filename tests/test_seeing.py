@@ -17,7 +17,6 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
-from paradiffpolicy.telemetry import rerun_view
 
 from paradiffpolicy.cli.building import observation_fields
 from paradiffpolicy.cli.main import compose, main
@@ -33,6 +32,7 @@ from paradiffpolicy.planning.planner import DelayedPlanner, PlanMaker
 from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.robots.watched import WatchedEnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.telemetry import rerun_view
 from paradiffpolicy.telemetry.recorder import DatasetRecorder, VideoRecorder, write_video
 from paradiffpolicy.telemetry.rerun_view import RerunView, to_file, to_url
 from paradiffpolicy.telemetry.summary import summary, summary_table, write_run
