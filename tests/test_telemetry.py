@@ -33,6 +33,7 @@ from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.robots.watched import WatchedEnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.telemetry import rerun_view
+from paradiffpolicy.telemetry.caption import captioned, episode_lines
 from paradiffpolicy.telemetry.recorder import DatasetRecorder, VideoRecorder, write_video
 from paradiffpolicy.telemetry.rerun_view import RerunView, to_file, to_url
 from paradiffpolicy.telemetry.summary import summary, summary_table, write_run
@@ -113,6 +114,22 @@ def env_run(n_ticks, observers_of, *, rate_hz=10.0):
     robot = watched_robot(clock, rate_hz)
     ControlLoop(controller, robot, observers=observers_of(robot)).run(n_ticks)
     return robot, controller.record
+
+
+# ------------------------------------------------------------------------------------------ captions
+
+
+def test_a_caption_is_above_the_frame_and_its_size_depends_on_the_lines_count_alone():
+    frame = np.full((64, 96, 3), 7, np.uint8)
+    lines = episode_lines("dpm-solver++2m-10", 100_003, 17.9, -0.25, 0.98, 12.3, ended=True)
+    assert lines[1:] == ["ended at 17.9 s, score -0.25", "best 0.98 (at 12.3 s)"]
+    pictures = [captioned(frame, shown) for shown in (lines, ["a", "b", ""], [*lines[:2], "wide " * 99])]
+    for picture in pictures:
+        assert picture.shape == pictures[0].shape and picture.shape[0] % 2 == 0
+        np.testing.assert_array_equal(picture[-64:], frame)
+        assert (picture[:-64, :2] == 255).all() and (picture[:-64, -2:] == 255).all()
+        assert picture[:-64].min() < 100  # there is text
+    assert captioned(frame, []) is frame
 
 
 # ----------------------------------------------------------------------------------------- recorders
