@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -26,6 +29,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes plain values as indented JSON, atomically; NaN and infinity become null."""
+    text = json.dumps(plain_json(content), indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def plain_json(content: Any) -> Any:
+    """The same plain values with null for NaN and infinity, which JSON doesn't have."""
+    if isinstance(content, dict):
+        return {key: plain_json(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain_json(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -18,7 +18,7 @@ LAYERS = [
     ["diffusion", "models"],
     ["sampling"],
     ["checkpoint"],
-    ["policy"],
+    ["policy", "provenance", "tables"],
     ["planning", "training"],
     ["control", "robots"],
     ["serving", "telemetry"],

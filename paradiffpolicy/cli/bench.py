@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, require_count, require_positive
+from ..provenance import describe, machine
 from .building import (
     Config,
     capture_settings,
@@ -23,7 +24,6 @@ from .building import (
     sampling_policy,
     typed,
 )
-from .info import describe, machine
 
 
 def bench_latency(cfg: Config) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, nearest, require_count, require_positive
+from ..provenance import describe, in_words, machine, programs
 from .building import (
     Config,
     capture_settings,
@@ -26,7 +27,6 @@ from .building import (
     resized,
     sampling_policy,
 )
-from .info import describe, in_words, machine, programs
 
 if TYPE_CHECKING:
     from ..policy import Policy

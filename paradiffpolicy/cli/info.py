@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..provenance import machine
+from ..tables import console, pairs, table
 from .building import Config, choose_device, locate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
-
-    from ..policy import Policy
 
 SCANNED = 2000
 """Steps of a store that are in memory at once."""
@@ -27,25 +23,23 @@ SCANNED = 2000
 
 def info(cfg: Config) -> None:
     """What is in the named files; without any, the machine, a checkpoint and a dataset."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    screen = console()
     if cfg.paths:
         # All of them are read before the first is shown: a mistyped name is the last line, and alone.
         for tables in [describe_path(locate(str(path))) for path in cfg.paths]:
             for view in tables:
-                console.print(view)
+                screen.print(view)
         return
     choose_device(cfg)
-    console.print(pairs("machine", machine()))
+    screen.print(pairs("machine", machine()))
     for view in describe_checkpoint(locate(cfg.checkpoint)):
-        console.print(view)
+        screen.print(view)
     path = locate(cfg.dataset)
     if not path.exists():
-        console.print(f"dataset {cfg.dataset}: not there")
+        screen.print(f"dataset {cfg.dataset}: not there")
         return
     for view in describe_path(path):
-        console.print(view)
+        screen.print(view)
 
 
 def describe_path(path: Path) -> list[Table]:
@@ -180,27 +174,14 @@ class Span:
             self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
 
 
-def pairs(title: str, values: Mapping[str, Any]) -> Table:
-    """A table of two columns."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    view = Table(title=title, title_justify="left", show_header=False)
-    for key, value in values.items():
-        view.add_row(key, escape(str(value)))
-    return view
-
-
 def fields_table(ranges: Mapping[str, Span]) -> Table:
-    """A row per field."""
-    from rich.table import Table
-
-    view = Table("field", "per step", "dtype", "from", "to")
+    """A table with a row per field."""
+    rows = []
     for field, span in ranges.items():
         shape = " x ".join(map(str, span.shape or ())) or "1"
         low, high = (f"{value:.4g}" if math.isfinite(value) else "" for value in (span.low, span.high))
-        view.add_row(field, shape, span.dtype, low, high)
-    return view
+        rows.append((field, shape, span.dtype, low, high))
+    return table("", ("field", "per step", "dtype", "from", "to"), rows, left=("per step", "dtype"))
 
 
 def _of_episodes(lengths: NDArray[Any], masks: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -210,48 +191,3 @@ def _of_episodes(lengths: NDArray[Any], masks: Mapping[str, Sequence[str]]) -> d
     if masks:
         about["masks"] = ", ".join(f"{name} ({len(kept)})" for name, kept in masks.items())
     return about
-
-
-def machine() -> dict[str, Any]:
-    """What a figure should be read with."""
-    import torch
-
-    from .. import __version__
-
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        cpu = found.group(1) if found else cpu
-    return {
-        "paradiffpolicy": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def describe(values: Mapping[str, Any]) -> str:
-    gpu = values["gpu"] or "no GPU"
-    return f"{values['cpu']}, {values['cores']} cores, {gpu}; torch {values['torch']}"
-
-
-def programs(policies: Mapping[str, Policy]) -> dict[str, Any]:
-    """What each policy has captured: how, for how many shapes, and the megabytes that it keeps."""
-    return {
-        name: {
-            "how": sorted({program.method for program in policy.programs}),
-            "shapes": len(policy.programs),
-            "megabytes": round(sum(program.nbytes for program in policy.programs) / 2**20, 1),
-        }
-        for name, policy in policies.items()
-    }
-
-
-def in_words(captured: Mapping[str, Any]) -> str:
-    how = " or ".join(sorted({method for entry in captured.values() for method in entry["how"]}))
-    shapes = sum(entry["shapes"] for entry in captured.values())
-    megabytes = sum(entry["megabytes"] for entry in captured.values())
-    return f"{how} ({shapes} programs, {megabytes:.0f} MB)" if megabytes else how or "not captured"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, nearest, require_count, require_positive
+from ..provenance import describe, machine
 from .building import (
     Config,
     env_maker_at,
@@ -22,7 +23,6 @@ from .building import (
     sampling_policy,
     typed,
 )
-from .info import describe, machine
 
 if TYPE_CHECKING:
     from ..clock import Clock

@@ -7,8 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+from ..provenance import in_words, programs
 from .building import Config, load_policy, require_extra, sampling_policy, typed
-from .info import in_words, programs
 
 
 def serve(cfg: Config) -> None:

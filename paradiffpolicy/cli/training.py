@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, nearest, require_count
+from ..provenance import machine
 from .building import (
     Config,
     capture_settings,
@@ -23,7 +24,6 @@ from .building import (
     typed,
     worker_count,
 )
-from .info import machine
 
 if TYPE_CHECKING:
     import gymnasium

@@ -1,0 +1,104 @@
+"""Where figures come from: the machine, the versions, the hashes of weights and data, the programs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .policy import Policy
+
+PACKAGES = ("numpy", "gymnasium", "pymunk", "mujoco", "robosuite", "openvino", "diffusers")
+"""Packages whose versions may change a figure; torch is named with the machine."""
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the software that a figure was measured with."""
+    import torch
+
+    from . import __version__
+
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        cpu = found.group(1) if found else cpu
+    return {
+        "paradiffpolicy": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """``machine`` in a few words."""
+    gpu = values["gpu"] or "no GPU"
+    return f"{values['cpu']}, {values['cores']} cores, {gpu}; torch {values['torch']}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of those of ``PACKAGES`` that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content; of a folder: of its files' names and hashes, in the order of names."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = (f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def about(checkpoint: Path, **settings: Any) -> dict[str, Any]:
+    """The head of a report: checkpoint, hash of its weights, machine and versions, and the settings given.
+
+    Raises:
+        InputError: there is no checkpoint.
+    """
+    from .checkpoint import read_metadata
+
+    weights = read_metadata(checkpoint)["weights"]["file"]
+    return {
+        "checkpoint": str(checkpoint),
+        "weights_sha256": sha256(checkpoint / Path(weights).name),
+        **settings,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def programs(policies: Mapping[str, Policy]) -> dict[str, Any]:
+    """The captured programs of each policy: by which method, for how many shapes, in how many megabytes."""
+    return {
+        name: {
+            "how": sorted({program.method for program in policy.programs}),
+            "shapes": len(policy.programs),
+            "megabytes": round(sum(program.nbytes for program in policy.programs) / 2**20, 1),
+        }
+        for name, policy in policies.items()
+    }
+
+
+def in_words(captured: Mapping[str, Any]) -> str:
+    """``programs`` in a few words."""
+    how = " or ".join(sorted({method for entry in captured.values() for method in entry["how"]}))
+    shapes = sum(entry["shapes"] for entry in captured.values())
+    megabytes = sum(entry["megabytes"] for entry in captured.values())
+    return f"{how} ({shapes} programs, {megabytes:.0f} MB)" if megabytes else how or "not captured"
