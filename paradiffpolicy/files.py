@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Writing files so that a reader sees the old content or the new, never half of it; closing what is open."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .errors import InputError
+
+
+class Closing:
+    """A context manager that calls its ``close`` at the end of a ``with`` statement, however it ends."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -47,7 +60,7 @@ def plain_json(content: Any) -> Any:
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Likewise for a folder, where nothing is yet: ``write`` makes it under another name beside.
+    """Calls ``write`` on a temporary sibling of ``path``, where it makes a folder, and renames that.
 
     Raises:
         InputError: something is at ``path``.

@@ -32,10 +32,10 @@ from paradiffpolicy.planning.planner import DelayedPlanner, PlanMaker
 from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.robots.watched import WatchedEnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
-from paradiffpolicy.telemetry import rerun_view
+from paradiffpolicy.telemetry import rerun
 from paradiffpolicy.telemetry.caption import captioned, episode_lines
 from paradiffpolicy.telemetry.recorder import DatasetRecorder, VideoRecorder, write_video
-from paradiffpolicy.telemetry.rerun_view import RerunView, to_file, to_url
+from paradiffpolicy.telemetry.rerun import RerunView, to_file, to_url
 from paradiffpolicy.telemetry.summary import summary, summary_table, write_run
 from paradiffpolicy.telemetry.timeline import latencies, timeline
 
@@ -130,6 +130,7 @@ def test_a_caption_is_above_the_frame_and_its_size_depends_on_the_lines_count_al
         assert (picture[:-64, :2] == 255).all() and (picture[:-64, -2:] == 255).all()
         assert picture[:-64].min() < 100  # there is text
     assert captioned(frame, []) is frame
+    assert episode_lines("rti", 3, 0.0, np.nan, np.nan, 0.0)[1:] == ["0.0 s", ""]
 
 
 # ----------------------------------------------------------------------------------------- recorders
@@ -256,6 +257,23 @@ def test_a_video_lasts_as_long_as_the_run(tmp_path):
     assert abs(frames[3] - frames[4]) <= 2 and frames[5] - frames[4] >= 5
 
 
+def test_a_video_shows_the_caption_of_each_frame(tmp_path):
+    """Ticks 3 to 5 are missed: their frames repeat the picture and the caption before them."""
+    asked = []
+
+    def caption(tick):
+        asked.append(tick.index)
+        return ["", "I" * 40 if tick.index < 3 else ""]
+
+    path, black = tmp_path / "run.mp4", np.zeros((64, 64, 3), np.uint8)
+    with VideoRecorder(path, lambda: black, 10.0, 9, caption=caption) as video:
+        bench_run(9, [video], seconds={2: 0.35})
+    frames = [*imageio.get_reader(path).iter_data()]
+    assert asked == [0, 1, 2, 6, 7, 8] and len(frames) == 9
+    height = frames[0].shape[0] - 64
+    assert [bool(frame[: height - 2].min() < 100) for frame in frames] == [True] * 6 + [False] * 3
+
+
 def test_a_video_that_can_not_be_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "run.mp4"
     write_video(path, [np.zeros((16, 16, 3), np.uint8)] * 3, 10.0)
@@ -280,6 +298,18 @@ def test_the_world_waits_for_the_loop_and_ticks_fall_into_the_middle_of_its_step
         assert robot.n_steps == tick
     np.testing.assert_array_equal(robot.info["keypoint"].reshape(-1), observation[:18])
     assert not np.shares_memory(first, observation)
+
+
+def test_a_robots_score_is_its_best_rewards_even_below_zero():
+    rewards = iter([-3.0, -1.0, -2.0])
+    clock = VirtualClock()
+    env = gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints")
+    robot = WatchedEnvRobot(gymnasium.wrappers.TransformReward(env, lambda _: next(rewards)), 3, clock)
+    assert np.isnan(robot.score)
+    robot.observe()
+    clock.advance(0.3)
+    robot.observe()
+    assert (robot.score, robot.best_step, robot.reward, robot.n_steps) == (-1.0, 2, -2.0, 3)
 
 
 def test_a_picture_is_drawn_once_per_step():
@@ -315,7 +345,9 @@ def rrd_columns(path):
 def test_the_view_shows_the_run(tmp_path):
     path = tmp_path / "run.rrd"
     ticks = []
-    with RerunView(to_file(path), TINY, 10.0, picture=lambda: np.zeros((8, 8, 3), np.uint8), every=4) as view:
+    picture = partial(np.zeros, (8, 8, 3), np.uint8)
+    caption = lambda tick: [f"tick {tick.index}", "seed 3"]  # noqa: E731
+    with RerunView(to_file(path), TINY, 10.0, picture=picture, every=4, caption=caption) as view:
         record = bench_run(25, [view, ticks.append], planner=delayed(0.15), script={12: np.full(20, np.nan)})
     shown = rrd_columns(path)
     assert shown["/observation"]["tick"] == list(range(25))
@@ -331,10 +363,10 @@ def test_the_view_shows_the_run(tmp_path):
     assert shown["/scene/plan"]["tick"] == [2, 10, 18]
     fan = np.array(shown["/scene/plan"]["LineStrips2D:strips"][0][0])
     np.testing.assert_allclose(fan, acting[0].plan.actions[1:], rtol=1e-6)
-    assert shown["/timing/lateness"]["Scalars:scalars"] == [[2.0]] * 3
+    assert shown["/timing/delay"]["Scalars:scalars"] == [[2.0]] * 3
     np.testing.assert_allclose(np.ravel(shown["/timing/latency"]["Scalars:scalars"]), 150.0)
     assert (
-        np.ravel(shown["/state/holding"]["Scalars:scalars"]).sum()
+        np.ravel(shown["/state/fallback_active"]["Scalars:scalars"]).sum()
         == record.ticks["fallback_active"].sum()
         == 2
     )
@@ -342,7 +374,8 @@ def test_the_view_shows_the_run(tmp_path):
     np.testing.assert_allclose(ages, [1e3 * t.plan_age for t in ticks])
     assert shown["/faults"]["tick"] == [12]
     assert "NaN" in shown["/faults"]["TextLog:text"][0][0]
-    assert shown["/scene/picture"]["tick"] == list(range(0, 25, 4))
+    assert shown["/scene/picture"]["tick"] == shown["/caption"]["tick"] == list(range(0, 25, 4))
+    assert shown["/caption"]["TextDocument:text"][1] == ["tick 4\nseed 3"]
 
 
 def test_actions_that_are_no_points_are_shown_over_time(tmp_path):
@@ -372,7 +405,7 @@ def test_a_viewer_that_is_not_there_does_not_keep_a_run_from_ending(monkeypatch,
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"rerun+http://127.0.0.1:{free.getsockname()[1]}/proxy"
-    monkeypatch.setattr(rerun_view, "CLOSING_SECONDS", 0.05)
+    monkeypatch.setattr(rerun, "CLOSING_SECONDS", 0.05)
     with RerunView(to_url(url), TINY, 10.0) as view:
         bench_run(3, [view])
     assert "the viewer doesn't answer" in caplog.text
@@ -493,9 +526,10 @@ def test_run_drives_and_keeps_everything(capsys, checkpoint, tmp_path):
     out = tmp_path / "out"
     code = main(
         [
-            *("run", checkpoint, "planner=inline", "seconds=1", "capture=eager", f"out={out}"),
+            *("run", checkpoint, "planner=inline", "sampler_name=rti", "seconds=1", "capture=eager"),
             *(f"record={tmp_path / 'runs.zarr'}", f"video={tmp_path / 'run.mp4'}", "picture_size=64"),
-            *(f"view={tmp_path / 'run.rrd'}", "blending.name=ensemble", "+blending.decay=0.1"),
+            *(f"view={tmp_path / 'run.rrd'}", "blending.name=temporal_ensemble", "+blending.decay=0.1"),
+            f"out={out}",
         ]
     )
     printed, err = capsys.readouterr()
@@ -507,9 +541,14 @@ def test_run_drives_and_keeps_everything(capsys, checkpoint, tmp_path):
     for path in [*(out / name for name in names), *map(tmp_path.joinpath, ("run.mp4", "run.rrd"))]:
         assert path.stat().st_size > 500 and str(path) in printed.replace("\n", "")
     assert ReplayBuffer.open(tmp_path / "runs.zarr").n_steps == 10
-    for words in ("deadline error, ms, p50 / p99 / p99.9", "fallback_active", "score"):
+    for words in ("deadline error, ms, p50 / p99 / p99.9", "fallback active", "score"):
         assert words in printed
-    assert rrd_columns(tmp_path / "run.rrd")["/scene/picture"]["tick"]
+    shown = rrd_columns(tmp_path / "run.rrd")
+    assert shown["/scene/picture"]["tick"]
+    caption = shown["/caption"]["TextDocument:text"][-1][0]
+    words = r"seed 100000, rti\n0\.\d s, score 0\.\d\d\nbest 0\.\d\d \(at 0\.\d s\)"
+    assert re.fullmatch(words, caption), caption
+    assert imageio.get_reader(tmp_path / "run.mp4").get_meta_data()["size"][1] > 64  # with a caption
 
 
 def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path):
@@ -517,7 +556,7 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
         [
             *("run", checkpoint, "planner=thread", "seconds=0.6", "rate_hz=50", "capture=eager"),
             *(f"out={tmp_path / 'out'}", f"record={tmp_path / 'runs.zarr'}", "timeline=[0.1,0.4]"),
-            *("blending.name=commit", "replan_every=2", "scheduling.freeze_gc=false"),
+            *("blending.name=rtc", "replan_every=2", "scheduling.freeze_gc=false"),
         ]
     )
     assert code == 0, capsys.readouterr().err
@@ -530,10 +569,10 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
     ("overrides", "message"),
     [
         (["planner=procces"], "unknown planner 'procces'; did you mean 'process'?"),
-        (["blending.name=swich"], "unknown blending 'swich'; did you mean 'switch'?"),
-        (["+blending.decay=1"], "blending 'switch' has no option 'decay'"),
+        (["blending.name=latst"], "unknown blending 'latst'; did you mean 'latest'?"),
+        (["+blending.decay=1"], "blending 'latest' has no option 'decay'"),
         (
-            ["blending.name=commit", "+blending.overlap=-1"],
+            ["blending.name=rtc", "+blending.overlap=-1"],
             "blending.overlap=-1 must be a number",
         ),
         (["robot=panda"], "unknown robot 'panda'; known: env"),
@@ -623,7 +662,7 @@ def test_a_run_that_is_terminated_writes_what_there_is(checkpoint, tmp_path):
     assert not any(map(running, planners))
     report = json.loads((out / "report.json").read_text())
     n_ticks = report["ticks"] + report["missed"]
-    assert 5 <= n_ticks < 600 and "fallback_active" in printed
+    assert 5 <= n_ticks < 600 and "fallback active" in printed
     record = np.load(out / "record.npz")
     assert len(record["ticks"]) == report["ticks"] and (out / "timeline.png").exists()
     held = int(record["ticks"]["index"][np.isfinite(record["ticks"]["action"]).all(axis=1)][0])

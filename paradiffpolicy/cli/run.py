@@ -26,10 +26,11 @@ from .building import (
 
 if TYPE_CHECKING:
     from ..clock import Clock
+    from ..control.record import Tick
     from ..planning.planner import Plans
     from ..robots.robot import Robot
-    from ..telemetry.recorder import Fields, Picture
-    from ..telemetry.rerun_view import Project, Sink
+    from ..telemetry.recorder import Caption, Fields, Picture
+    from ..telemetry.rerun import Project, Sink
 
 
 def run(cfg: Config) -> None:
@@ -45,7 +46,7 @@ def run(cfg: Config) -> None:
     from ..files import require_writable
     from ..planning.anytime import Anytime
     from ..telemetry.recorder import DatasetRecorder, VideoRecorder
-    from ..telemetry.rerun_view import RerunView
+    from ..telemetry.rerun import RerunView
     from ..telemetry.summary import summary, summary_table, write_run
 
     require_positive(seconds=cfg.seconds)
@@ -71,7 +72,7 @@ def run(cfg: Config) -> None:
     n_ticks = max(1, round(cfg.seconds * rate_hz))
     per_picture = max(1, round(rate_hz / PICTURES_PER_SECOND))
     title = (
-        f"{cfg.task.name}, {Path(cfg.checkpoint).name}, {cfg.sampler_name}, {rate_hz:g} Hz, "
+        f"{cfg.task.name}, {Path(cfg.checkpoint).name}, {cfg.sampler_name}, seed {cfg.seed}, {rate_hz:g} Hz, "
         f"planner: {cfg.planner}, {cfg.blending.name}"
     )
     controller = Controller(
@@ -95,7 +96,9 @@ def run(cfg: Config) -> None:
         if cfg.video:
             if driven.picture is None:
                 raise InputError(f"video={cfg.video}: robot={cfg.robot} gives no pictures")
-            video = VideoRecorder(files["video"], driven.picture, rate_hz, n_ticks, every=per_picture)
+            video = VideoRecorder(
+                files["video"], driven.picture, rate_hz, n_ticks, every=per_picture, caption=driven.caption
+            )
             observers.append(stack.enter_context(video))
         if sink is not None:
             view = RerunView(
@@ -105,6 +108,7 @@ def run(cfg: Config) -> None:
                 picture=driven.picture,
                 every=per_picture,
                 project=driven.project,
+                caption=driven.caption,
             )
             observers.append(stack.enter_context(view))
         require_writable(out=folder / "report.json")
@@ -159,6 +163,7 @@ class Driven:
         fields: see ``DatasetRecorder``.
         picture: what there is to see, or None.
         project: where in it actions are, or None.
+        caption: lines about the scene, for pictures of it.
         finished: whether there is no more to do.
         outcome: what it came to, for the report.
         close: gives it back.
@@ -168,6 +173,7 @@ class Driven:
     fields: Fields
     picture: Picture | None
     project: Project | None
+    caption: Caption
     finished: Callable[[], bool]
     outcome: Callable[[], dict[str, Any]]
     close: Callable[[], object]
@@ -179,6 +185,7 @@ def env_robot(cfg: Config, rate_hz: float, clock: Clock) -> Driven:
     import numpy as np
 
     from ..robots.watched import WatchedEnvRobot
+    from ..telemetry.caption import episode_lines
 
     env = env_maker_at(cfg)(rate_hz)
     robot = WatchedEnvRobot(env, cfg.seed, clock)
@@ -190,13 +197,19 @@ def env_robot(cfg: Config, rate_hz: float, clock: Clock) -> Driven:
         def project(actions: Any) -> Any:
             return (np.asarray(actions) - low) / span * size
 
+    def caption(tick: Tick) -> list[str]:
+        best_at, seconds = (steps / robot.control_hz for steps in (robot.best_step, robot.n_steps))
+        scores = robot.reward, robot.score, best_at
+        return episode_lines(cfg.sampler_name, cfg.seed, seconds, *scores, ended=robot.finished)
+
     return Driven(
         robot,
         fields=lambda: robot.fields(cfg.task.record),
         picture=lambda: robot.picture(size),
         project=project,
+        caption=caption,
         finished=lambda: robot.finished,
-        outcome=lambda: {"score": robot.score, "success": robot.success},
+        outcome=lambda: {"score": robot.score if robot.n_steps else None, "success": robot.success},
         close=env.close,
     )
 
@@ -208,11 +221,11 @@ ROBOTS: dict[str, Callable[[Config, float, Clock], Driven]] = {"env": env_robot}
 def view_sink(view: str | None) -> Sink | None:
     """Where a view goes: the viewer, a file, or a viewer's address."""
     from ..files import require_writable
-    from ..telemetry.rerun_view import rerun, to_file, to_url, to_viewer
+    from ..telemetry.rerun import rerun_sdk, to_file, to_url, to_viewer
 
     if view is None:
         return None
-    rerun()
+    rerun_sdk()
     if view == "rerun":
         return to_viewer
     if view.startswith("rerun+http"):

@@ -47,7 +47,9 @@ class EnvRobot:
         hold: gives the action that keeps it where it is; None: the environment's ``hold_action``.
 
     Attributes:
-        score: the largest reward so far.
+        score: the largest reward so far, NaN before the first step.
+        best_step: the step that had it.
+        reward: of the last step.
         success: the environment terminated.
         finished: it terminated, or was truncated.
         n_steps: steps so far.
@@ -77,7 +79,8 @@ class EnvRobot:
     def reset(self, seed: int) -> None:
         """Begins another episode, now."""
         self._observation, _ = self.env.reset(seed=seed)
-        self.score, self.success, self.finished, self.n_steps = 0.0, False, False, 0
+        self.score = self.reward = math.nan
+        self.success, self.finished, self.n_steps, self.best_step = False, False, 0, 0
         self._action = np.asarray(self._hold())
         self._begun = self._clock.now()
 
@@ -88,7 +91,9 @@ class EnvRobot:
         while self.n_steps < over and not self.finished:
             self._observation, reward, terminated, truncated, _ = self.env.step(self._action)
             self.n_steps += 1
-            self.score = max(self.score, float(reward))
+            self.reward = float(reward)
+            if not self.reward <= self.score:
+                self.score, self.best_step = self.reward, self.n_steps
             self.success |= terminated
             self.finished = terminated or truncated
 

@@ -33,7 +33,6 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..clock import Clock, MonotonicClock
 from ..errors import InputError, require_count, require_positive
+from ..files import Closing
 
 log = logging.getLogger(__name__)
 
@@ -284,7 +284,7 @@ class Link:
         self._socket.close()
 
 
-class UdpRobot:
+class UdpRobot(Closing):
     """A robot for ``ControlLoop``, behind a UDP socket.  No call waits, and none raises because of the
     network: what it does is in ``traffic``, and what to do about it is the controller's and the robot's
     own watchdog's business.
@@ -372,17 +372,6 @@ class UdpRobot:
     def close(self) -> None:
         """Gives the socket back; the robot is told nothing."""
         self._link.close()
-
-    def __enter__(self) -> UdpRobot:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def require_form(packet: Packet, kind: Kind, count: int) -> None:

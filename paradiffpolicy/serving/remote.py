@@ -24,6 +24,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from ..clock import Clock, MonotonicClock
 from ..errors import InputError, require_positive
+from ..files import Closing
 from ..types import Committed, Plan, PolicySpec
 from .messages import MessageError, pack, unpack
 from .protocol import (
@@ -44,7 +45,7 @@ Lost = (OSError, ConnectionClosed, TimeoutError)
 """What a connection that may come back raises."""
 
 
-class RemotePolicy:
+class RemotePolicy(Closing):
     """Plans on a ``PolicyServer``; a context manager that closes the connection.
 
     A connection that is lost, or a server that is busy, is tried again, at first after
@@ -97,12 +98,6 @@ class RemotePolicy:
     def _known(self) -> Metadata:
         assert self.metadata is not None
         return self.metadata
-
-    def __enter__(self) -> RemotePolicy:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the connection; the next plan would open another."""

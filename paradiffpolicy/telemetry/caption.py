@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -55,21 +56,22 @@ def episode_lines(
     *,
     ended: bool = False,
 ) -> list[str]:
-    """Three lines about one moment of an episode, for ``captioned``.
+    """Describes one moment of an episode in three lines, for ``captioned``.
 
     Args:
         sampler: its name.
         seed: of the episode.
         seconds: since the reset.
-        score: of the present state, the last step's reward.
-        best: the largest score so far.
+        score: the last step's reward; NaN before the first step.
+        best: the largest reward so far, or NaN.
         best_at: seconds since the reset when ``best`` was reached.
         ended: the episode is over, and ``seconds`` is its end.
     """
+    now, record = f", score {score:.2f}", f"best {best:.2f} (at {best_at:.1f} s)"
     return [
         f"seed {seed}, {sampler}",
-        f"{'ended at ' if ended else ''}{seconds:.1f} s, score {score:.2f}",
-        f"best {best:.2f} (at {best_at:.1f} s)",
+        f"{'ended at ' if ended else ''}{seconds:.1f} s{'' if math.isnan(score) else now}",
+        "" if math.isnan(best) else record,
     ]
 
 

@@ -1,20 +1,19 @@
-"""A run as an episode of a dataset, and as a video: observers that note now and write at the end.
+"""Records a run as an episode of a dataset, and as a video.
 
-Both write when they are closed, which a ``with`` statement does however the run ended, so that what was
-noted up to a fault is there to look at.  While the loop runs they only copy into storage that they took
-before, since a tick has no time for files.
+Both recorders are observers of a control loop.  While it runs they only copy into storage that they took
+before, since a tick has no time for files; they write when they are closed, which a ``with`` statement
+does however the run ended, so that what was recorded up to a fault is there to look at.
 
-A run has a grid in time, and ticks that nobody called for.  Rows and pictures keep to the grid: where a
-tick is missing, the one before stands for it.
+A run has a grid in time, and may miss ticks of it.  Rows and frames keep to the grid: where a tick is
+missing, the one before is repeated.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -23,49 +22,35 @@ from numpy.typing import NDArray
 from ..control.record import Fault, Tick
 from ..data.replay_buffer import ReplayBuffer
 from ..errors import InputError, require_count, require_positive
-from ..files import write_atomically
+from ..files import Closing, write_atomically
 from ..types import PolicySpec
+from .caption import captioned
 
 Picture = Callable[[], NDArray[np.uint8]]
-"""Gives what there is to see now, ``[height, width, 3]`` RGB; always of one size."""
+"""Draws the scene as it is now, ``[height, width, 3]`` RGB; always of one size."""
+
+Caption = Callable[[Tick], Sequence[str]]
+"""Describes the scene at a tick in lines of text; always equally many."""
 
 Fields = Callable[[], Mapping[str, NDArray[Any]]]
-"""Gives what else is known of the robot at the last observation; always the same names and shapes."""
+"""Reads the robot's state at the last observation; always the same names and shapes."""
 
 
-class _Recorder:
-    """``close`` at the end of a ``with`` statement, whatever ended it."""
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class DatasetRecorder(_Recorder):
+class DatasetRecorder(Closing):
     """Appends a run to a store of demonstrations, as one episode.
 
     The episode has ``observation`` ``[n, O]`` and ``action`` ``[n, A]``, in float32, and ``fields``.  It
-    begins at the first tick with a good observation and an action.  From there on there is a row for
-    every ``every`` ticks of the grid.  What is missing in a row (a tick that nobody called for, an
-    observation that was refused, NaN in a field, an action where none was safe) is the row's before:
-    readers refuse NaN, and rows must stay equally far apart.
+    starts at the first tick with a good observation and an action.  From there on there is a row for
+    every ``every`` ticks of the grid.  A value that is missing (a missed tick, an observation that was
+    refused, NaN in a field, an action where none was safe) is repeated from the row before: readers
+    refuse NaN, and rows must stay equally far apart.
 
     Args:
         path: of the store, made if there is none.
         spec: of the policy: O and A.
-        capacity: ticks of the run; what comes later isn't recorded.
+        capacity: ticks of the run; later ones aren't recorded.
         every: ticks per row: 1, or a policy's ticks per step, to train on.
-        fields: what to record beside; called once at the beginning, and then for every row.
+        fields: further values to record; called once here, and then for every row.
 
     Raises:
         InputError: the store has other fields, or isn't one.
@@ -124,67 +109,75 @@ class DatasetRecorder(_Recorder):
 
 
 def _stored(value: NDArray[Any]) -> np.dtype[Any]:
-    """Numbers as float32, as demonstrations have them; pictures and flags as they are."""
+    """The dtype of a value in the store: float32 for numbers, as in demonstrations; others keep theirs."""
     return np.dtype(np.float32) if value.dtype.kind == "f" else value.dtype
 
 
-class VideoRecorder(_Recorder):
+class VideoRecorder(Closing):
     """Writes a run as an MP4 that plays as fast as the run was.
 
-    Pictures are kept uncompressed until the end: size² x 3 bytes each.
+    Frames are kept uncompressed until the end: size² x 3 bytes each.
 
     Args:
         path: of the video.
-        picture: called when one is due.
+        picture: called for each frame.
         rate_hz: of the loop.
-        capacity: ticks of the run; what comes later isn't recorded.
-        every: ticks per picture.
+        capacity: ticks of the run; later ones aren't recorded.
+        every: ticks per frame.
+        caption: lines above each frame; none by default.
 
     Raises:
         InputError: the path doesn't end in .mp4, or a number is out of range.
     """
 
     def __init__(
-        self, path: Path, picture: Picture, rate_hz: float, capacity: int, *, every: int = 1
+        self,
+        path: Path,
+        picture: Picture,
+        rate_hz: float,
+        capacity: int,
+        *,
+        every: int = 1,
+        caption: Caption = lambda tick: (),
     ) -> None:
         require_count(capacity=capacity, every=every)
         require_positive(rate_hz=rate_hz)
         if path.suffix != ".mp4":
             raise InputError(f"video={path} must end in .mp4")
-        self.path, self._picture = path, picture
+        self.path, self._picture, self._caption = path, picture, caption
         self._every, self._fps = every, rate_hz / every
         first = np.asarray(picture())
-        self._pictures = np.full((-(-capacity // every), *first.shape), 0, np.uint8)
-        self.n_pictures = 0
+        self._frames = np.full((-(-capacity // every), *first.shape), 0, np.uint8)
+        self._captions: list[Sequence[str]] = []
 
     def __call__(self, tick: Tick) -> None:
-        place = tick.index // self._every
-        if not self.n_pictures <= place < len(self._pictures):
+        place, n_frames = tick.index // self._every, len(self._captions)
+        if not n_frames <= place < len(self._frames):
             return
-        picture = self._picture()
-        # Before the first one there is none: it stands for those that were missed, too.
-        before = self._pictures[self.n_pictures - 1].copy() if self.n_pictures else picture
-        self._pictures[self.n_pictures : place] = before
-        self._pictures[place] = picture
-        self.n_pictures = place + 1
+        frame, caption = self._picture(), self._caption(tick)
+        # Missed frames repeat the one before them, or the first one.
+        self._frames[n_frames:place] = self._frames[n_frames - 1] if n_frames else frame
+        self._frames[place] = frame
+        before = self._captions[-1] if n_frames else caption
+        self._captions += [*[before] * (place - n_frames), caption]
 
     def close(self) -> None:
         """Writes the video; nothing, if there was no tick."""
-        length, self.n_pictures = self.n_pictures, 0
-        if length:
-            write_video(self.path, self._pictures[:length], self._fps)
+        captions, self._captions = self._captions, []
+        if captions:
+            write_video(self.path, map(captioned, self._frames, captions), self._fps)
 
 
-def write_video(path: Path, pictures: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], fps: float) -> None:
-    """Writes pictures ``[height, width, 3]`` as an MP4.  An odd last row or column is left out, since
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> None:
+    """Writes frames ``[height, width, 3]`` as an MP4.  An odd last row or column is left out, since
     video codecs want even sizes."""
-    height, width = pictures[0].shape[0] // 2 * 2, pictures[0].shape[1] // 2 * 2
 
     def write(temporary: Path) -> None:
-        # Closed in any case: an encoder that is left alone writes its file when nobody expects it.
+        # Closed in any case: an encoder that is left open writes its file later, over the next one's.
         writer: Any = imageio.get_writer(temporary, fps=fps, macro_block_size=1, codec="libx264")
         with contextlib.closing(writer):
-            for picture in pictures:
-                writer.append_data(picture[:height, :width])
+            for frame in frames:
+                height, width = (size // 2 * 2 for size in frame.shape[:2])
+                writer.append_data(frame[:height, :width])
 
     write_atomically(path, write)

@@ -1,9 +1,8 @@
-"""A run as people read it: whether the loop kept its time and the planner kept up, and what went wrong."""
+"""Reports on a run: did the loop keep its deadlines, did the planner keep up, which faults occurred."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from .timeline import latencies, timeline
 
 
 def summary(record: Record) -> dict[str, Any]:
-    """Times in milliseconds, a tick's cost in microseconds; None where there is nothing to measure."""
+    """Sums a run up: times in ms, a tick's cost in µs; None where nothing was measured."""
     ticks, plans = record.ticks, record.plans
     return {
         "ticks": len(ticks),
@@ -39,7 +38,7 @@ def _percentiles(values: NDArray[np.float64], *shares: float) -> dict[str, float
 
 
 def summary_table(values: dict[str, Any], title: str) -> Table:
-    """What ``summary`` gives, for people; a ``score`` is shown if there is one."""
+    """Tabulates what ``summary`` returns, and ``score``, if there is one."""
     view = Table(title=title, title_justify="left", show_header=False)
     view.add_column()
     view.add_column(justify="right")
@@ -53,12 +52,12 @@ def summary_table(values: dict[str, Any], title: str) -> Table:
     row("a tick's cost, µs", values["tick_us"], 0)
     view.add_row("plans, of which refused", f"{values['plans']}, {values['refused_plans']}")
     row("plan latency, ms", values["plan_latency_ms"], 1)
-    delay, fallback_active = values["delay_mean"], values["fallback_share"]
-    view.add_row("plans' lateness, ticks, mean", "-" if delay is None else f"{delay:.2f}")
-    view.add_row("fallback_active", "-" if fallback_active is None else f"{fallback_active:.1%}")
+    delay, share = values["delay_mean"], values["fallback_share"]
+    view.add_row("plans' delay, ticks, mean", "-" if delay is None else f"{delay:.2f}")
+    view.add_row("fallback active", "-" if share is None else f"{share:.1%}")
     for name, count in values["faults"].items():
         view.add_row(f"fault: {name.replace('_', ' ')}, ticks", str(count))
-    if "score" in values and not math.isnan(values["score"]):
+    if values.get("score") is not None:
         view.add_row("score", f"{values['score']:.3f}")
     return view
 
@@ -76,8 +75,8 @@ def write_run(
     their paths.
 
     Args:
-        ticks_per_step, seconds: see ``timeline``; a run that ended before ``seconds`` shows its first
-            plans.
+        ticks_per_step, seconds: see ``timeline``; of a run that ended before ``seconds``, the first plans
+            are shown.
     """
     paths = [folder / "report.json", folder / "record.npz"]
     text = json.dumps(report, indent=2) + "\n"

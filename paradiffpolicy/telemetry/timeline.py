@@ -1,4 +1,4 @@
-"""Pictures of a run: which plan acted when, and how late plans and ticks were."""
+"""Draws a run: which plan acted when, how long plans took, and by how much ticks missed their deadlines."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from .axes import plain_ticks
 
 matplotlib.use("Agg")
 
-HOLDING: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.55", "hatch": "////", "linewidth": 0}
-"""What a tick looks like that no plan acted at."""
+FALLBACK: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.55", "hatch": "////", "linewidth": 0}
+"""Style of a tick at which the fallback acted."""
 
 COLORS = ["C0", "C1", "C2", "C4", "C5", "C9", "C8", "C6"]
-"""Of plans, in turn; red and gray are for what went wrong."""
+"""Colors of plans, in turn; red and gray are for faults and the fallback."""
 
 FAULT_MARKS = "xv^<>sPD"
-"""One for each of ``FAULTS``."""
+"""Markers, one for each of ``FAULTS``."""
 
 WIDTH, MOST_BINS = 11.0, 40
-"""Of a picture in inches, of a histogram."""
+"""Width of a picture in inches, bins of a histogram."""
 
 MOST_NAMED = 12
-"""Plans in a picture whose latency is written beside them: more don't leave room."""
+"""Plans in a picture up to which their latencies are written beside them: more don't leave room."""
 
 READABLE = 7.0
-"""Points that a dot must have for a number in it."""
+"""Size in points from which on a dot has a number in it."""
 
 LEAST_ERROR = 1e-2
-"""Milliseconds below which a deadline error counts as none: a logarithmic axis has no zero."""
+"""Deadline error in ms, below which it is drawn as this: a logarithmic axis has no zero."""
 
 FAULT_ROW = 0.22
-"""Of the height of a plan."""
+"""Height of a row of faults, where a plan's is 1."""
 
 SHOWN_PLANS, LEAST_TICKS = 4, 20
-"""As much of a run as a picture shows unless told otherwise."""
+"""Plans, and at least so many ticks, that a picture shows by default."""
 
 
 @dataclass(frozen=True)
 class _Bar:
-    """A plan as it is drawn.
+    """A plan to draw.
 
     Attributes:
-        tick: that it was made for.
-        asked, arrived: when, in seconds since tick 0.
+        tick: of its observation.
+        asked, arrived: when it was requested and received, in seconds since tick 0.
+        latency: seconds of its computation.
         acted: ``(index, second)`` of its steps that acted.
-        dropped: the seconds of those that it came too late for.
-        lane, color: where and how.
+        dropped: seconds of its steps whose time was over when it arrived.
     """
 
     tick: int
@@ -79,19 +79,19 @@ def timeline(
     ticks_per_step: int = 1,
     title: str = "",
 ) -> Figure:
-    """Plans above, what the robot did below.
+    """Draws the plans, and below them the plan that acted at each tick.
 
-    A plan is a bar from when it was asked for to when it arrived, paler once it was computed.  Under it
-    stand its steps, at the ticks that they were for: hollow if the plan came too late for them, with
-    their index if they acted (small, without it, if only for the end of their time).
-    The lowest row has every tick in its plan's color.
+    A plan is a bar from its request to its arrival, paler once it was computed.  Under it are its steps,
+    at their ticks: hollow if their time was over when the plan arrived, with their index if they acted
+    (small, without it, if only for the end of their time).  The lowest row has every tick in its plan's
+    color, and the faults.
 
     Args:
         seconds: ``(from, to)`` since tick 0; None: the first few plans.
-        ticks_per_step: how many ticks a plan's step lasts.
+        ticks_per_step: ticks that a plan's step lasts.
 
     Raises:
-        InputError: there is no tick in there.
+        InputError: there is no tick in that time.
     """
     all_ticks = record.ticks
     if not len(all_ticks):
@@ -127,8 +127,8 @@ def timeline(
         Patch(facecolor=COLORS[0], alpha=0.9, label="a plan is computed"),
         Patch(facecolor=COLORS[0], alpha=0.3, label="and waits for the loop's next tick"),
         _dot(COLORS[0], COLORS[0], "step that acted (its index in the plan)"),
-        _dot("white", COLORS[0], "dropped: arrived too late for it"),
-        Patch(**HOLDING, label="fallback_active"),
+        _dot("white", COLORS[0], "dropped: its time was over when the plan arrived"),
+        Patch(**FALLBACK, label="fallback active"),
         *marks,
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize="small")
@@ -136,20 +136,12 @@ def timeline(
 
 
 def _dot(face: str, edge: str, label: str) -> Line2D:
-    return Line2D(
-        [],
-        [],
-        linestyle="",
-        marker="o",
-        markersize=8,
-        markerfacecolor=face,
-        markeredgecolor=edge,
-        label=label,
-    )
+    style: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 8}
+    return Line2D([], [], markerfacecolor=face, markeredgecolor=edge, label=label, **style)
 
 
 def _grid(ticks: NDArray[Any]) -> tuple[float, float]:
-    """When tick 0 was due, and the period; both follow from any two deadlines."""
+    """The deadline of tick 0, and the period; both follow from any two deadlines."""
     first, last = ticks[0], ticks[-1]
     between = int(last["index"] - first["index"])
     period = float(last["deadline"] - first["deadline"]) / between if between else 1.0
@@ -158,13 +150,13 @@ def _grid(ticks: NDArray[Any]) -> tuple[float, float]:
 
 def _first_plans(record: Record, origin: float, period: float) -> tuple[float, float]:
     ticks, plans = record.ticks, record.plans
-    begin = float(ticks["deadline"][0]) - origin
-    end = begin + LEAST_TICKS * period
+    start = float(ticks["deadline"][0]) - origin
+    end = start + LEAST_TICKS * period
     if len(plans) > SHOWN_PLANS:
         end = max(end, float(plans["asked"][SHOWN_PLANS]) - origin)
     elif len(plans):
         end = max(end, float(ticks["deadline"][-1]) - origin + period)
-    return begin, end
+    return start, end
 
 
 def _bars(
@@ -176,7 +168,7 @@ def _bars(
     high: float,
     ticks_per_step: int,
 ) -> list[_Bar]:
-    """The plans that are seen, each in the first lane that is free for as long as it takes."""
+    """The plans of the shown time, each in the first lane that is free for as long as it takes."""
     bars: list[_Bar] = []
     lane_ends: list[float] = []
     acting = ~ticks["fallback_active"]
@@ -185,15 +177,15 @@ def _bars(
         own = ticks[acting & (ticks["plan"] == plan["tick"])]
         if not len(own) and (arrived < low or asked >= high):
             continue
-        # Of the ticks that a step lasts, the first that it acted at.
+        # The first tick at which each step acted.
         _, first = np.unique(own["plan_index"], return_index=True)
         acted = [(int(tick["plan_index"]), float(tick["deadline"]) - origin) for tick in own[first]]
         steps = 0 if plan["refused"] else int(plan["delay"]) // ticks_per_step
         dropped = [(int(plan["tick"]) + k * ticks_per_step) * period for k in range(steps)]
         dropped = [second for second in dropped if low <= second + 1e-9 < high]
         seconds = [*dropped, *(second for _, second in acted)]
-        begin, end = min([asked, *seconds]), max([arrived, *seconds])
-        lane = next((k for k, over in enumerate(lane_ends) if over < begin), len(lane_ends))
+        start, end = min([asked, *seconds]), max([arrived, *seconds])
+        lane = next((k for k, over in enumerate(lane_ends) if over < start), len(lane_ends))
         lane_ends[lane : lane + 1] = [end + 0.5 * period * ticks_per_step]
         bars.append(
             _Bar(
@@ -205,7 +197,7 @@ def _bars(
 
 
 def _draw_plan(axes: Axes, bar: _Bar, floor: float, step: float, size: float, *, named: bool) -> None:
-    """Between ``floor`` and ``floor + 1``: the bar above, its steps below, every ``step`` seconds."""
+    """Draws a plan from ``floor`` to ``floor + 1``: the bar above, its steps of ``step`` seconds below."""
     color = "C3" if bar.refused else bar.color
     until = float(np.clip(bar.asked + bar.latency, bar.asked, bar.arrived))
     axes.broken_barh([(bar.asked, until - bar.asked)], (floor + 0.64, 0.2), color=color, alpha=0.9)
@@ -216,10 +208,10 @@ def _draw_plan(axes: Axes, bar: _Bar, floor: float, step: float, size: float, *,
         words = f"{latency}, refused" if bar.refused else latency
         axes.text(bar.arrived, floor + 0.74, words, va="center", fontsize=8, color=color, clip_on=True)
     for k, (index, second) in enumerate(bar.acted):
-        late = k + 1 < len(bar.acted) and bar.acted[k + 1][1] - second < 0.8 * step
+        partly = k + 1 < len(bar.acted) and bar.acted[k + 1][1] - second < 0.8 * step
         axes.plot([second, second], [-0.05, floor + 0.3], color=color, alpha=0.3, linewidth=0.8, zorder=1)
-        axes.plot(second, floor + 0.3, "o", color=color, markersize=size / 3 if late else size, zorder=3)
-        if size > READABLE and not late:
+        axes.plot(second, floor + 0.3, "o", color=color, markersize=size / 3 if partly else size, zorder=3)
+        if size > READABLE and not partly:
             axes.annotate(
                 str(index),
                 (second, floor + 0.3),
@@ -241,21 +233,19 @@ def _draw_plan(axes: Axes, bar: _Bar, floor: float, step: float, size: float, *,
 def _draw_ticks(
     axes: Axes, ticks: NDArray[Any], at: NDArray[np.float64], period: float, colors: dict[int, str]
 ) -> list[Line2D]:
-    """The lowest row: what acted, and what was wrong; gives the legend of the latter."""
+    """Draws the lowest row, which plan acted at each tick, and the faults; returns the faults' legend."""
     spans = [(float(second), 0.9 * period) for second in at]
     for fallback_active, plan, span in zip(ticks["fallback_active"], ticks["plan"], spans, strict=True):
         color = None if fallback_active else colors.get(int(plan))
         if color is None:
-            axes.broken_barh(
-                [span], (-0.4, 0.35), facecolor="0.88", edgecolor="0.55", hatch="////", linewidth=0
-            )
+            axes.broken_barh([span], (-0.4, 0.35), **FALLBACK)
         else:
             axes.broken_barh([span], (-0.4, 0.35), color=color, alpha=0.9)
     legend: list[Line2D] = []
     for fault, mark in zip(FAULTS, FAULT_MARKS, strict=True):
         when = at[(ticks["faults"] & fault.value) != 0]
         if len(when):
-            row = -0.58 - FAULT_ROW * len(legend)  # each fault in a row of its own: they come together
+            row = -0.58 - FAULT_ROW * len(legend)  # a row for each fault, since several may occur together
             name = str(fault.name).lower().replace("_", " ")
             style: dict[str, Any] = {"linestyle": "", "marker": mark, "color": "C3", "markersize": 6}
             axes.plot(when + 0.45 * period, [row] * len(when), **style)
@@ -264,16 +254,15 @@ def _draw_ticks(
 
 
 def latencies(record: Record, title: str = "") -> Figure:
-    """How long plans took to compute, and by how much ticks began late: histograms, with the median and
-    the 99th percentile."""
+    """Draws histograms of plan latencies and deadline errors, with the median and the 99th percentile."""
     figure = Figure(figsize=(WIDTH, 3.4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     plans = 1e3 * record.plans["latency"]
     _histogram(left, plans[np.isfinite(plans)], "plan latency, ms", "plans", "C0")
-    late = np.maximum(1e3 * record.deadline_errors, LEAST_ERROR)
-    if len(late) and late.max() > LEAST_ERROR:
+    errors = np.maximum(1e3 * record.deadline_errors, LEAST_ERROR)
+    if len(errors) and errors.max() > LEAST_ERROR:
         right.set_xscale("log")
-    _histogram(right, late, "deadline error, ms", "ticks", "C1")
+    _histogram(right, errors, "deadline error, ms", "ticks", "C1")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
     return figure
@@ -296,7 +285,7 @@ def _histogram(axes: Axes, values: NDArray[np.float64], name: str, counted: str,
     axes.axvline(p50, color="black", linewidth=1.2, label=f"p50 {p50:.3g}")
     axes.axvline(p99, color="black", linewidth=1.2, linestyle="--", label=f"p99 {p99:.3g}")
     axes.set_title(f"{len(values)} {counted}", loc="left", fontsize="medium")
-    # Beside the title, where no bar is.
+    # Beside the title, where there is no bar.
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.99), ncols=2, frameon=False, borderaxespad=0.0)
     if axes.get_xscale() == "log":
         plain_ticks(axes.xaxis)

@@ -1,23 +1,24 @@
-"""A control loop in the Rerun viewer, while it runs or afterwards.
+"""Shows a control loop in the Rerun viewer, while it runs or afterwards.
 
 ::
 
     observation, action     a line per number
-    scene/picture           what there is to see
+    scene/picture           the scene
     scene/plan              the plan's actions as a line in the picture, a point for each step
     scene/action            the action that is applied, on it
+    caption                 seed, sampler, time and score
     plan/0, plan/1, ...     where actions aren't points in a picture: the plan ahead, a line per number,
                             at the ticks that its steps are for; plans that overlap go to different ones
     timing/ticks            deadline error, time from start to action, age of the plan, ms
     timing/latency          of a plan's computation, ms, when it arrives
-    timing/lateness         ticks from a plan's observation to its arrival
-    state/holding           1 while the fallback acts
-    faults                  in words, when they begin
+    timing/delay            ticks from a plan's observation to its arrival
+    state/fallback_active   1 while the fallback acts
+    faults                  in words, when they start
 
 on two timelines: ``tick``, and ``control_time``, seconds since tick 0.
 
-Numbers go to the viewer in packets, a few times per second, which costs a tenth of sending each by
-itself; Rerun encodes and writes them in threads of its own.
+Numbers go to the viewer in packets, a few times per second, which costs a tenth of sending them one by
+one; Rerun encodes and writes them in threads of its own.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,30 +35,31 @@ from numpy.typing import NDArray
 from ..control.controller import ticks_per_step
 from ..control.record import FAULTS, Fault, Tick
 from ..errors import InputError, require_count
+from ..files import Closing
 from ..planning.planner import PlanReply
 from ..types import PolicySpec
-from .recorder import Picture
+from .recorder import Caption, Picture
 
 log = logging.getLogger(__name__)
 
 PACKET_SECONDS = 0.2
-"""How far numbers may lag behind."""
+"""Time that numbers may lag behind."""
 
 CLOSING_SECONDS = 5.0
-"""How long a viewer may take for what is still on its way at the end."""
+"""Time that a viewer may take to receive the rest at the end of a run."""
 
-ACTING, HOLDING, PLANNED = 0xDC3C3CFF, 0x969696FF, 0x4169E1FF
+ACTING, FALLBACK, PLANNED = 0xDC3C3CFF, 0x969696FF, 0x4169E1FF
 """Colors, RGBA."""
 
 Sink = Callable[[Any, Any], object]
-"""``(recording stream, blueprint)``: says where a recording goes."""
+"""Connects a ``(recording stream, blueprint)`` to a file or a viewer."""
 
 Project = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Actions ``[n, A]`` to where they are in the picture, ``[n, 2]`` pixels."""
+"""Maps actions ``[n, A]`` to pixels of the picture, ``[n, 2]``."""
 
 
-def rerun() -> Any:
-    """The Rerun SDK.
+def rerun_sdk() -> Any:
+    """Imports the Rerun SDK.
 
     Raises:
         InputError: it isn't installed.
@@ -72,16 +73,16 @@ def rerun() -> Any:
 
 
 def to_file(path: Path) -> Sink:
-    """Writes to an .rrd file, as it goes: what was sent before a crash is there."""
+    """Writes to an .rrd file during the run: it has everything that was sent before a crash."""
 
-    def begin(stream: Any, blueprint: Any) -> None:
+    def connect(stream: Any, blueprint: Any) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             stream.save(path, default_blueprint=blueprint)
         except (OSError, RuntimeError) as error:
             raise InputError(f"view={path} can't be written ({_first_line(error)})")
 
-    return begin
+    return connect
 
 
 def to_viewer(stream: Any, blueprint: Any) -> None:
@@ -95,31 +96,32 @@ def to_viewer(stream: Any, blueprint: Any) -> None:
 def to_url(url: str) -> Sink:
     """Sends to a viewer that is open, here or on another machine: rerun+http://HOST:PORT/proxy."""
 
-    def begin(stream: Any, blueprint: Any) -> None:
+    def connect(stream: Any, blueprint: Any) -> None:
         try:
             stream.connect_grpc(url, default_blueprint=blueprint)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"view={url}: {_first_line(error)}")
 
-    return begin
+    return connect
 
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-class RerunView:
-    """An observer that shows every tick.
+class RerunView(Closing):
+    """Sends every tick of a control loop, as its observer, to the Rerun viewer or to a file.
 
     Args:
-        sink: where to: ``to_viewer``, ``to_url(...)`` or ``to_file(...)``.
+        sink: ``to_viewer``, ``to_url(...)`` or ``to_file(...)``.
         spec: of the policy.
         rate_hz: of the loop.
         policy_hz: steps of a plan per second; None: the demonstrations'.
-        picture: what there is to see, or None.
-        every: ticks per picture.
-        project: where actions are in the picture; None: actions of two numbers are where they say, and
-            others are shown over time.
+        picture: draws the scene; None: there is no picture.
+        every: ticks per picture, and per caption.
+        project: maps actions to pixels; None: actions of two numbers are pixels, and others are shown
+            over time.
+        caption: lines beside the scene; none by default.
 
     Raises:
         InputError: Rerun isn't installed, the sink doesn't open, or the rates don't divide.
@@ -135,10 +137,12 @@ class RerunView:
         picture: Picture | None = None,
         every: int = 1,
         project: Project | None = None,
+        caption: Caption | None = None,
     ) -> None:
         require_count(every=every)
-        self._rr = rerun()
-        self._spec, self._rate, self._picture, self._every = spec, rate_hz, picture, every
+        self._rr = rerun_sdk()
+        self._spec, self._rate, self._every = spec, rate_hz, every
+        self._picture, self._caption = picture, caption
         self._stride = ticks_per_step(rate_hz, spec.control_hz if policy_hz is None else policy_hz)
         if project is None and spec.action_dim == 2:
             project = np.asarray
@@ -148,7 +152,7 @@ class RerunView:
             "observation": (spec.obs_dim, [str(k) for k in range(spec.obs_dim)]),
             "action": (spec.action_dim, [str(k) for k in range(spec.action_dim)]),
             "timing/ticks": (3, ["deadline error, ms", "start to action, ms", "plan age, ms"]),
-            "state/holding": (1, ["fallback_active"]),
+            "state/fallback_active": (1, ["fallback active"]),
         }
         self._rows = {path: np.zeros((self._packet, size)) for path, (size, _) in self._series.items()}
         self._ticks, self._times = np.zeros(self._packet, np.int64), np.zeros(self._packet)
@@ -166,13 +170,13 @@ class RerunView:
         rr = self._rr
         for path, (_, names) in self._series.items():
             self._stream.log(path, rr.SeriesLines(names=names), static=True)
-        for path, name in (("timing/latency", "plan latency, ms"), ("timing/lateness", "lateness, ticks")):
+        for path, name in (("timing/latency", "plan latency, ms"), ("timing/delay", "delay, ticks")):
             self._stream.log(path, rr.SeriesPoints(names=[name]), static=True)
         if self._project is not None:
             self._stream.log("scene/action", rr.Points2D.from_fields(radii=5.0), static=True)
 
     def _blueprint(self) -> Any:
-        """Who looks sees the scene on the left, and everything over time on the right."""
+        """Arranges the scene on the left, and everything over time on the right."""
         views = self._rr.blueprint
         ahead = [] if self._project else [views.TimeSeriesView(origin="plan", name="plan ahead")]
         over_time = views.Vertical(
@@ -180,46 +184,51 @@ class RerunView:
             views.TimeSeriesView(origin="action", name="action"),
             views.TimeSeriesView(origin="observation", name="observation"),
             views.TimeSeriesView(contents=["timing/ticks", "timing/latency"], name="timing, ms"),
-            views.TimeSeriesView(contents=["timing/lateness", "state/**"], name="lateness, holding"),
+            views.TimeSeriesView(contents=["timing/delay", "state/**"], name="delay, fallback active"),
             views.TextLogView(origin="faults", name="faults"),
         )
-        scene = [views.Spatial2DView(origin="scene", name="scene")] if self._project or self._picture else []
+        left = [views.TextDocumentView(origin="caption", name="caption")] if self._caption else []
+        if self._project or self._picture:
+            left.append(views.Spatial2DView(origin="scene", name="scene"))
+        shares = [1, 8][: len(left)] if self._caption else None
+        scene = [views.Vertical(*left, row_shares=shares)] if left else []
         return views.Blueprint(views.Horizontal(*scene, over_time), collapse_panels=True)
 
     def __call__(self, tick: Tick) -> None:
         time = tick.started - tick.deadline + tick.index / self._rate
         self._note(tick, time)
         arrived = tick.plan is not None and tick.plan is not self._plan
-        pictured = self._picture is not None and tick.index % self._every == 0
-        said = tick.faults & ~self._faults
-        self._faults = tick.faults
-        if arrived or pictured or said:
+        due = tick.index % self._every == 0 and bool(self._picture or self._caption)
+        new_faults, self._faults = tick.faults & ~self._faults, tick.faults
+        if arrived or due or new_faults:
             self._stream.set_time("tick", sequence=tick.index)
             self._stream.set_time("control_time", duration=time)
-        if pictured and self._picture is not None:
+        if due and self._picture:
             self._stream.log("scene/picture", self._rr.Image(self._picture()))
+        if due and self._caption:
+            self._stream.log("caption", self._rr.TextDocument("\n".join(self._caption(tick))))
         if arrived and tick.plan is not None:
             self._plan = tick.plan
             self._show(tick, tick.plan)
-        if said:
-            words = "; ".join(words for fault, words in FAULTS.items() if fault in said)
+        if new_faults:
+            words = "; ".join(words for fault, words in FAULTS.items() if fault in new_faults)
             self._stream.log("faults", self._rr.TextLog(words, level="WARN"))
 
     def _note(self, tick: Tick, time: float) -> None:
-        """Puts the numbers into the packet, and sends it when it is full."""
+        """Adds the tick's numbers to the packet, and sends it when it is full."""
         row = self._waiting
         self._ticks[row], self._times[row] = tick.index, time
         observed = tick.observation
         good = observed is not None and np.shape(observed) == (self._spec.obs_dim,)
-        # NaN: a gap in the line.
+        # NaN is shown as a gap in the line.
         self._rows["observation"][row] = observed if good else math.nan
         self._rows["action"][row] = math.nan if tick.action is None else tick.action
-        late, took = tick.started - tick.deadline, tick.ended - tick.started
-        self._rows["timing/ticks"][row] = 1e3 * late, 1e3 * took, 1e3 * tick.plan_age
-        self._rows["state/holding"][row] = tick.fallback_active
+        error, took = tick.started - tick.deadline, tick.ended - tick.started
+        self._rows["timing/ticks"][row] = 1e3 * error, 1e3 * took, 1e3 * tick.plan_age
+        self._rows["state/fallback_active"][row] = tick.fallback_active
         if self._project is not None:
             self._points[row] = math.nan if tick.action is None else self._project(tick.action[None])[0]
-            self._colors[row] = HOLDING if tick.fallback_active else ACTING
+            self._colors[row] = FALLBACK if tick.fallback_active else ACTING
         self._waiting += 1
         if self._waiting == self._packet:
             self._send()
@@ -228,7 +237,7 @@ class RerunView:
         n, self._waiting = self._waiting, 0
         if not n:
             return
-        # Copies: Rerun reads what it is given later, in its own thread, and the packet is filled again.
+        # Copies, because Rerun reads them later in its own thread, when the packet is being filled again.
         ticks, times = self._ticks[:n].copy(), self._times[:n].copy()
         for path, rows in self._rows.items():
             self._columns(path, ticks, times, self._rr.Scalars.columns(scalars=rows[:n].copy()))
@@ -245,9 +254,9 @@ class RerunView:
         self._stream.send_columns(path, indexes=index, columns=columns)
 
     def _show(self, tick: Tick, plan: PlanReply) -> None:
-        """A plan that has just begun to act."""
+        """Sends a plan at the tick of its first action."""
         self._stream.log("timing/latency", self._rr.Scalars(1e3 * plan.latency))
-        self._stream.log("timing/lateness", self._rr.Scalars(float(tick.index - plan.tick)))
+        self._stream.log("timing/delay", self._rr.Scalars(float(tick.index - plan.tick)))
         ahead = plan.actions[self._spec.n_obs_steps - 1 :]
         if self._project is not None:
             points = self._project(ahead)
@@ -262,34 +271,21 @@ class RerunView:
         columns = self._rr.Scalars.columns(scalars=values)
         self._columns(f"plan/{self._lane(plan.tick, int(ticks[-1]))}", ticks, ticks / self._rate, columns)
 
-    def _lane(self, begin: int, end: int) -> int:
-        """The first lane whose plans are over, for one of the ticks from ``begin`` to ``end``."""
-        for lane, over in enumerate(self._lane_ends):
-            if over <= begin:
-                self._lane_ends[lane] = end
-                return lane
-        self._lane_ends.append(end)
-        return len(self._lane_ends) - 1
+    def _lane(self, start: int, end: int) -> int:
+        """Takes the first lane whose plans are over, for a plan of the ticks from ``start`` to ``end``."""
+        free = (lane for lane, over in enumerate(self._lane_ends) if over <= start)
+        lane = next(free, len(self._lane_ends))
+        self._lane_ends[lane : lane + 1] = [end]
+        return lane
 
     def close(self) -> None:
-        """Sends what is waiting, and ends the recording.  A viewer that doesn't take it is left alone."""
+        """Sends the last packet, and ends the recording.  A viewer that doesn't answer isn't waited for."""
         if self._stream is None:
             return
         self._send()
         try:
             self._stream.flush(timeout_sec=CLOSING_SECONDS)
         except (RuntimeError, ValueError) as error:
-            log.warning("the viewer doesn't answer (%s): it misses what it wasn't sent", _first_line(error))
+            log.warning("the viewer doesn't answer (%s): it misses the end of the run", _first_line(error))
         self._stream.disconnect()
         self._stream = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
