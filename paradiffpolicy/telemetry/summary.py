@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ..control.record import Record
-from ..files import write_atomically
+from ..files import write_atomically, write_json
 from .timeline import latencies, timeline
 
 
@@ -79,8 +78,7 @@ def write_run(
             are shown.
     """
     paths = [folder / "report.json", folder / "record.npz"]
-    text = json.dumps(report, indent=2) + "\n"
-    write_atomically(paths[0], lambda path: path.write_text(text))
+    write_json(paths[0], report)
     record.save(paths[1])
     if not record.n_ticks:
         return paths
