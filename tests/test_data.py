@@ -14,15 +14,18 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore, WrapperStore
 
 from paradiffpolicy.data.dataset import (
-    ObservationField,
     WindowDataset,
+    action_size,
     batch_windows,
     observation_matrix,
-    window_starts,
+    observation_size,
+    recorded_fields,
+    window_steps,
 )
 from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.data.replay_buffer import ReplayBuffer, augmented
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.task import ObservationField
 
 from .conftest import toy_episode
 
@@ -232,11 +235,7 @@ def reference_windows(ends, horizon, pad_before, pad_after):
 def test_windows_are_diffusion_policys(lengths, n_obs_steps, n_action_steps):
     horizon = 16
     ends = np.cumsum(lengths)
-    starts, episodes = window_starts(ends, horizon, n_obs_steps - 1, n_action_steps - 1)
-    starts = np.concatenate(([0], ends[:-1]))
-    steps = np.clip(
-        starts[:, None] + np.arange(horizon), starts[episodes][:, None], ends[episodes][:, None] - 1
-    )
+    steps = window_steps(ends, horizon, n_obs_steps - 1, n_action_steps - 1)
     assert steps.tolist() == reference_windows(ends, horizon, n_obs_steps - 1, n_action_steps - 1)
 
 
@@ -252,6 +251,33 @@ def test_a_batch_reads_its_windows(toy_store):
     np.testing.assert_array_equal(actions[0], recorded[[0, *range(15)]])
     np.testing.assert_array_equal(actions[1], recorded[[*range(87, 96), *[95] * 7]])
     np.testing.assert_array_equal(matrix[5, 18:], buffer.read("state")[5, :2])
+
+
+def test_sizes_and_shapes_are_the_stores(toy_store):
+    buffer = ReplayBuffer.open(toy_store)
+    fields = [ObservationField("keypoint"), ObservationField("state", stop=2)]
+    keypoint, state = recorded_fields(buffer, fields)
+    assert (keypoint.shape, state.shape, state.size) == ((9, 2), (5,), 2)
+    assert observation_size(buffer, fields) == 20 and action_size(buffer) == 2
+
+
+def test_fields_of_another_task_are_named_with_the_stores(toy_store):
+    buffer = ReplayBuffer.open(toy_store)
+    line = (
+        r"toy.zarr has no 'object': it has action, keypoint, n_contacts, state; name its fields in the "
+        "task's observation:, since these belong to task lift"
+    )
+    with pytest.raises(InputError, match=line):
+        recorded_fields(buffer, [ObservationField("object")], "lift")
+    with pytest.raises(InputError, match="has no 'object'"):
+        WindowDataset.of(buffer, [ObservationField("object")], n_obs_steps=1, horizon=16, n_action_steps=1)
+
+
+def test_actions_that_are_not_vectors_are_named(tmp_path):
+    buffer = ReplayBuffer.create(tmp_path / "flat.zarr")
+    buffer.append({"action": np.zeros(20)})
+    with pytest.raises(InputError, match=r"data/action is \(\) per step"):
+        action_size(buffer)
 
 
 def test_too_short_or_no_episodes_are_named(tmp_path):

@@ -14,10 +14,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from paradiffpolicy.checkpoint import Checkpoint
-from paradiffpolicy.data.dataset import ObservationField, WindowDataset
+from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import Policy, build_network, spec_sampler
+from paradiffpolicy.task import ObservationField
 from paradiffpolicy.training.train import Trainer, TrainSettings, learning_rate_at
 
 from .conftest import TINY, make_toy_store

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..data.dataset import ObservationField
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
     from ..planning.planner import MakePlanner
     from ..policy import Policy
     from ..sampling.sampler import Sampler
+    from ..task import ObservationField
     from ..types import PolicySpec
 
 Config = Any
@@ -203,7 +203,7 @@ def named_blending(node: Config) -> Blending:
 
 
 def observation_fields(cfg: Config) -> list[ObservationField]:
-    from ..data.dataset import ObservationField
+    from ..task import ObservationField
 
     return [ObservationField(**plain(field)) for field in cfg.task.observation]
 

@@ -40,7 +40,7 @@ MANY_FAILURES = 20
 def train(cfg: Config) -> None:
     """Demonstrations to a checkpoint; run again to resume."""
     from ..checkpoint import Checkpoint, read_metadata
-    from ..data.dataset import WindowDataset
+    from ..data.dataset import WindowDataset, recorded_fields
     from ..data.replay_buffer import ReplayBuffer, augmented
     from ..evaluation.rollout import rollout
     from ..evaluation.statistics import standard_error
@@ -61,7 +61,7 @@ def train(cfg: Config) -> None:
     sampler = named_sampler(cfg, cfg.evaluation.sampler, spec)
     workers = env_workers(cfg.evaluation.workers)
     buffer = ReplayBuffer.open(locate(cfg.dataset))
-    fields = observation_fields(cfg)
+    fields = recorded_fields(buffer, observation_fields(cfg), cfg.task.name)
     keys = [field.key for field in fields] + ["action"]
     init = Checkpoint.load(locate(cfg.init)) if cfg.init else None
     about_data = {

@@ -14,7 +14,7 @@ repeats the first or last step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,16 +22,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
+from ..task import ObservationField, contract_size
 from .replay_buffer import ReplayBuffer
 
 
-@dataclass(frozen=True)
-class ObservationField:
-    """A part of the observation vector: one recorded field, flattened, columns ``start … stop``."""
+def recorded_fields(
+    buffer: ReplayBuffer, fields: Sequence[ObservationField], task: str | None = None
+) -> tuple[ObservationField, ...]:
+    """The fields with the shapes that the store has them in: the observation contract of its policies.
 
-    key: str
-    start: int = 0
-    stop: int | None = None
+    Args:
+        buffer: a store with at least one episode.
+        fields: what the observation vector consists of.
+        task: whose fields these are, for the error line.
+
+    Raises:
+        InputError: the store has no episodes, or lacks a field.
+    """
+    if not buffer.n_episodes:
+        raise InputError(f"{buffer.name} has no episodes yet: record some with 'paradiffpolicy collect'")
+    for field in fields:
+        if field.key not in buffer.fields:
+            since = f", since these belong to task {task}" if task else ""
+            raise InputError(
+                f"{buffer.name} has no {field.key!r}: it has {', '.join(buffer.fields)}; name its fields in "
+                f"the task's observation:{since}"
+            )
+    return tuple(replace(field, shape=buffer.shape(field.key)) for field in fields)
+
+
+def observation_size(buffer: ReplayBuffer, fields: Sequence[ObservationField]) -> int:
+    """O, the numbers in the observation vector; raises as ``recorded_fields``."""
+    return contract_size(recorded_fields(buffer, fields)) or 0
+
+
+def action_size(buffer: ReplayBuffer) -> int:
+    """A, the numbers in an action.
+
+    Raises:
+        InputError: the store has no actions, or they aren't vectors.
+    """
+    shape = buffer.shape("action")
+    if len(shape) != 1:
+        raise InputError(f"{buffer.name}: data/action is {shape} per step, it must be a vector")
+    return shape[0]
 
 
 def observation_matrix(buffer: ReplayBuffer, fields: Sequence[ObservationField]) -> NDArray[np.float32]:
@@ -43,16 +77,15 @@ def observation_matrix(buffer: ReplayBuffer, fields: Sequence[ObservationField])
     return np.concatenate(columns, axis=1)
 
 
-def window_starts(
+def window_steps(
     episode_ends: NDArray[np.int64], horizon: int, pad_before: int, pad_after: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First step (it may lie before the episode) and episode of every window."""
-    starts, episodes = [], []
-    for episode, (begin, end) in enumerate(zip([0, *episode_ends[:-1]], episode_ends, strict=True)):
-        first, last = begin - pad_before, end - horizon + pad_after
-        starts.append(np.arange(first, last + 1))
-        episodes.append(np.full(max(0, last + 1 - first), episode))
-    return np.concatenate(starts), np.concatenate(episodes)
+) -> NDArray[np.int64]:
+    """The steps ``[n_windows, T]`` of every window, those outside its episode replaced by the nearest."""
+    windows = []
+    for start, end in zip([0, *episode_ends[:-1]], episode_ends, strict=True):
+        first = np.arange(start - pad_before, end - horizon + pad_after + 1)
+        windows.append(np.clip(first[:, None] + np.arange(horizon), start, end - 1))
+    return np.concatenate(windows)
 
 
 @dataclass(frozen=True)
@@ -83,19 +116,15 @@ class WindowDataset:
         """Cuts all windows.
 
         Raises:
-            InputError: the store has no episodes, no windows, or unreadable fields.
+            InputError: the store has no episodes, no windows, or no readable field of that name.
         """
-        if not buffer.n_episodes:
-            raise InputError(f"{buffer.name} has no episodes yet: record some with 'paradiffpolicy collect'")
-        ends = buffer.episode_ends
-        starts, episode = window_starts(ends, horizon, n_obs_steps - 1, n_action_steps - 1)
-        if len(starts) == 0:
+        fields = recorded_fields(buffer, fields)
+        action_size(buffer)
+        steps = window_steps(buffer.episode_ends, horizon, n_obs_steps - 1, n_action_steps - 1)
+        if not len(steps):
             raise InputError(
                 f"{buffer.name}: every episode is shorter than {horizon - n_action_steps + 1} steps"
             )
-        starts = np.concatenate(([0], ends[:-1]))
-        steps = starts[:, None] + np.arange(horizon)
-        steps = np.clip(steps, starts[episode][:, None], ends[episode][:, None] - 1)
         return WindowDataset(
             observations=torch.from_numpy(observation_matrix(buffer, fields)),
             actions=torch.from_numpy(buffer.read("action").astype(np.float32)),

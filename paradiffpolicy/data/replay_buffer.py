@@ -143,6 +143,14 @@ class ReplayBuffer:
     def fields(self) -> list[str]:
         return sorted(self._data().array_keys())
 
+    def shape(self, field: str) -> tuple[int, ...]:
+        """Of one field, per step.
+
+        Raises:
+            InputError: the field doesn't exist.
+        """
+        return tuple(self._array(field).shape[1:])
+
     def read(self, field: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Steps ``start … stop`` (all by default) of one field, ``[n, ...]``.
 
@@ -150,9 +158,7 @@ class ReplayBuffer:
             InputError: the field doesn't exist, is shorter than ``episode_ends`` says, can't be
                 decoded, or holds NaN or infinity.
         """
-        if field not in self.fields:
-            raise InputError(f"{self.name} has no data/{field}{nearest(field, self.fields)}")
-        array = self._data()[field]
+        array = self._array(field)
         if array.shape[0] < self.n_steps:
             raise InputError(
                 f"{self.name}: data/{field} has {array.shape[0]} steps but meta/episode_ends needs "
@@ -254,6 +260,11 @@ class ReplayBuffer:
         meta[name][start:] = content
         ends.resize((self.n_episodes + 1,))
         ends[self.n_episodes] = start + len(content)
+
+    def _array(self, field: str) -> Any:
+        if field not in self.fields:
+            raise InputError(f"{self.name} has no data/{field}{nearest(field, self.fields)}")
+        return self._data()[field]
 
     def _data(self) -> Any:
         return self._group["data"]
