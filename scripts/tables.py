@@ -419,14 +419,14 @@ LIVED = (
 
 
 @table(f"{PUSHT}/realtime/report.json")
-def realtime(report: Report) -> Rows:
+def under_latency(report: Report) -> Rows:
     rows: Rows = [("case", "control, Hz", *LIVED)]
     rows += [(cell["case"], f"{cell['rate_hz']:g}", *lived(cell)) for cell in report["cases"]]
     return rows
 
 
 @table(f"{PUSHT}/realtime/wall.json")
-def wall(report: Report) -> Rows:
+def at_the_real_rate(report: Report) -> Rows:
     rows: Rows = [
         ("case", "score ± s.e.", "success", "missed ticks", "against unlimited time [95 %]", "verdict")
     ]
@@ -503,7 +503,7 @@ def robosuite(*reports: Report) -> Rows:
 
 
 @table(*(f"checkpoints/{task}/realtime/report.json" for task in ROBOSUITE))
-def realtime_robosuite(*reports: Report) -> Rows:
+def under_latency_robosuite(*reports: Report) -> Rows:
     rows: Rows = [("task", "case", *LIVED)]
     for report in reports:
         for cell in report["cases"]:
