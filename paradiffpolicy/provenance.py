@@ -9,10 +9,7 @@ import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .policy import Policy
+from typing import Any
 
 PACKAGES = ("numpy", "gymnasium", "pymunk", "mujoco", "robosuite", "openvino", "diffusers")
 """Packages whose versions may change a figure; torch is named with the machine."""
@@ -67,24 +64,17 @@ def sha256(path: Path) -> str:
 
 
 def about(checkpoint: Path, **settings: Any) -> dict[str, Any]:
-    """The head of a report: checkpoint, hash of its weights, machine and versions, and the settings given.
-
-    Raises:
-        InputError: there is no checkpoint.
-    """
-    from .checkpoint import read_metadata
-
-    weights = read_metadata(checkpoint)["weights"]["file"]
+    """The head of a report: checkpoint, hash of its weights file, the settings given, machine, versions."""
     return {
         "checkpoint": str(checkpoint),
-        "weights_sha256": sha256(checkpoint / Path(weights).name),
+        "weights_sha256": next(map(sha256, checkpoint.glob("*.safetensors")), None),
         **settings,
         "machine": machine(),
         "versions": versions(),
     }
 
 
-def programs(policies: Mapping[str, Policy]) -> dict[str, Any]:
+def programs(policies: Mapping[str, Any]) -> dict[str, Any]:
     """The captured programs of each policy: by which method, for how many shapes, in how many megabytes."""
     return {
         name: {

@@ -1,4 +1,4 @@
-"""Tables on the terminal, and how a benchmark ends: its tables, one line of JSON, one file."""
+"""Tables and progress bars on the terminal, and how a benchmark ends: tables, a line of JSON, a file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .provenance import describe, machine
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from tqdm import tqdm
 
 WIDTH = 150
 """Columns of text where the output isn't a terminal."""
@@ -55,6 +56,13 @@ def pairs(title: str, values: Mapping[str, object]) -> Table:
     return view
 
 
+def bar(label: str, total: float, unit: str = "turn", *, shown: bool = True) -> tqdm[Any]:
+    """A progress bar on standard error; ``update(n)`` advances it."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, desc=label, dynamic_ncols=True, disable=not shown)
+
+
 def spread(low: float, middle: float, high: float, digits: int = 1) -> str:
     """A median with its quartiles, as ``2.1 [1.9, 2.4]``."""
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -63,7 +71,7 @@ def spread(low: float, middle: float, high: float, digits: int = 1) -> str:
 def publish(
     tables: Sequence[Table],
     content: Mapping[str, Any],
-    out: Path | None = None,
+    out: str | Path | None = None,
     notes: Sequence[str] = (),
 ) -> None:
     """Ends a benchmark: prints its tables, notes and the machine, then ``content`` as one line of JSON.
@@ -79,5 +87,5 @@ def publish(
         screen.print(line, highlight=False, markup=False)
     content = {"machine": here, **content}
     sys.stdout.write(json.dumps(plain_json(content)) + "\n")
-    if out is not None:
-        write_json(out, content)
+    if out:
+        write_json(Path(out), content)

@@ -16,17 +16,10 @@ from rich.console import Console
 from scipy import stats
 
 from paradiffpolicy.benchmarks import baselines
-from paradiffpolicy.benchmarks.latency import (
-    Rates,
-    Work,
-    call_rows,
-    interleaved,
-    latency_rows,
-    measured_rates,
-    plan_latencies,
-    steady_state,
-    trunk_work,
-)
+from paradiffpolicy.benchmarks.calls import call_rows
+from paradiffpolicy.benchmarks.floors import Rates, TrunkCost, measured_rates, trunk_cost
+from paradiffpolicy.benchmarks.latency import latency_rows, steady_state
+from paradiffpolicy.benchmarks.timing import interleaved, plan_latencies
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
@@ -236,7 +229,7 @@ def test_latency_rows_compare_with_the_baseline():
     assert [row.p50 for row in rows] == [100e3, 10e3, parallel * 1e3, 3e3, 2e3]
     assert [row.speedup for row in rows] == pytest.approx([1, 10, 100 / parallel, 100 / 3, 50])
     assert [row.speedup_ddim for row in rows] == pytest.approx([0.1, 1, 10 / parallel, 10 / 3, 5])
-    work = trunk_work(policy.denoiser.network, 16)
+    work = trunk_cost(policy.denoiser.network, 16)
     assert rows[3].floor == pytest.approx(3 * 1e-6 * max(work.nbytes, work.operations))
     assert rows[4].floor == pytest.approx(2 * 1e-6 * max(work.nbytes, 10 * work.operations))
     assert plan_latencies({"realtime": realtime}, windows, clock) == {"realtime": [2.0, 2.0]}
@@ -244,15 +237,15 @@ def test_latency_rows_compare_with_the_baseline():
 
 def test_a_floor_is_what_takes_longer():
     rates = Rates(bandwidth=100.0, matrix=10.0)
-    assert Work(nbytes=200, operations=10).floor(rates, calls=3, rows=1) == pytest.approx(6.0)
-    assert Work(nbytes=200, operations=10).floor(rates, calls=3, rows=5) == pytest.approx(15.0)
+    assert TrunkCost(nbytes=200, operations=10).floor(rates, calls=3, rows=1) == pytest.approx(6.0)
+    assert TrunkCost(nbytes=200, operations=10).floor(rates, calls=3, rows=5) == pytest.approx(15.0)
 
 
 def test_rates_are_measured_and_a_trunk_is_counted():
     rates = measured_rates(torch.device("cpu"), MonotonicClock(), repeats=1)
     assert 1e8 < rates.bandwidth < 1e13 and 1e8 < rates.matrix < 1e15
     network = tiny_policy().denoiser.network
-    work = trunk_work(network, 16)
+    work = trunk_cost(network, 16)
     layers = network.state_dict().items()
     film = sum(w.nbytes for name, w in layers if "cond_encoder" in name or "diffusion_step" in name)
     assert work.nbytes == sum(w.nbytes for _, w in layers) - film

@@ -32,7 +32,7 @@ from hypothesis.extra import numpy as hnp
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from paradiffpolicy.benchmarks.latency import resident
+from paradiffpolicy.benchmarks.timing import resident
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller

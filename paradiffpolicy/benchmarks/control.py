@@ -1,4 +1,4 @@
-"""How well a loop keeps its time beside each kind of planner, and what a tick costs."""
+"""Times a control loop beside each kind of planner: deadline errors, missed ticks, the cost of a tick."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from ..control.record import Record, total_faults
 from ..control.scheduling import Scheduling, scheduled
 from ..planning.blending import Blending
 from ..planning.planner import MakePlanner, Plans
+from ..tables import table
 
 
 class ReplayRobot:
-    """Gives recorded observations and does nothing: what is timed is the loop alone.
+    """Gives recorded observations and ignores actions, so that only the loop is timed.
 
     Args:
         observations: ``[n, O]``, again from the first after the last.
@@ -43,7 +44,7 @@ class ReplayRobot:
 
 
 BARE = "the clock alone"
-"""A loop that does nothing but wait for its deadlines: what this machine can do at all."""
+"""Name of the loop that only waits for its deadlines: the best that this machine can do."""
 
 
 def bare_run(n_ticks: int, rate_hz: float, clock: Clock, scheduling: Scheduling) -> Record:
@@ -115,12 +116,12 @@ class ControlRow:
     plans_per_second: float
     latency_p50: float
     latency_p99: float
-    late_ticks: float
+    delay_ticks: float
     faults: Mapping[str, int]
 
 
 def control_rows(records: Mapping[str, Sequence[Record]], rate_hz: float) -> list[ControlRow]:
-    """What the runs came to."""
+    """Sums the runs up, a row per kind of planner."""
     rows = []
     for name, runs in records.items():
         ticks = np.concatenate([run.ticks for run in runs])
@@ -144,7 +145,7 @@ def control_rows(records: Mapping[str, Sequence[Record]], rate_hz: float) -> lis
                 plans_per_second=len(plans) / seconds,
                 latency_p50=float(np.percentile(latency, 50)) if len(plans) else 0.0,
                 latency_p99=float(np.percentile(latency, 99)) if len(plans) else 0.0,
-                late_ticks=float(plans["delay"].mean()) if len(plans) else 0.0,
+                delay_ticks=float(plans["delay"].mean()) if len(plans) else 0.0,
                 faults=total_faults(runs),
             )
         )
@@ -152,30 +153,30 @@ def control_rows(records: Mapping[str, Sequence[Record]], rate_hz: float) -> lis
 
 
 def control_table(rows: Sequence[ControlRow], title: str) -> Table:
-    view = Table(title=title, title_justify="left")
-    view.add_column("planner")
-    for heading in (
-        *(
-            "ticks",
-            "over a\nperiod",
-            "missed",
-            "deadline error, ms\np50 / p99 / p99.9 / most",
-            "a tick, us\np50 / p99",
+    """One row per kind of planner."""
+    headings = (
+        "planner",
+        "ticks",
+        "over a\nperiod",
+        "missed",
+        "deadline error, ms\np50 / p99 / p99.9 / most",
+    )
+    return table(
+        title,
+        (
+            *headings,
+            *("a tick, µs\np50 / p99", "plans / s", "plan latency, ms\np50 / p99", "delay\nticks", "faults"),
         ),
-        *("plans / s", "plan latency, ms\np50 / p99", "late by\nticks", "faults"),
-    ):
-        view.add_column(heading, justify="right")
-    for row in rows:
-        view.add_row(
-            row.planner,
-            str(row.ticks),
-            str(row.over_a_period),
-            str(row.missed),
-            f"{row.error_p50:.2f} / {row.error_p99:.2f} / {row.error_p999:.2f} / {row.error_max:.2f}",
-            f"{row.cost_p50:.0f} / {row.cost_p99:.0f}",
-            f"{row.plans_per_second:.0f}",
-            f"{row.latency_p50:.1f} / {row.latency_p99:.1f}",
-            f"{row.late_ticks:.1f}",
-            ", ".join(f"{name} {count}" for name, count in row.faults.items()) or "-",
-        )
-    return view
+        (
+            (
+                *(row.planner, row.ticks, row.over_a_period, row.missed),
+                f"{row.error_p50:.2f} / {row.error_p99:.2f} / {row.error_p999:.2f} / {row.error_max:.2f}",
+                f"{row.cost_p50:.0f} / {row.cost_p99:.0f}",
+                f"{row.plans_per_second:.0f}",
+                f"{row.latency_p50:.1f} / {row.latency_p99:.1f}",
+                f"{row.delay_ticks:.1f}",
+                ", ".join(f"{name} {count}" for name, count in row.faults.items()) or "-",
+            )
+            for row in rows
+        ),
+    )

@@ -1,4 +1,4 @@
-"""How many control steps per second an environment takes on one core, and what a reset costs.
+"""Times environments on one core: control steps per second, and the duration of a reset.
 
 Environments take turns, so that a busy moment of the machine hits all of them.  robosuite's tasks have a
 second row: robosuite's own ``step``, with the observations that it makes on the way.
@@ -15,11 +15,12 @@ import numpy as np
 from rich.table import Table
 
 from ..clock import Clock
+from ..tables import spread, table
 
 
 @dataclass
-class Row:
-    """An environment's figures.
+class EnvironmentRow:
+    """An environment to time, and its times.
 
     Attributes:
         name: of it.
@@ -38,29 +39,29 @@ class Row:
     resets: list[float] = field(default_factory=list)
 
 
-def env_row(name: str, env: gymnasium.Env[Any, Any], baseline: str | None = None) -> Row:
-    """An environment that is told to stay where it is: its physics go on as ever."""
-
-    def reset(seed: int) -> None:
-        env.reset(seed=seed)
+def environment_rows(
+    name: str, env: gymnasium.Env[Any, Any], robosuites_own: bool = False
+) -> list[EnvironmentRow]:
+    """An environment's row and, if asked for and it is robosuite's, one of robosuite's own step."""
+    inner: Any = env.unwrapped
+    space: Any = env.action_space
+    still = None if "hold_action" in dir(inner) else np.clip(np.zeros(space.shape), space.low, space.high)
 
     def step() -> None:
-        env.step(env.unwrapped.hold_action)  # type: ignore[attr-defined]
+        env.step(inner.hold_action if still is None else still)  # stays where it is; its physics go on
 
-    return Row(name, reset, step, baseline)
-
-
-def robosuite_row(name: str, robosuite_env: Any, action: Any) -> Row:
-    """robosuite by itself; ``action`` as its controllers take it."""
-
-    def reset(_: int) -> None:
-        robosuite_env.reset()
-
-    return Row(name, reset, lambda: robosuite_env.step(action))
+    row = EnvironmentRow(name, lambda seed: env.reset(seed=seed), step)
+    simulation = getattr(inner, "simulation", None)
+    if simulation is None or not robosuites_own:
+        return [row]
+    env.reset(seed=0)
+    alone, action = simulation.another(), inner.command(inner.hold_action)
+    row.baseline = f"{name}, robosuite's own"
+    return [row, EnvironmentRow(row.baseline, lambda _: alone.reset(), lambda: alone.step(action))]
 
 
 def measure(
-    rows: Sequence[Row], turns: int, steps: int, clock: Clock, on_turn: Callable[[int], object]
+    rows: Sequence[EnvironmentRow], turns: int, steps: int, clock: Clock, on_turn: Callable[[int], object]
 ) -> None:
     """Fills in the rows: in each of ``turns`` every row has a reset and ``steps`` control steps."""
     for row in rows:  # the first ones compile, and fill caches
@@ -78,13 +79,13 @@ def measure(
         on_turn(1)
 
 
-def figures(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def figures(rows: Sequence[EnvironmentRow]) -> dict[str, dict[str, Any]]:
     """Medians and quartiles by name; ``times_baseline`` is a ratio within turns."""
     by_name = {row.name: row for row in rows}
     return {row.name: _figures(row, by_name) for row in rows}
 
 
-def _figures(row: Row, by_name: Mapping[str, Row]) -> dict[str, Any]:
+def _figures(row: EnvironmentRow, by_name: Mapping[str, EnvironmentRow]) -> dict[str, Any]:
     def spread(values: Any) -> list[float]:
         return [round(float(v), 3) for v in np.percentile(values, [25, 50, 75])]
 
@@ -100,17 +101,15 @@ def _figures(row: Row, by_name: Mapping[str, Row]) -> dict[str, Any]:
 
 def environments_table(values: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per environment."""
-    view = Table(title="One core: median and quartiles", title_justify="left")
-    view.add_column("environment")
-    for heading in ("control steps\n/ s", "reset, ms", "times\nrobosuite's own step"):
-        view.add_column(heading, justify="right")
 
-    def text(spread: Sequence[float] | None, digits: int) -> str:
-        if spread is None:
-            return ""
-        low, middle, high = (f"{value:.{digits}f}" for value in spread)
-        return f"{middle} [{low}, {high}]"
+    def text(quartiles: Sequence[float] | None, digits: int) -> str:
+        return spread(*quartiles, digits=digits) if quartiles else ""
 
-    for name, row in values.items():
-        view.add_row(name, text(row["steps_hz"], 0), text(row["reset_ms"], 0), text(row["times_baseline"], 2))
-    return view
+    return table(
+        "One core: median and quartiles",
+        ("environment", "control steps\n/ s", "reset, ms", "times\nrobosuite's own step"),
+        (
+            (name, text(row["steps_hz"], 0), text(row["reset_ms"], 0), text(row["times_baseline"], 2))
+            for name, row in values.items()
+        ),
+    )

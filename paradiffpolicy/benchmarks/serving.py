@@ -31,7 +31,7 @@ from websockets.sync.client import connect
 from ..clock import Clock
 from ..errors import InputError
 from ..serving.messages import pack, unpack
-from .latency import WARM_UPS, percentiles
+from .timing import WARM_UPS, percentiles
 
 
 @contextlib.contextmanager

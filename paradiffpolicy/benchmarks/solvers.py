@@ -1,8 +1,8 @@
-"""Solver by steps by driver: what a plan costs, and how far it is from what it should be.
+"""Compares solvers, numbers of steps and drivers: the cost of a plan, and its error.
 
-Two errors are told apart.  A driver's is the distance of the policy's plan to the sequential walk of
-the same table and noise.  A solver's is the distance of the sequential sample to the exact flow, on a
-Gaussian mixture whose denoiser is known; stochastic solvers have none.
+There are two errors.  A driver's is the distance of the policy's plan to the sequential one of the same
+tableau and noise.  A solver's is the distance of the sequential sample to the exact flow, on a Gaussian
+mixture whose denoiser is known; stochastic solvers have none.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from rich.table import Table
 from ..clock import Clock
 from ..diffusion.analytic import mixture_denoiser, noise_for
 from ..diffusion.schedule import NoiseSchedule
-from ..policy import Policy
+from ..policy import Policy, spec_sampler
 from ..sampling.reference import RK45
 from ..sampling.sampler import Sampler
 from ..sampling.sequential import Sequential
 from ..sampling.tableau import Tableau
+from ..tables import table
 from ..telemetry.axes import plain_ticks
-from ..types import Noise, Plan
-from .latency import WARM_UPS, interleaved
+from ..types import Noise, Plan, PolicySpec
+from .timing import WARM_UPS, interleaved
 
 
 @dataclass(frozen=True)
-class Case:
+class SolverCase:
     """One row to measure."""
 
     solver: str
@@ -40,15 +41,42 @@ class Case:
     sampler: Sampler
 
 
+def solver_cases(
+    spec: PolicySpec,
+    solvers: Sequence[str],
+    steps: Sequence[int],
+    drivers: Mapping[str, Mapping[str, Any]],
+    **grid: Any,
+) -> list[SolverCase]:
+    """All combinations; a window holds all nodes, and ``speculative`` needs a stochastic solver.
+
+    Args:
+        drivers: settings of each, as ``make_sampler`` takes them.
+        grid: ``spacing`` and ``lambda_min`` of all.
+    """
+    cases = []
+    for solver in solvers:
+        for n_steps in steps:
+            grid["n_steps"] = n_steps
+            tableau = spec_sampler(spec, solver=solver, **grid).tableau
+            for name, settings in drivers.items():
+                if settings["driver"] == "speculative" and not tableau.stochastic:
+                    continue
+                window = {} if settings["driver"] == "sequential" else {"window": tableau.n_nodes}
+                sampler = spec_sampler(spec, solver=solver, **grid, **(window | dict(settings)))
+                cases.append(SolverCase(solver, n_steps, name, sampler))
+    return cases
+
+
 @dataclass(frozen=True)
 class SolverRow:
     """One row of the benchmark.
 
     Attributes:
-        nodes: network calls of a sequential walk.
-        rounds, evaluations: of the policy's plans, means.
+        nodes: of the tableau, the network calls of a sequential plan.
+        iterations, nfe: of the policy's plans, means.
         ms: median wall time of a plan for one robot, milliseconds.
-        error: to the sequential walk of the same noise, over a plan's executed actions, in the
+        error: to the sequential plan of the same noise, over a plan's executed actions, in the
             action's units: median over plans of the largest deviation.
         flow_error: root mean square to the exact flow on the mixture; None for stochastic solvers.
     """
@@ -75,7 +103,7 @@ def flow_error(schedule: NoiseSchedule, tableau: Tableau, batch: int = 64) -> fl
 
 
 class _Planning:
-    """A task to time: plans from windows, each from its own noise; keeps the plans."""
+    """Plans from windows, each from its own noise; keeps the plans."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.plans = policy, list[Plan]()
@@ -86,7 +114,7 @@ class _Planning:
 
 
 def sequential_plan(policy: Policy, window: NDArray[Any], noise: Noise) -> Plan:
-    """The plan that the policy's table gives sequentially from a noise."""
+    """The plan that the policy's tableau gives sequentially from a noise."""
 
     def given(*_: Any) -> tuple[Noise, None]:
         return noise, None
@@ -97,12 +125,12 @@ def sequential_plan(policy: Policy, window: NDArray[Any], noise: Noise) -> Plan:
 
 def solver_rows(
     policy: Policy,
-    cases: Sequence[Case],
+    cases: Sequence[SolverCase],
     windows: Sequence[NDArray[Any]],
     clock: Clock,
     on_turn: Callable[[], object] = lambda: None,
 ) -> list[SolverRow]:
-    """Every case on the same observation windows ``[To, O]``, taking turns."""
+    """Times every case on the same observation windows ``[To, O]``, taking turns."""
     tasks = {str(i): _Planning(policy.with_sampler(case.sampler)) for i, case in enumerate(cases)}
     seconds = interleaved(tasks, windows, clock, on_turn)
     flow_errors: dict[tuple[str, int], float | None] = {}
@@ -132,27 +160,28 @@ def solver_rows(
 
 
 def solver_table(rows: Sequence[SolverRow], title: str) -> Table:
-    view = Table(title=title, title_justify="left")
-    for heading in ("solver", "steps", "driver"):
-        view.add_column(heading, justify="right" if heading == "steps" else "left")
-    for heading in ("iterations", "nfe", "ms p50", "error to\nsequential", "error to\nthe flow"):
-        view.add_column(heading, justify="right")
-    for row in rows:
-        view.add_row(
-            row.solver,
-            str(row.n_steps),
-            row.driver,
-            f"{row.iterations:.1f}",
-            f"{row.nfe:.0f}",
-            f"{row.ms:.0f}",
-            f"{row.error:.2g}",
-            "-" if row.flow_error is None else f"{row.flow_error:.1e}",
-        )
-    return view
+    """One row per solver, number of steps and driver."""
+    headings = ("solver", "steps", "driver", "iterations", "NFE", "ms p50")
+    return table(
+        title,
+        (*headings, "error to\nsequential", "error to\nthe flow"),
+        (
+            (
+                *(row.solver, row.n_steps, row.driver),
+                f"{row.iterations:.1f}",
+                f"{row.nfe:.0f}",
+                f"{row.ms:.0f}",
+                f"{row.error:.2g}",
+                "-" if row.flow_error is None else f"{row.flow_error:.1e}",
+            )
+            for row in rows
+        ),
+        left=("driver",),
+    )
 
 
 def work_precision(rows: Sequence[SolverRow], title: str) -> Figure:
-    """Left: what accuracy a solver's network calls buy.  Right: what rounds a driver needs for them."""
+    """Draws error over NFE per solver on the left, iterations over nodes per driver on the right."""
     figure = Figure(figsize=(12, 5), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
     solvers = list(dict.fromkeys(row.solver for row in rows))
@@ -170,7 +199,7 @@ def work_precision(rows: Sequence[SolverRow], title: str) -> Figure:
                 label=solver,
                 **styles[solver],
             )
-    left.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="error to the exact flow (rms)")
+    left.set(xscale="log", yscale="log", xlabel="NFE", ylabel="error to the exact flow (rms)")
     left.set_title("solvers, on a Gaussian mixture", loc="left", fontsize="medium")
     left.legend(fontsize="x-small")
     drivers: Mapping[str, str] = dict(
@@ -185,7 +214,7 @@ def work_precision(rows: Sequence[SolverRow], title: str) -> Figure:
         right.scatter([], [], marker=marker, color="gray", label=driver)
     longest = max(row.nodes for row in rows)
     right.plot([1, longest], [1, longest], color="gray", linestyle=":", label="sequential")
-    right.set(xscale="log", yscale="log", xlabel="nodes of the table", ylabel="network rounds per plan")
+    right.set(xscale="log", yscale="log", xlabel="nodes of the tableau", ylabel="iterations per plan")
     right.set_title("drivers, on the policy (colours: solvers)", loc="left", fontsize="medium")
     right.legend(fontsize="x-small")
     for axes in (left, right):

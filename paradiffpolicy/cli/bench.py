@@ -6,10 +6,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, require_count, require_positive
-from ..provenance import describe, machine
+from ..tables import bar, console, publish
 from .building import (
     Config,
     capture_settings,
@@ -25,82 +25,81 @@ from .building import (
     typed,
 )
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..benchmarks.floors import Rates
+    from ..policy import Policy
+
 
 def bench_latency(cfg: Config) -> None:
-    """Timings, as ratios within one run."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from tqdm import tqdm
-
-    from ..benchmarks import latency
+    """Times plans and network calls for one robot, as ratios within one run."""
+    from ..benchmarks.floors import measured_rates
+    from ..benchmarks.timing import peak
     from ..clock import MonotonicClock
-    from ..files import write_atomically
-    from ..sampling.capture.backends import CaptureSettings
 
-    repeats_of, steady_of = per_network(cfg, "repeats", 5), per_network(cfg, "steady", 0)
-    require_count(**repeats_of, call_repeats=cfg.call_repeats)
-    console, clock = Console(width=None if sys.stdout.isatty() else 120), MonotonicClock()
+    repeats, steady = per_network(cfg, "repeats", 5), per_network(cfg, "steady", 0)
+    require_count(**repeats, call_repeats=cfg.call_repeats)
     policy = load_policy(cfg)
-    # Real observations: how many rounds a tolerance takes depends on them.
-    most = max(repeats_of.values(), default=1)
-    windows = recorded_windows(cfg, sampling_policy(cfg, "rti", policy), most)
-    rates = latency.measured_rates(policy.device, clock)
-    rate_line = f"{rates.bandwidth / 1e9:.1f} GB/s read, {rates.matrix / 1e9:.0f} GFLOP/s multiplied"
-    content: dict[str, Any] = {"machine": machine(), "rates": vars(rates)}
+    # Real observations: how many iterations a tolerance takes depends on them.
+    windows = recorded_windows(cfg, sampling_policy(cfg, "rti", policy), max(repeats.values(), default=1))
+    rates = measured_rates(policy.device, MonotonicClock())
+    content: dict[str, Any] = {"rates": vars(rates)}
     for network, down_dims in cfg.networks.items():
         sized = policy if down_dims is None else resized(cfg, policy, down_dims)
-        n_parameters = sum(weight.numel() for weight in sized.denoiser.network.parameters())  # type: ignore[attr-defined]
-        title = f"{cfg.task.name}, {network}, {n_parameters / 1e6:.1f} M parameters"
-        calls = latency.call_rows(
-            sized,
-            {
-                f"captured {p}": CaptureSettings("auto", p, threads=cfg.threads, pinning=cfg.pinning)
-                for p in cfg.precisions
-            },
-            cfg.call_rows,
-            cfg.call_repeats,
-            clock,
-            rates,
+        content[network] = network_latencies(
+            cfg, network, sized, windows[: repeats[network]], steady[network], rates
         )
-        policies = {
-            f"{name}, {capture}": sampling_policy(
-                cfg, name, sized.captured(**capture_settings(cfg, capture=capture))
+    content["peak_memory_mb"] = peak()
+    reads = f"{rates.bandwidth / 1e9:.1f} GB/s read, {rates.matrix / 1e9:.0f} GFLOP/s multiplied"
+    publish((), content, cfg.out, [f"{reads}; peak memory {peak():.0f} MB"])
+
+
+def network_latencies(
+    cfg: Config, network: str, policy: Policy, windows: list[NDArray[Any]], n_steady: int, rates: Rates
+) -> dict[str, Any]:
+    """Times a network's calls and plans, prints them, and returns them as plain values."""
+    from dataclasses import asdict
+
+    from ..benchmarks.calls import call_rows, call_table
+    from ..benchmarks.latency import latency_rows, latency_table, steady_state
+    from ..clock import MonotonicClock
+    from ..sampling.capture.backends import CaptureSettings
+
+    clock, screen = MonotonicClock(), console()
+    n_parameters = sum(weight.numel() for weight in policy.denoiser.network.parameters())  # type: ignore[attr-defined]
+    title = f"{cfg.task.name}, {network}, {n_parameters / 1e6:.1f} M parameters"
+    captures = {
+        f"captured {p}": CaptureSettings("auto", p, threads=cfg.threads, pinning=cfg.pinning)
+        for p in cfg.precisions
+    }
+    calls = call_rows(policy, captures, cfg.call_rows, cfg.call_repeats, clock, rates)
+    policies = {
+        f"{name}, {capture}": sampling_policy(
+            cfg, name, policy.captured(**capture_settings(cfg, capture=capture))
+        )
+        for capture in cfg.captures  # next to each other: one library's idle threads disturb another's
+        for name in cfg.samplers
+    }
+    with bar(network, len(windows)) as turns:
+        plans = latency_rows(policies, windows, clock, turns.update, rates)
+    if calls:
+        screen.print(call_table(calls, f"{title}: a network call"))
+    screen.print(latency_table(plans, f"{title}: a plan for one robot, {len(windows)} each"))
+    content = {
+        "parameters": n_parameters,
+        "calls": [asdict(row) for row in calls],
+        "plans": [asdict(row) for row in plans],
+    }
+    if n_steady:
+        captured = policy.captured(**capture_settings(cfg, capture="auto") | {"cache": None})
+        with bar("steady", n_steady, "plan") as made:
+            steady = steady_state(
+                sampling_policy(cfg, "rti", captured), windows, n_steady, clock, made.update
             )
-            for capture in cfg.captures  # next to each other: one library's idle threads disturb another's
-            for name in cfg.samplers
-        }
-        repeats = repeats_of[network]
-        with tqdm(total=repeats, unit="turn", desc=network, dynamic_ncols=True) as bar:
-            rows = latency.latency_rows(policies, windows[:repeats], clock, bar.update, rates)
-        if calls:
-            console.print(latency.call_table(calls, f"{title}: a network call"))
-        console.print(latency.latency_table(rows, f"{title}: a plan for one robot, {repeats} each"))
-        content[network] = {
-            "parameters": n_parameters,
-            "calls": [asdict(row) for row in calls],
-            "plans": [asdict(row) for row in rows],
-        }
-        if n_steady := steady_of[network]:
-            settings = capture_settings(cfg, capture="auto") | {"cache": None}
-            steady_policy = sampling_policy(cfg, "rti", sized.captured(**settings))
-            with tqdm(total=n_steady, unit="plan", desc="steady", dynamic_ncols=True) as bar:
-                steady = latency.steady_state(steady_policy, windows, n_steady, clock, bar.update)
-            console.print(
-                f"rti, captured, {steady.plans} plans in a row: first {steady.first:.0f} ms, p50 "
-                f"{steady.p50:.1f}, p99 {steady.p99:.1f}, p99.9 {steady.p999:.1f} ms; memory grew by "
-                f"{steady.growth:.1f} MB"
-            )
-            content[network]["steady"] = asdict(steady)
-        del policies, sized
-    content["peak_memory_mb"] = latency.peak()
-    console.print(
-        f"on {describe(machine())}; {rate_line}; peak memory {latency.peak():.0f} MB", highlight=False
-    )
-    line = json.dumps(content)
-    print(line)
-    if cfg.out:
-        write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
+        screen.print(f"rti, captured, {steady}", highlight=False)
+        content["steady"] = asdict(steady)
+    return content
 
 
 def per_network(cfg: Config, name: str, otherwise: int) -> dict[str, int]:
@@ -115,17 +114,14 @@ def per_network(cfg: Config, name: str, otherwise: int) -> dict[str, int]:
 
 
 def bench_control(cfg: Config) -> None:
-    """The loop's deadlines and ticks beside every kind of planner."""
+    """Times a control loop beside every kind of planner."""
     from dataclasses import asdict
 
     import numpy as np
-    from rich.console import Console
-    from tqdm import tqdm
 
     from ..benchmarks.control import control_rows, control_table, timed_runs
     from ..clock import MonotonicClock
     from ..control.scheduling import Scheduling
-    from ..files import write_atomically
 
     require_count(turns=cfg.turns)
     require_positive(seconds=cfg.seconds, rate_hz=cfg.rate_hz)
@@ -133,7 +129,7 @@ def bench_control(cfg: Config) -> None:
     scheduling, blending = Scheduling(**typed(Scheduling, cfg.scheduling)), named_blending(cfg.blending)
     policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
     observations = np.stack([window[-1] for window in recorded_windows(cfg, policy, 30)])
-    with tqdm(total=cfg.turns * len(planners), unit="run", desc="control", dynamic_ncols=True) as bar:
+    with bar("control", cfg.turns * len(planners), "run") as runs:
         records = timed_runs(
             policy,
             planners,
@@ -145,71 +141,43 @@ def bench_control(cfg: Config) -> None:
             blending=blending,
             replan_every=cfg.replan_every,
             scheduling=scheduling,
-            on_turn=bar.update,
+            on_turn=runs.update,
         )
     rows = control_rows(records, cfg.rate_hz)
-    title = (
-        f"{cfg.task.name}, {cfg.sampler_name}, {cfg.rate_hz:g} Hz for {cfg.seconds:g} s beside each planner"
-    )
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(control_table(rows, title))
-    console.print(f"on {describe(machine())}", highlight=False)
-    content = {"machine": machine(), "config": plain(cfg.scheduling), "rows": [asdict(row) for row in rows]}
-    line = json.dumps(content)
-    print(line)
-    if cfg.out:
-        write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
+    loop = f"{cfg.rate_hz:g} Hz for {cfg.seconds:g} s beside each planner"
+    title = f"{cfg.task.name}, {cfg.sampler_name}, {loop}"
+    content = {"config": plain(cfg.scheduling), "rows": [asdict(row) for row in rows]}
+    publish([control_table(rows, title)], content, cfg.out)
 
 
 def bench_solvers(cfg: Config) -> None:
-    """Solver by steps by driver: rounds, evaluations, errors, wall time."""
-    from rich.console import Console
-    from tqdm import tqdm
-
-    from ..benchmarks.solvers import Case, solver_rows, solver_table, work_precision
+    """Compares solvers, numbers of steps and drivers: iterations, NFE, errors, wall time."""
+    from ..benchmarks.solvers import solver_cases, solver_rows, solver_table, work_precision
     from ..clock import MonotonicClock
     from ..files import write_atomically
     from ..policy import spec_sampler
 
     require_count(windows=cfg.windows)
     policy = load_policy(cfg)
-    cases = []
-    for solver in cfg.solvers:
-        for n_steps in cfg.steps:
-            grid = {"n_steps": n_steps, "spacing": cfg.spacing, "lambda_min": cfg.lambda_min}
-            tableau = spec_sampler(policy.spec, solver=solver, **grid).tableau
-            for name, settings in plain(cfg.drivers).items():
-                if settings["driver"] == "speculative" and not tableau.stochastic:
-                    continue
-                window = {} if settings["driver"] == "sequential" else {"window": tableau.n_nodes}
-                sampler = spec_sampler(policy.spec, solver=solver, **grid, **(window | settings))
-                cases.append(Case(solver, n_steps, name, sampler))
+    grid = {"spacing": cfg.spacing, "lambda_min": cfg.lambda_min}
+    cases = solver_cases(policy.spec, cfg.solvers, cfg.steps, plain(cfg.drivers), **grid)
     guide = policy.with_sampler(spec_sampler(policy.spec, solver="ddim", n_steps=10))
     windows = recorded_windows(cfg, guide, cfg.windows)
-    with tqdm(total=cfg.windows, unit="turn", desc="solvers", dynamic_ncols=True) as bar:
-        rows = solver_rows(policy, cases, windows, MonotonicClock(), bar.update)
+    with bar("solvers", cfg.windows) as turns:
+        rows = solver_rows(policy, cases, windows, MonotonicClock(), turns.update)
     title = f"{cfg.task.name}, {Path(cfg.checkpoint).name}, {cfg.spacing} spacing"
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(solver_table(rows, title))
-    console.print(f"on {describe(machine())}", highlight=False)
-    content = {"machine": machine(), "spacing": cfg.spacing, "rows": [vars(row) for row in rows]}
     folder, figure = Path(cfg.out), work_precision(rows, title)
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(folder / "solvers.json", lambda path: path.write_text(text))
     write_atomically(folder / "solvers.png", lambda path: figure.savefig(path))
-    for name in ("solvers.json", "solvers.png"):
-        console.print(str(folder / name), highlight=False)
+    written = [str(folder / name) for name in ("solvers.json", "solvers.png")]
+    content = {"spacing": cfg.spacing, "rows": [vars(row) for row in rows]}
+    publish([solver_table(rows, title)], content, written[0], written)
 
 
 def bench_serve(cfg: Config) -> None:
-    """A server in a process of its own, and its clients in this one."""
+    """Times a server in a process of its own, and its clients in this one."""
     from dataclasses import asdict
 
-    from rich.console import Console
-    from tqdm import tqdm
-
     from ..clock import MonotonicClock
-    from ..files import write_atomically
 
     require_extra("serve")
     from ..benchmarks import serving
@@ -219,7 +187,7 @@ def bench_serve(cfg: Config) -> None:
     if cfg.rate_hz is not None:
         require_positive(rate_hz=cfg.rate_hz)
     windows = recorded_windows(cfg, sampling_policy(cfg, cfg.sampler_name, load_policy(cfg)), 32)
-    clock, console = MonotonicClock(), Console(width=None if sys.stdout.isatty() else 120)
+    clock = MonotonicClock()
     own = {"requests", "clients", "seconds", "rate_hz", "first_seed", "out", "sampler", "task"}
     settings = {name: value for name, value in plain(cfg).items() if name not in own}
     settings |= {"port": 0, "max_sessions": cfg.clients + 1}
@@ -229,56 +197,30 @@ def bench_serve(cfg: Config) -> None:
     command = [sys.executable, "-m", "paradiffpolicy", "serve", *overrides]
     environment = {name: value for name, value in os.environ.items() if name != "PARADIFFPOLICY_API_KEY"}
     with serving.served(command, environment) as uri:
-        with tqdm(total=cfg.requests, unit="request", desc="one client", dynamic_ncols=True) as bar:
-            alone = serving.one_client(uri, windows, cfg.requests, clock, bar.update)
-        with tqdm(total=cfg.seconds, unit="s", desc=f"{cfg.clients} clients", dynamic_ncols=True) as bar:
+        with bar("one client", cfg.requests, "request") as sent:
+            alone = serving.one_client(uri, windows, cfg.requests, clock, sent.update)
+        with bar(f"{cfg.clients} clients", cfg.seconds, "s") as passed:
             crowd = serving.many_clients(
-                uri, windows, cfg.clients, cfg.seconds, cfg.rate_hz, clock, bar.update
+                uri, windows, cfg.clients, cfg.seconds, cfg.rate_hz, clock, passed.update
             )
     title = f"{cfg.task.name}, {cfg.sampler_name}, over loopback, openpi's protocol"
-    console.print(serving.alone_table(alone, title))
-    console.print(serving.crowd_table(crowd, title))
-    console.print(f"on {describe(machine())}", highlight=False)
-    content = {"machine": machine(), "one_client": asdict(alone), "many_clients": asdict(crowd)}
-    line = json.dumps(content)
-    print(line)
-    if cfg.out:
-        write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
+    tables = [serving.alone_table(alone, title), serving.crowd_table(crowd, title)]
+    publish(tables, {"one_client": asdict(alone), "many_clients": asdict(crowd)}, cfg.out)
 
 
 def bench_envs(cfg: Config) -> None:
-    """Control steps per second, environments taking turns."""
-    from rich.console import Console
-    from tqdm import tqdm
-
-    from ..benchmarks import environments
+    """Times environments that take turns: control steps per second."""
+    from ..benchmarks.environments import environment_rows, environments_table, figures, measure
     from ..clock import MonotonicClock
-    from ..files import write_atomically
 
     require_count(turns=cfg.turns, steps=cfg.steps)
     rows = []
     for name in cfg.envs:
-        env = make_env(name, max_episode_steps=-1)
-        label = name.split("/")[-1]
-        inner: Any = env.unwrapped
-        simulation = getattr(inner, "simulation", None)
-        if simulation is None or not cfg.own:
-            rows.append(environments.env_row(label, env))
-            continue
-        own = f"{label}, robosuite's own"
-        env.reset(seed=0)
-        rows.append(environments.env_row(label, env, own))
-        rows.append(environments.robosuite_row(own, simulation.another(), inner.command(inner.hold_action)))
-    with tqdm(total=cfg.turns, unit="turn", dynamic_ncols=True) as bar:
-        environments.measure(rows, cfg.turns, cfg.steps, MonotonicClock(), bar.update)
-    values = environments.figures(rows)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(environments.environments_table(values))
-    console.print(f"on {describe(machine())}", highlight=False)
-    line = json.dumps({"machine": machine(), "environments": values})
-    print(line)
-    if cfg.out:
-        write_atomically(Path(cfg.out), lambda path: path.write_text(line + "\n"))
+        rows += environment_rows(name.split("/")[-1], make_env(name, max_episode_steps=-1), cfg.own)
+    with bar("environments", cfg.turns) as turns:
+        measure(rows, cfg.turns, cfg.steps, MonotonicClock(), turns.update)
+    values = figures(rows)
+    publish([environments_table(values)], {"environments": values}, cfg.out)
 
 
 def hydra_value(value: Any) -> str:

@@ -60,7 +60,7 @@ def evaluate_unlimited(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..benchmarks.latency import plan_latencies
+    from ..benchmarks.timing import plan_latencies
     from ..clock import MonotonicClock
     from ..evaluation.compare import paced_run, results
     from ..evaluation.report import table, write_report
@@ -129,7 +129,7 @@ def evaluate_realtime(cfg: Config) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
-    from ..benchmarks.latency import plan_latencies
+    from ..benchmarks.timing import plan_latencies
     from ..clock import MonotonicClock
     from ..control.controller import ticks_per_step
     from ..evaluation.realtime import realtime_rollout, wall_rollout

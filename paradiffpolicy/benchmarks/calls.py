@@ -1,0 +1,131 @@
+"""How long a network call takes, eager and captured, next to its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor
+
+from ..clock import Clock
+from ..models.precision import TrunkForms
+from ..models.unet1d import ConditionalUnet1D
+from ..policy import Policy
+from ..sampling.capture.backends import CaptureSettings, with_fallback
+from ..sampling.capture.program import CapturedProgram, Program
+from ..sampling.driver import State
+from ..tables import spread, table
+from .floors import Rates, trunk_cost
+from .timing import Task, interleaved, timings
+
+
+@dataclass(frozen=True)
+class CallRow:
+    """A network call of ``batch`` rows; see ``timings``, with eager as the baseline."""
+
+    name: str
+    batch: int
+    p50: float
+    p99: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    floor: float
+
+
+def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> CapturedProgram:
+    """One network call, captured, as it runs within a plan: without FiLM layers."""
+    backend = with_fallback(settings.backends(policy.device))
+    network = policy.denoiser.network
+    assert isinstance(network, ConditionalUnet1D)
+    forms = TrunkForms(network, settings.precision, policy.device)
+    trunk = forms.trunk(matmul=backend.matmul, arithmetic_in_half=backend.arithmetic_in_half)
+    assert trunk is not None
+    x = torch.zeros(batch, policy.spec.horizon, policy.spec.action_dim, device=policy.device)
+    film = torch.zeros(batch, sum(network.film_sizes), device=policy.device)
+
+    def iterate(state: State) -> State:
+        return {**state, "y": trunk(state["x"], state["film"])}
+
+    return backend.capture_program(
+        Program(
+            init=lambda inputs: {**inputs, "y": torch.zeros_like(inputs["x"])},
+            iterate=iterate,
+            done=lambda state: state["x"].isnan().all(),
+            finish=lambda inputs, state: {"y": state["y"]},
+            count=1,
+            limit=1,
+            inputs={"x": x, "film": film},
+        )
+    )
+
+
+def call_rows(
+    policy: Policy,
+    settings: Mapping[str, CaptureSettings],
+    batches: Sequence[int],
+    repeats: int,
+    clock: Clock,
+    rates: Rates,
+) -> list[CallRow]:
+    """Times a network call eager (whole, as diffusers' loops make it) and captured, taking turns.
+
+    Args:
+        settings: of captures, by name.
+        batches: rows of a call.
+    """
+    network = policy.denoiser.network
+    assert isinstance(network, ConditionalUnet1D)
+    cost, rows = trunk_cost(network, policy.spec.horizon), []
+    for batch in batches:
+        x = torch.randn(batch, policy.spec.horizon, policy.spec.action_dim).to(policy.device)
+        t = torch.zeros(batch, device=policy.device)
+        condition = torch.zeros(batch, network.global_cond_dim, device=policy.device)
+        with torch.inference_mode():
+            film = network.time_film(t) + network.condition_film(condition)
+        tasks = {"eager": _eager_call(network, x, t, condition)}
+        for name, chosen in settings.items():
+            tasks[name] = _captured_call(call_program(policy, chosen, batch), x, film)
+        seconds = interleaved(tasks, [np.zeros(1)] * repeats, clock)
+        floor = cost.floor(rates, 1, batch) * 1e3
+        rows += [
+            CallRow(name, batch, **timings(values, seconds["eager"]), floor=floor)
+            for name, values in seconds.items()
+        ]
+    return rows
+
+
+def _eager_call(network: ConditionalUnet1D, x: Tensor, t: Tensor, condition: Tensor) -> Task:
+    def call(_: NDArray[Any]) -> None:
+        with torch.inference_mode():
+            network(x, t, condition).cpu()
+
+    return call
+
+
+def _captured_call(program: CapturedProgram, x: Tensor, film: Tensor) -> Task:
+    return lambda _: program({"x": x, "film": film})["y"].cpu()
+
+
+def call_table(rows: Sequence[CallRow], title: str) -> Table:
+    """One row per way of calling and batch."""
+    return table(
+        title,
+        ("network call", "rows", "ms p50", "ms p99", "floor ms", "times faster [quartiles]"),
+        (
+            (
+                row.name,
+                row.batch,
+                f"{row.p50:.1f}",
+                f"{row.p99:.1f}",
+                f"{row.floor:.1f}",
+                spread(row.speedup_low, row.speedup, row.speedup_high),
+            )
+            for row in rows
+        ),
+    )
