@@ -103,7 +103,10 @@ def environments_table(values: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per environment."""
 
     def text(quartiles: Sequence[float] | None, digits: int) -> str:
-        return spread(*quartiles, digits=digits) if quartiles else ""
+        if quartiles is None:
+            return ""
+        low, middle, high = quartiles
+        return spread(low, middle, high, digits)
 
     return table(
         "One core: median and quartiles",
