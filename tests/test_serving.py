@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import os
 import re
@@ -46,12 +47,12 @@ from paradiffpolicy.serving.batching import Batcher, planned_together
 from paradiffpolicy.serving.messages import MAX_ITEMS, MessageError, pack, unpack
 from paradiffpolicy.serving.protocol import (
     BusyError,
-    Form,
+    PlanFormat,
+    PlanJob,
     ServerError,
-    Work,
     generator_at,
+    request_map,
     state_of,
-    work_map,
 )
 from paradiffpolicy.serving.remote import RemotePolicy
 from paradiffpolicy.serving.server import PolicyServer, ServerSettings
@@ -59,11 +60,14 @@ from paradiffpolicy.types import Committed, Plan
 
 from .conftest import ROOT, TINY, tiny_checkpoint
 
+SMALL = replace(TINY, down_dims=(8,))
 QUICK = {"solver": "ddim", "n_steps": 4, "driver": "rti", "iterations": 1}
 
 
+@functools.cache
 def tiny_policy(cls=Policy, **sampler):
-    return cls(tiny_checkpoint(), spec_sampler(TINY, **(sampler or QUICK)))
+    """Untrained; tests share it, since planning doesn't change it."""
+    return cls(tiny_checkpoint(SMALL), spec_sampler(SMALL, **(sampler or QUICK)))
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:
@@ -156,7 +160,7 @@ class Gated(Policy):
 
 
 def gated() -> Gated:
-    policy = tiny_policy(Gated)
+    policy = tiny_policy.__wrapped__(Gated)
     policy.gate, policy.begun = threading.Event(), threading.Event()
     return policy
 
@@ -208,7 +212,7 @@ def test_openpis_bytes_are_read_and_written():
 
 numeric = st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(endianness="?"), hnp.floating_dtypes())
 numeric = numeric.filter(lambda dtype: dtype.itemsize <= 8)
-arrays = hnp.arrays(numeric, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+arrays = hnp.arrays(numeric, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3))
 values = st.recursive(
     st.none()
     | st.booleans()
@@ -304,7 +308,7 @@ def test_what_is_no_message_is_not_packed(value):
         {"solver": "ddpm", "n_steps": 12, "driver": "picard", "window": 5},
         {"solver": "ddpm", "n_steps": 12, "driver": "speculative"},
         {"solver": "ddim", "n_steps": 5, "driver": "picard", "window": 5, "start": "warm"},
-        {"solver": "ddim", "n_steps": 4, "driver": "rk45", "rtol": 0.05, "atol": 0.05},
+        {"solver": "ddim", "n_steps": 4, "driver": "rk45", "rtol": 0.5, "atol": 0.5},
     ],
     ids=lambda s: "-".join(map(str, s.values())),
 )
@@ -342,11 +346,11 @@ def test_requests_that_commit_are_planned_together_and_apart_from_others():
     states = [(state_of(each),) for each in seeded(1, 2)]
     kept = [Committed(torch.full((1, 16, 2), 100.0 * k), torch.linspace(1, 0, 16)[None]) for k in (1, 2)]
     windowed = [policy.checked(windows(1, seed=k)) for k in range(2)]
-    works = [Work(windowed[k], None, states[k], (), kept[k]) for k in range(2)]
-    together = planned_together(policy, works)
-    for work, result in zip(works, together, strict=True):
-        (alone,) = planned_together(policy, [work])
-        torch.testing.assert_close(result.plan.actions, alone.plan.actions, atol=1e-3, rtol=0)
+    jobs_ = [PlanJob(windowed[k], None, states[k], (), kept[k]) for k in range(2)]
+    together = planned_together(policy, jobs_)
+    for job, result in zip(jobs_, together, strict=True):
+        (alone,) = planned_together(policy, [job])
+        np.testing.assert_allclose(result.plan.actions, alone.plan.actions, atol=1e-3, rtol=0)
     assert together[0].plan.actions[0, 0].tolist() == pytest.approx([100, 100], abs=1e-3)
 
 
@@ -380,13 +384,13 @@ def test_errors_come_back_as_what_they_were():
 def test_a_plan_of_another_policy_is_refused():
     policy = tiny_policy()
     good = policy.plan(windows(1), generator=seeded(0))
-    form = Form.of(policy)
+    form = PlanFormat.of(policy)
     sent = form.plan_map(good)
     cases = [
         ({**sent, "x0_hats": sent["x0_hats"][1:]}, r"previous.x0_hats must be float32 \(4, 1, 16, 2\)"),
         ({**sent, "x_T": sent["x_T"].double()}, "previous.x_T must be float32"),
         ({**sent, "sample": sent["sample"] * float("nan")}, "previous.sample has NaN"),
-        ({**sent, "iterations": [1]}, "previous.rounds must be int64"),
+        ({**sent, "iterations": [1]}, "previous.iterations must be int64"),
         ({**sent, "z": sent["x0_hats"]}, "previous has no place for 'z'"),
         ({k: v for k, v in sent.items() if k != "actions"}, "previous lacks 'actions'"),
         ([], "previous must be a map"),
@@ -394,14 +398,14 @@ def test_a_plan_of_another_policy_is_refused():
     state = state_of(seeded(0)[0])
     with running(policy) as uri, client(uri) as connection:
         for previous, message in cases:
-            answer = ask(connection, **work_map(windows(1), previous, [state]))
+            answer = ask(connection, **request_map(windows(1), previous, [state]))
             assert answer["error"] == "message" and re.search(message, answer["message"]), answer
         for states in ([state[1:]], [b""], [bytes(len(state))], [1], state, [state, state]):
-            answer = ask(connection, **work_map(windows(1), None, states))
+            answer = ask(connection, **request_map(windows(1), None, states))
             assert answer["error"] == "message" and "state" in answer["message"]
         answer = ask(connection, plan={"window": windows(1), "generater": [state], "generator": [state]})
         assert "no place for 'generater'; did you mean 'generator'?" in answer["message"]
-        assert ask(connection, **work_map(windows(1), sent, [state]))["plan"]["iterations"].tolist() == [1]
+        assert ask(connection, **request_map(windows(1), sent, [state]))["plan"]["iterations"].tolist() == [1]
 
 
 # ---------------------------------------------------------------------------------------- sessions
@@ -538,13 +542,13 @@ def test_bad_requests_change_nothing(request_, message):
 # ---------------------------------------------------------------------------------------- batching
 
 
-def works(policy: Policy, batches: list[int], previous: bool = False, **options: int) -> list[Work]:
+def jobs(policy: Policy, batches: list[int], previous: bool = False, **options: int) -> list[PlanJob]:
     made = []
     for k, batch in enumerate(batches):
         window = policy.checked(windows(batch, seed=k))
         generators = seeded(*range(10 * k, 10 * k + batch))
         last = policy.plan(window, generator=generators) if previous else None
-        made.append(Work(window, last, tuple(map(state_of, generators)), tuple(options.items())))
+        made.append(PlanJob(window, last, tuple(map(state_of, generators)), tuple(options.items())))
     return made
 
 
@@ -560,17 +564,17 @@ class Plugged:
         return self._policy.plan(*args, **kwargs)
 
 
-def planned(policy: Policy, asked: list[Work], max_batch: int = 8, max_queue: int = 64):
+def planned(policy: Policy, asked: list[PlanJob], max_batch: int = 8, max_queue: int = 64):
     """All asked while the thread plans something else; the results (a BusyError where that came), and
     the batches' sizes."""
     sizes, plugged = [], Plugged(policy)
 
     async def all_at_once():
         batcher = Batcher(plugged, max_batch, max_queue, MonotonicClock(), lambda n, s: sizes.append(n))
-        (other,) = works(policy, [1])
+        (other,) = jobs(policy, [1])
         plug = asyncio.create_task(batcher.plan(other))
         await asyncio.to_thread(plugged.begun.wait, 30)
-        tasks = [asyncio.create_task(batcher.plan(work)) for work in asked]
+        tasks = [asyncio.create_task(batcher.plan(job)) for job in asked]
         await asyncio.sleep(0)  # each asks
         plugged.go_on.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -584,32 +588,32 @@ def planned(policy: Policy, asked: list[Work], max_batch: int = 8, max_queue: in
 @pytest.mark.parametrize("previous", [False, True])
 def test_together_is_as_one_by_one(previous):
     policy = tiny_policy(solver="ddpm", n_steps=5, driver="rti", iterations=2)
-    asked = works(policy, [1, 2, 1, 3], previous)
+    asked = jobs(policy, [1, 2, 1, 3], previous)
     results, sizes = planned(policy, asked)
     assert sizes == [7]
-    for work, result in zip(asked, results, strict=True):
-        generators = [generator_at(state) for state in work.generators]
-        alone = policy.plan(work.window, work.previous, generator=generators)
-        torch.testing.assert_close(result.plan.solution.sample, alone.solution.sample, atol=1e-5, rtol=0)
-        torch.testing.assert_close(result.plan.solution.x0_hats, alone.solution.x0_hats, atol=1e-5, rtol=0)
+    for job, result in zip(asked, results, strict=True):
+        generators = [generator_at(state) for state in job.generators]
+        alone = policy.plan(job.window, job.previous, generator=generators)
+        np.testing.assert_allclose(result.plan.solution.sample, alone.solution.sample, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(result.plan.solution.x0_hats, alone.solution.x0_hats, atol=1e-5, rtol=0)
         assert torch.equal(result.plan.solution.noise.z, alone.solution.noise.z)
         assert result.states == tuple(map(state_of, generators))
 
 
 def test_only_what_fits_is_planned_together():
     policy = tiny_policy()
-    cold, warm = works(policy, [1, 1, 1]), works(policy, [1, 1], previous=True)
-    stepped = works(policy, [1], previous=True, executed_steps=2)
+    cold, warm = jobs(policy, [1, 1, 1]), jobs(policy, [1, 1], previous=True)
+    stepped = jobs(policy, [1], previous=True, executed_steps=2)
     asked = [cold[0], warm[0], cold[1], stepped[0], warm[1], cold[2]]
     results, sizes = planned(policy, asked)
     assert sizes == [3, 2, 1] and all(isinstance(result.plan, Plan) for result in results)
-    assert planned(policy, works(policy, [3, 2, 1, 3]), max_batch=4)[1] == [4, 2, 3]
-    assert planned(policy, works(policy, [1] * 5), max_batch=1)[1] == [1] * 5
+    assert planned(policy, jobs(policy, [3, 2, 1, 3]), max_batch=4)[1] == [4, 2, 3]
+    assert planned(policy, jobs(policy, [1] * 5), max_batch=1)[1] == [1] * 5
 
 
 def test_a_bad_neighbour_harms_nobody():
     policy = tiny_policy(Poisoned)
-    asked = works(policy, [1] * 4)
+    asked = jobs(policy, [1] * 4)
     asked[1].window[0, 0, 0], asked[2].window[0, 0, 0] = POISON, POISON + 1
     results, sizes = planned(policy, asked)
     assert sizes == [4]
@@ -626,10 +630,10 @@ def test_a_bad_observation_never_reaches_the_batch():
     bad[0, 0, 0] = np.nan
     state = state_of(seeded(0)[0])
     with running(policy) as uri, client(uri) as one, client(uri) as other, client(uri) as third:
-        one.send(pack(work_map(windows(1), None, [state])))
+        one.send(pack(request_map(windows(1), None, [state])))
         assert policy.begun.wait(10)
-        other.send(pack(work_map(windows(1), None, [state])))
-        answer = ask(third, **work_map(bad, None, [state]))  # while the others still wait
+        other.send(pack(request_map(windows(1), None, [state])))
+        answer = ask(third, **request_map(bad, None, [state]))  # while the others still wait
         assert answer["error"] == "invalid_observation"
         policy.gate.set()
         for connection in (one, other):
@@ -647,7 +651,7 @@ def test_a_full_queue_answers_busy_at_once():
         until(lambda: metric(uri, "paradiffpolicy_queue_length") == 1)
         with client(uri) as third:
             results.append(ask(third, observation=windows(1)[0]))
-            results.append(ask(third, **work_map(windows(1), None, [state]))["message"])
+            results.append(ask(third, **request_map(windows(1), None, [state]))["message"])
         with (
             RemotePolicy(uri, clock=VirtualClock()) as remote,
             pytest.raises(ServerError, match=r"busy for 10 s: busy: max_queue=1"),
@@ -658,7 +662,7 @@ def test_a_full_queue_answers_busy_at_once():
         for connection in (one, other):
             assert unpack(connection.recv(timeout=10))["iterations"] == 4
         assert metric(uri, 'paradiffpolicy_errors_total{kind="busy"}') > 2
-    asked = works(tiny_policy(), [1] * 5)
+    asked = jobs(tiny_policy(), [1] * 5)
     results, _ = planned(tiny_policy(), asked, max_batch=1, max_queue=2)
     assert [isinstance(result, BusyError) for result in results] == [False, False, True, True, True]
 
@@ -802,10 +806,9 @@ def test_a_client_that_vanishes_in_the_middle_of_a_message():
 
 
 def test_a_client_that_never_reads_is_cut_off():
-    policy = tiny_policy(Canned, solver="ddpm", n_steps=100, driver="rti", iterations=1)
-    state = state_of(seeded(0)[0])
-    message = frame(pack(work_map(windows(16), None, [state] * 16)))  # its answer has half a megabyte
-    with running(policy, max_batch=16, send_timeout=0.3) as uri, client(uri) as other:
+    policy, state = tiny_policy(Canned), state_of(seeded(0)[0])
+    message = frame(pack(request_map(windows(128), None, [state] * 128)))  # its answer has 0.8 MB
+    with running(policy, max_batch=128, send_timeout=0.3) as uri, client(uri) as other:
         raw = raw_client(uri, receive_buffer=4096)
         with contextlib.suppress(OSError):  # what it sends is no longer read, or it is cut off
             for _ in range(40):
@@ -842,7 +845,7 @@ def test_ten_thousand_malformed_messages():
     good = [
         pack({"observation": windows(1)[0], "reset": True, "executed_steps": np.int64(4), "seed": 3}),
         pack({"observation": windows(1)[0, 0].tolist()}),
-        pack(work_map(windows(1), Form.of(policy).plan_map(plan), [state], executed_steps=4)),
+        pack(request_map(windows(1), PlanFormat.of(policy).plan_map(plan), [state], executed_steps=4)),
     ]
 
     def malformed(k: int) -> bytes:
@@ -984,7 +987,7 @@ def test_another_policy_at_the_same_address_is_noticed():
 def test_what_isnt_a_policy_server_is_named():
     with pytest.raises(InputError, match="must be ws://HOST:PORT"):
         RemotePolicy("127.0.0.1:8000")
-    with pytest.raises(InputError, match="is for nothing"):
+    with pytest.raises(InputError, match="has no use"):
         RemotePolicy("ws://127.0.0.1:1", certificate="x.pem")
     with pytest.raises(InputError, match=r"certificate=nowhere\.pem can't be used"):
         RemotePolicy("wss://127.0.0.1:1", certificate="nowhere.pem")
@@ -1062,6 +1065,7 @@ def test_bench_serve_prints_tables_and_a_line_of_json(capsys, tmp_path):
     tiny_checkpoint().save(tmp_path / "tiny")
     out = tmp_path / "bench.json"
     arguments = ["requests=5", "clients=2", "seconds=1", "task.max_steps=16", f"out={out}", "capture=eager"]
+    arguments.append("sampler_name=rti")
     code = main(["bench", "serve", f"checkpoint={tmp_path / 'tiny'}", "threads=1", "max_batch=2", *arguments])
     captured = capsys.readouterr()
     assert code == 0, captured.err

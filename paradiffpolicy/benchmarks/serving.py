@@ -1,7 +1,7 @@
-r"""How long a plan takes over the network, and how many a server makes.
+"""Measures latency and throughput of plans over the network.
 
-A round trip is a client's time from sending a request to having its answer; the server says how long
-the policy itself took.  What is between is the network, two encodings and the server's loop:
+A round trip is a client's time from sending a request to having its answer; the answer says how long
+the policy itself took.  The time between is the network's, two encodings' and the server's loop's:
 
     round trip = queue + inference + between
 
@@ -19,31 +19,34 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
-from rich.table import Table
 from websockets.asyncio.client import connect as connect_async
 from websockets.sync.client import connect
 
 from ..clock import Clock
 from ..errors import InputError
 from ..serving.messages import pack, unpack
+from ..tables import table
 from .timing import WARM_UPS, percentiles
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @contextlib.contextmanager
 def served(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[str]:
-    """A server's address while it runs in a process of its own; ended by SIGTERM.
+    """Runs a server in a process of its own, and yields its address; SIGTERM ends it.
 
     Args:
         command: prints a line that ends in the address once it listens.
         environment: of the process.
 
     Raises:
-        InputError: it ended before it listened, or with an error.
+        InputError: the server ended before it listened, or with an error.
     """
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(environment)) as process:
         assert process.stdout is not None
@@ -60,7 +63,7 @@ def served(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[s
 
 
 def measured(uri: str) -> dict[str, float]:
-    """The server's metrics by name, summed over labels."""
+    """Reads the server's metrics by name, summed over labels."""
     with urllib.request.urlopen(uri.replace("ws", "http", 1) + "/metrics") as response:
         text = response.read().decode()
     values: dict[str, float] = {}
@@ -71,13 +74,13 @@ def measured(uri: str) -> dict[str, float]:
 
 
 def observation(windows: Sequence[NDArray[Any]], k: int) -> bytes:
-    """The k-th request; they go round."""
+    """Encodes the k-th request; windows are sent in turn."""
     return pack({"observation": np.asarray(windows[k % len(windows)], np.float32)})
 
 
 @dataclass(frozen=True)
 class Alone:
-    """One client by itself; times in milliseconds.
+    """Results of one client by itself; times in ms.
 
     Attributes:
         between_p50, between_p99: of round trip minus inference, request by request.
@@ -99,7 +102,7 @@ def one_client(
     clock: Clock,
     on_request: Callable[[], object] = lambda: None,
 ) -> Alone:
-    """Requests one after the other, each as soon as the last is answered.
+    """Sends requests one after the other, each as soon as the last is answered.
 
     Args:
         windows: ``[To, O]``, sent in turn.
@@ -109,10 +112,10 @@ def one_client(
         connection.recv()  # the metadata
         for k in range(-WARM_UPS, requests):
             message = observation(windows, k)
-            begun = clock.now()
+            sent = clock.now()
             connection.send(message)
             answer = connection.recv()
-            seconds = clock.now() - begun
+            seconds = clock.now() - sent
             if isinstance(answer, str):
                 raise InputError(answer)
             if k >= 0:
@@ -126,14 +129,14 @@ def one_client(
 
 @dataclass(frozen=True)
 class Crowd:
-    """Many clients side by side; times in milliseconds.
+    """Results of many clients side by side; times in ms.
 
     Attributes:
-        answers, errors: how many of each there were.
-        per_second: answers.
+        answers, errors: their numbers.
+        per_second: answers per second.
         batch: robots planned for at once, mean.
-        memory, growth: megabytes of the server at the end, and by how much more than after the first
-            tenth; None where the system doesn't tell.
+        memory, growth: MiB of the server at the end, and the difference to the first tenth's end; None
+            where the system doesn't tell.
     """
 
     clients: int
@@ -153,6 +156,64 @@ class Crowd:
     growth: float | None
 
 
+class _Clients:
+    """Clients that send requests until a moment, and what they measured.
+
+    Attributes:
+        trips: per answer, round trip, inference and queue in ms.
+        errors: answers that are errors.
+    """
+
+    def __init__(self, uri: str, windows: Sequence[NDArray[Any]], clock: Clock, seconds: float) -> None:
+        self.uri, self.windows, self.clock, self.seconds = uri, windows, clock, seconds
+        self.started, self.trips, self.errors = clock.now(), list[tuple[float, float, float]](), 0
+
+    async def run(
+        self, clients: int, rate_hz: float | None, on_seconds: Callable[[float], object]
+    ) -> float | None:
+        """Runs the clients; returns the server's bytes of memory after a tenth of the time."""
+        period = None if rate_hz is None else 1 / rate_hz
+        asking = (self._client(number, number / clients, period) for number in range(clients))
+        early, *_ = await asyncio.gather(self._early_memory(), self._progress(on_seconds), *asking)
+        return early
+
+    async def _client(self, number: int, phase: float, period: float | None) -> None:
+        clock, end = self.clock, self.started + self.seconds
+        async with connect_async(self.uri, compression=None, proxy=None) as connection:
+            await connection.recv()
+            asked, due = number, self.started + phase * (period or 0.0)
+            while max(due, clock.now()) < end:
+                if period is not None:
+                    await asyncio.sleep(max(0.0, due - clock.now()))
+                    due += period
+                message = observation(self.windows, asked)
+                sent = clock.now()
+                await connection.send(message)
+                answer = await connection.recv()
+                trip = (clock.now() - sent) * 1e3
+                asked += 1
+                if isinstance(answer, str):
+                    self.errors += 1
+                    continue
+                timing = unpack(answer)["server_timing"]
+                self.trips.append((trip, timing["infer_ms"], timing["queue_ms"]))
+
+    async def _early_memory(self) -> float | None:
+        await asyncio.sleep(self.seconds / 10)
+        return (await asyncio.to_thread(measured, self.uri)).get(MEMORY)
+
+    async def _progress(self, on_seconds: Callable[[float], object]) -> None:
+        last = self.started
+        while (now := self.clock.now()) < self.started + self.seconds:
+            on_seconds(round(now - last, 1))
+            last = now
+            await asyncio.sleep(min(1.0, self.seconds / 10))
+
+
+MEMORY = "process_resident_memory_bytes"
+"""The metric of a server's memory."""
+
+
 def many_clients(
     uri: str,
     windows: Sequence[NDArray[Any]],
@@ -162,108 +223,66 @@ def many_clients(
     clock: Clock,
     on_seconds: Callable[[float], object] = lambda amount: None,
 ) -> Crowd:
-    """Clients that all ask for ``seconds``.
+    """Sends requests from many clients for ``seconds``.
 
     Args:
         windows: ``[To, O]``, sent in turn.
         rate_hz: requests per second of each; None: each as soon as its last is answered.
+
+    Raises:
+        InputError: there was no answer.
     """
-    trips: list[tuple[float, float, float]] = []
-    errors, before = 0, measured(uri)
-    begun = clock.now()
-
-    async def client(number: int) -> None:
-        nonlocal errors
-        async with connect_async(uri, compression=None, proxy=None) as connection:
-            await connection.recv()
-            asked, due = number, begun + (0.0 if rate_hz is None else number / clients / rate_hz)
-            while max(due, clock.now()) < begun + seconds:
-                if rate_hz is not None:
-                    await asyncio.sleep(max(0.0, due - clock.now()))
-                    due += 1 / rate_hz
-                message = observation(windows, asked)
-                sent = clock.now()
-                await connection.send(message)
-                answer = await connection.recv()
-                trip = (clock.now() - sent) * 1e3
-                asked += 1
-                if isinstance(answer, str):
-                    errors += 1
-                    continue
-                timing = unpack(answer)["server_timing"]
-                trips.append((trip, timing["infer_ms"], timing["queue_ms"]))
-
-    async def resident_early() -> float | None:
-        await asyncio.sleep(seconds / 10)
-        values = await asyncio.to_thread(measured, uri)
-        return values.get("process_resident_memory_bytes")
-
-    async def shown() -> None:
-        last = begun
-        while (now := clock.now()) < begun + seconds:
-            on_seconds(round(now - last, 1))
-            last = now
-            await asyncio.sleep(min(1.0, seconds / 10))
-
-    async def all_together() -> float | None:
-        early, *_ = await asyncio.gather(resident_early(), shown(), *map(client, range(clients)))
-        return early
-
-    early = asyncio.run(all_together())
-    elapsed, after = clock.now() - begun, measured(uri)
-    if not trips:
-        raise InputError(f"no answer in {seconds:g} s, but {errors} errors: more seconds, or fewer clients")
-    batches = after["paradiffpolicy_batch_size_count"] - before["paradiffpolicy_batch_size_count"]
-    robots = after["paradiffpolicy_batch_size_sum"] - before["paradiffpolicy_batch_size_sum"]
-    late = after.get("process_resident_memory_bytes")
-    trip, inference, queue = (percentiles(values, 50, 99) for values in zip(*trips, strict=True))
-    return Crowd(
-        clients,
-        elapsed,
-        rate_hz,
-        answers=len(trips),
-        errors=errors,
-        per_second=len(trips) / elapsed,
-        round_trip_p50=trip[0],
-        round_trip_p99=trip[1],
-        inference_p50=inference[0],
-        inference_p99=inference[1],
-        queue_p50=queue[0],
-        queue_p99=queue[1],
-        batch=robots / batches,
-        memory=None if late is None else late / 2**20,
-        growth=None if late is None or early is None else (late - early) / 2**20,
+    before, load = measured(uri), _Clients(uri, windows, clock, seconds)
+    early = asyncio.run(load.run(clients, rate_hz, on_seconds))
+    elapsed, after = clock.now() - load.started, measured(uri)
+    if not load.trips:
+        raise InputError(
+            f"no answer in {seconds:g} s, but {load.errors} errors: more seconds, or fewer clients"
+        )
+    batches, robots = (
+        after[name] - before[name]
+        for name in ("paradiffpolicy_batch_size_count", "paradiffpolicy_batch_size_sum")
     )
+    late = after.get(MEMORY)
+    numbers: list[Any] = [
+        *(
+            percentile
+            for values in zip(*load.trips, strict=True)
+            for percentile in percentiles(values, 50, 99)
+        ),
+        robots / batches,
+        None if late is None else late / 2**20,
+        None if late is None or early is None else (late - early) / 2**20,
+    ]
+    n_answers = len(load.trips)
+    return Crowd(clients, elapsed, rate_hz, n_answers, load.errors, n_answers / elapsed, *numbers)
 
 
 def alone_table(alone: Alone, title: str) -> Table:
-    view = Table(title=f"{title}: one client, {alone.requests} requests", title_justify="left")
-    for heading in ("", "ms p50", "ms p99"):
-        view.add_column(heading, justify="right" if heading else "left")
-    view.add_row("round trip", f"{alone.round_trip_p50:.2f}", f"{alone.round_trip_p99:.2f}")
-    view.add_row("inference", f"{alone.inference_p50:.2f}", f"{alone.inference_p99:.2f}")
-    view.add_row("round trip - inference", f"{alone.between_p50:.2f}", f"{alone.between_p99:.2f}")
-    return view
+    """Tabulates the results of one client."""
+    rows = [
+        ("round trip", alone.round_trip_p50, alone.round_trip_p99),
+        ("inference", alone.inference_p50, alone.inference_p99),
+        ("round trip - inference", alone.between_p50, alone.between_p99),
+    ]
+    shown = [(name, f"{p50:.2f}", f"{p99:.2f}") for name, p50, p99 in rows]
+    return table(f"{title}: one client, {alone.requests} requests", ("", "ms p50", "ms p99"), shown)
 
 
 def crowd_table(crowd: Crowd, title: str) -> Table:
+    """Tabulates the results of many clients."""
     rate = "as fast as answers come" if crowd.rate_hz is None else f"{crowd.rate_hz:g} Hz each"
-    view = Table(
-        title=f"{title}: {crowd.clients} clients, {rate}, {crowd.seconds:.0f} s", title_justify="left"
-    )
-    headings = ("answers", "per second", "errors", "batch", "round trip\nms p50", "p99", "inference\nms p50")
-    for heading in (*headings, "queue\nms p50", "server\nMB", "grown by\nMB"):
-        view.add_column(heading, justify="right")
-    view.add_row(
-        str(crowd.answers),
-        f"{crowd.per_second:.1f}",
-        str(crowd.errors),
-        f"{crowd.batch:.1f}",
-        f"{crowd.round_trip_p50:.1f}",
-        f"{crowd.round_trip_p99:.1f}",
-        f"{crowd.inference_p50:.1f}",
-        f"{crowd.queue_p50:.1f}",
-        "?" if crowd.memory is None else f"{crowd.memory:.0f}",
-        "?" if crowd.growth is None else f"{crowd.growth:+.1f}",
-    )
-    return view
+    row = {
+        "answers": str(crowd.answers),
+        "per second": f"{crowd.per_second:.1f}",
+        "errors": str(crowd.errors),
+        "batch": f"{crowd.batch:.1f}",
+        "round trip\nms p50": f"{crowd.round_trip_p50:.1f}",
+        "p99": f"{crowd.round_trip_p99:.1f}",
+        "inference\nms p50": f"{crowd.inference_p50:.1f}",
+        "queue\nms p50": f"{crowd.queue_p50:.1f}",
+        "server\nMB": "?" if crowd.memory is None else f"{crowd.memory:.0f}",
+        "grown by\nMB": "?" if crowd.growth is None else f"{crowd.growth:+.1f}",
+    }
+    title = f"{title}: {crowd.clients} clients, {rate}, {crowd.seconds:.0f} s"
+    return table(title, list(row), [list(row.values())])

@@ -1,4 +1,4 @@
-"""One thread that plans, and a bounded queue before it; what fits together is planned together."""
+"""Plans in one thread behind a bounded queue; requests that fit together are planned as one batch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..errors import InputError
 from ..policy import Policy
 from ..sampling.capture.sampler import padded_size
 from ..types import Committed, Plan
-from .protocol import BusyError, Options, Work, generator_at, state_of
+from .protocol import BusyError, Options, PlanJob, generator_at, state_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Result:
-    """What came of one piece of work.
+class JobResult:
+    """The result of one job.
 
     Attributes:
         plan: the plan, on the policy's device, or why there is none.
-        states: of the generators, now.
+        states: of the generators, after the plan.
     """
 
     plan: Plan | Exception
@@ -36,42 +36,44 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Planned(Result):
-    """The same with its times in seconds: before its batch began, and of its batch."""
+class TimedResult(JobResult):
+    """A result with the seconds before its batch started, and those of its batch."""
 
     queue_seconds: float
     infer_seconds: float
 
 
-def planned_together(policy: Policy, works: Sequence[Work]) -> list[Result]:
-    """A result for each piece of work, all with the same options, and all or none with a previous plan,
-    and with something committed.
+def planned_together(policy: Policy, jobs: Sequence[PlanJob]) -> list[JobResult]:
+    """Plans jobs as one batch: all have the same options, all or none a previous plan, and all or none
+    committed actions.
 
-    If there is no plan for one of them, each is planned by itself: its neighbours get theirs.
+    If planning fails for one of them, each is planned by itself, so that the others get their plans.
     """
-    generators = [[generator_at(state) for state in work.generators] for work in works]
-    previous = [work.previous for work in works if work.previous is not None]
-    committed = [work.committed for work in works if work.committed is not None]
+    generators = [[generator_at(state) for state in job.generators] for job in jobs]
+    previous = [job.previous for job in jobs if job.previous is not None]
+    committed = [job.committed for job in jobs if job.committed is not None]
     try:
         plan = policy.plan(
-            torch.cat([work.window for work in works]),
+            torch.cat([job.window for job in jobs]),
             Plan.cat(previous) if len(previous) > 1 else previous[0] if previous else None,
             generator=[generator for own in generators for generator in own],
             committed=Committed.cat(committed) if committed else None,
-            **dict(works[0].options),
+            **dict(jobs[0].options),
         )
     except Exception as error:
-        if len(works) > 1:
-            return [result for work in works for result in planned_together(policy, [work])]
+        if len(jobs) > 1:
+            return [result for job in jobs for result in planned_together(policy, [job])]
         if not isinstance(error, InputError):
             log.exception("planning failed")
-        return [Result(error, _states(generators[0]))]  # which may have been drawn from, as in a local plan
-    if len(works) == 1:
-        return [Result(plan, _states(generators[0]))]
+        return [
+            JobResult(error, _states(generators[0]))
+        ]  # which may have been drawn from, as in a local plan
+    if len(jobs) == 1:
+        return [JobResult(plan, _states(generators[0]))]
     results, first = [], 0
     for own in generators:
         elements = range(first, first := first + len(own))
-        results.append(Result(plan.select(elements), _states(own)))
+        results.append(JobResult(plan.select(elements), _states(own)))
     return results
 
 
@@ -81,26 +83,26 @@ def _states(generators: Sequence[torch.Generator]) -> tuple[bytes, ...]:
 
 @dataclass(frozen=True)
 class _Waiting:
-    work: Work
+    job: PlanJob
     since: float
-    planned: asyncio.Future[Planned]
+    planned: asyncio.Future[TimedResult]
 
     @property
     def key(self) -> tuple[bool, bool, Options]:
-        """Equal for what one call can plan."""
-        return self.work.previous is None, self.work.committed is None, self.work.options
+        """Equal for jobs that one call can plan."""
+        return self.job.previous is None, self.job.committed is None, self.job.options
 
 
 class Batcher:
-    """Plans what is asked for, in the order of asking, together with whatever fits and waits too.
+    """Plans jobs in the order of their requests, each together with those that wait and fit.
 
-    Nothing waits for company: a request that comes alone is planned alone, at once.
+    Requests are never delayed to fill a batch: one that comes alone is planned alone, at once.
 
     Args:
         policy: plans, always in the same thread.
         max_batch: batch elements planned at once.
-        max_queue: requests that may wait.
-        clock: whose seconds count.
+        max_queue: jobs that may wait.
+        clock: measures the times.
         on_batch: called with each batch's size and seconds.
     """
 
@@ -117,31 +119,31 @@ class Batcher:
         self._queue: deque[_Waiting] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
         self._working = False
-        self._lock = threading.Lock()  # of the queue, and of whether somebody works through it
+        self._lock = threading.Lock()  # of the queue, and of whether the thread is working
 
     def __len__(self) -> int:
-        """How many requests wait."""
+        """Counts the waiting jobs."""
         return len(self._queue)
 
     async def warm_up(self, on_size: Callable[[], object]) -> None:
-        """Makes the programs of every batch size; calls ``on_size`` after each of ``sizes``."""
+        """Compiles the programs of every batch size; calls ``on_size`` after each of ``sizes``."""
         for size in self.sizes:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._policy.warm_up, size)
             on_size()
 
     @property
     def sizes(self) -> list[int]:
-        """The batch sizes whose programs serve all."""
+        """The batch sizes whose programs are needed."""
         return sorted({min(padded_size(k + 1), self._max_batch) for k in range(self._max_batch)})
 
-    async def plan(self, work: Work) -> Planned:
-        """What came of the work.
+    async def plan(self, job: PlanJob) -> TimedResult:
+        """Waits for a job's result.
 
         Raises:
             BusyError: the queue is full.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(work, self._clock.now(), loop.create_future())
+        waiting = _Waiting(job, self._clock.now(), loop.create_future())
         with self._lock:
             if len(self._queue) >= self._max_queue:
                 raise BusyError(f"busy: max_queue={self._max_queue} requests wait already; try again")
@@ -152,35 +154,35 @@ class Batcher:
         return await waiting.planned
 
     def stop(self) -> None:
-        """Ends the thread, once it has planned what waits."""
+        """Ends the thread, once it has planned all waiting jobs."""
         self._thread.shutdown()
 
     def _work_through(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the thread: batch after batch, until nothing waits."""
+        """Plans batch after batch, in the thread, until no job waits."""
         while batch := self._take():
-            begun = self._clock.now()
-            results = planned_together(self._policy, [waiting.work for waiting in batch])
-            loop.call_soon_threadsafe(self._deliver, batch, results, begun, self._clock.now() - begun)
+            started = self._clock.now()
+            results = planned_together(self._policy, [waiting.job for waiting in batch])
+            loop.call_soon_threadsafe(self._deliver, batch, results, started, self._clock.now() - started)
 
     def _deliver(
-        self, batch: Sequence[_Waiting], results: Sequence[Result], begun: float, seconds: float
+        self, batch: Sequence[_Waiting], results: Sequence[JobResult], started: float, seconds: float
     ) -> None:
-        self._on_batch(sum(len(waiting.work.generators) for waiting in batch), seconds)
+        self._on_batch(sum(len(waiting.job.generators) for waiting in batch), seconds)
         for waiting, result in zip(batch, results, strict=True):
-            if not waiting.planned.done():  # whoever asked may be gone
-                queued = begun - waiting.since
-                waiting.planned.set_result(Planned(result.plan, result.states, queued, seconds))
+            if not waiting.planned.done():  # the client may be gone
+                queued = started - waiting.since
+                waiting.planned.set_result(TimedResult(result.plan, result.states, queued, seconds))
 
     def _take(self) -> list[_Waiting]:
-        """The oldest request, and what can be planned with it; none when nothing waits."""
+        """Takes the oldest job, and those that can be planned with it, off the queue."""
         with self._lock:
             if not self._queue:
                 self._working = False
                 return []
             first = self._queue.popleft()
-            batch, rest, room = [first], deque[_Waiting](), self._max_batch - len(first.work.generators)
+            batch, rest, room = [first], deque[_Waiting](), self._max_batch - len(first.job.generators)
             for waiting in self._queue:
-                size = len(waiting.work.generators)
+                size = len(waiting.job.generators)
                 if waiting.key == first.key and size <= room:
                     batch.append(waiting)
                     room -= size

@@ -1,12 +1,12 @@
-"""msgpack with numpy arrays, as openpi's clients write them.
+"""Packs and unpacks msgpack with numpy arrays, as openpi's clients write them.
 
 An array is a map of four entries, ``b"__ndarray__"``: true, ``b"data"``: its bytes in C order,
 ``b"dtype"``: numpy's name as ``<f4``, ``b"shape"``; a numpy scalar is a map of three,
 ``b"__npgeneric__"``: true, ``b"data"``: its value, ``b"dtype"``.
 
-What is decoded comes from outside: nothing in it can run code, name a type other than numbers, or
-claim more memory than its bytes (a number or list in Python is a few dozen times its msgpack, so
-their count is bounded too).
+Messages come from outside: nothing in them can run code, name a type other than numbers, or claim more
+memory than their bytes (a number or list in Python is a few dozen times its msgpack, so their count is
+bounded too).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MessageError(InputError):
 
 
 def pack(value: Any) -> bytes:
-    """A message of maps, lists, text, bytes, numbers, numpy arrays and torch tensors.
+    """Encodes maps, lists, text, bytes, numbers, numpy arrays and torch tensors as a message.
 
     Raises:
         MessageError: something in it is none of those.
@@ -54,7 +54,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(message: bytes) -> Any:
-    """What a message holds.  Arrays are copies in the machine's byte order, and may be written to.
+    """Decodes a message.  Arrays are copies in the machine's byte order, and may be written to.
 
     Raises:
         MessageError: the bytes aren't msgpack, or an array in them isn't one.
@@ -71,7 +71,7 @@ def unpack(message: bytes) -> Any:
         )
     except MessageError:
         raise
-    except Exception as error:  # msgpack raises half a dozen kinds, and any says the same of its input
+    except Exception as error:  # msgpack raises half a dozen types, all for malformed input
         reason = str(error) or type(error).__name__
         raise MessageError(f"the message isn't msgpack ({reason}): send a packed map")
 
@@ -89,7 +89,7 @@ def _encoded(value: Any) -> dict[bytes, Any]:
 
 
 class _Hooks:
-    """What msgpack calls with every list and map of one message, the innermost first."""
+    """Callbacks for every list and map of one message, the innermost first."""
 
     def __init__(self) -> None:
         self._items = 0
@@ -140,7 +140,7 @@ def _scalar(values: Mapping[Any, Any]) -> np.generic:
         raise MessageError(f"a scalar of dtype {dtype} can't be {data!r:.40}")
     if dtype.kind in "iu" and not np.iinfo(dtype).min <= data <= np.iinfo(dtype).max:
         raise MessageError(f"a scalar of dtype {dtype} can't be {data}")
-    with np.errstate(over="ignore"):  # to infinity, which whoever needs a finite number refuses
+    with np.errstate(over="ignore"):  # to infinity, which is refused where a finite number is needed
         scalar: np.generic = dtype.newbyteorder("=").type(data)
     return scalar
 

@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus' text format; a registry per server."""
+"""Counts a server's requests, errors and times, in Prometheus' text format; a registry per server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """Counters and histograms, and gauges that are read when they are asked for.
+    """Counters and histograms, and gauges that are read on request.
 
     Args:
         queue_length: requests that wait.
@@ -43,5 +43,5 @@ class Metrics:
         ProcessCollector(registry=registry)
 
     def text(self) -> bytes:
-        """All of it as it stands."""
+        """The present values in Prometheus' text format."""
         return generate_latest(self._registry)

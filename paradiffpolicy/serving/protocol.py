@@ -1,4 +1,4 @@
-"""What messages hold: metadata, plans, pure requests, errors.  Both ends read them with the same code.
+"""Writes and reads messages: metadata, plans, pure requests, errors; the same code at both ends.
 
 The server first sends its metadata.  Then every message of the client is a request, and gets one
 answer.  A request ``{"plan": {...}}`` is pure: it carries the observation windows, the last plan and
@@ -6,8 +6,8 @@ the generators' states, and its answer the plan and the states that the generato
 server keeps nothing of it, and any server with the same policy answers it alike.  (Requests of the
 other kind, which openpi's clients send, are in ``session``.)
 
-A plan travels as its tensors: ``actions``, ``sample``, ``x0_hats``, ``x_T``, ``rounds``,
-``evaluations`` and, only for a solver that adds noise, ``z`` and ``u``: an ODE solver's are zero.
+A plan travels as its tensors: ``actions``, ``sample``, ``x0_hats``, ``x_T``, ``iterations``, ``nfe``
+and, only for a solver that adds noise, ``z`` and ``u``: an ODE solver's are zero.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..types import Committed, Noise, Plan, PolicySpec, Solution
 from .messages import MessageError
 
 PROTOCOL = 1
-"""Goes up when messages change so that older ends don't understand them."""
+"""Version of the messages; raised when older ends can't read them."""
 
 STATE_BYTES = torch.Generator().get_state().numel()
-"""Of a CPU generator."""
+"""Size of a CPU generator's state."""
 
 
 class BusyError(InputError):
@@ -38,7 +38,7 @@ class BusyError(InputError):
 
 
 class ServerError(InputError):
-    """The server can't be reached, isn't one for this client, or failed by its own fault."""
+    """The server can't be reached, doesn't fit this client, or failed by its own fault."""
 
 
 KINDS: dict[str, type[InputError]] = {
@@ -49,11 +49,11 @@ KINDS: dict[str, type[InputError]] = {
     "server": ServerError,
     "input": InputError,
 }
-"""Errors by their names in answers, the special before the general."""
+"""Errors by their names in answers, subclasses first."""
 
 
 def kind_of(error: Exception) -> str:
-    """The error's name in answers; ``server`` for what isn't the input's fault."""
+    """The error's name in answers; ``server`` for errors that the input didn't cause."""
     return next((kind for kind, cls in KINDS.items() if isinstance(error, cls)), "server")
 
 
@@ -63,14 +63,14 @@ def error_map(error: Exception) -> dict[str, Any]:
 
 
 def line_of(error: Exception) -> str:
-    """One line for people."""
+    """The error as one line of text."""
     if isinstance(error, InputError):
         return str(error)
     return f"the server failed ({type(error).__name__}): its log says more"
 
 
 def raise_error(answer: Mapping[str, Any]) -> None:
-    """Raises what the server raised, if ``answer`` is an ``error_map``."""
+    """Raises the server's error, if ``answer`` is an ``error_map``."""
     if "error" in answer:
         raise KINDS.get(str(answer["error"]), ServerError)(str(answer.get("message")))
 
@@ -81,7 +81,7 @@ def raise_error(answer: Mapping[str, Any]) -> None:
 def checked_map(
     value: Any, where: str, required: Collection[str], optional: Collection[str]
 ) -> dict[str, Any]:
-    """``value``, if it is a map with all of ``required`` and nothing but ``optional`` beside.
+    """Checks that a value is a map with all of ``required``, and further keys only from ``optional``.
 
     Raises:
         MessageError: it isn't.
@@ -102,10 +102,10 @@ def _hint(key: object, known: Collection[str]) -> str:
 
 
 def whole(value: Any, where: str, low: int, high: int) -> int:
-    """A whole number within bounds, numpy's included.
+    """Checks that a value is a whole number, also a numpy one, within bounds.
 
     Raises:
-        MessageError: it is none.
+        MessageError: it isn't.
     """
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise MessageError(f"{where}={value!r:.40} must be a whole number")
@@ -115,7 +115,7 @@ def whole(value: Any, where: str, low: int, high: int) -> int:
 
 
 def numbers(value: Any, where: str) -> np.ndarray[Any, Any]:
-    """An array or nested list of numbers as float32.
+    """Reads an array or nested list of numbers as float32.
 
     Raises:
         InvalidObservationError: it is something else.
@@ -126,7 +126,7 @@ def numbers(value: Any, where: str) -> np.ndarray[Any, Any]:
         raise InvalidObservationError(f"{where} is a list whose rows differ in length")
     if not isinstance(value, np.ndarray | list) or array.dtype.kind not in "biuf":
         raise InvalidObservationError(f"{where} must be an array or a list of numbers")
-    with np.errstate(over="ignore"):  # to infinity, which is refused with its place
+    with np.errstate(over="ignore"):  # to infinity, which Policy.checked refuses, with its place
         return array.astype(np.float32)
 
 
@@ -134,8 +134,8 @@ def numbers(value: Any, where: str) -> np.ndarray[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Form:
-    """What decides the shapes of a policy's plans.
+class PlanFormat:
+    """The shapes of a policy's plans, and how they are sent.
 
     Attributes:
         spec: the policy's.
@@ -148,12 +148,12 @@ class Form:
     stochastic: bool
 
     @staticmethod
-    def of(policy: Policy) -> Form:
+    def of(policy: Policy) -> PlanFormat:
         tableau = policy.sampler.tableau
-        return Form(policy.spec, tableau.n_nodes, tableau.stochastic)
+        return PlanFormat(policy.spec, tableau.n_nodes, tableau.stochastic)
 
     def plan_map(self, plan: Plan) -> dict[str, Any]:
-        """A plan to send."""
+        """Writes a plan."""
         solution = plan.solution
         sent = {
             "actions": plan.actions,
@@ -166,11 +166,11 @@ class Form:
         return sent | ({"z": solution.noise.z, "u": solution.noise.u} if self.stochastic else {})
 
     def plan_of(self, value: Any, where: str, batch: int) -> Plan:
-        """A plan that was sent, on the CPU.
+        """Reads a plan, on the CPU.
 
         Raises:
-            MessageError: a tensor is missing, has another shape or dtype than this form has for
-                ``batch`` elements, or isn't finite.
+            MessageError: a tensor is missing, has another shape or dtype than ``batch`` elements need,
+                or isn't finite.
         """
         n, each = self.n_nodes, (self.spec.horizon, self.spec.action_dim)
         shapes: dict[str, tuple[int, ...]] = {
@@ -193,11 +193,11 @@ class Form:
 
     @staticmethod
     def committed_map(committed: Committed) -> dict[str, Any]:
-        """Committed actions to send."""
+        """Writes committed actions."""
         return {"actions": committed.actions.float(), "weight": committed.weight.float()}
 
     def committed_of(self, value: Any, where: str, batch: int) -> Committed:
-        """Those that were sent.
+        """Reads committed actions.
 
         Raises:
             MessageError: a tensor is missing, has another shape or dtype, or isn't finite.
@@ -216,20 +216,20 @@ def _tensor(value: Any, where: str, shape: tuple[int, ...]) -> Tensor:
         got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
         raise MessageError(f"{where} must be {np.dtype(dtype)} {shape}, not {got}")
     if not np.isfinite(value).all():
-        raise MessageError(f"{where} has NaN or infinity: plan afresh, without a previous plan")
+        raise MessageError(f"{where} has NaN or infinity: plan without a previous plan")
     return torch.from_numpy(value)
 
 
 def state_of(generator: torch.Generator) -> bytes:
-    """A CPU generator's state, to send."""
+    """Writes a CPU generator's state."""
     return generator.get_state().numpy().tobytes()
 
 
 def generator_at(state: bytes) -> torch.Generator:
-    """A CPU generator in a state.
+    """Makes a CPU generator in a state.
 
     Raises:
-        MessageError: no generator was ever in it.
+        MessageError: it isn't a generator's state.
     """
     generator = torch.Generator()
     try:
@@ -242,17 +242,17 @@ def generator_at(state: bytes) -> torch.Generator:
 # ------------------------------------------------------------------------------------------ requests
 
 Options = tuple[tuple[str, Any], ...]
-"""Further keywords of ``Policy.plan`` with their values."""
+"""Further keywords of ``Policy.plan``, and their values."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """A checked request for a plan, pure.
+class PlanJob:
+    """A checked request for a plan.
 
     Attributes:
         window: ``[batch, To, O]`` as ``Policy.checked`` gives it.
         previous: the last plan, on the policy's device, or None.
-        generators: their states, one per batch element.
+        generators: states of the noise, one per batch element.
         options: for ``Policy.plan``; only requests with the same ones are planned together.
         committed: actions to keep, or None.
     """
@@ -265,20 +265,20 @@ class Work:
 
 
 def executed_steps_of(value: Any, spec: PolicySpec) -> int:
-    """How many steps of the last plan have been executed.
+    """Reads how many steps of the last plan have been executed.
 
     Raises:
-        MessageError: that many can't be.
+        MessageError: it isn't a number from 0 to the horizon.
     """
     return whole(value, "executed_steps", 0, spec.horizon)
 
 
 OPTIONS: dict[str, Callable[[Any, PolicySpec], Any]] = {"executed_steps": executed_steps_of}
-"""Keywords of ``Policy.plan`` that a request may give, with what checks them."""
+"""Keywords of ``Policy.plan`` that a request may give, and their checks."""
 
 
 def options_of(request: Mapping[str, Any], spec: PolicySpec) -> Options:
-    """The options among a request's entries; None is as good as absent.
+    """Reads the options among a request's entries; None means absent.
 
     Raises:
         MessageError: one is out of range.
@@ -287,22 +287,22 @@ def options_of(request: Mapping[str, Any], spec: PolicySpec) -> Options:
     return tuple((name, OPTIONS[name](v, spec)) for name, v in given.items() if v is not None)
 
 
-def work_map(
+def request_map(
     window: Any, previous: dict[str, Any] | None, states: list[bytes], **options: Any
 ) -> dict[str, Any]:
-    """A pure request; what is None is left out."""
+    """Writes a pure request; entries that are None are left out."""
     entries = {"window": window, "previous": previous, "generator": states, **options}
     return {"plan": {name: value for name, value in entries.items() if value is not None}}
 
 
-def work_of(request: Any, policy: Policy, max_batch: int) -> Work:
-    """The work that a pure request asks for.
+def job_of(request: Any, policy: Policy, max_batch: int) -> PlanJob:
+    """Reads a pure request.
 
     Raises:
         InvalidObservationError: the window has the wrong shape, or NaN or infinity in it.
         MessageError: anything else is wrong.
     """
-    form = Form.of(policy)
+    form = PlanFormat.of(policy)
     request = checked_map(request, "plan", ["window", "generator"], ["previous", "committed", *OPTIONS])
     window = policy.checked(numbers(request["window"], "plan.window"))
     batch, states, previous = len(window), request["generator"], request.get("previous")
@@ -318,7 +318,7 @@ def work_of(request: Any, policy: Policy, max_batch: int) -> Work:
     plan = None if previous is None else form.plan_of(previous, "plan.previous", batch).to(policy.device)
     kept = request.get("committed")
     committed = None if kept is None else form.committed_of(kept, "plan.committed", batch)
-    return Work(window, plan, tuple(states), options_of(request, policy.spec), committed)
+    return PlanJob(window, plan, tuple(states), options_of(request, policy.spec), committed)
 
 
 # ------------------------------------------------------------------------------------------ metadata
@@ -326,24 +326,24 @@ def work_of(request: Any, policy: Policy, max_batch: int) -> Work:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the server says of itself to begin with.
+    """A server's first message.
 
     Attributes:
         form: of its plans.
         sampler: its name.
         max_batch: batch elements per request.
         max_message: bytes per request.
-        version: of the package there.
+        version: of the server's package.
     """
 
-    form: Form
+    form: PlanFormat
     sampler: str
     max_batch: int
     max_message: int
     version: str = __version__
 
     def to_map(self) -> dict[str, Any]:
-        """To send; the sizes also by themselves, for clients that don't care for the rest."""
+        """Writes the message; the sizes also by themselves, for clients that need nothing else."""
         spec = self.form.spec
         sizes = ("task", "obs_dim", "action_dim", "n_obs_steps", "horizon", "n_action_steps")
         return {
@@ -360,22 +360,22 @@ class Metadata:
 
     @staticmethod
     def of_map(value: Any) -> Metadata:
-        """As it was sent.
+        """Reads the message.
 
         Raises:
-            ServerError: this isn't a server that this version understands.
+            ServerError: the server is none, or of another protocol.
         """
         if not isinstance(value, dict) or value.get("protocol") != PROTOCOL:
             found = value.get("protocol") if isinstance(value, dict) else None
             raise ServerError(
-                f"what answers isn't a paradiffpolicy server of protocol {PROTOCOL} (it says {found!r:.40}): "
+                f"the server isn't a paradiffpolicy server of protocol {PROTOCOL} (it says {found!r:.40}): "
                 "install the same version at both ends"
             )
         names = {field.name for field in fields(PolicySpec)}
         try:
             spec = PolicySpec(**checked_map(value["spec"], "spec", names, ()))
             spec = PolicySpec(**{**vars(spec), "down_dims": tuple(spec.down_dims)})
-            form = Form(spec, int(value["n_nodes"]), bool(value["stochastic"]))
+            form = PlanFormat(spec, int(value["n_nodes"]), bool(value["stochastic"]))
             limits = int(value["max_batch"]), int(value["max_message"])
             return Metadata(form, str(value["sampler"]), *limits, str(value["version"]))
         except (KeyError, TypeError, ValueError, MessageError) as error:

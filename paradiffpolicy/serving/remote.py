@@ -1,4 +1,4 @@
-"""A policy that plans on a server and is used like a local one.
+"""Plans on a server, as a policy that is used like a local one.
 
 A request carries all that a plan depends on (``protocol``), so the plan is the local one bit for
 bit, a lost connection loses nothing, and a request may be sent again.
@@ -34,15 +34,15 @@ from .protocol import (
     checked_map,
     generator_at,
     raise_error,
+    request_map,
     state_of,
-    work_map,
 )
 
 RETRY_STATUSES = (502, 503, 504)
-"""HTTP's ways to say: later."""
+"""HTTP statuses that ask for another try later."""
 
 Lost = (OSError, ConnectionClosed, TimeoutError)
-"""What a connection that may come back raises."""
+"""Errors of a connection that may come back."""
 
 
 class RemotePolicy(Closing):
@@ -53,7 +53,7 @@ class RemotePolicy(Closing):
 
     Args:
         uri: ``ws://HOST:PORT``, or ``wss://…`` for TLS.
-        api_key: what the server asks for.
+        api_key: the key that the server requires.
         certificate: PEM file of the authority that signed the server's; None: the system's.
         timeout: seconds after which a request is given up, retries included.
         first_delay, max_delay: seconds between tries.
@@ -105,7 +105,7 @@ class RemotePolicy(Closing):
         self._open.close()
 
     def warm_up(self, batch: int = 1, *, committed: bool = False) -> RemotePolicy:
-        """A plan of the batch size, and one that continues it, thrown away; this policy."""
+        """Makes a plan of the batch size and one that continues it, and discards both; returns the policy."""
         spec = self.spec
         window = np.zeros((batch, spec.n_obs_steps, spec.obs_dim), np.float32)
         generators = [torch.Generator().manual_seed(0) for _ in range(batch)]
@@ -124,7 +124,7 @@ class RemotePolicy(Closing):
         executed_steps: int | None = None,
         committed: Committed | None = None,
     ) -> Plan:
-        """``Policy.plan``, on the server; tensors of the plan are on the CPU.
+        """Samples a plan as ``Policy.plan`` does, on the server; its tensors are on the CPU.
 
         Raises:
             InvalidObservationError, InvalidPlanError, InputError: as ``Policy.plan`` does.
@@ -134,7 +134,7 @@ class RemotePolicy(Closing):
         if any(each.device.type != "cpu" for each in generators):
             raise InputError("a remote policy's generators must be on the CPU: torch.Generator()")
         form = self._known.form
-        request = work_map(
+        request = request_map(
             _as_array(observation_window),
             None if previous is None else form.plan_map(previous),
             [state_of(each) for each in generators],
@@ -181,7 +181,7 @@ class RemotePolicy(Closing):
         try:
             self._connection.send(message)
             answer = self._connection.recv(timeout=max(0.0, deadline - self._clock.now()))
-        except BaseException:  # also an interrupt: the answer that is still to come is for nobody
+        except BaseException:  # also an interrupt: the answer that is still to come is of no use
             self._drop()
             raise
         if isinstance(answer, str):
@@ -233,7 +233,7 @@ class RemotePolicy(Closing):
         return connection
 
     def _drop(self) -> None:
-        """Ends a connection that is of no more use, without waiting for the other end."""
+        """Ends a connection without waiting for the other end."""
         if self._connection is not None:
             with suppress(OSError):
                 self._connection.socket.shutdown(socket.SHUT_RDWR)
@@ -253,7 +253,7 @@ def _given_up(uri: str, timeout: float, error: BaseException) -> ServerError:
 def _tls(uri: str, certificate: str | Path | None) -> ssl.SSLContext | None:
     if not uri.startswith("wss://"):
         if certificate is not None:
-            raise InputError(f"uri={uri} has no TLS, so certificate={certificate} is for nothing: wss://…")
+            raise InputError(f"uri={uri} has no TLS, so certificate={certificate} has no use: wss://…")
         return None
     try:
         return ssl.create_default_context(cafile=None if certificate is None else str(certificate))
@@ -262,7 +262,7 @@ def _tls(uri: str, certificate: str | Path | None) -> ssl.SSLContext | None:
 
 
 def _as_array(window: ArrayLike | Tensor) -> np.ndarray[Any, Any]:
-    """As ``Policy.checked`` would read it."""
+    """Reads a window as ``Policy.checked`` does."""
     if isinstance(window, Tensor):
         return window.detach().to("cpu", torch.float32).numpy()
     return np.asarray(window, dtype=np.float32)

@@ -1,8 +1,8 @@
-"""The policy server: openpi's protocol on websockets, pure requests beside it, health and metrics.
+"""Serves a policy: openpi's protocol and pure requests on websockets, health and metrics on HTTP.
 
-One event loop reads and writes, one thread plans (``batching``).  Everything that a client can make
-grow is bounded: bytes per message, connections, messages read ahead, requests that wait, the time
-that an answer may take to be sent.
+One event loop reads and writes, one thread plans (``batching``).  Everything that a client could make
+grow is bounded: bytes per message, connections, messages read ahead, requests that wait, and the time
+to send an answer.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ..clock import Clock
 from ..errors import InputError, require_count, require_positive
 from ..policy import Policy
 from ..types import Plan
-from .batching import Batcher, Planned
+from .batching import Batcher, TimedResult
 from .messages import MessageError, pack, unpack
 from .metrics import Metrics
-from .protocol import Form, Metadata, ServerError, checked_map, error_map, kind_of, line_of, work_of
+from .protocol import Metadata, PlanFormat, ServerError, checked_map, error_map, job_of, kind_of, line_of
 from .session import Session
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Where a server listens, and its bounds.
+    """A server's address and bounds.
 
     Attributes:
-        host, port: where; port 0: any that is free.
-        api_key: what clients must show; None: nothing.
+        host, port: to listen at; port 0: any that is free.
+        api_key: key that clients must send; None: none.
         certificate, private_key: PEM files for TLS; None: plain.
         max_batch: batch elements planned at once.
         max_queue: requests that may wait.
@@ -91,7 +91,7 @@ class ServerSettings:
             raise InputError("certificate and private_key go together: give both, or neither")
 
     def tls(self) -> ssl.SSLContext | None:
-        """The context for TLS, or None.
+        """Makes the context for TLS, or None.
 
         Raises:
             InputError: the files can't be used.
@@ -119,17 +119,17 @@ class PolicyServer:
     answers as fast as the later ones.
 
     Args:
-        policy: what to serve.
-        sampler: its sampler's name, which clients are told.
-        settings: where, and the bounds.
-        clock: whose seconds are reported.
+        policy: to serve.
+        sampler: its sampler's name, for clients.
+        settings: address and bounds.
+        clock: measures the reported times.
     """
 
     def __init__(self, policy: Policy, sampler: str, settings: ServerSettings, clock: Clock) -> None:
         self._policy, self._settings, self._clock = policy, settings, clock
         self._metrics = Metrics(lambda: len(self._batcher), lambda: self._n_sessions)
         self._batcher = Batcher(policy, settings.max_batch, settings.max_queue, clock, self._on_batch)
-        self._form = Form.of(policy)
+        self._form = PlanFormat.of(policy)
         self._metadata = Metadata(self._form, sampler, settings.max_batch, settings.max_message)
         self._server: Server | None = None
         self._reading: set[ServerConnection] = set()
@@ -138,15 +138,15 @@ class PolicyServer:
 
     @property
     def warm_up_sizes(self) -> int:
-        """How many times ``warm_up`` calls ``on_size``."""
+        """Times that ``warm_up`` calls ``on_size``."""
         return len(self._batcher.sizes)
 
     async def warm_up(self, on_size: Callable[[], object] = lambda: None) -> None:
-        """Makes the programs of every batch size, calling ``on_size`` after each."""
+        """Compiles the programs of every batch size, calling ``on_size`` after each."""
         await self._batcher.warm_up(on_size)
 
     async def start(self) -> None:
-        """Listens.
+        """Starts to listen.
 
         Raises:
             InputError: the address or the certificate can't be used.
@@ -165,7 +165,7 @@ class PolicyServer:
                 max_queue=1,  # messages read ahead of the one that is being answered
                 open_timeout=settings.send_timeout,
                 close_timeout=settings.send_timeout,
-                logger=logging.Logger("websockets", logging.CRITICAL),  # what clients do wrong is no news
+                logger=logging.Logger("websockets", logging.CRITICAL),  # clients' errors are in the metrics
             )
         except OSError as error:
             code = error.errno or 0
@@ -176,21 +176,21 @@ class PolicyServer:
             )
         if settings.host not in LOOPBACK and (tls is None or settings.api_key is None):
             log.warning(
-                "listening on %s without %s: anybody who reaches it can use the policy",
+                "listening on %s without %s: every machine that reaches it can use the policy",
                 settings.host,
                 "TLS" if settings.api_key else "an API key",
             )
 
     @property
     def uri(self) -> str:
-        """What clients connect to, once started."""
+        """The address that clients connect to, once started."""
         assert self._server is not None
         host, port = self._server.sockets[0].getsockname()[:2]
         scheme = "ws" if self._settings.certificate is None else "wss"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def stop(self) -> None:
-        """Accepts nothing more, answers what was asked, closes all connections (1001: going away)."""
+        """Accepts no more requests, answers those received, closes all connections (1001: going away)."""
         self._stopping = True
         if self._server is not None:
             self._server.close(close_connections=False)
@@ -201,7 +201,10 @@ class PolicyServer:
     # ------------------------------------------------------------------------------------------ HTTP
 
     def _http(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answers what isn't a websocket, and refuses websockets that may not be; None lets one in."""
+        """Answers plain HTTP requests, and refuses websockets without a key or beyond the bound.
+
+        Returns None to accept a websocket.
+        """
         path = request.path.partition("?")[0]
         if path == "/healthz":
             return connection.respond(HTTPStatus.OK, "OK\n")
@@ -258,9 +261,9 @@ class PolicyServer:
                     message = await connection.recv()
                 finally:
                     self._reading.discard(connection)
-                begun = self._clock.now()
+                started = self._clock.now()
                 await self._send(connection, await self._answer(session, message, previous_seconds))
-                previous_seconds = self._clock.now() - begun
+                previous_seconds = self._clock.now() - started
                 self._metrics.request.observe(previous_seconds)
             await self._go_away(connection)
         except ConnectionClosed:
@@ -282,7 +285,7 @@ class PolicyServer:
     async def _answer(
         self, session: Session, message: str | bytes, previous_seconds: float | None
     ) -> bytes | str:
-        """The answer to one message; text says what was wrong with it."""
+        """Answers one message; an answer in text is an error."""
         try:
             if isinstance(message, str):
                 raise MessageError("the message is text: send a packed map as a binary message")
@@ -302,8 +305,8 @@ class PolicyServer:
     async def _session_answer(
         self, session: Session, request: Any, previous_seconds: float | None
     ) -> dict[str, Any]:
-        planned = await self._batcher.plan(session.begin(request))
-        session.end(planned.plan, planned.states[0])
+        planned = await self._batcher.plan(session.job(request))
+        session.remember(planned.plan, planned.states[0])
         plan = planned.plan
         if not isinstance(plan, Plan):
             raise plan if isinstance(plan, InputError) else ServerError(line_of(plan))
@@ -319,7 +322,7 @@ class PolicyServer:
     async def _pure_answer(self, request: Any, previous_seconds: float | None) -> dict[str, Any]:
         try:
             asked = checked_map(request, "the request", ["plan"], ())["plan"]
-            planned = await self._batcher.plan(work_of(asked, self._policy, self._settings.max_batch))
+            planned = await self._batcher.plan(job_of(asked, self._policy, self._settings.max_batch))
         except InputError as error:
             return self._error_map(error)
         answer: dict[str, Any] = {"generator": list(planned.states)}
@@ -341,7 +344,7 @@ class PolicyServer:
         self._metrics.inference.observe(seconds)
 
 
-def _timing(planned: Planned, previous_seconds: float | None) -> dict[str, float]:
-    """Milliseconds; the last answer's total is known only now."""
+def _timing(planned: TimedResult, previous_seconds: float | None) -> dict[str, float]:
+    """The times of an answer in ms, and the total of the answer before, which was not known then."""
     timing = {"infer_ms": planned.infer_seconds * 1e3, "queue_ms": planned.queue_seconds * 1e3}
     return timing if previous_seconds is None else timing | {"prev_total_ms": previous_seconds * 1e3}

@@ -1,9 +1,9 @@
-"""Requests as openpi's clients send them, whose state the server keeps for the connection.
+"""Answers requests as openpi's clients send them, whose state the server keeps for the connection.
 
-A request is a map: ``observation`` ``[O]`` (or ``observation/state``), the newest, which the last
-ones are remembered with, or ``[To, O]``, a whole window; and, all optional, ``reset``: forget
-observations and plan first, ``seed``: noise as from this seed from here on, and the further options
-of a plan, as ``executed_steps``.
+A request is a map: ``observation`` ``[O]`` (or ``observation/state``), the newest, to which the
+session adds the ones before, or ``[To, O]``, a whole window; and, all optional, ``reset``: forget
+observations and plan first, ``seed``: a whole number that seeds the noise from here on, and the further
+options of a plan, as ``executed_steps``.
 
 A policy sees observations that are one control step apart.  A client that asks only once per Ta
 steps should therefore send windows; one that asks every step may send single observations, with
@@ -25,7 +25,7 @@ from ..history import History
 from ..policy import InvalidObservationError, InvalidPlanError, Policy
 from ..types import Plan
 from .messages import MessageError
-from .protocol import OPTIONS, Work, checked_map, numbers, options_of, state_of, whole
+from .protocol import OPTIONS, PlanJob, checked_map, numbers, options_of, state_of, whole
 
 OBSERVATION = ("observation", "observation/state")
 
@@ -34,7 +34,7 @@ class Session:
     """One connection's observations, last plan and noise.
 
     Args:
-        policy: whose shapes count.
+        policy: gives the shapes.
         seed: of the noise.
     """
 
@@ -44,11 +44,11 @@ class Session:
         self._history = self._next = History(policy.spec.n_obs_steps)
         self._plan: Plan | None = None
 
-    def begin(self, request: Any) -> Work:
-        """The plan that a request asks for; nothing is remembered of it until ``end``.
+    def job(self, request: Any) -> PlanJob:
+        """Reads a request; nothing of it is remembered until ``remember``.
 
         A bad observation makes the session forget its observations and its plan, as a control loop
-        does: what comes after a gap begins anew.
+        does: after a gap the next plan is a cold start.
 
         Raises:
             InvalidObservationError: the observation has the wrong shape, or NaN or infinity in it.
@@ -71,10 +71,10 @@ class Session:
             self._forget()
             raise
         self._next = history
-        return Work(window, None if reset else self._plan, (state,), options)
+        return PlanJob(window, None if reset else self._plan, (state,), options)
 
-    def end(self, result: Plan | Exception, state: bytes) -> None:
-        """Remembers what came of the work, and the generator's state; a plan on the policy's device."""
+    def remember(self, result: Plan | Exception, state: bytes) -> None:
+        """Keeps a job's result, a plan on the policy's device or an error, and the generator's state."""
         self._generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
         if isinstance(result, Plan):
             self._history, self._plan = self._next, result

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from ..control.record import Record
 from ..files import write_atomically, write_json
+from ..tables import pairs
 from .timeline import latencies, timeline
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def summary(record: Record) -> dict[str, Any]:
@@ -38,27 +41,25 @@ def _percentiles(values: NDArray[np.float64], *shares: float) -> dict[str, float
 
 def summary_table(values: dict[str, Any], title: str) -> Table:
     """Tabulates what ``summary`` returns, and ``score``, if there is one."""
-    view = Table(title=title, title_justify="left", show_header=False)
-    view.add_column()
-    view.add_column(justify="right")
+    rows: dict[str, str] = {}
 
-    def row(name: str, numbers: dict[str, float | None], digits: int) -> None:
+    def add(name: str, numbers: dict[str, float | None], digits: int) -> None:
         shown = ("-" if value is None else f"{value:.{digits}f}" for value in numbers.values())
-        view.add_row(f"{name}, {' / '.join(numbers)}", " / ".join(shown))
+        rows[f"{name}, {' / '.join(numbers)}"] = " / ".join(shown)
 
-    view.add_row("ticks, of which missed", f"{values['ticks'] + values['missed']}, {values['missed']}")
-    row("deadline error, ms", values["deadline_error_ms"], 2)
-    row("a tick's cost, µs", values["tick_us"], 0)
-    view.add_row("plans, of which refused", f"{values['plans']}, {values['refused_plans']}")
-    row("plan latency, ms", values["plan_latency_ms"], 1)
     delay, share = values["delay_mean"], values["fallback_share"]
-    view.add_row("plans' delay, ticks, mean", "-" if delay is None else f"{delay:.2f}")
-    view.add_row("fallback active", "-" if share is None else f"{share:.1%}")
+    rows["ticks, of which missed"] = f"{values['ticks'] + values['missed']}, {values['missed']}"
+    add("deadline error, ms", values["deadline_error_ms"], 2)
+    add("a tick's cost, µs", values["tick_us"], 0)
+    rows["plans, of which refused"] = f"{values['plans']}, {values['refused_plans']}"
+    add("plan latency, ms", values["plan_latency_ms"], 1)
+    rows["plans' delay, ticks, mean"] = "-" if delay is None else f"{delay:.2f}"
+    rows["fallback active"] = "-" if share is None else f"{share:.1%}"
     for name, count in values["faults"].items():
-        view.add_row(f"fault: {name.replace('_', ' ')}, ticks", str(count))
+        rows[f"fault: {name.replace('_', ' ')}, ticks"] = str(count)
     if values.get("score") is not None:
-        view.add_row("score", f"{values['score']:.3f}")
-    return view
+        rows["score"] = f"{values['score']:.3f}"
+    return pairs(title, rows)
 
 
 def write_run(
