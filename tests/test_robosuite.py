@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paradiffpolicy.cli.training import stored
 from scipy.spatial.transform import Rotation
 
 from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.cli.main import compose, main
-from paradiffpolicy.cli.training import stored
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.envs.robosuite.rotation import absolute_action, pose_action, rotation_of, six_d
 from paradiffpolicy.types import PolicySpec

@@ -8,21 +8,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, require_count, require_positive
 from ..tables import bar, console, publish
 from .building import (
-    Config,
     capture_settings,
     load_policy,
-    make_env,
     named_blending,
     named_planner,
-    plain,
     recorded_windows,
     require_extra,
     resized,
     sampling_policy,
-    typed,
 )
 
 if TYPE_CHECKING:
@@ -30,16 +25,22 @@ if TYPE_CHECKING:
 
     from ..benchmarks.floors import Rates
     from ..policy import Policy
+    from .bench_schema import (
+        BenchControlConfig,
+        BenchEnvsConfig,
+        BenchLatencyConfig,
+        BenchServeConfig,
+        BenchSolversConfig,
+    )
 
 
-def bench_latency(cfg: Config) -> None:
+def bench_latency(cfg: BenchLatencyConfig) -> None:
     """Times plans and network calls for one robot, as ratios within one run."""
     from ..benchmarks.floors import measured_rates
     from ..benchmarks.timing import peak
     from ..clock import MonotonicClock
 
     repeats, steady = per_network(cfg, "repeats", 5), per_network(cfg, "steady", 0)
-    require_count(**repeats, call_repeats=cfg.call_repeats)
     policy = load_policy(cfg)
     # Real observations: how many iterations a tolerance takes depends on them.
     windows = recorded_windows(cfg, sampling_policy(cfg, "rti", policy), max(repeats.values(), default=1))
@@ -56,7 +57,7 @@ def bench_latency(cfg: Config) -> None:
 
 
 def network_latencies(
-    cfg: Config, network: str, policy: Policy, windows: list[NDArray[Any]], n_steady: int, rates: Rates
+    cfg: BenchLatencyConfig, network: str, policy: Policy, windows: list[NDArray[Any]], n_steady: int, rates: Rates
 ) -> dict[str, Any]:
     """Times a network's calls and plans, prints them, and returns them as plain values."""
     from dataclasses import asdict
@@ -102,18 +103,14 @@ def network_latencies(
     return content
 
 
-def per_network(cfg: Config, name: str, otherwise: int) -> dict[str, int]:
+def per_network(cfg: BenchLatencyConfig, name: str, otherwise: int) -> dict[str, int]:
     """A setting that is one number for all networks, or one for each."""
-    value = cfg[name]
-    numbers = plain(value) if hasattr(value, "items") else dict.fromkeys(cfg.networks, value)
-    chosen = {network: numbers.get(network, otherwise) for network in cfg.networks}
-    for network, number in chosen.items():
-        if not isinstance(number, int):
-            raise InputError(f"{name}.{network}={number} must be a whole number")
-    return chosen
+    value = getattr(cfg, name)
+    numbers = value if isinstance(value, dict) else dict.fromkeys(cfg.networks, value)
+    return {network: numbers.get(network, otherwise) for network in cfg.networks}
 
 
-def bench_control(cfg: Config) -> None:
+def bench_control(cfg: BenchControlConfig) -> None:
     """Times a control loop beside every kind of planner."""
     from dataclasses import asdict
 
@@ -123,10 +120,8 @@ def bench_control(cfg: Config) -> None:
     from ..clock import MonotonicClock
     from ..control.scheduling import Scheduling
 
-    require_count(turns=cfg.turns)
-    require_positive(seconds=cfg.seconds, rate_hz=cfg.rate_hz)
     planners = {name: named_planner(name) for name in cfg.planners}
-    scheduling, blending = Scheduling(**typed(Scheduling, cfg.scheduling)), named_blending(cfg.blending)
+    scheduling, blending = Scheduling(**vars(cfg.scheduling)), named_blending(cfg.blending)
     policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
     observations = np.stack([window[-1] for window in recorded_windows(cfg, policy, 30)])
     with bar("control", cfg.turns * len(planners), "run") as runs:
@@ -146,26 +141,25 @@ def bench_control(cfg: Config) -> None:
     rows = control_rows(records, cfg.rate_hz)
     loop = f"{cfg.rate_hz:g} Hz for {cfg.seconds:g} s beside each planner"
     title = f"{cfg.task.name}, {cfg.sampler_name}, {loop}"
-    content = {"config": plain(cfg.scheduling), "rows": [asdict(row) for row in rows]}
+    content = {"config": vars(cfg.scheduling), "rows": [asdict(row) for row in rows]}
     publish([control_table(rows, title)], content, cfg.out)
 
 
-def bench_solvers(cfg: Config) -> None:
+def bench_solvers(cfg: BenchSolversConfig) -> None:
     """Compares solvers, numbers of steps and drivers: iterations, NFE, errors, wall time."""
     from ..benchmarks.solvers import solver_cases, solver_rows, solver_table, work_precision
     from ..clock import MonotonicClock
     from ..files import write_atomically
     from ..policy import spec_sampler
 
-    require_count(windows=cfg.windows)
     policy = load_policy(cfg)
     grid = {"spacing": cfg.spacing, "lambda_min": cfg.lambda_min}
-    cases = solver_cases(policy.spec, cfg.solvers, cfg.steps, plain(cfg.drivers), **grid)
+    cases = solver_cases(policy.spec, cfg.solvers, cfg.steps, cfg.drivers, **grid)
     guide = policy.with_sampler(spec_sampler(policy.spec, solver="ddim", n_steps=10))
     windows = recorded_windows(cfg, guide, cfg.windows)
     with bar("solvers", cfg.windows) as turns:
         rows = solver_rows(policy, cases, windows, MonotonicClock(), turns.update)
-    title = f"{cfg.task.name}, {Path(cfg.checkpoint).name}, {cfg.spacing} spacing"
+    title = f"{cfg.task.name}, {Path(cfg.checkpoint or '').name}, {cfg.spacing} spacing"
     folder, figure = Path(cfg.out), work_precision(rows, title)
     write_atomically(folder / "solvers.png", lambda path: figure.savefig(path))
     written = [str(folder / name) for name in ("solvers.json", "solvers.png")]
@@ -173,7 +167,7 @@ def bench_solvers(cfg: Config) -> None:
     publish([solver_table(rows, title)], content, written[0], written)
 
 
-def bench_serve(cfg: Config) -> None:
+def bench_serve(cfg: BenchServeConfig) -> None:
     """Times a server in a process of its own, and its clients in this one."""
     from dataclasses import asdict
 
@@ -182,17 +176,13 @@ def bench_serve(cfg: Config) -> None:
     require_extra("serve")
     from ..benchmarks import serving
 
-    require_count(requests=cfg.requests, clients=cfg.clients)
-    require_positive(seconds=cfg.seconds)
-    if cfg.rate_hz is not None:
-        require_positive(rate_hz=cfg.rate_hz)
     windows = recorded_windows(cfg, sampling_policy(cfg, cfg.sampler_name, load_policy(cfg)), 32)
     clock = MonotonicClock()
     own = {"requests", "clients", "seconds", "rate_hz", "first_seed", "out", "sampler", "task"}
-    settings = {name: value for name, value in plain(cfg).items() if name not in own}
+    settings = {name: value for name, value in vars(cfg).items() if name not in own}
     settings |= {"port": 0, "max_sessions": cfg.clients + 1}
-    settings[f"++sampler.{cfg.sampler_name}"] = plain(cfg.sampler[cfg.sampler_name])
-    settings |= {f"++task.{name}": cfg.task[name] for name in ("name", "obs_dim", "action_dim", "control_hz")}
+    settings[f"++sampler.{cfg.sampler_name}"] = cfg.sampler[cfg.sampler_name]
+    settings |= {"task.name": cfg.task.name, "task.control_hz": cfg.task.control_hz}
     overrides = [f"{name}={hydra_value(value)}" for name, value in settings.items()]
     command = [sys.executable, "-m", "paradiffpolicy", "serve", *overrides]
     environment = {name: value for name, value in os.environ.items() if name != "PARADIFFPOLICY_API_KEY"}
@@ -208,12 +198,12 @@ def bench_serve(cfg: Config) -> None:
     publish(tables, {"one_client": asdict(alone), "many_clients": asdict(crowd)}, cfg.out)
 
 
-def bench_envs(cfg: Config) -> None:
+def bench_envs(cfg: BenchEnvsConfig) -> None:
     """Times environments that take turns: control steps per second."""
     from ..benchmarks.environments import environment_rows, environments_table, figures, measure
     from ..clock import MonotonicClock
+    from ..environment import make_env
 
-    require_count(turns=cfg.turns, steps=cfg.steps)
     rows = []
     for name in cfg.envs:
         rows += environment_rows(name.split("/")[-1], make_env(name, max_episode_steps=-1), cfg.own)

@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, nearest, require_count
+from ..errors import InputError, nearest
+from ..registry import Registry, import_plugins
 
 if TYPE_CHECKING:
     import gymnasium
-    import numpy as np
-    from numpy.typing import NDArray
 
+    from ..data.replay_buffer import Augment
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
     from ..planning.planner import MakePlanner
     from ..policy import Policy
     from ..sampling.sampler import Sampler
-    from ..task import ObservationField
+    from ..task import Contract
     from ..types import PolicySpec
+    from .parts import DeviceConfig, MachineConfig, PolicyConfig, SamplersConfig, TaskConfig, TaskedConfig
 
-Config = Any
-"""A composed OmegaConf node."""
+# -------------------------------------------------------------------------------------------- policies
 
 
-def load_policy(cfg: Config) -> Policy:
+def load_policy(cfg: PolicyConfig) -> Policy:
     """The checkpoint's policy, checked against the task, with the reference sampler."""
     from ..checkpoint import Checkpoint
-    from ..policy import Policy, check_task, spec_sampler
+    from ..policy import Policy, spec_sampler
 
     device = choose_device(cfg)
-    checkpoint = Checkpoint.load(locate(cfg.checkpoint))
-    task = cfg.task
-    check_task(checkpoint.spec, task.name, task.obs_dim, task.action_dim, task.control_hz)
-    policy = Policy(checkpoint, spec_sampler(checkpoint.spec), device)
-    guided = policy.with_guidance(cfg.get("guidance_scale"), cfg.get("dynamic_threshold"))
+    checkpoint = Checkpoint.load(locate(cfg.checkpoint, "checkpoint"))
+    spec = checkpoint.spec
+    if spec.task != cfg.task.name:
+        raise InputError(
+            f"the checkpoint is for task {spec.task!r}, not {cfg.task.name!r}: another checkpoint or task"
+        )
+    if cfg.task.control_hz not in (None, spec.control_hz):
+        raise InputError(
+            f"the checkpoint is for {spec.control_hz:g} actions per second, but task {spec.task!r} has "
+            f"control_hz={cfg.task.control_hz:g}"
+        )
+    if cfg.n_action_steps is not None:
+        spec = replace(spec, n_action_steps=cfg.n_action_steps)
+    policy = Policy(replace(checkpoint, spec=spec), spec_sampler(spec), device)
+    guided = policy.with_guidance(cfg.guidance_scale, cfg.dynamic_threshold)
     return guided.captured(**capture_settings(cfg))
 
 
-def capture_settings(cfg: Config, **changes: Any) -> dict[str, Any]:
-    """What ``Policy.captured`` takes."""
+def capture_settings(cfg: MachineConfig, **changes: Any) -> dict[str, Any]:
+    """The arguments of ``Policy.captured``."""
     from ..sampling.capture.backends import default_cache
 
     cache = default_cache() if cfg.capture_cache == "auto" else cfg.capture_cache
@@ -56,7 +67,7 @@ def capture_settings(cfg: Config, **changes: Any) -> dict[str, Any]:
     }
 
 
-def resized(cfg: Config, policy: Policy, down_dims: Any) -> Policy:
+def resized(cfg: MachineConfig, policy: Policy, down_dims: Sequence[int]) -> Policy:
     """The same policy with other widths and random weights, for timings."""
     import torch
 
@@ -75,7 +86,7 @@ CAPTURE_KEYS = ("capture", "precision")
 """Settings that a sampler's config may have of its own."""
 
 
-def sampling_policy(cfg: Config, name: str, policy: Policy) -> Policy:
+def sampling_policy(cfg: PolicyConfig, name: str, policy: Policy) -> Policy:
     """The policy with the sampler that the config calls ``name``, captured as that says."""
     sampler = named_sampler(cfg, name, policy.spec)
     own = {key: cfg.sampler[name][key] for key in CAPTURE_KEYS if key in cfg.sampler[name]}
@@ -86,45 +97,87 @@ def sampling_policy(cfg: Config, name: str, policy: Policy) -> Policy:
         raise InputError(f"sampler.{name}: {error}")
 
 
-def named_sampler(cfg: Config, name: str, spec: PolicySpec) -> Sampler:
+def named_sampler(cfg: SamplersConfig, name: str, spec: PolicySpec) -> Sampler:
     """The sampler that the config calls ``name``, for the policy's noise schedule."""
     from ..policy import spec_sampler
 
     if name not in cfg.sampler:
         raise InputError(f"unknown sampler {name!r}{nearest(name, cfg.sampler)}")
     try:
-        settings = {k: v for k, v in plain(cfg.sampler[name]).items() if k not in CAPTURE_KEYS}
-        return spec_sampler(spec, **settings)
+        return spec_sampler(spec, **{k: v for k, v in cfg.sampler[name].items() if k not in CAPTURE_KEYS})
     except InputError as error:
         raise InputError(f"sampler.{name}: {error}")
 
 
-def env_maker(cfg: Config) -> MakeEnv:
-    """Makes the task's environment, also in another process."""
-    return functools.partial(
-        make_env, cfg.task.env.id, max_episode_steps=cfg.task.max_steps, **plain(cfg.task.env.kwargs)
-    )
+# --------------------------------------------------------------------------------- tasks, environments
 
 
-def make_env(name: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """A registered environment."""
-    import gymnasium
+def contract(task: TaskConfig) -> Contract:
+    """What the task's policies observe, and what their actions mean."""
+    from dataclasses import asdict
 
-    from .. import envs  # noqa: F401  registers the environments
+    from ..task import Contract
 
-    try:
-        return gymnasium.make(name, **kwargs)
-    except (ImportError, TypeError, ValueError) as error:
-        raise InputError(f"{name} can't be made: {error}")
+    action = {f"action_{name}": value for name, value in asdict(task.action).items()}
+    return Contract.from_dict({"observation": [asdict(field) for field in task.observation], **action})
 
 
-def env_picture(env: gymnasium.Env[Any, Any], size: int) -> NDArray[np.uint8]:
-    """``[size, size, 3]`` of the environment as it is."""
-    try:
-        picture: NDArray[np.uint8] = env.unwrapped.picture(size)  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise InputError(f"{error}: videos=0")
-    return picture
+def task_env(
+    task: TaskConfig, plugins: Sequence[str], sizes: tuple[int, int] | None = None, **changes: Any
+) -> gymnasium.Env[Any, Any]:
+    """Makes the task's environment, also in another process.
+
+    Args:
+        sizes: ``(obs_dim, action_dim)`` that it must have; None: any.
+        changes: other arguments of ``gymnasium.make``.
+
+    Raises:
+        InputError: the task names none, it can't be made, or it has other sizes.
+    """
+    from ..environment import make_env
+
+    import_plugins(list(plugins))
+    if task.env.id is None:
+        raise InputError(f"task {task.name!r} names no environment: set task.env.id, as my_module:Reach-v0")
+    env = make_env(task.env.id, **{"max_episode_steps": task.max_steps, **task.env.kwargs, **changes})
+    found = [getattr(space, "shape", None) for space in (env.observation_space, env.action_space)]
+    if sizes is not None and found != [(size,) for size in sizes]:
+        env.close()
+        raise InputError(
+            f"{task.env.id} has observations {found[0]} and actions {found[1]}, but the policy of task "
+            f"{task.name!r} has obs_dim={sizes[0]}, action_dim={sizes[1]}"
+        )
+    return env
+
+
+def env_maker(cfg: TaskedConfig, spec: PolicySpec | None = None) -> MakeEnv:
+    """Makes the task's environment, also in another process, and compares it with a policy's sizes."""
+    sizes = None if spec is None else (spec.obs_dim, spec.action_dim)
+    return functools.partial(task_env, cfg.task, tuple(cfg.plugins), sizes)
+
+
+def env_maker_at(cfg: TaskedConfig, spec: PolicySpec | None = None) -> MakeEnvAt:
+    """Makes the task's environment for a control rate, without an end."""
+    from ..environment import control_rate
+
+    # -1: an episode's length is a matter of seconds here.
+    make_env = functools.partial(env_maker(cfg, spec), max_episode_steps=-1)
+
+    def make(rate_hz: float) -> gymnasium.Env[Any, Any]:
+        try:
+            return make_env(control_hz=rate_hz)
+        except InputError as error:
+            if "control_hz" not in str(error):
+                raise InputError(f"rate_hz={rate_hz:g}: {error}")
+        env = make_env()
+        own = control_rate(env, cfg.task.control_hz)
+        if own != rate_hz:
+            raise InputError(
+                f"rate_hz={rate_hz:g}: {cfg.task.env.id} takes no control_hz; its own is {own:g}"
+            )
+        return env
+
+    return make
 
 
 def env_workers(count: int | str) -> Workers:
@@ -138,34 +191,27 @@ def worker_count(count: int | str) -> int:
     """How many processes a config's ``workers`` means."""
     from ..evaluation.workers import usable_cores
 
-    if count == "auto":
-        return usable_cores()
-    if isinstance(count, str):
-        raise InputError(f"workers={count} must be a whole number above 0, or auto: a process per core")
-    require_count(workers=count)
-    return count
+    return usable_cores() if isinstance(count, str) else count
 
 
-def env_maker_at(cfg: Config) -> MakeEnvAt:
-    """Makes the task's environment for a control rate, without an end."""
-    kwargs = plain(cfg.task.env.kwargs)
-
-    def make(rate_hz: float) -> gymnasium.Env[Any, Any]:
-        try:
-            # -1: an episode's length is a matter of seconds here.
-            return make_env(cfg.task.env.id, control_hz=rate_hz, max_episode_steps=-1, **kwargs)
-        except InputError as error:
-            raise InputError(f"rate_hz={rate_hz:g}: {error}")
-
-    return make
-
-
-def recorded_windows(cfg: Config, guide: Policy, count: int) -> list[Any]:
+def recorded_windows(cfg: Any, guide: Policy, count: int) -> list[Any]:
     """Observation windows ``[To, O]`` of an episode that ``guide`` runs, again from its start if short."""
     from ..evaluation.rollout import rollout
 
-    episode = rollout(guide, env_maker(cfg), [cfg.first_seed], cfg.task.max_steps)[0]
+    episode = rollout(guide, env_maker(cfg, guide.spec), [cfg.first_seed], cfg.task.max_steps)[0]
     return [episode.windows[k % len(episode.windows)] for k in range(count)]
+
+
+def _mirrored(episode: Any) -> Any:
+    from ..envs.pusht import mirrored
+
+    return mirrored(episode)
+
+
+AUGMENTATIONS: Registry[Augment] = Registry("augmentation", {"pusht_mirror": _mirrored})
+"""What makes a second episode of every recorded one, by name."""
+
+# --------------------------------------------------------------------------------------------- control
 
 
 def named_planner(name: str) -> MakePlanner:
@@ -173,23 +219,16 @@ def named_planner(name: str) -> MakePlanner:
     from ..planning.planner import InlinePlanner, ThreadPlanner
     from ..planning.process import ProcessPlanner
 
-    planners: dict[str, MakePlanner] = {
-        "inline": InlinePlanner,
-        "thread": ThreadPlanner,
-        "process": ProcessPlanner,
-    }
-    if name not in planners:
-        raise InputError(f"unknown planner {name!r}{nearest(str(name), planners)}")
-    return planners[name]
+    return {"inline": InlinePlanner, "thread": ThreadPlanner, "process": ProcessPlanner}[name]
 
 
-def named_blending(node: Config) -> Blending:
+def named_blending(settings: dict[str, Any]) -> Blending:
     """Which action runs where plans overlap: a name, and its options."""
     import inspect
 
     from ..planning.blending import BLENDINGS
 
-    options = plain(node)
+    options = dict(settings)
     name = options.pop("name", None)
     if name not in BLENDINGS:
         raise InputError(f"unknown blending {name!r}{nearest(str(name), BLENDINGS)}")
@@ -202,18 +241,14 @@ def named_blending(node: Config) -> Blending:
     return functools.partial(BLENDINGS[name], **options)
 
 
-def observation_fields(cfg: Config) -> list[ObservationField]:
-    from ..task import ObservationField
-
-    return [ObservationField(**plain(field)) for field in cfg.task.observation]
+# --------------------------------------------------------------------------------------------- machine
 
 
-def choose_device(cfg: Config) -> str:
+def choose_device(cfg: DeviceConfig) -> str:
     """Sets the number of threads and names the device."""
     import torch
 
     if cfg.threads is not None:
-        require_count(threads=cfg.threads)
         torch.set_num_threads(cfg.threads)
     if cfg.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -223,14 +258,20 @@ def choose_device(cfg: Config) -> str:
         raise InputError(
             f"device={cfg.device} can't be used here ({str(error).splitlines()[0]}): device=cpu can"
         )
-    return str(cfg.device)
+    return cfg.device
 
 
-def locate(path: str) -> Path:
-    """A path as given, from the working folder, or else from the checkout that this code lies in."""
-    given = Path(path)
-    beside = Path(__file__).resolve().parents[2] / given
-    return beside if not given.exists() and beside.exists() else given
+def locate(path: str | None, setting: str) -> Path:
+    """A path as given, from the working folder, or else from the checkout or the package of this code.
+
+    Raises:
+        InputError: it is null; ``setting`` is its name.
+    """
+    if path is None:
+        raise InputError(f"{setting} is null, and the task names none: write {setting}=PATH")
+    package = Path(__file__).resolve().parents[1]
+    places = [folder / path for folder in (Path(), package.parent, package)]
+    return next((place for place in places if place.exists()), Path(path))
 
 
 EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets")}
@@ -244,26 +285,3 @@ def require_extra(extra: str) -> None:
     missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
     if missing:
         raise InputError(f"{', '.join(missing)} isn't installed: pip install 'paradiffpolicy[{extra}]'")
-
-
-def plain(node: Config) -> Any:
-    """A config node as dicts, lists and numbers."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(node, resolve=True)
-
-
-def typed(cls: type, node: Config) -> dict[str, Any]:
-    """A config node's values, checked against the annotations of the dataclass they are for."""
-    import typing
-
-    hints = typing.get_type_hints(cls)
-    values = plain(node)
-    for name, value in values.items():
-        wanted = hints[name]
-        allowed = (int, float) if wanted is float else wanted
-        if wanted in (int, float, str, bool) and (
-            not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool)
-        ):
-            raise InputError(f"{name}={value} must be a {wanted.__name__}")
-    return dict(values)

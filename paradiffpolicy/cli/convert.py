@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .building import Config, env_maker, locate, plain
+from .building import locate, task_env
 
 if TYPE_CHECKING:
     from ..data.formats.demonstration import Source
     from ..data.formats.env_args import EnvArgs
+    from .parts import TaskConfig
+    from .schema import ConvertConfig
 
 
-def convert(cfg: Config) -> None:
+def convert(cfg: ConvertConfig) -> None:
     """A robomimic HDF5 file to a zarr store, or back, with actions of the kind that is wanted."""
     from tqdm import tqdm
 
@@ -23,14 +25,14 @@ def convert(cfg: Config) -> None:
     from ..data.formats.store import write_store
 
     for name in ("source", "out"):
-        if cfg[name] is None:
+        if getattr(cfg, name) is None:
             raise InputError(f"nothing is named by {name}: write {name}=NAME.hdf5 or {name}=NAME.zarr")
-    out = Path(cfg.out)
+    out = Path(str(cfg.out))
     if out.suffix not in (".zarr", *SUFFIXES):
         raise InputError(f"out={out} must end in .zarr or .hdf5, which says what to write")
     if out.exists():
         raise InputError(f"out={out} exists: choose another path")
-    source = open_source(locate(cfg.source), cfg)
+    source = open_source(locate(cfg.source, "source"), cfg)
     try:
         names = chosen(source, cfg.mask)
         conversion = Conversion(
@@ -38,7 +40,7 @@ def convert(cfg: Config) -> None:
             to_store=out.suffix == ".zarr",
             actions=cfg.actions,
             observations=cfg.observations,
-            keys=None if cfg.obs_keys is None else [str(key) for key in plain(cfg.obs_keys)],
+            keys=cfg.obs_keys,
             check=cfg.check,
             tell=note,
         )
@@ -65,17 +67,17 @@ def convert(cfg: Config) -> None:
     print(f"{out}: {len(names)} demonstrations, {conversion.n_steps} steps, actions {conversion.actions}")
 
 
-def open_source(path: Path, cfg: Config) -> Source:
+def open_source(path: Path, cfg: ConvertConfig) -> Source:
     """The file or store; the task's environment describes a store that doesn't describe itself."""
     from ..data.formats.robomimic import RobomimicFile
     from ..data.formats.store import StoreFile
 
     if path.is_dir():
-        return StoreFile(path, task_env_args(cfg) if cfg.get("task") else None)
+        return StoreFile(path, None if cfg.task is None else task_env_args(cfg.task, cfg.plugins))
     return RobomimicFile(path)
 
 
-def task_env_args(cfg: Config) -> EnvArgs:
+def task_env_args(task: TaskConfig, plugins: list[str]) -> EnvArgs:
     """The task's environment, described as robomimic does.
 
     Raises:
@@ -83,16 +85,12 @@ def task_env_args(cfg: Config) -> EnvArgs:
     """
     from ..data.formats.env_args import GYM_TYPE, EnvArgs
 
-    where = f"task {cfg.task.name}"
-    try:
-        env: Any = env_maker(cfg)()
-    except ImportError as error:
-        raise InputError(str(error))
+    where, env = f"task {task.name}", task_env(task, plugins)
     described = getattr(env.unwrapped, "env_args", None)
     env.close()
     if described is not None:
         return EnvArgs.parse(described, where)
-    return EnvArgs(cfg.task.env.id, plain(cfg.task.env.kwargs), None, GYM_TYPE, where)
+    return EnvArgs(str(task.env.id), task.env.kwargs, None, GYM_TYPE, where)
 
 
 def note(line: str) -> None:

@@ -11,30 +11,32 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..provenance import machine
 from ..tables import console, pairs, table
-from .building import Config, choose_device, locate
+from .building import choose_device, locate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
+    from .schema import InfoConfig
+
 SCANNED = 2000
 """Steps of a store that are in memory at once."""
 
 
-def info(cfg: Config) -> None:
+def info(cfg: InfoConfig) -> None:
     """What is in the named files; without any, the machine, a checkpoint and a dataset."""
     screen = console()
     if cfg.paths:
         # All of them are read before the first is shown: a mistyped name is the last line, and alone.
-        for tables in [describe_path(locate(str(path))) for path in cfg.paths]:
+        for tables in [describe_path(locate(path, "paths")) for path in cfg.paths]:
             for view in tables:
                 screen.print(view)
         return
     choose_device(cfg)
     screen.print(pairs("machine", machine()))
-    for view in describe_checkpoint(locate(cfg.checkpoint)):
+    for view in describe_checkpoint(locate(cfg.checkpoint, "checkpoint")):
         screen.print(view)
-    path = locate(cfg.dataset)
+    path = locate(cfg.dataset, "dataset")
     if not path.exists():
         screen.print(f"dataset {cfg.dataset}: not there")
         return

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from .. import __version__
 from ..errors import InputError, nearest
 from .bench import bench_control, bench_envs, bench_latency, bench_serve, bench_solvers
-from .building import Config, choose_device
+from .building import choose_device
+from .collect import collect
+from .composing import compose
 from .convert import convert
 from .evaluate import evaluate
+from .help import entry as help_entry
+from .help import settings_help
 from .info import info
 from .run import StoppedError, run
 from .serve import serve
-from .training import collect, train
+from .train import train
 
 
 @dataclass(frozen=True)
 class Command:
     """A subcommand: what runs it, what its help says, and the setting that words without = go to."""
 
-    run: Callable[[Config], None]
+    run: Callable[[Any], None]
     help: str
     examples: tuple[tuple[str, str], ...]
     words: str | None = None
@@ -174,82 +181,34 @@ COMMANDS = {
 }
 
 
-def compose(command: str, overrides: list[str]) -> Config:
-    """The command's config with the overrides applied.
-
-    Raises:
-        InputError: an override is malformed or names something that doesn't exist.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    config = command.replace(" ", "_")
-    words_go_to = COMMANDS[command].words
-    words = [o for o in overrides if "=" not in o and not o.startswith("~")] if words_go_to else []
-    overrides = [override for override in overrides if override not in words]
-    for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise InputError(f"{override!r} is not an override: write NAME=VALUE, as seeds=10")
-    with initialize_config_module("paradiffpolicy.configs", version_base="1.3"):
-        try:
-            cfg = hydra_compose(config, overrides)
-            OmegaConf.resolve(cfg)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(_override_error(command, overrides, error, hydra_compose(config)))
-    if words and words_go_to:
-        cfg[words_go_to] = words
-    return cfg
-
-
-def _override_error(command: str, overrides: list[str], error: Exception, defaults: Config) -> str:
-    """One line: the first override whose name doesn't exist, with the nearest that does."""
-    known = list(_flat_keys(defaults))
-    for override in overrides:
-        name = override.split("=")[0].lstrip("+~").split("@")[0]
-        if not override.startswith("+") and name not in known:
-            return f"{command} has no setting {name!r}{nearest(name, known)}"
-    text = str(error).splitlines()
-    return f"{command}: {text[0] if text else type(error).__name__}"
-
-
-def _flat_keys(node: Config, prefix: str = "") -> list[str]:
-    from omegaconf import DictConfig
-
-    keys = []
-    for key, value in node.items_ex(resolve=False):
-        keys.append(f"{prefix}{key}")
-        if isinstance(value, DictConfig):
-            keys += _flat_keys(value, f"{prefix}{key}.")
-    return keys
-
-
 def usage() -> str:
-    lines = [f"  {name:<15}{' '.join(command.help.split())}" for name, command in COMMANDS.items()]
-    return (
-        "paradiffpolicy COMMAND [NAME=VALUE ...]\n\n"
-        + "\n".join(lines)
-        + "\n\nparadiffpolicy COMMAND --help says more, with examples and every setting."
+    """The commands, each with its first sentence."""
+    lines = [help_entry(name, " ".join(command.help.split())) for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "paradiffpolicy COMMAND [NAME=VALUE ...]",
+            "paradiffpolicy --version",
+            "",
+            *lines,
+            "",
+            "paradiffpolicy COMMAND --help says more, with examples and every setting.",
+        ]
     )
 
 
 def command_help(name: str) -> str:
-    from omegaconf import OmegaConf
-
+    """A command's description, examples and settings."""
     command = COMMANDS[name]
     examples = "\n".join(f"  {line}\n      {meaning}" for line, meaning in command.examples)
-    settings = compose(name, [])
     words = " [PATH ...]" if command.words else ""
     return (
         f"paradiffpolicy {name}{words} [NAME=VALUE ...]\n\n{command.help}\n\nExamples:\n{examples}\n\n"
-        f"Settings, with their defaults:\n\n{OmegaConf.to_yaml(settings)}"
+        f"{settings_help(compose(name, []))}"
     )
 
 
 @contextlib.contextmanager
-def one_of_several(cfg: Config) -> Iterator[Config]:
+def one_of_several(cfg: Any) -> Iterator[Any]:
     """Joins the other processes if torchrun started several.  All compute the same; the first
     reports, the others are silent and write to a folder that goes away."""
     if "WORLD_SIZE" not in os.environ:
@@ -270,7 +229,7 @@ def one_of_several(cfg: Config) -> Iterator[Config]:
             contextlib.redirect_stdout(nowhere),
             contextlib.redirect_stderr(nowhere),
         ):
-            if "out" in cfg:
+            if hasattr(cfg, "out"):
                 cfg.out = f"{scratch}/out"
             yield cfg
     finally:
@@ -280,19 +239,8 @@ def one_of_several(cfg: Config) -> Iterator[Config]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the console command; returns the exit code, 2 for bad input."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0 if argv else 2
     try:
-        words = 2 if any(command.startswith(f"{argv[0]} ") for command in COMMANDS) else 1
-        name, overrides = " ".join(argv[:words]), argv[words:]
-        if name not in COMMANDS:
-            raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
-        if {"-h", "--help"} & set(overrides):
-            print(command_help(name))
-            return 0
-        with one_of_several(compose(name, overrides)) as cfg:
-            COMMANDS[name].run(cfg)
+        return dispatch(argv)
     except InputError as error:
         if os.environ.get("RANK", "0") == "0":  # of several processes, the first speaks
             print(f"paradiffpolicy: {' '.join(str(error).split())}", file=sys.stderr)
@@ -301,7 +249,36 @@ def main(argv: list[str] | None = None) -> int:
         name = signal.Signals(stop.args[0]).name
         print(f"paradiffpolicy: stopped by {name}; what was recorded until then is written", file=sys.stderr)
         return 128 + int(stop.args[0])
+    except BrokenPipeError:  # as of '--help | head'
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  nothing fails at exit
+        return 0
     except KeyboardInterrupt:
         print("paradiffpolicy: interrupted", file=sys.stderr)
         return 130
+
+
+def dispatch(argv: list[str]) -> int:
+    """Runs the command that the arguments name, or prints help."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage(), flush=True)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"paradiffpolicy {__version__}")
+        return 0
+    words = 2 if any(command.startswith(f"{argv[0]} ") for command in COMMANDS) else 1
+    name, overrides = " ".join(argv[:words]), argv[words:]
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+    if {"-h", "--help"} & set(overrides):
+        print(command_help(name), flush=True)
+        return 0
+    words_go_to = COMMANDS[name].words
+    paths = (
+        [word for word in overrides if "=" not in word and not word.startswith("~")] if words_go_to else []
+    )
+    if paths:
+        overrides = [word for word in overrides if word not in paths]
+        overrides.append(f"{words_go_to}={json.dumps(paths)}")
+    with one_of_several(compose(name, overrides)) as cfg:
+        COMMANDS[name].run(cfg)
     return 0

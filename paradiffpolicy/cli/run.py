@@ -11,18 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, nearest, require_count, require_positive
+from ..errors import InputError
 from ..provenance import describe, machine
-from .building import (
-    Config,
-    env_maker_at,
-    load_policy,
-    named_blending,
-    named_planner,
-    plain,
-    sampling_policy,
-    typed,
-)
+from .building import env_maker_at, load_policy, named_blending, named_planner, sampling_policy
 
 if TYPE_CHECKING:
     from ..clock import Clock
@@ -31,9 +22,10 @@ if TYPE_CHECKING:
     from ..robots.robot import Robot
     from ..telemetry.recorder import Caption, Fields, Picture
     from ..telemetry.rerun import Project, Sink
+    from .schema import RunConfig
 
 
-def run(cfg: Config) -> None:
+def run(cfg: RunConfig) -> None:
     """A policy drives a robot in real time, to be looked at now and later."""
     from rich.console import Console
     from tqdm import tqdm
@@ -49,21 +41,15 @@ def run(cfg: Config) -> None:
     from ..telemetry.rerun import RerunView
     from ..telemetry.summary import summary, summary_table, write_run
 
-    require_positive(seconds=cfg.seconds)
-    require_count(picture_size=cfg.picture_size)
-    require_whole(seed=cfg.seed, replan_every=0 if cfg.replan_every is None else cfg.replan_every)
     planner, blending = named_planner(cfg.planner), named_blending(cfg.blending)
-    if cfg.robot not in ROBOTS:
-        raise InputError(f"unknown robot {cfg.robot!r}{nearest(cfg.robot, ROBOTS)}")
-    scheduling = Scheduling(**typed(Scheduling, cfg.scheduling))
+    scheduling = Scheduling(**vars(cfg.scheduling))
     sink, shown = view_sink(cfg.view), shown_seconds(cfg)
     folder = Path(cfg.out or f"outputs/run/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
-    files = {name: Path(cfg[name]) for name in ("record", "video") if cfg[name]}
+    files = {name: Path(path) for name, path in (("record", cfg.record), ("video", cfg.video)) if path}
     require_writable(**files)
     clock, loaded = MonotonicClock(), load_policy(cfg)
     policy: Plans = sampling_policy(cfg, cfg.sampler_name, loaded)
     if cfg.budget_ms is not None:
-        require_positive(budget_ms=cfg.budget_ms)
         policies = [sampling_policy(cfg, name, loaded) for name in cfg.anytime]
         policy = Anytime(policies, cfg.budget_ms / 1e3, clock)
     spec = policy.spec
@@ -72,8 +58,8 @@ def run(cfg: Config) -> None:
     n_ticks = max(1, round(cfg.seconds * rate_hz))
     per_picture = max(1, round(rate_hz / PICTURES_PER_SECOND))
     title = (
-        f"{cfg.task.name}, {Path(cfg.checkpoint).name}, {cfg.sampler_name}, seed {cfg.seed}, {rate_hz:g} Hz, "
-        f"planner: {cfg.planner}, {cfg.blending.name}"
+        f"{cfg.task.name}, {Path(cfg.checkpoint or '').name}, {cfg.sampler_name}, seed {cfg.seed}, {rate_hz:g} Hz, "
+        f"planner: {cfg.planner}, {cfg.blending["name"]}"
     )
     controller = Controller(
         policy,
@@ -127,13 +113,13 @@ def run(cfg: Config) -> None:
             about = {
                 "task": cfg.task.name,
                 "checkpoint": str(cfg.checkpoint),
-                "sampler": plain(cfg.sampler[cfg.sampler_name]),
+                "sampler": cfg.sampler[cfg.sampler_name],
                 "rate_hz": rate_hz,
                 "planner": cfg.planner,
                 "budget_ms": cfg.budget_ms,
-                "blending": plain(cfg.blending),
+                "blending": cfg.blending,
                 "replan_every": cfg.replan_every,
-                "scheduling": plain(cfg.scheduling),
+                "scheduling": vars(cfg.scheduling),
                 "seed": cfg.seed,
                 "machine": machine(),
             }
@@ -179,7 +165,7 @@ class Driven:
     close: Callable[[], object]
 
 
-def env_robot(cfg: Config, rate_hz: float, clock: Clock) -> Driven:
+def env_robot(cfg: RunConfig, rate_hz: float, clock: Clock) -> Driven:
     """The task's environment, whose time is the clock's."""
     import gymnasium
     import numpy as np
@@ -214,7 +200,7 @@ def env_robot(cfg: Config, rate_hz: float, clock: Clock) -> Driven:
     )
 
 
-ROBOTS: dict[str, Callable[[Config, float, Clock], Driven]] = {"env": env_robot}
+ROBOTS: dict[str, Callable[[RunConfig, float, Clock], Driven]] = {"env": env_robot}
 """What can be driven, by name."""
 
 
@@ -236,13 +222,12 @@ def view_sink(view: str | None) -> Sink | None:
     raise InputError(f"view={view} must be rerun, a path that ends in .rrd, or rerun+http://HOST:PORT/proxy")
 
 
-def shown_seconds(cfg: Config) -> tuple[float, float] | None:
+def shown_seconds(cfg: RunConfig) -> tuple[float, float] | None:
     """What of a run its timeline shows."""
     if cfg.timeline is None:
         return None
-    values = plain(cfg.timeline)
-    numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
-    if not numbers or len(values) != 2 or not 0 <= values[0] < min(values[1], cfg.seconds):
+    values = cfg.timeline
+    if len(values) != 2 or not values[0] < min(values[1], cfg.seconds):
         raise InputError(f"timeline={values} must be [from, to], in seconds of a run of {cfg.seconds}")
     return values[0], values[1]
 
@@ -274,10 +259,3 @@ def seeded(seed: int) -> Any:
     import torch
 
     return torch.Generator().manual_seed(seed)
-
-
-def require_whole(**values: int) -> None:
-    """Raises ``InputError`` that names the first value that is not a whole number, 0 or above."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise InputError(f"{name}={value} must be a whole number, 0 or above")

@@ -6,17 +6,20 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..provenance import in_words, programs
-from .building import Config, load_policy, require_extra, sampling_policy, typed
+from .building import load_policy, require_extra, sampling_policy
+
+if TYPE_CHECKING:
+    from .schema import ServeConfig
 
 
-def serve(cfg: Config) -> None:
+def serve(cfg: ServeConfig) -> None:
     """A policy for clients over the network, until SIGINT or SIGTERM."""
     import asyncio
     import gc
 
-    from omegaconf import OmegaConf
     from tqdm import tqdm
 
     from ..clock import MonotonicClock
@@ -31,7 +34,7 @@ def serve(cfg: Config) -> None:
         api_key=key,
         certificate=None if cfg.certificate is None else Path(cfg.certificate),
         private_key=None if cfg.private_key is None else Path(cfg.private_key),
-        **typed(ServerSettings, OmegaConf.masked_copy(cfg, names)),
+        **{name: getattr(cfg, name) for name in names},
     )
     settings.tls()  # says what is wrong with it before anything takes time
     policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))

@@ -1,0 +1,146 @@
+"""The benchmarks' settings: a dataclass each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .parts import (
+    BACKENDS,
+    PLANNERS,
+    PRECISIONS,
+    CommandConfig,
+    PolicyConfig,
+    SchedulingConfig,
+    blending_setting,
+    json_setting,
+    replan_setting,
+    sampler_names,
+    sampler_setting,
+    seed_setting,
+)
+from .settings import listed, setting
+
+SOLVERS = listed("sampling.solvers", "SOLVERS")
+SPACINGS = listed("sampling.spacing", "SPACINGS")
+
+
+@dataclass
+class BenchLatencyConfig(PolicyConfig):
+    """Settings."""
+
+    samplers: list[str] = setting(
+        ["ddpm", "dpm_solver_pp_6", "paraddpm", "speculative", "speculative_sde", "rti", "rti_5"],
+        "samplers to time",
+        choices=sampler_names,
+    )
+    captures: list[str] = setting(["eager", "auto"], "backends, for every sampler", choices=BACKENDS)
+    networks: dict[str, Any] = setting(
+        {"shipped": None, "large": [256, 512, 1024]},
+        "channels of the levels, with random weights; null: the checkpoint's own",
+        minimum=1,
+        kind=int,
+    )
+    repeats: Any = setting(
+        {"shipped": 20, "large": 5}, "plans per row; or one number for all", minimum=1, kind=int
+    )
+    call_rows: list[int] = setting([1, 10], "rows of a timed network call; []: none", minimum=1)
+    call_repeats: int = setting(30, "network calls per row", minimum=1)
+    precisions: list[str] = setting(["f32", "int8"], "of captured network calls", choices=PRECISIONS)
+    steady: Any = setting(
+        {"shipped": 0, "large": 0},
+        "plans in a row with 'rti', captured, for memory and p99",
+        minimum=0,
+        kind=int,
+    )
+    first_seed: int = seed_setting("the episode whose observations are planned from")
+    out: str | None = json_setting()
+
+
+@dataclass
+class BenchControlConfig(PolicyConfig):
+    """Settings."""
+
+    sampler_name: str = sampler_setting()
+    planners: list[str] = setting(["process", "thread", "inline"], "planners to run beside", choices=PLANNERS)
+    rate_hz: float = setting(100, "of the loop, a multiple of the policy's", above=0)
+    seconds: float = setting(60, "beside each planner, in all", above=0)
+    turns: int = setting(3, "runs that they take turns in", minimum=1)
+    blending: dict[str, Any] = blending_setting()
+    replan_every: int = replan_setting(0)
+    first_seed: int = seed_setting("the episode whose observations are replayed")
+    scheduling: SchedulingConfig = setting(
+        lambda: SchedulingConfig(50, None, True, True, True), "of the loop's thread"
+    )
+    out: str | None = json_setting()
+
+
+@dataclass
+class BenchSolversConfig(PolicyConfig):
+    """Settings."""
+
+    capture: str = setting("eager", "backend, of a hundred samplers for a few plans each", choices=BACKENDS)
+    solvers: list[str] = setting(
+        [
+            *(
+                "ddpm",
+                "sde_dpm_solver_pp_2m",
+                "ddim",
+                "dpm_solver_pp_2m",
+                "dpm_solver_pp_3m",
+                "unipc",
+                "plms",
+            ),
+            *("dpm_solver_2", "dpm_solver_3", "dpm_solver_pp_2s", "heun", "rk4"),
+        ],
+        "solvers to compare",
+        choices=SOLVERS,
+    )
+    steps: list[int] = setting([5, 10, 20], "of every solver", minimum=1)
+    spacing: str = setting("uniform_lambda", "of timesteps, for all", choices=SPACINGS)
+    lambda_min: float | None = setting(-5.1, "the squared-cosine schedule's last timesteps are only noise")
+    drivers: dict[str, Any] = setting(
+        {
+            "sequential": {"driver": "sequential"},
+            "picard": {"driver": "picard", "tolerance": 0.05},
+            "picard_published": {"driver": "picard_published", "tolerance": 0.1},
+            "anderson": {"driver": "anderson", "tolerance": 0.05},
+            "speculative": {"driver": "speculative"},
+        },
+        "drivers to compare; a window holds all nodes; speculative: for solvers with noise only",
+    )
+    first_seed: int = seed_setting("the episode whose observations are planned from")
+    windows: int = setting(4, "observations per row", minimum=1)
+    out: str = setting("outputs/bench/solvers", "folder of solvers.json and solvers.png")
+
+
+@dataclass
+class BenchServeConfig(PolicyConfig):
+    """Settings."""
+
+    sampler_name: str = sampler_setting()
+    max_batch: int = setting(8, "robots planned for at once", minimum=1)
+    max_queue: int = setting(64, "requests that may wait", minimum=1)
+    awake: bool = setting(True, "idle cores don't sleep: answers come sooner, for more power")
+    requests: int = setting(1000, "of one client by itself", minimum=1)
+    clients: int = setting(16, "side by side", minimum=1)
+    seconds: float = setting(300, "that they ask for", above=0)
+    rate_hz: float | None = setting(
+        None, "requests per second and client; null: as fast as answers come", above=0
+    )
+    first_seed: int = seed_setting("the episode whose observations are planned from")
+    out: str | None = json_setting()
+
+
+@dataclass
+class BenchEnvsConfig(CommandConfig):
+    """Settings."""
+
+    envs: list[str] = setting(
+        [f"paradiffpolicy/{name}-v0" for name in ("PushT", "Lift", "Can", "Square", "Transport", "ToolHang")],
+        "environments, by gymnasium's ids",
+    )
+    turns: int = setting(7, "of all, one after the other", minimum=1)
+    steps: int = setting(100, "control steps per turn", minimum=1)
+    own: bool = setting(True, "also robosuite's own step, to compare with")
+    out: str | None = json_setting()

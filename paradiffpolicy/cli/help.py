@@ -1,0 +1,93 @@
+"""What ``--help`` prints: each setting with its help text, choices and default."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ..registry import Registry
+from .parts import SamplersConfig, TaskedConfig
+from .settings import Setting, settings_of
+
+INDENT = 26
+"""Columns of settings' names; a longer one has its text below."""
+
+
+def width() -> int:
+    """Columns to print in."""
+    return min(shutil.get_terminal_size((100, 24)).columns, 120)
+
+
+def entry(name: str, text: str, indent: int = INDENT) -> str:
+    """A name, and its text beside it."""
+    lines = textwrap.wrap(text, width() - indent - 2, break_on_hyphens=False, break_long_words=False) or [""]
+    first = f"  {name:<{indent - 2}}  " if len(name) <= indent - 2 else f"  {name}\n{'':{indent + 2}}"
+    return f"{first}{lines[0]}" + "".join(f"\n{'':{indent + 2}}{line}" for line in lines[1:])
+
+
+def settings_help(config: Any) -> str:
+    """Every setting of a command, under a heading for each part."""
+    blocks = []
+    for heading, settings in sections(config):
+        lines = [
+            entry(f"{setting.name}={shown(setting.value)}", described(setting, config))
+            for setting in settings
+        ]
+        blocks.append("\n".join([*textwrap.wrap(f"{heading.strip('.')}:", width()), *lines]))
+    return "\n\n".join(blocks)
+
+
+def sections(config: Any) -> Iterator[tuple[str, list[Setting]]]:
+    """Headings with their settings: the command's own, those of its parts, those that it shares."""
+    everything = {setting.name: setting for setting in settings_of(config)}
+    entries = tuple(f"{name}." for name, setting in everything.items() if setting.rule.entries is not None)
+    everything = {
+        name: setting
+        for name, setting in everything.items()
+        if not name.startswith(entries) and "[" not in name
+    }
+    seen: set[str] = set()
+    for cls in type(config).__mro__[:-1]:
+        own = [name for name in cls.__annotations__ if name not in seen]
+        seen |= set(own)
+        parts = [(name, getattr(config, name)) for name in own if is_dataclass(getattr(config, name))]
+        if cls is SamplersConfig:
+            yield f"{cls.__doc__} They are {', '.join(config.sampler)}", []
+        elif simple := [everything[name] for name in own if name in everything]:
+            yield str(cls.__doc__), simple
+        for name, part in parts:
+            inner = [setting for key, setting in everything.items() if key.startswith(f"{name}.")]
+            yield str(type(part).__doc__ if cls is not TaskedConfig else cls.__doc__), inner
+
+
+def described(setting: Setting, config: Any) -> str:
+    """The help text, and the choices that it doesn't mention."""
+    rule, text = setting.rule, setting.rule.help
+    names = () if rule.choices is None else rule.choices(config)
+    if isinstance(names, Registry) and names.kind == "sampler":
+        return text
+    missing = [name for name in names if f"{name}:" not in text]
+    between = "; or " if len(missing) < len(names) else ": "
+    return f"{text}{between}{', '.join(missing)}" if missing else text
+
+
+def shown(value: Any) -> str:
+    """A value as one writes it on the command line, if it isn't long."""
+    return textwrap.shorten(written(value), 60, placeholder=" …")
+
+
+def written(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if is_dataclass(value):
+        value = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+        value = {name: inner for name, inner in value.items() if inner not in (None, "")}
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(map(written, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {written(inner)}" for key, inner in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,196 @@
+"""The parts of commands' settings: the task's file, and what several commands share.
+
+A base class's docstring is the heading of its settings in ``--help``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..registry import Registry
+from .settings import among, listed, setting
+
+AUGMENTATIONS = listed("cli.building", "AUGMENTATIONS")
+BACKENDS = listed("sampling.capture.backends", "BACKENDS")
+PLANNERS = among("inline", "thread", "process")
+PRECISIONS = listed("models.precision", "PRECISIONS")
+
+
+def sampler_names(config: Any) -> Registry[Any]:
+    """The samplers that a command's config names."""
+    return Registry("sampler", {} if config is None else config.sampler)
+
+
+def sampler_setting(default: str = "rti", text: str = "sampler") -> Any:
+    """One of the samplers."""
+    return setting(default, text, choices=sampler_names)
+
+
+def seed_setting(text: str) -> Any:
+    """The first of some seeds, none of which is a demonstration's."""
+    return setting(100_000, text, minimum=0)
+
+
+def workers_setting(default: int | str = "${task.workers}") -> Any:
+    """How many processes environments live in."""
+    text = "processes for environments; 1: none but this; auto: one per core"
+    return setting(default, text, minimum=1, choices=among("auto"))
+
+
+def blending_setting() -> Any:
+    """A blending and its options."""
+    return setting(
+        {"name": "latest"}, "how plans that overlap make one action; options as +blending.overlap=3"
+    )
+
+
+def replan_setting(default: int | None = None) -> Any:
+    """How often plans are asked for."""
+    null = "null: n_action_steps; " if default is None else ""
+    return setting(default, f"steps from plan to plan; {null}0: back to back", minimum=0)
+
+
+def json_setting() -> Any:
+    """Where a benchmark's numbers go."""
+    return setting(None, "a JSON file; null: only printed")
+
+
+# --------------------------------------------------------------------------------------------- tasks
+
+
+@dataclass
+class EnvConfig:
+    """The simulated environment."""
+
+    id: str | None = setting(None, "gymnasium's id, as my_module:Reach-v0 (a module of this folder)")
+    kwargs: dict[str, Any] = setting({}, "what the environment is made with")
+
+
+@dataclass
+class FieldConfig:
+    """One field of the observation vector."""
+
+    key: str = setting("???", "name in the dataset")
+    start: int | None = setting(None, "first of its numbers")
+    stop: int | None = setting(None, "end of its numbers")
+    shape: list[int] | None = setting(None, "of the whole field", minimum=1)
+    unit: str = setting("", "of its numbers, as m")
+
+
+@dataclass
+class ActionConfig:
+    """What an action is."""
+
+    kind: str = setting("other", "its meaning, and how to hold still", choices=listed("task", "ACTION_KINDS"))
+    unit: str = setting("", "of its numbers, as m")
+    names: list[str] = setting([], "of its numbers")
+
+
+@dataclass
+class TaskConfig:
+    """The task's file."""
+
+    name: str = setting("???", "the task's name; the file's, unless it says another")
+    env: EnvConfig = setting(EnvConfig, "the environment")
+    success_key: str | None = setting(
+        None, "of the environment's info; null: success, is_success, terminated"
+    )
+    max_steps: int = setting(300, "control steps per episode", minimum=1)
+    control_hz: float | None = setting(None, "control steps per second; null: the environment's", above=0)
+    rates_hz: list[float] = setting([], "of evaluate mode=realtime; []: control_hz", above=0)
+    observation: list[FieldConfig] = setting([], "fields of the dataset that make up the observation vector")
+    action: ActionConfig = setting(ActionConfig, "what an action is")
+    record: list[str] = setting([], "fields of the environment's info that collect and run store")
+    expert: str | None = setting(
+        None,
+        "scripted demonstrator, for collect expert=scripted",
+        choices=listed("envs.robosuite.experts", "EXPERTS"),
+    )
+    augmentation: str | None = setting(None, "of the dataset, see train", choices=AUGMENTATIONS)
+    dataset: str | None = setting(None, "the demonstrations")
+    checkpoint: str | None = setting(None, "the policy's folder")
+    workers: int | str = workers_setting(1)
+
+
+# ---------------------------------------------------------------------------------------------- parts
+
+
+@dataclass
+class SchedulingConfig:
+    """What the loop's thread asks of the operating system."""
+
+    priority: int | None = setting(None, "real-time priority, under SCHED_FIFO", minimum=1, maximum=99)
+    cores: list[int] | None = setting(None, "that it may run on, as [0]", minimum=0)
+    lock_memory: bool = setting(False, "nothing is swapped out")
+    freeze_gc: bool = setting(True, "no garbage collection while it runs")
+    awake: bool = setting(False, "idle cores don't sleep")
+
+
+BLENDING_HELP = "whose action runs where plans overlap; options as +blending.overlap=3"
+REPLAN_HELP = "steps from plan to plan; null: n_action_steps; 0: back to back"
+
+
+# ------------------------------------------------------------------------------------ shared by commands
+
+
+@dataclass
+class CommandConfig:
+    """Your own modules."""
+
+    plugins: list[str] = setting(
+        [], "modules to import first, which register your solvers, robots, experts, …; as my_module"
+    )
+
+
+@dataclass
+class TaskedConfig(CommandConfig):
+    """The task: a name, or a file as task=./mine.yaml; its values as task.max_steps=16."""
+
+    task: TaskConfig = setting(TaskConfig, "the task")
+
+
+@dataclass
+class DeviceConfig(CommandConfig):
+    """Where to compute."""
+
+    device: str = setting("auto", "auto: cuda if there is one, else cpu; or PyTorch's name of one")
+    threads: int | None = setting(None, "CPU threads; null: as many as PyTorch and OpenVINO like", minimum=1)
+
+
+@dataclass
+class MachineConfig(DeviceConfig):
+    """How plans are captured."""
+
+    capture: str = setting(
+        "auto", "backend; auto: cuda_graph on a GPU, openvino on a CPU; eager: none", choices=BACKENDS
+    )
+    precision: str = setting("f32", "of the network", choices=PRECISIONS)
+    capture_cache: str | None = setting(
+        "auto", "folder for compiled models; auto: ~/.cache/paradiffpolicy; null: none are kept"
+    )
+    pinning: bool | None = setting(None, "of a captured call's threads to cores; null: as OpenVINO likes")
+    tf32: bool = setting(False, "whether a GPU may compute float32 products in TF32")
+
+
+@dataclass
+class SamplersConfig(CommandConfig):
+    """Samplers: their options as sampler.paraddpm.window=50; a new one as '+sampler.mine={solver: ddim}'."""
+
+    sampler: dict[str, Any] = setting({}, "samplers by name")
+
+
+@dataclass
+class PolicyConfig(SamplersConfig, MachineConfig, TaskedConfig):
+    """The policy."""
+
+    checkpoint: str | None = setting("${task.checkpoint}", "the policy's folder")
+    n_action_steps: int | None = setting(
+        None, "steps of a plan that are executed (Ta); null: as it was trained", minimum=1
+    )
+    guidance_scale: float | None = setting(
+        None, "classifier-free; for policies trained with condition_dropout"
+    )
+    dynamic_threshold: float | None = setting(
+        None, "a quantile, as 0.995: bounds guided plans instead of clipping", above=0, maximum=1
+    )

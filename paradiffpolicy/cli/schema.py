@@ -1,0 +1,325 @@
+"""Every command's settings: a dataclass each, from which Hydra composes, and ``--help`` is printed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from .bench_schema import (
+    BenchControlConfig,
+    BenchEnvsConfig,
+    BenchLatencyConfig,
+    BenchServeConfig,
+    BenchSolversConfig,
+)
+from .parts import (
+    AUGMENTATIONS,
+    BACKENDS,
+    PLANNERS,
+    CommandConfig,
+    DeviceConfig,
+    MachineConfig,
+    PolicyConfig,
+    SamplersConfig,
+    SchedulingConfig,
+    TaskConfig,
+    TaskedConfig,
+    blending_setting,
+    replan_setting,
+    sampler_names,
+    sampler_setting,
+    seed_setting,
+    workers_setting,
+)
+from .settings import among, listed, setting
+
+
+@dataclass
+class NetworkConfig:
+    """The policy that is trained."""
+
+    n_obs_steps: int = setting(2, "observations that a plan is made from (To)", minimum=1)
+    horizon: int = setting(16, "steps of a plan (T)", minimum=1)
+    n_action_steps: int = setting(8, "steps of a plan that are executed (Ta)", minimum=1)
+    down_dims: list[int] = setting([64, 128, 256], "channels of the U-Net's levels", minimum=1)
+    diffusion_step_embed_dim: int = setting(256, "numbers that encode the timestep", minimum=1)
+    kernel_size: int = setting(5, "of the convolutions", minimum=1)
+    n_groups: int = setting(8, "of group normalization", minimum=1)
+    cond_predict_scale: bool = setting(True, "whether FiLM scales, or only shifts")
+    schedule: str = setting(
+        "squared_cosine", "of the noise", choices=listed("diffusion.schedule", "SCHEDULES")
+    )
+    n_train_steps: int = setting(100, "of the noise schedule", minimum=1)
+    prediction: str = setting(
+        "epsilon", "what the network predicts", choices=listed("diffusion.denoiser", "PREDICTIONS")
+    )
+    clip: float | None = setting(1.0, "bound of normalized actions; null: none", above=0)
+    condition_dropout: float = setting(
+        0.0, "share of windows trained without observation, for guidance", minimum=0, below=1
+    )
+
+
+@dataclass
+class TrainingConfig:
+    """Optimization; counts are optimizer steps."""
+
+    n_steps: int = setting(7000, "until the end", minimum=1)
+    batch_size: int = setting(128, "windows per step", minimum=1)
+    learning_rate: float = setting(3e-4, "the highest, of AdamW", above=0)
+    warmup_steps: int = setting(500, "until the learning rate is at its highest", minimum=0)
+    weight_decay: float = setting(1e-6, "of AdamW", minimum=0)
+    seed: int = setting(0, "of weights, noise and order", minimum=0, maximum=2**63 - 1)
+    precision: str = setting(
+        "auto",
+        "auto: bfloat16 where the hardware multiplies it",
+        choices=among("auto", "float32", "bfloat16"),
+    )
+    log_every: int = setting(20, "between points of the curves", minimum=1)
+    save_every: int = setting(250, "between saves, from which a stopped run resumes", minimum=1)
+    evaluate_every: int = setting(0, "between evaluations; 0: only at the end", minimum=0)
+
+
+@dataclass
+class TrainEvaluationConfig:
+    """Closed-loop evaluation of the averaged weights."""
+
+    seeds: int = setting(50, "episodes; 0: none, and no environment is needed", minimum=0)
+    first_seed: int = seed_setting("of the first episode")
+    sampler: str = sampler_setting("ddpm")
+    workers: int | str = workers_setting()
+
+
+@dataclass
+class CaseConfig:
+    """What takes how long under ``mode=realtime``."""
+
+    sampler: str = sampler_setting("???")
+    latency_ms: Any = setting(
+        None, "a number, or a list to draw from; null: timed here", minimum=0, kind=float
+    )
+    capture: str | None = setting(None, "backend that is timed", choices=BACKENDS)
+    network: list[int] | None = setting(
+        None, "channels of a network that is timed (random weights)", minimum=1
+    )
+
+
+def _case(sampler: str, **settings: Any) -> dict[str, Any]:
+    return asdict(CaseConfig(sampler, **settings))
+
+
+@dataclass
+class SweepConfig:
+    """Score against latency, at the first rate, a line per blending."""
+
+    sampler: str = sampler_setting()
+    latency_ms: list[float] = setting([0, 12, 100, 200, 400, 600, 800, 1000, 1300], "latencies", minimum=0)
+    blendings: dict[str, Any] = setting(
+        {
+            "latest": {"name": "latest"},
+            "rtc": {"name": "rtc"},
+            "temporal_ensemble": {"name": "temporal_ensemble"},
+        },
+        "blendings, by the name in the report",
+    )
+
+
+@dataclass
+class RealtimeConfig:
+    """For ``mode=realtime``."""
+
+    clock: str = setting(
+        "virtual",
+        "virtual: latencies as timed or given; wall: at the real rate",
+        choices=among("virtual", "wall"),
+    )
+    side_by_side: int = setting(10, "wall: robots at a time, each with a loop and a planner", minimum=1)
+    rates_hz: list[float] = setting("${task.rates_hz}", "control rates", above=0)
+    blending: dict[str, Any] = blending_setting()
+    replan_every: int | None = replan_setting()
+    cases: dict[str, Any] = setting(
+        {
+            "ddpm_eager": _case("ddpm", capture="eager"),
+            "ddpm": _case("ddpm"),
+            "paraddpm": _case("paraddpm"),
+            "rti": _case("rti"),
+            "large_ddpm_eager": _case("ddpm", capture="eager", network=[256, 512, 1024]),
+            "large_rti": _case("rti", network=[256, 512, 1024]),
+        },
+        "what takes how long: {sampler, latency_ms, capture, network} by name; latency_ms is given, "
+        "the others say what is timed",
+        entries=CaseConfig,
+    )
+    sweep: SweepConfig = setting(SweepConfig, "score against latency")
+
+
+@dataclass
+class TrainConfig(SamplersConfig, MachineConfig, TaskedConfig):
+    """Settings."""
+
+    dataset: str | None = setting("${task.dataset}", "a zarr store in diffusion_policy's layout")
+    augmentation: str | None = setting(
+        "${task.augmentation}",
+        "of the dataset; null: the recorded episodes alone",
+        choices=AUGMENTATIONS,
+    )
+    init: str | None = setting(None, "a checkpoint to start from; null: new weights")
+    run: str = setting("outputs/train/${task.name}", "folder for resuming, curves, the newest checkpoint")
+    checkpoint: str | None = setting(None, "a second place for the finished checkpoint")
+    policy: NetworkConfig = setting(NetworkConfig, "the policy that is trained")
+    training: TrainingConfig = setting(TrainingConfig, "optimization")
+    evaluation: TrainEvaluationConfig = setting(TrainEvaluationConfig, "closed-loop evaluation")
+
+
+@dataclass
+class EvaluateConfig(PolicyConfig):
+    """Settings."""
+
+    samplers: list[str] = setting(
+        ["ddpm", "paraddpm", "speculative", "rti"], "samplers to evaluate", choices=sampler_names
+    )
+    reference: str = setting(
+        "ddpm", "sampler that the others are compared with, seed by seed", choices=sampler_names
+    )
+    seeds: int = setting(50, "episodes per sampler", minimum=1)
+    first_seed: int = seed_setting("of the first episode")
+    workers: int | str = workers_setting()
+    side_by_side: int | None = setting(
+        None, "episodes at a time, where memory is short; null: all", minimum=1
+    )
+    margin: float = setting(0.05, "of score, for the verdict 'equivalent'", above=0)
+    latency_plans: int = setting(20, "timed plans per sampler, for one robot; 0: none", minimum=0)
+    paced_ticks: int = setting(40, "control ticks on the real clock; 0: none", minimum=0)
+    videos: int = setting(4, "episodes per video; 0: none", minimum=0)
+    video_size: int = setting(192, "pixels of an episode's picture", minimum=1)
+    mode: str = setting(
+        "unlimited",
+        "unlimited: the simulation waits for every plan; realtime: it doesn't",
+        choices=among("unlimited", "realtime"),
+    )
+    realtime: RealtimeConfig = setting(RealtimeConfig, "for mode=realtime")
+    out: str | None = setting(None, "folder; null: outputs/evaluate/TASK/DATE-TIME")
+
+
+@dataclass
+class RunConfig(PolicyConfig):
+    """Settings."""
+
+    sampler_name: str = sampler_setting()
+    robot: str = setting("env", "env: the task's environment, at the clock's pace", choices=among("env"))
+    seconds: float = setting(30, "length of the run", above=0)
+    rate_hz: float | None = setting(
+        None, "of the loop, a multiple of the policy's; null: the policy's", above=0
+    )
+    planner: str = setting("process", "where plans are made; inline: the loop waits", choices=PLANNERS)
+    blending: dict[str, Any] = blending_setting()
+    budget_ms: float | None = setting(
+        None,
+        "milliseconds per plan: by the first of 'anytime' that fits, or as many iterations as do",
+        above=0,
+    )
+    anytime: list[str] = setting(
+        ["paraddpm", "rti"],
+        "samplers, the best first; the last is run iteration by iteration if none fits",
+        choices=sampler_names,
+    )
+    replan_every: int | None = replan_setting()
+    seed: int = setting(100_000, "of the environment and of the plans' noise", minimum=0)
+    view: str | None = setting(None, "rerun: opens the viewer; PATH.rrd: saves; rerun+http://HOST:PORT/proxy")
+    record: str | None = setting(None, "a .zarr store that the run is appended to, as train reads them")
+    video: str | None = setting(None, "PATH.mp4")
+    picture_size: int = setting(256, "pixels, in the view and in the video", minimum=1)
+    timeline: list[float] | None = setting(
+        None, "[from, to] seconds that timeline.png shows; null: the first few plans", minimum=0
+    )
+    out: str | None = setting(None, "folder; null: outputs/run/TASK/DATE-TIME")
+    scheduling: SchedulingConfig = setting(SchedulingConfig, "of the loop's thread")
+
+
+@dataclass
+class CollectConfig(PolicyConfig):
+    """Settings."""
+
+    sampler_name: str = sampler_setting()
+    expert: str | None = setting(
+        None,
+        "scripted: the task's expert in place of the policy; its failures are left out",
+        choices=among("scripted"),
+    )
+    out: str = setting("outputs/collect/${task.name}.zarr", "made, or appended to")
+    episodes: int = setting(50, "episodes to collect", minimum=1)
+    first_seed: int | None = setting(None, "null: goes on after the store's last episode", minimum=0)
+    batch: int = setting(10, "a policy's episodes side by side", minimum=1)
+    workers: int | str = workers_setting()
+    min_score: float = setting(0.0, "episodes below it are not written")
+
+
+@dataclass
+class ConvertConfig(CommandConfig):
+    """Settings."""
+
+    source: str | None = setting(None, "a robomimic HDF5 file or a zarr store")
+    out: str | None = setting(None, "the other, or the same: NAME.zarr or NAME.hdf5; must not exist")
+    actions: str = setting(
+        "absolute",
+        "absolute: poses in the world; delta: what a delta controller takes; recorded: as they are",
+        choices=listed("collection.conversion", "ACTIONS"),
+    )
+    observations: str = setting(
+        "recorded",
+        "recorded: as they are; states: computed anew from the recorded states",
+        choices=listed("collection.conversion", "OBSERVATIONS"),
+    )
+    obs_keys: list[str] | None = setting(None, "observations to keep; null: all")
+    mask: str | None = setting(None, "a subset, as train or valid; null: every demonstration")
+    check: int = setting(3, "demonstrations to play again from their first state; 0: none", minimum=0)
+    task: TaskConfig | None = setting(None, "whose environment describes a store that doesn't itself")
+
+
+@dataclass
+class ServeConfig(PolicyConfig):
+    """Settings."""
+
+    sampler_name: str = sampler_setting()
+    host: str = setting("127.0.0.1", "0.0.0.0: every interface; then set an API key, and TLS")
+    port: int = setting(8000, "0: any that is free", minimum=0, maximum=65535)
+    api_key: str | None = setting(None, "what clients must show; null: PARADIFFPOLICY_API_KEY, or none")
+    certificate: str | None = setting(None, "PEM file for TLS; null: no TLS")
+    private_key: str | None = setting(None, "PEM file for TLS")
+    max_batch: int = setting(8, "robots planned for at once", minimum=1)
+    max_queue: int = setting(64, "requests that may wait; more are answered 'busy'", minimum=1)
+    awake: bool = setting(False, "idle cores don't sleep: answers come sooner, for more power")
+    max_message: int = setting(2**20, "bytes of a request", minimum=1)
+    max_sessions: int = setting(64, "connections", minimum=1)
+    send_timeout: float = setting(5.0, "seconds; a client that reads slower is cut off", above=0)
+    seed: int = setting(0, "of the sessions' noise", minimum=0, maximum=2**63 - 1)
+
+
+@dataclass
+class InfoConfig(DeviceConfig, TaskedConfig):
+    """Settings."""
+
+    paths: list[str] = setting([], "zarr stores, robomimic HDF5 files, checkpoints: these alone")
+    checkpoint: str | None = setting("${task.checkpoint}", "a policy's folder")
+    dataset: str | None = setting("${task.dataset}", "demonstrations")
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "run": RunConfig,
+    "collect": CollectConfig,
+    "convert": ConvertConfig,
+    "serve": ServeConfig,
+    "info": InfoConfig,
+    "bench latency": BenchLatencyConfig,
+    "bench control": BenchControlConfig,
+    "bench solvers": BenchSolversConfig,
+    "bench serve": BenchServeConfig,
+    "bench envs": BenchEnvsConfig,
+}
+"""The dataclass of every command's settings."""
+
+for _name, _schema in SCHEMAS.items():
+    ConfigStore.instance().store(name=_name.replace(" ", "_"), node=_schema)

@@ -1,0 +1,150 @@
+"""Demonstrations to a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..provenance import machine
+from .building import (
+    AUGMENTATIONS,
+    capture_settings,
+    choose_device,
+    contract,
+    env_maker,
+    env_workers,
+    locate,
+    named_sampler,
+)
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..data.dataset import WindowDataset
+    from ..types import PolicySpec
+    from .parts import TaskedConfig
+    from .schema import TrainConfig
+
+
+def train(cfg: TrainConfig) -> None:
+    """Demonstrations to a checkpoint; run again to resume."""
+    from ..checkpoint import Checkpoint, read_metadata
+    from ..training.train import Trainer, TrainSettings
+
+    device = choose_device(cfg)
+    settings = TrainSettings(**vars(cfg.training))
+    data, about_data, spec = training_data(cfg)
+    init = Checkpoint.load(locate(cfg.init, "init")) if cfg.init else None
+    info = {
+        "dataset": about_data,
+        "init": {"sha256": read_metadata(locate(cfg.init, "init"))["weights"]["sha256"]} if init else {},
+        "evaluation": {"sampler": cfg.sampler[cfg.evaluation.sampler], "max_steps": cfg.task.max_steps},
+        "machine": machine(),
+    }
+    evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None
+    trainer = Trainer(
+        data, spec, settings, Path(cfg.run), info=info, init=init, evaluate=evaluate, device=device
+    )
+    if trainer.step:
+        print(f"resuming {cfg.run} at step {trainer.step} of {settings.n_steps}")
+    checkpoint = trainer.run()
+    places = [Path(cfg.run) / "checkpoint"]
+    if cfg.checkpoint:
+        checkpoint.save(cfg.checkpoint)
+        places.append(Path(cfg.checkpoint))
+    for score in trainer.scores[-1:]:
+        print(f"score {score['score']:.3f} ± {score['standard_error']:.3f} over {score['n_seeds']} seeds")
+    print("\n".join(map(str, places)))
+
+
+def training_data(cfg: TrainConfig) -> tuple[WindowDataset, dict[str, Any], PolicySpec]:
+    """The dataset's windows, a few words about it, and the spec of the policy that is trained on it.
+
+    Raises:
+        InputError: there is no dataset, or it has not what the task observes.
+    """
+    from ..data.dataset import WindowDataset, recorded_fields
+    from ..data.replay_buffer import ReplayBuffer, augmented
+    from ..types import PolicySpec
+
+    path = locate(cfg.dataset, "dataset")
+    if path.suffix in (".hdf5", ".h5"):
+        store = path.with_suffix(".zarr").name
+        raise InputError(
+            f"dataset={path} is an HDF5 file, which is converted first: paradiffpolicy convert "
+            f"source={path} out={store}, then dataset={store}"
+        )
+    buffer = ReplayBuffer.open(path)
+    fields = recorded_fields(buffer, contract(cfg.task).observation, cfg.task.name)
+    if not fields:
+        raise InputError(
+            f"task {cfg.task.name!r} observes nothing: list fields of {path} in its file, as "
+            f"observation: [{{key: {next(iter(buffer.fields))}}}]"
+        )
+    keys = [*(field.key for field in fields), "action"]
+    augment = None if cfg.augmentation is None else AUGMENTATIONS.named(cfg.augmentation)
+    network = vars(cfg.policy) | {"down_dims": tuple(cfg.policy.down_dims)}
+    data = WindowDataset.of(
+        buffer if augment is None else augmented(buffer, augment, keys),
+        fields,
+        **{name: network[name] for name in ("n_obs_steps", "horizon", "n_action_steps")},
+    )
+    spec = PolicySpec(
+        task=cfg.task.name,
+        obs_dim=data.observations.shape[1],
+        action_dim=data.actions.shape[1],
+        control_hz=task_rate(cfg),
+        **network,
+    )
+    about = {
+        "name": path.name,
+        "n_episodes": buffer.n_episodes,
+        "n_steps": buffer.n_steps,
+        "fingerprint": buffer.fingerprint(keys),
+        "augmentation": cfg.augmentation,
+    }
+    return data, about, spec
+
+
+def task_rate(cfg: TaskedConfig) -> float:
+    """The task's control steps per second; its environment's, unless it says so itself."""
+    from ..environment import control_rate
+
+    if cfg.task.control_hz is not None:
+        return cfg.task.control_hz
+    with contextlib.closing(env_maker(cfg)()) as env:
+        return control_rate(env)
+
+
+def evaluation(cfg: TrainConfig, spec: PolicySpec, device: str) -> Callable[[Checkpoint], dict[str, float]]:
+    """Scores a checkpoint in closed loop.
+
+    Raises:
+        InputError: the environment can't be made, or has other sizes than the dataset.
+    """
+    from ..evaluation.rollout import rollout
+    from ..evaluation.statistics import standard_error
+    from ..policy import Policy
+
+    setting, make_env = cfg.evaluation, env_maker(cfg, spec)
+    make_env().close()  # what is wrong with it is said before training, not after
+    sampler, workers = named_sampler(cfg, setting.sampler, spec), env_workers(setting.workers)
+    capture = capture_settings(cfg) | {"cache": None}  # weights change
+    seeds = range(setting.first_seed, setting.first_seed + setting.seeds)
+
+    def evaluate(checkpoint: Checkpoint) -> dict[str, float]:
+        policy = Policy(checkpoint, sampler, device).captured(**capture)
+        with contextlib.closing(workers):  # until the next evaluation
+            episodes = rollout(policy, make_env, seeds, cfg.task.max_steps, workers=workers)
+        scores = [episode.score for episode in episodes]
+        return {
+            "score": round(sum(scores) / len(scores), 4),
+            "standard_error": round(standard_error(scores), 4),
+            "success_rate": sum(episode.success for episode in episodes) / len(episodes),
+            "n_seeds": len(seeds),
+            "first_seed": seeds.start,
+        }
+
+    return evaluate
