@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,19 +16,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import zarr
-from omegaconf import OmegaConf
 
+from paradiffpolicy import __version__
 from paradiffpolicy.benchmarks.baselines import BASELINES
 from paradiffpolicy.cli.bench import per_network
-from paradiffpolicy.cli.building import EXTRAS
-from paradiffpolicy.cli.main import COMMANDS, compose, main
+from paradiffpolicy.cli.building import AUGMENTATIONS, EXTRAS, contract, env_maker, load_policy
+from paradiffpolicy.cli.composing import compose, task_files
+from paradiffpolicy.cli.main import COMMANDS, main
+from paradiffpolicy.cli.schema import SCHEMAS
+from paradiffpolicy.cli.settings import settings_of
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
+from paradiffpolicy.environment import control_rate
+from paradiffpolicy.errors import InputError
+from paradiffpolicy.presets import preset, presets
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.task import contract_size
 
 from .conftest import ROOT, TINY, tiny_checkpoint
 
-CONFIGS = ROOT / "configs"
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
 
 
@@ -52,34 +60,100 @@ FAST = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_composes(command):
-    assert not OmegaConf.missing_keys(compose(command, []))
+def test_every_command_composes_and_explains_each_of_its_settings(command):
+    config = compose(command, [])
+    assert type(config) is SCHEMAS[command]
+    assert [setting.name for setting in settings_of(config) if not setting.rule.help] == []
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "sampler").glob("*.yaml")))
-def test_every_sampler_can_be_built_and_is_listed(name):
-    cfg = compose("evaluate", [])
-    make_sampler(SCHEDULE, **OmegaConf.to_container(cfg.sampler[name]))
+def test_every_sampler_can_be_built():
+    for name in presets():
+        make_sampler(SCHEDULE, **preset(name))
+    with pytest.raises(InputError, match="unknown sampler 'rt'; did you mean 'rti'"):
+        preset("rt")
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "task").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(task_files()))
 def test_every_task_agrees_with_its_environment(name):
-    from paradiffpolicy.cli.building import env_maker
-
     cfg = compose("evaluate", [f"task={name}"])
+    fields = contract(cfg.task).observation
     env = env_maker(cfg)()
     observation, info = env.reset(seed=0)
-    assert observation.shape == (cfg.task.obs_dim,)
-    assert env.action_space.shape == (cfg.task.action_dim,)
+    assert observation.shape == (contract_size(fields),)
+    assert env.action_space.shape == (len(cfg.task.action.names),)
+    assert control_rate(env) == cfg.task.control_hz
     assert set(cfg.task.record) <= set(info)
-    # What the demonstrations' fields make up is what the environment observes.
-    columns = [np.ravel(info[f.key])[f.get("start", 0) : f.get("stop")] for f in cfg.task.observation]
-    np.testing.assert_allclose(np.concatenate(columns), observation)
+    # The demonstrations' fields make up what the environment observes.
+    assert all(np.shape(info[field.key]) == field.shape for field in fields)
+    np.testing.assert_allclose(contract(cfg.task).vector(info), observation)
 
 
 def test_samplers_can_be_changed_and_added():
     cfg = compose("evaluate", ["sampler.paraddpm.window=50", "+sampler.mine={solver: ddim, n_steps: 20}"])
-    assert cfg.sampler.paraddpm.window == 50 and cfg.sampler.mine.n_steps == 20
+    assert cfg.sampler["paraddpm"]["window"] == 50 and cfg.sampler["mine"]["n_steps"] == 20
+
+
+def test_one_value_is_a_list_of_one_and_a_blending_is_named_by_its_name():
+    cfg = compose("evaluate", ["samplers=ddim", "realtime.blending=rtc", "+realtime.blending.overlap=3"])
+    assert cfg.samplers == ["ddim"] and cfg.realtime.blending == {"name": "rtc", "overlap": 3}
+    assert compose("evaluate", ["samplers=ddim,rti"]).samplers == ["ddim", "rti"]
+
+
+MINE = """
+env: {id: "reach_env:Reach-v0", kwargs: {goal: 3}}
+control_hz: 20
+observation:
+  - {key: hand, shape: [2], unit: m}
+dataset: reach.zarr
+"""
+
+
+def test_a_task_is_a_file_anywhere(tmp_path, monkeypatch):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "reach.yaml").write_text(MINE)
+    (folder / "reach.zarr").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = compose("train", ["task=./tasks/reach.yaml", "task.max_steps=16"])
+    assert cfg.task.name == "reach" and cfg.task.env.kwargs == {"goal": 3} and cfg.task.max_steps == 16
+    assert cfg.dataset == "tasks/reach.zarr" and cfg.task.workers == 1 and cfg.task.augmentation is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("max_step: 3", "has no setting 'max_step'; did you mean 'max_steps'?"),
+        ("env: {name: x}", "has no setting 'env.name'"),
+        ("max_steps: many", "max_steps=many must be a whole number above 0"),
+        ("observation: [{shape: [2]}]", "key must be given"),
+        ("action: {kind: pos}", "task.action.kind: unknown kind 'pos'; did you mean 'pose'?"),
+        ("[1, 2]", "must hold names and values"),
+        ("a: [", "can't be read as YAML"),
+    ],
+)
+def test_a_tasks_file_is_checked(tmp_path, content, message):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(InputError, match=re.escape(message)):
+        compose("evaluate", [f"task={tmp_path / 'mine.yaml'}"])
+
+
+def test_modules_of_the_current_folder_are_found(tmp_path, monkeypatch):
+    (tmp_path / "mine_for_cli.py").write_text(
+        "from paradiffpolicy.cli.building import AUGMENTATIONS\n"
+        "AUGMENTATIONS.register('mine', lambda episode: dict(episode))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(AUGMENTATIONS, "_choices", {**AUGMENTATIONS})
+    cfg = compose("train", ["plugins=mine_for_cli", "augmentation=mine"])
+    assert cfg.augmentation == "mine"
+
+
+def test_fewer_steps_of_a_plan_can_be_executed(checkpoint):
+    policy = load_policy(compose("evaluate", [checkpoint, "n_action_steps=4"]))
+    assert policy.spec.n_action_steps == 4 and policy.spec.executed == slice(1, 5)
+    with pytest.raises(InputError, match="n_action_steps=16 must not be over horizon=16"):
+        load_policy(compose("evaluate", [checkpoint, "n_action_steps=16"]))
 
 
 # ------------------------------------------------------------------------------------------- help
@@ -88,18 +162,32 @@ def test_samplers_can_be_changed_and_added():
 def test_help_lists_the_commands(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0 and all(name in out for name in COMMANDS)
+    code, out, _ = run(capsys, "--version")
+    assert code == 0 and out == f"paradiffpolicy {__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_commands_help_has_three_examples_that_compose(capsys, command):
-    import shlex
-
+def test_a_commands_help_has_examples_that_compose_and_every_setting(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = run(capsys, *command.split(), "--help")
     assert code == 0
     examples = re.findall(rf"^  paradiffpolicy {command}(.*)$", out, flags=re.M)
     assert len(examples) == 3
     for example in examples:
-        compose(command, shlex.split(example))
+        compose(command, [word for word in shlex.split(example) if "=" in word])
+    listed = set(re.findall(r"^  ([a-z_.]+)=", out, flags=re.M))
+    config = compose(command, [])
+    assert {entry.name for entry in dataclasses.fields(config)} <= {
+        *(name.split(".")[0] for name in listed),
+        *("sampler", "task"),
+    }
+    assert max(map(len, out[out.index("Settings:") :].splitlines())) <= 80
+
+
+def test_help_into_a_pipe_that_closes_ends_quietly():
+    command = f"{sys.executable} -m paradiffpolicy evaluate --help | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 1
 
 
 # ------------------------------------------------------------------------------------ the main jobs

@@ -161,11 +161,14 @@ def env_maker_at(cfg: TaskedConfig, spec: PolicySpec | None = None) -> MakeEnvAt
     from ..environment import control_rate
 
     # -1: an episode's length is a matter of seconds here.
-    make_env = functools.partial(env_maker(cfg, spec), max_episode_steps=-1)
+    make_any: Any = env_maker(cfg, spec)
+    make_env: Any = functools.partial(make_any, max_episode_steps=-1)
 
     def make(rate_hz: float) -> gymnasium.Env[Any, Any]:
+        env: gymnasium.Env[Any, Any]
         try:
-            return make_env(control_hz=rate_hz)
+            env = make_env(control_hz=rate_hz)
+            return env
         except InputError as error:
             if "control_hz" not in str(error):
                 raise InputError(f"rate_hz={rate_hz:g}: {error}")
@@ -219,7 +222,12 @@ def named_planner(name: str) -> MakePlanner:
     from ..planning.planner import InlinePlanner, ThreadPlanner
     from ..planning.process import ProcessPlanner
 
-    return {"inline": InlinePlanner, "thread": ThreadPlanner, "process": ProcessPlanner}[name]
+    planners: dict[str, MakePlanner] = {
+        "inline": InlinePlanner,
+        "thread": ThreadPlanner,
+        "process": ProcessPlanner,
+    }
+    return planners[name]
 
 
 def named_blending(settings: dict[str, Any]) -> Blending:

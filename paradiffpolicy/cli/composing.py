@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from hydra import compose as hydra_compose
 from hydra import initialize
 from hydra.core.config_store import ConfigStore
@@ -51,7 +52,7 @@ def compose(command: str, overrides: list[str]) -> Any:
         try:
             node = hydra_compose(name, [*added, *given])
             OmegaConf.resolve(node)
-            config = OmegaConf.to_object(node)
+            config: Any = OmegaConf.to_object(node)
             for setting in settings_of(config):
                 if setting.rule.entries is not None:
                     for key, entry in setting.value.items():
@@ -131,7 +132,7 @@ def task_node(task: str) -> DictConfig:
     except OmegaConfBaseException as error:
         line = _setting_line(TaskConfig, error, "")
         raise InputError(f"{path}: {line or str(error).splitlines()[0]}")
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read as YAML ({' '.join(str(error).split())})")
     assert isinstance(node, DictConfig)
     return node
@@ -171,11 +172,11 @@ def _setting_line(schema: type, error: BaseException | None, override: str) -> s
 
 def _unknown(where: str, cls: type, error: ConfigKeyError) -> str:
     known = [entry.name for entry in fields(error.object_type or cls)]
-    return f"{where} has no setting {str(error.full_key)!r}{nearest(str(error.key), known)}"
+    return f"{where} has no setting {error.full_key!r}{nearest(str(error.key), known)}"
 
 
 def _names(node: DictConfig, prefix: str = "") -> Iterator[str]:
     for key, value in node.items_ex(resolve=False):
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key!s}"
         if isinstance(value, DictConfig):
-            yield from _names(value, f"{prefix}{key}.")
+            yield from _names(value, f"{prefix}{key!s}.")
