@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from paradiffpolicy.cli.building import observation_fields
-from paradiffpolicy.cli.main import compose, main
+from paradiffpolicy.cli.building import contract
+from paradiffpolicy.cli.composing import compose
+from paradiffpolicy.cli.main import main
 from paradiffpolicy.cli.run import ROBOTS, env_robot, noted_signals
 from paradiffpolicy.clock import VirtualClock
 from paradiffpolicy.control.controller import Controller
@@ -171,7 +172,7 @@ def test_a_recorded_run_can_be_trained_on(tmp_path):
     buffer = ReplayBuffer.open(store)
     assert buffer.n_steps == 40  # the policy's steps, not the loop's ticks
     data = WindowDataset.of(
-        buffer, observation_fields(compose("train", [])), n_obs_steps=2, horizon=16, n_action_steps=8
+        buffer, contract(compose("train", []).task).observation, n_obs_steps=2, horizon=16, n_action_steps=8
     )
     # What a policy is trained on is what it observed.
     np.testing.assert_allclose(data.observations, buffer.read("observation"), rtol=1e-6)

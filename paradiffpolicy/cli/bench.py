@@ -57,7 +57,12 @@ def bench_latency(cfg: BenchLatencyConfig) -> None:
 
 
 def network_latencies(
-    cfg: BenchLatencyConfig, network: str, policy: Policy, windows: list[NDArray[Any]], n_steady: int, rates: Rates
+    cfg: BenchLatencyConfig,
+    network: str,
+    policy: Policy,
+    windows: list[NDArray[Any]],
+    n_steady: int,
+    rates: Rates,
 ) -> dict[str, Any]:
     """Times a network's calls and plans, prints them, and returns them as plain values."""
     from dataclasses import asdict

@@ -179,7 +179,9 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
                 options = {"latencies": latencies, "blending": blending}
                 episodes = run(label, samplers[case.sampler], rate, realtime_rollout, **options)
             reference = references[case.sampler]
-            cells.append(Cell(name, rate, setting.blending["name"], latencies, episodes, reference, cfg.margin))
+            cells.append(
+                Cell(name, rate, setting.blending["name"], latencies, episodes, reference, cfg.margin)
+            )
     sweep = []
     swept = sampling_policy(cfg, setting.sweep.sampler, policy)
     for name, way in blendings.items():

@@ -1,9 +1,10 @@
-"""What there is: machine, checkpoint, dataset, captured programs."""
+"""Describes what there is: machine, task, checkpoint, dataset."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..provenance import machine
 from ..tables import console, pairs, table
-from .building import choose_device, locate
+from .building import choose_device, contract, locate, task_env
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
+    from .parts import TaskConfig
     from .schema import InfoConfig
 
 SCANNED = 2000
@@ -24,24 +26,74 @@ SCANNED = 2000
 
 
 def info(cfg: InfoConfig) -> None:
-    """What is in the named files; without any, the machine, a checkpoint and a dataset."""
+    """Describes the named files; without any, the machine, the task, its checkpoint and its dataset."""
     screen = console()
     if cfg.paths:
         # All of them are read before the first is shown: a mistyped name is the last line, and alone.
-        for tables in [describe_path(locate(path, "paths")) for path in cfg.paths]:
-            for view in tables:
-                screen.print(view)
+        for view in [view for path in cfg.paths for view in describe_path(locate(path, "paths"))]:
+            screen.print(view)
         return
     choose_device(cfg)
     screen.print(pairs("machine", machine()))
-    for view in describe_checkpoint(locate(cfg.checkpoint, "checkpoint")):
-        screen.print(view)
-    path = locate(cfg.dataset, "dataset")
-    if not path.exists():
-        screen.print(f"dataset {cfg.dataset}: not there")
-        return
-    for view in describe_path(path):
-        screen.print(view)
+    screen.print(describe_task(cfg.task, cfg.plugins))
+    for name, path in (("checkpoint", cfg.checkpoint), ("dataset", cfg.dataset)):
+        if path is None or not locate(path, name).exists():
+            screen.print(f"{name} {path or 'null'}: not there")
+            continue
+        for view in describe_path(locate(path, name)):
+            screen.print(view)
+
+
+def describe_task(task: TaskConfig, plugins: list[str]) -> Table:
+    """Builds a table of what a task needs, with what there is and where it comes from.
+
+    The environment is made, reset, and steps once.
+    """
+    from ..environment import control_rate, hold_action, picture, succeeded
+    from ..task import ACTION_KINDS, contract_size
+
+    agreed = contract(task)
+    rows: list[tuple[str, object, str]] = []
+
+    def need(name: str, where: str, find: Callable[[], object]) -> None:
+        try:
+            rows.append((name, find(), where))
+        except InputError as error:
+            rows.append((name, f"MISSING: {error}", where))
+
+    need("observed fields", "observation", lambda: ", ".join(f.key for f in agreed.observation) or "none")
+    need("numbers observed", "observation's shapes", lambda: contract_size(agreed.observation) or "not known")
+    need("action", "action.kind", lambda: f"{agreed.action_kind}: {ACTION_KINDS[agreed.action_kind]}")
+    try:
+        env = task_env(task, plugins)
+    except InputError as error:
+        rows.append(("environment", f"MISSING: {error}", "env"))
+        return table(f"task {task.name}", ("need", "found", "from"), rows, left=("found", "from"))
+    with contextlib.closing(env):
+        env.reset(seed=0)
+        hold = hold_action(env)
+        action = env.action_space.sample() if hold is None else hold
+        _, reward, terminated, _, after = env.step(action)
+        missing = [key for key in task.record if key not in after]
+        keys = f"info: {task.success_key or 'success, is_success'}, else terminated"
+        need("environment", "env", lambda: task.env.id)
+        need("observation", "observation_space", lambda: env.observation_space)
+        need("action", "action_space", lambda: env.action_space)
+        need("control_hz", "control_hz, else the environment", lambda: control_rate(env, task.control_hz))
+        need("reward of a step", "step", lambda: f"{float(reward):g}")
+        need("success", keys, lambda: succeeded(terminated, after, task.success_key))
+        need(
+            "holds still",
+            "hold_action",
+            lambda: "unknown: no attribute hold_action" if hold is None else hold,
+        )
+        need("picture", "picture(size), else render()", lambda: picture(env, 64).shape)
+        need(
+            "record",
+            "info",
+            lambda: f"MISSING: {missing}" if missing else ", ".join(task.record) or "nothing",
+        )
+    return table(f"task {task.name}", ("need", "found", "from"), rows, left=("found", "from"))
 
 
 def describe_path(path: Path) -> list[Table]:

@@ -54,7 +54,7 @@ COMMANDS = {
     "evaluate": Command(
         evaluate,
         "Runs samplers of one policy in closed loop on the same seeds. Reports rewards with intervals,\n"
-        "network rounds, plan latency and missed deadlines; writes report.json, a picture and videos.",
+        "iterations per plan, plan latency and missed deadlines; writes report.json, a picture and videos.",
         (
             ("paradiffpolicy evaluate", "DDPM, ParaDDPM, speculative and rti on PushT, 50 seeds"),
             ("paradiffpolicy evaluate 'samplers=[ddim,rti]' seeds=10", "others, quickly"),
@@ -63,8 +63,8 @@ COMMANDS = {
     ),
     "run": Command(
         run,
-        "Lets a policy drive a robot in real time, the task's environment unless told otherwise, and says\n"
-        "how the loop kept its time. Shows it in the Rerun viewer; keeps it as a dataset, video, pictures.\n"
+        "Lets a policy drive a robot in real time (the task's environment by default) and reports the\n"
+        "loop's timing. Shows it in the Rerun viewer; keeps it as a dataset, video, pictures.\n"
         "Ctrl-C or SIGTERM stops the robot and writes what there is.",
         (
             ("paradiffpolicy run", "PushT for 30 s, planning in a process of its own"),
@@ -120,13 +120,13 @@ COMMANDS = {
             ("paradiffpolicy bench control 'planners=[process]' rate_hz=500 seconds=20", "one, faster"),
             (
                 "paradiffpolicy bench control scheduling.priority=null scheduling.awake=false",
-                "as anybody may",
+                "without privileges",
             ),
         ),
     ),
     "bench solvers": Command(
         bench_solvers,
-        "Compares solvers, numbers of steps and drivers: rounds, network evaluations, wall time, error to\n"
+        "Compares solvers, numbers of steps and drivers: iterations, NFE, wall time, error to\n"
         "the sequential sample, error to the exact flow. Writes a table, JSON and a work-precision plot.",
         (
             ("paradiffpolicy bench solvers", "all of them, a few minutes"),
@@ -137,7 +137,7 @@ COMMANDS = {
     "serve": Command(
         serve,
         "Serves a policy over websockets: openpi's clients, and paradiffpolicy's RemotePolicy, plan on it.\n"
-        "GET /healthz says whether it lives, GET /metrics what it did. SIGTERM ends it after what was asked.",
+        "GET /healthz answers while it runs, GET /metrics counts. SIGTERM ends it after pending answers.",
         (
             ("paradiffpolicy serve", "the shipped policy, on this machine only"),
             ("paradiffpolicy serve port=8001 sampler_name=speculative_sde", "another port, another sampler"),
@@ -169,10 +169,13 @@ COMMANDS = {
     ),
     "info": Command(
         info,
-        "Says what is in zarr stores, robomimic's HDF5 files and checkpoints; without any, what is\n"
-        "installed, on what machine, and what the shipped checkpoint and the task's dataset hold.",
+        "Describes zarr stores, robomimic's HDF5 files and checkpoints; without any, the machine, the task\n"
+        "and its environment, the checkpoint and the dataset.",
         (
-            ("paradiffpolicy info", "the machine, the shipped checkpoint"),
+            (
+                "paradiffpolicy info task=./mine.yaml",
+                "whether a task is complete: its environment, dataset, policy",
+            ),
             ("paradiffpolicy info demo.hdf5 outputs/collect/lift.zarr", "datasets"),
             ("paradiffpolicy info outputs/train/pusht/checkpoint", "a checkpoint"),
         ),

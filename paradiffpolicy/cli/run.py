@@ -57,9 +57,10 @@ def run(cfg: RunConfig) -> None:
     stride = ticks_per_step(rate_hz, spec.control_hz)
     n_ticks = max(1, round(cfg.seconds * rate_hz))
     per_picture = max(1, round(rate_hz / PICTURES_PER_SECOND))
+    named = Path(cfg.checkpoint or "").name
     title = (
-        f"{cfg.task.name}, {Path(cfg.checkpoint or '').name}, {cfg.sampler_name}, seed {cfg.seed}, {rate_hz:g} Hz, "
-        f"planner: {cfg.planner}, {cfg.blending["name"]}"
+        f"{cfg.task.name}, {named}, {cfg.sampler_name}, seed {cfg.seed}, {rate_hz:g} Hz, "
+        f"planner: {cfg.planner}, {cfg.blending['name']}"
     )
     controller = Controller(
         policy,

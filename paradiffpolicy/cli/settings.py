@@ -132,7 +132,10 @@ class Setting:
                 names = self.rule.choices(config)
                 good = value in names
                 if not good and not numeric:
-                    kind = names.kind if isinstance(names, Registry) else self.name.split(".")[-1]
+                    last = self.name.split(".")[-1]
+                    kind = (
+                        names.kind if isinstance(names, Registry) else last.removesuffix("s" * self.is_list)
+                    )
                     raise InputError(f"{self.name}: unknown {kind} {value!r}{nearest(value, names)}")
             else:
                 good = value is None or self.rule.kind is None
