@@ -63,7 +63,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def about(checkpoint: Path, **settings: Any) -> dict[str, Any]:
+def about(checkpoint: Path, /, **settings: Any) -> dict[str, Any]:
     """The head of a report: checkpoint, hash of its weights file, the settings given, machine, versions."""
     return {
         "checkpoint": str(checkpoint),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium
 import imageio.v2 as imageio
@@ -24,10 +27,13 @@ from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.compare import results
-from paradiffpolicy.evaluation.report import table, write_report
-from paradiffpolicy.evaluation.rollout import Episode, rollout
+from paradiffpolicy.evaluation.compare import SamplerResult, compare
+from paradiffpolicy.evaluation.episodes import Episode
+from paradiffpolicy.evaluation.pictures import caption, film_strip
+from paradiffpolicy.evaluation.report import sampler_table, write_episodes, write_report
+from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.evaluation.statistics import paired_difference, standard_error
+from paradiffpolicy.files import write_json
 from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.robots.robot import EnvRobot
 from paradiffpolicy.sampling.capture.backends import CaptureSettings
@@ -204,7 +210,7 @@ def test_latency_rows_compare_with_the_baseline():
     windows = [np.full((2, 20), 256.0)] * 2
 
     class Steps:
-        """A clock that counts network calls: a plan's time is its rounds."""
+        """A clock that counts network calls: a plan's time is its iterations."""
 
         calls = 0
 
@@ -272,7 +278,7 @@ def test_a_steady_state_is_many_plans():
 
 
 def given_noise(monkeypatch, noise):
-    """Makes diffusers' loops draw what one of our walks drew."""
+    """Makes diffusers' loops draw the noise of one of our solutions."""
     draws = iter([noise.x_T, *noise.z])
     monkeypatch.setattr(baselines, "_noise", lambda *args: next(draws))
     monkeypatch.setattr(
@@ -306,45 +312,120 @@ def test_the_baselines_refuse_what_diffusers_does_not_have():
 # ------------------------------------------------------------------------------------------ report
 
 
-def toy_results():
-    def episode(seed, score):
-        frames = [np.full((31, 31, 3), 10 * k, dtype=np.uint8) for k in range(3 + seed)]
-        return Episode(seed, score, score > 0.9, 10, [4, 6], [40, 60], frames=frames)
+def toy_episode(seed, score, n_steps):
+    episode = Episode(seed, success=score > 0.9, iterations=[4, 6], nfe=[40, 60])
+    episode.add_rewards([score, *[0.5 * score] * (n_steps - 1)])
+    episode.frames = [np.full((31, 31, 3), 10 * k, dtype=np.uint8) for k in range(n_steps)]
+    return episode
 
-    episodes = {
-        "ddpm": [episode(0, 0.95), episode(1, 0.8), episode(2, 1.0)],
-        "fast": [episode(0, 0.94), episode(1, 0.81), episode(2, 1.0)],
-    }
-    latencies = {"ddpm": [0.5, 0.52, 0.51], "fast": [0.02, 0.03, 0.02]}
-    return results(episodes, latencies, {}, "ddpm", 0.05)
+
+def toy_results():
+    ddpm = [toy_episode(0, 0.95, 3), toy_episode(1, 0.8, 4), toy_episode(2, 1.0, 5)]
+    fast = [toy_episode(0, 0.94, 3), toy_episode(1, 0.81, 4), toy_episode(2, 1.0, 5)]
+    reference = [episode.score for episode in ddpm]
+    return [
+        SamplerResult(name="ddpm", episodes=ddpm, latencies=[0.5, 0.52, 0.51]),
+        SamplerResult(name="fast", episodes=fast, latencies=[0.02, 0.03, 0.02], reference=reference),
+    ]
 
 
 def test_a_report_is_json_picture_and_videos(tmp_path):
     paths = write_report(tmp_path, toy_results(), "toy", {"task": "toy"}, control_hz=10)
-    assert [p.name for p in paths] == [
-        "report.json",
-        "score_latency.png",
-        "rollout.png",
-        "ddpm.mp4",
-        "fast.mp4",
-    ]
+    assert [p.name for p in paths] == ["report.json", "score_latency.png", "rollout.png"]
     report = json.loads(paths[0].read_text())
     fast = report["samplers"]["fast"]
     assert fast["score"]["mean"] == pytest.approx(0.9166667)
     assert fast["iterations_per_plan"] == {"mean": 5.0, "median": 5.0, "max": 6.0}
     assert fast["plan_latency_ms"]["p50"] == pytest.approx(20.0)
     assert fast["difference_to_reference"]["verdict"] == "equivalent within 0.05"
-    assert report["samplers"]["ddpm"]["difference_to_reference"] is None
+    assert report["samplers"]["ddpm"]["difference_to_reference"] is None and report["unfinished"] == []
     assert imageio.imread(paths[1]).shape[0] > 300
-    video = imageio.mimread(paths[3])
-    # Three episodes side by side, 4 pixels between them, odd sizes cut; as long as the longest.
-    assert len(video) == 5 and video[0].shape == (30, 100, 3)
+    (path,) = write_episodes(tmp_path, toy_results()[0], control_hz=10)
+    video = imageio.mimread(path)
+    # Three episodes side by side, 4 pixels between them, odd sizes cut, captions above; the longest counts.
+    assert path.name == "ddpm.mp4" and len(video) == 5
+    assert video[0].shape[1] == 100 and video[0].shape[0] > 31
+
+
+def test_pictures_say_seed_time_score_and_that_an_episode_has_ended():
+    episode = toy_episode(7, 0.8, 4)
+    assert caption("rti", episode, 0, 10) == ["seed 7, rti", "0.0 s", ""]
+    assert caption("rti", episode, 2, 10) == ["seed 7, rti", "0.2 s, score 0.40", "best 0.80 (at 0.1 s)"]
+    assert caption("rti", episode, 3, 10)[1] == "ended at 0.4 s, score 0.40"
+    figure = film_strip(toy_results(), 10, columns=6)
+    titles = [axes.get_title() for axes in figure.axes[:6]]
+    assert sum("ended" in title for title in titles) == 1
+    long = SamplerResult(name="long", episodes=[toy_episode(0, 0.5, 40)])
+    short = film_strip([toy_results()[0], long], 10, columns=6).axes[:6]
+    assert [axes.axison for axes in short] == [True, True, False, False, False, False]
 
 
 def test_the_table_shows_every_sampler():
     console = Console(width=150, record=True, file=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(table(toy_results(), "toy"))
+        console.print(sampler_table(toy_results(), "toy"))
     text = capture.get()
-    for part in ("ddpm", "fast", "0.917 ± 0.056", "reference", "equivalent within 0.05", "20 / 30"):
+    for part in ("ddpm", "fast", "0.917 ± 0.056", "67%", "reference", "equivalent within 0.05", "20 / 30"):
         assert part in text, text
+
+
+def test_an_evaluation_that_is_cut_off_leaves_what_is_there(tmp_path):
+    """The second sampler fails; the first's report and video are written, and say what is missing."""
+
+    class FailingPolicy:
+        spec = TINY
+
+        def plan(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    def write(results):
+        write_report(tmp_path, results, "toy", {}, 10, ["failing", "fast"][len(results) - 1 :])
+        write_episodes(tmp_path, results[-1], 10)
+
+    stages = []
+
+    @contextlib.contextmanager
+    def progress(label, total, unit):
+        yield SimpleNamespace(update=lambda n: None, set_postfix_str=lambda s: stages.append((label, s)))
+
+    options = {"picture": lambda env: env.unwrapped.picture(32), "n_pictured": 1, "progress": progress}
+    policies = {"ddpm": tiny_policy(), "failing": FailingPolicy(), "fast": tiny_policy()}
+    with pytest.raises(KeyboardInterrupt):
+        compare(
+            policies,
+            make_env,
+            [1, 2],
+            8,
+            reference="ddpm",
+            clock=VirtualClock(),
+            on_result=write,
+            **options,
+        )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert list(report["samplers"]) == ["ddpm"] and report["unfinished"] == ["failing", "fast"]
+    assert (tmp_path / "ddpm.mp4").exists() and (tmp_path / "rollout.png").exists()
+    assert stages[:2] == [("ddpm", "starting 2 environments"), ("ddpm", "compiling the sampler")]
+    assert ("ddpm", "") in stages  # it says no longer that something is starting
+
+
+def test_scores_may_be_negative_and_success_is_not_a_reward():
+    episode = Episode(3)
+    episode.add_rewards([-2.0, -0.5, -1.0])
+    assert (episode.score, episode.n_steps) == (-0.5, 3)
+    result = SamplerResult(name="a", episodes=[episode], reference=[-1.0])
+    assert result.compared()["score"]["mean"] == -0.5 and result.success_rate == 0
+    assert result.compared()["difference_to_reference"]["mean"] == 0.5
+
+
+def test_episodes_give_columns_by_name():
+    (episode,) = rollout(tiny_policy(), make_env, [5], 4, keep_infos=True)
+    columns = episode.columns(["state", "action", "rewards"])
+    assert {name: len(values) for name, values in columns.items()} == dict.fromkeys(columns, 4)
+    np.testing.assert_array_equal(columns["state"][2], episode.infos[2]["state"])
+    assert max(columns["rewards"]) == episode.score
+
+
+def test_reports_have_null_for_what_is_not_a_number(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [math.nan, 1.0], "b": {"c": -math.inf, "d": "NaN"}})
+    content = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert content == {"a": [None, 1.0], "b": {"c": None, "d": "NaN"}}

@@ -22,8 +22,9 @@ LAYERS = [
     ["planning", "training"],
     ["control", "robots"],
     ["serving", "telemetry"],
+    ["benchmarks"],
     ["evaluation"],
-    ["collection", "benchmarks"],
+    ["collection"],
     ["cli", "__main__"],
 ]
 """Rooms of the house, from the ground up: each imports only from its own floor and those below."""

@@ -17,8 +17,10 @@ from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.scheduling import Scheduling
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.evaluation.compare import RealtimeResult
+from paradiffpolicy.evaluation.pictures import realtime_figure
 from paradiffpolicy.evaluation.realtime import boundary_jumps, drawn_from, realtime_rollout, wall_rollout
-from paradiffpolicy.evaluation.realtime_report import Cell, realtime_figure, write_realtime_report
+from paradiffpolicy.evaluation.report import write_realtime_report
 from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.planning.blending import Latest, RealTimeChunking, TemporalEnsemble
 from paradiffpolicy.planning.planner import DelayedPlanner, InlinePlanner, PlanMaker
@@ -158,8 +160,15 @@ def test_at_the_real_rate_every_robot_has_its_loop():
     assert sum(counted) == 75
 
 
-def cell(name, rate, blending, latency, episodes, reference=None):
-    return Cell(name, rate, blending, [latency], episodes, reference, 0.05)
+def result(name, rate, blending, latency, episodes, reference=None):
+    return RealtimeResult(
+        name=name,
+        rate_hz=rate,
+        blending=blending,
+        latencies=[latency],
+        episodes=episodes,
+        reference=reference,
+    )
 
 
 def test_the_report_says_what_happened(tmp_path):
@@ -167,13 +176,13 @@ def test_the_report_says_what_happened(tmp_path):
     unlimited = realtime_rollout(policy, make_env, [1, 2], 2.0, rate_hz=10)
     late = realtime_rollout(policy, make_env, [1, 2], 2.0, rate_hz=10, latencies=[0.2])
     scores = [episode.score for episode in unlimited]
-    cells = [
-        cell("a, unlimited", 10, "latest", 0.0, unlimited),
-        cell("a", 10, "latest", 0.2, late, scores),
-        cell("b", 10, "latest", 0.2, unlimited, scores),
+    cases = [
+        result("a, unlimited", 10, "latest", 0.0, unlimited),
+        result("a", 10, "latest", 0.2, late, scores),
+        result("b", 10, "latest", 0.2, unlimited, scores),
     ]
-    sweep = [cell("a", 10, j, ms, late, scores) for j in ("latest", "rtc") for ms in (0.0, 0.2)]
-    paths = write_realtime_report(tmp_path, cells, sweep, "title", {"task": "pusht"})
+    sweep = [result("a", 10, j, ms, late, scores) for j in ("latest", "rtc") for ms in (0.0, 0.2)]
+    paths = write_realtime_report(tmp_path, cases, sweep, "title", {"task": "pusht"})
     content = json.loads(paths[0].read_text())
     first, second, third = content["cases"]
     assert first["difference_to_unlimited"] is None and second["delay_ticks"] == 2
@@ -182,7 +191,7 @@ def test_the_report_says_what_happened(tmp_path):
     assert len(content["sweep"]) == 4 and paths[1].stat().st_size > 10_000
     legend = realtime_figure(content, "t").axes[0].get_legend().get_texts()
     labels = {text.get_text() for text in legend}
-    assert labels == {"injected, switch", "injected, commit", "a, unlimited", "a", "b"}
+    assert labels == {"injected, latest", "injected, rtc", "a, unlimited", "a", "b"}
 
 
 def test_the_loops_bench_counts_ticks_and_plans():
@@ -228,7 +237,7 @@ def replaced(cases):
 
 def test_the_command_in_virtual_time(tmp_path, checkpoint, capsys):
     cases = replaced(["fast={sampler: rti}", "given={sampler: ddim, latency_ms: [50, 190]}"])
-    sweep = ["realtime.sweep.latency_ms=[0,200]", "~realtime.sweep.blendings.ensemble"]
+    sweep = ["realtime.sweep.latency_ms=[0,200]", "~realtime.sweep.blendings.temporal_ensemble"]
     out = tmp_path / "out"
     options = [*FAST, *cases, *sweep, "realtime.rates_hz=[10,20]", "realtime.blending={name: rtc}"]
     assert main(["evaluate", checkpoint, *options, f"out={out}"]) == 0
@@ -259,8 +268,8 @@ def test_the_command_at_the_real_rate(tmp_path, checkpoint):
         (["realtime.rates_hz=[]"], "realtime.rates_hz=0 must be"),
         (["realtime.rates_hz=[15]"], "rate_hz=15.0 must be a multiple"),
         (["realtime.side_by_side=0"], "realtime.side_by_side=0 must be"),
-        (["realtime.blending={name: comit}"], "unknown blending 'comit'; did you mean 'commit'?"),
-        (["+realtime.blending.overlap=1"], "blending 'switch' has no option 'overlap'"),
+        (["realtime.blending={name: rt}"], "unknown blending 'rt'; did you mean 'rtc'?"),
+        (["+realtime.blending.overlap=1"], "blending 'latest' has no option 'overlap'"),
         (replaced(["x={sampler: nix}"]), "unknown sampler 'nix'"),
         (replaced(["x={sampler: ddim, latency: 3}"]), "realtime.cases.x has no setting 'latency'"),
         (replaced(["x={latency_ms: 3}"]), "realtime.cases.x needs a sampler"),

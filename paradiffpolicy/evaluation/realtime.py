@@ -1,8 +1,8 @@
-"""Reward under latency: simulated time goes on while plans are computed.
+"""Rolls episodes out in real time: the world goes on while plans are computed.
 
-A virtual clock ticks at the control rate; a plan asked for at one moment arrives a latency later,
-whatever it took to compute here.  All episodes run side by side, and what they ask for is computed in
-batches, which changes nothing but the time that it takes.  A run is repeated bit by bit.
+A virtual clock ticks at the control rate; a plan asked for at one moment arrives a latency later, however
+long it took to compute here.  All episodes run side by side, and their plans are computed in batches, which
+changes only the time that it takes.  A run is repeated bit by bit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 
 import gymnasium
@@ -36,6 +35,7 @@ from ..planning.planner import (
 )
 from ..robots.robot import EnvRobot
 from ..types import Plan
+from .episodes import Episode
 from .rollout import in_groups
 
 MakeEnvAt = Callable[[float], "gymnasium.Env[object, object]"]
@@ -43,14 +43,14 @@ MakeEnvAt = Callable[[float], "gymnasium.Env[object, object]"]
 
 
 class Batch:
-    """Plans of several planners, computed together as late as can be: when one of them is needed."""
+    """Plans of several planners, computed together when one of them is needed, the latest possible moment."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[PlanMaker, PlanRequest]] = []
         self._made: dict[int, PlanReply] = {}
 
     def begin(self, maker: PlanMaker, request: PlanRequest) -> Callable[[], PlanReply]:
-        """Puts a request in line; what it gives back gives the plan."""
+        """Queues a request; the returned function gives its plan."""
         self._waiting.append((maker, request))
 
         def made() -> PlanReply:
@@ -61,8 +61,9 @@ class Batch:
         return made
 
     def _compute(self) -> None:
-        """In one call, those that continue a plan by equally many steps, and those that continue none; of
-        a planner's requests the first, which the next may continue."""
+        """Computes in one call the requests that are warm-started from a plan shifted by equally many steps,
+        and in another those that start cold; of a planner's requests the first, from whose plan the next may
+        be warm-started."""
         groups: dict[int, list[tuple[PlanMaker, PlanRequest, Plan | None]]] = {}
         later, seen = [], set()
         for maker, request in self._waiting:
@@ -86,26 +87,15 @@ class Batch:
                 self._made[id(request)] = maker.made(request, plan.select([row]), math.nan)
 
 
-@dataclass(frozen=True)
-class RealtimeEpisode:
-    """What happened in one episode.
-
-    Attributes:
-        seed: of the environment, of the plans' noise and of the latencies.
-        score: the largest reward of any step.
-        success: the environment terminated it.
-        record: every tick and plan.
-    """
-
-    seed: int
-    score: float
-    success: bool
-    record: Record
-
-
 def drawn_from(latencies: Sequence[float]) -> Callable[[np.random.Generator], Callable[[], float]]:
-    """Latencies, in seconds, drawn from measured ones: a generator to what gives the next.  One alone
-    is every plan's."""
+    """Draws latencies, in seconds, from measured ones; a single one is every plan's.
+
+    Returns:
+        A function from a random generator to the function that gives the next latency.
+
+    Raises:
+        InputError: there is none, or one is no time.
+    """
     values = np.asarray(latencies, dtype=float)
     if not len(values) or not (values >= 0).all() or not np.isfinite(values).all():
         raise InputError(f"latencies={list(latencies)} must be seconds, at least one, none below 0")
@@ -128,7 +118,7 @@ def realtime_rollout(
     replan_every: int | None = None,
     side_by_side: int | None = None,
     on_ticks: Callable[[int], object] = lambda ticks: None,
-) -> list[RealtimeEpisode]:
+) -> list[Episode]:
     """Runs one episode per seed in virtual time.
 
     Args:
@@ -136,9 +126,9 @@ def realtime_rollout(
         seconds: an episode's length.
         rate_hz: of control; the environment takes actions at it.
         latencies: seconds per plan, to draw from.
-        joining, replan_every: see ``Controller``.
+        blending, replan_every: see ``Controller``.
         side_by_side: episodes at a time, where an environment takes much memory; None: all.
-        on_ticks: told how many ticks of all episodes together went by, or were spared.
+        on_ticks: told how many ticks of all episodes together went by, or were spared by an early end.
 
     Raises:
         InputError: the rate isn't a multiple of the policy's, a latency is no time, or ``side_by_side``
@@ -164,7 +154,7 @@ def _run_together(
     blending: Blending,
     replan_every: int | None,
     on_ticks: Callable[[int], object],
-) -> list[RealtimeEpisode]:
+) -> list[Episode]:
     clock, batch = VirtualClock(), Batch()
     robots, controllers = [], []
     for seed in seeds:
@@ -210,14 +200,17 @@ def _run_together(
     for robot in robots:
         robot.env.close()
     return [
-        RealtimeEpisode(int(seed), robot.score, robot.success, controller.record)
+        _episode(int(seed), robot, controller.record)
         for seed, robot, controller in zip(seeds, robots, controllers, strict=True)
     ]
 
 
+def _episode(seed: int, robot: EnvRobot, record: Record) -> Episode:
+    return Episode(seed, robot.score, robot.success, robot.n_steps, record=record)
+
+
 def boundary_jumps(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """By how much actions change from tick to tick (Euclidean, in their units): ``(at joins, within
-    plans)``."""
+    """Changes of the action from tick to tick (Euclidean, in its units): ``(between, within plans)``."""
     at, within = [], []
     for record in records:
         change = np.linalg.norm(np.diff(record.ticks["action"], axis=0), axis=1)
@@ -241,7 +234,7 @@ def wall_rollout(
     blending: Blending = Latest,
     replan_every: int | None = None,
     on_ticks: Callable[[int], object] = lambda ticks: None,
-) -> list[RealtimeEpisode]:
+) -> list[Episode]:
     """Runs one episode per seed at the real rate, planning beside every loop.
 
     Args:
@@ -252,7 +245,7 @@ def wall_rollout(
     Others as in ``realtime_rollout``.
     """
 
-    def run(seed: int) -> RealtimeEpisode:
+    def run(seed: int) -> Episode:
         generator = torch.Generator().manual_seed(seed)
         env = make_env(rate_hz)
         with Controller(
@@ -271,7 +264,7 @@ def wall_rollout(
         robot.advance()
         env.close()
         on_ticks(round(seconds * rate_hz) - int(record.ticks["index"][-1]) - 1)
-        return RealtimeEpisode(seed, robot.score, robot.success, record)
+        return _episode(seed, robot, record)
 
     with ThreadPoolExecutor(side_by_side) as pool:
         return list(pool.map(run, map(int, seeds)))

@@ -1,150 +1,131 @@
-"""A comparison as people read it: a table, a picture, videos, and report.json."""
+"""Reports of comparisons: tables, report.json, pictures and videos."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rich.table import Table
 
-from ..files import write_atomically
-from ..telemetry.axes import plain_ticks
-from ..telemetry.recorder import write_video
-from .compare import SamplerResult
-from .rollout import Episode
+from ..files import write_atomically, write_json
+from ..tables import table
+from .compare import RealtimeResult, SamplerResult
+from .episodes import Outcome
+from .pictures import episodes_video, film_strip, realtime_figure, score_latency
 from .statistics import standard_error
 
-matplotlib.use("Agg")
 
-BORDER = 4
-"""Pixels between episodes in a video."""
+def _score_cells(result: Outcome) -> tuple[str, str]:
+    return (
+        f"{result.compared()['score']['mean']:.3f} ± {standard_error(result.scores):.3f}",
+        f"{result.success_rate:.0%}",
+    )
 
 
-def table(results: Sequence[SamplerResult], title: str) -> Table:
+def _difference_cells(result: Outcome) -> tuple[str, str]:
+    found = result.difference
+    if found is None:
+        return "reference", ""
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]", found.verdict
+
+
+def sampler_table(results: Sequence[SamplerResult], title: str) -> Table:
     """One row per sampler."""
-    view = Table(title=title, title_justify="left")
-    view.add_column("sampler")
-    headings = ["score ± s.e.", "success", "rounds\n/ plan", "evals\n/ plan", "latency ms\np50 / p99"]
-    for heading in [*headings, "deadlines\nmissed", "difference to reference\n[95 % interval]"]:
-        view.add_column(heading, justify="right")
-    view.add_column("verdict")
+    headings = ("sampler", "score ± s.e.", "success", "iterations\n/ plan", "NFE\n/ plan")
+    timing = ("latency ms\np50 / p99", "deadlines\nmissed")
+    rows = []
     for result in results:
         values = result.to_dict()
-        difference = result.difference
-        view.add_row(
-            result.name,
-            f"{values['score']['mean']:.3f} ± {standard_error(result.scores):.3f}",
-            f"{values['success_rate']:.0%}",
-            f"{values['iterations_per_plan']['mean']:.1f}",
-            f"{values['nfe_per_plan']['mean']:.0f}",
-            f"{result.latency_ms(50):.0f} / {result.latency_ms(99):.0f}" if result.latencies else "-",
-            f"{result.missed} in {result.record.n_ticks} ticks" if result.record else "-",
-            "reference"
-            if difference is None
-            else f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]",
-            "" if difference is None else difference.verdict,
-        )
-    return view
-
-
-def score_latency(results: Sequence[SamplerResult], title: str, control_hz: float) -> Figure:
-    """Score against latency, both with their spread, and where a control period ends."""
-    figure = Figure(figsize=(9.5, 5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    timed = sorted((result for result in results if result.latencies), key=lambda r: r.latency_ms(50))
-    for i, result in enumerate(timed):
-        middle, high = result.latency_ms(50), result.latency_ms(99)
-        error = standard_error(result.scores)
-        axes.errorbar(
-            middle,
-            float(np.mean(result.scores)),
-            xerr=[[0.0], [high - middle]],
-            yerr=1.96 * (0.0 if np.isnan(error) else error),
-            marker="osD^v"[i // 10 % 5],
-            capsize=3,
-            color=f"C{i % 10}",
-            label=result.name,
-        )
-    if timed:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", title="by latency")
-    axes.axvline(1e3 / control_hz, color="gray", linestyle=":")
-    axes.text(
-        1e3 / control_hz, 0.02, f" one period at {control_hz:g} Hz", transform=axes.get_xaxis_transform()
-    )
-    axes.set_xscale("log")
-    plain_ticks(axes.xaxis)
-    axes.set_xlabel("plan latency, ms (median; bar: to p99), one robot")
-    axes.set_ylabel("score (mean; bar: 95 % interval)")
-    axes.set_title(title, loc="left", fontsize="medium")
-    axes.grid(visible=True, which="both", alpha=0.25)
-    axes.margins(x=0.1, y=0.15)
-    return figure
-
-
-def film_strip(
-    results: Sequence[SamplerResult], control_hz: float, columns: int = 6, max_rows: int = 8
-) -> Figure:
-    """The first episode, a row per sampler, the first few of them: pictures at equal intervals, the
-    same in every row."""
-    shown = [result for result in results if result.episodes[0].frames][:max_rows]
-    longest = max(len(result.episodes[0].frames) for result in shown)
-    figure = Figure(figsize=(1.7 * columns, 1.85 * len(shown)), dpi=110, layout="constrained")
-    grid = figure.subplots(len(shown), columns, squeeze=False)
-    for row, result in zip(grid, shown, strict=True):
-        episode = result.episodes[0]
-        for k, axes in enumerate(row):
-            step = k * (longest - 1) // (columns - 1)
-            ended = step >= len(episode.frames) - 1
-            axes.imshow(episode.frames[min(step, len(episode.frames) - 1)])
-            axes.set(xticks=[], yticks=[])
-            when = (
-                f"{episode.n_steps / control_hz:.1f} s, score {episode.score:.2f}"
-                if ended
-                else f"{step / control_hz:.1f} s"
+        rows.append(
+            (
+                result.name,
+                *_score_cells(result),
+                f"{values['iterations_per_plan']['mean']:.1f}",
+                f"{values['nfe_per_plan']['mean']:.0f}",
+                f"{result.latency_ms(50):.0f} / {result.latency_ms(99):.0f}" if result.latencies else "-",
+                f"{result.missed} in {result.record.n_ticks} ticks" if result.record else "-",
+                *_difference_cells(result),
             )
-            axes.set_title(when, fontsize="small")
-        row[0].set_ylabel(result.name)
-    return figure
+        )
+    compared = ("difference to reference\n[95 % interval]", "verdict")
+    return table(title, (*headings, *timing, *compared), rows, left=("verdict",))
 
 
-def video(episodes: Sequence[Episode], path: Path, fps: float) -> None:
-    """The pictured episodes side by side; one that ends early stays on its last picture."""
-    shown = [episode.frames for episode in episodes if episode.frames]
-    length = max(map(len, shown))
-
-    def frame(k: int) -> NDArray[np.uint8]:
-        pictures = [frames[min(k, len(frames) - 1)] for frames in shown]
-        height = pictures[0].shape[0]
-        gap = np.full((height, BORDER, 3), 255, dtype=np.uint8)
-        return np.concatenate([part for picture in pictures for part in (picture, gap)], axis=1)[:, :-BORDER]
-
-    write_video(path, [frame(k) for k in range(length)], fps)
+def realtime_table(results: Sequence[RealtimeResult], title: str) -> Table:
+    """One row per case and rate."""
+    headings = ("case", "Hz", "blending", "latency ms\np50 / p99", "delay\nticks", "score ± s.e.", "success")
+    actions = ("fallback\nactive", "jump at boundaries\nmedian / p95")
+    rows = []
+    for result in results:
+        values = result.to_dict()
+        jump, delay = values["jump_at_boundaries"], values["delay_ticks"]
+        rows.append(
+            (
+                *(result.name, f"{result.rate_hz:g}", result.blending),
+                f"{result.latency_ms(50):.0f} / {result.latency_ms(99):.0f}",
+                "-" if delay is None else f"{delay:.1f}",
+                *_score_cells(result),
+                f"{values['fallback_share']:.1%}",
+                "-" if jump["median"] is None else f"{jump['median']:.1f} / {jump['p95']:.0f}",
+                *_difference_cells(result),
+            )
+        )
+    compared = ("difference to unlimited time\n[95 % interval]", "verdict")
+    return table(title, (*headings, *actions, *compared), rows, left=("blending", "verdict"))
 
 
 def write_report(
-    folder: Path, results: Sequence[SamplerResult], title: str, about: dict[str, Any], control_hz: float
+    folder: Path,
+    results: Sequence[SamplerResult],
+    title: str,
+    about: Mapping[str, Any],
+    control_hz: float,
+    unfinished: Sequence[str] = (),
 ) -> list[Path]:
-    """Writes report.json, the pictures and a video per sampler; returns their paths."""
+    """Writes report.json and the pictures; returns their paths.
+
+    Args:
+        about: what else report.json holds.
+        unfinished: samplers that are still to run.
+    """
     paths = [folder / "report.json"]
-    content = {**about, "samplers": {result.name: result.to_dict() for result in results}}
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(paths[0], lambda path: path.write_text(text))
+    samplers = {result.name: result.to_dict() for result in results}
+    write_json(paths[0], {**about, "unfinished": list(unfinished), "samplers": samplers})
+    figures = {}
     if any(result.latencies for result in results):
-        paths.append(folder / "score_latency.png")
-        figure = score_latency(results, title, control_hz)
-        write_atomically(paths[-1], lambda path: figure.savefig(path))
+        figures["score_latency.png"] = score_latency(results, title, control_hz)
     if any(result.episodes[0].frames for result in results):
-        paths.append(folder / "rollout.png")
-        strip = film_strip(results, control_hz)
-        write_atomically(paths[-1], lambda path: strip.savefig(path))
-    for result in results:
-        if any(episode.frames for episode in result.episodes):
-            paths.append(folder / f"{result.name}.mp4")
-            video(result.episodes, paths[-1], control_hz)
+        figures["rollout.png"] = film_strip(results, control_hz)
+    for name, figure in figures.items():
+        paths.append(folder / name)
+        write_atomically(paths[-1], figure.savefig)
+    return paths
+
+
+def write_episodes(folder: Path, result: SamplerResult, control_hz: float) -> list[Path]:
+    """Writes a sampler's video, if its episodes have pictures; returns its path."""
+    if not any(episode.frames for episode in result.episodes):
+        return []
+    path = folder / f"{result.name}.mp4"
+    episodes_video(result.name, result.episodes, path, control_hz)
+    return [path]
+
+
+def write_realtime_report(
+    folder: Path,
+    results: Sequence[RealtimeResult],
+    sweep: Sequence[RealtimeResult],
+    title: str,
+    about: Mapping[str, Any],
+) -> list[Path]:
+    """Writes report.json and the picture; returns their paths."""
+    content = {
+        **about,
+        "cases": [result.to_dict() for result in results],
+        "sweep": [result.to_dict() for result in sweep],
+    }
+    paths = [folder / "report.json", folder / "latency.png"]
+    write_json(paths[0], content)
+    write_atomically(paths[1], realtime_figure(content, title).savefig)
     return paths

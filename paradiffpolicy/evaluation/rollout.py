@@ -1,51 +1,22 @@
-"""Episodes in lockstep: every plan is one batched call over the environments still running."""
+"""Rolls episodes out side by side: every plan is one batched call over the environments still running."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..errors import require_count
 from ..history import History
 from ..policy import Policy
 from ..types import Plan
+from .episodes import Episode
 from .workers import InlineWorkers, MakeEnv, Picture, Scene, Workers
 
 T = TypeVar("T")
-
-
-@dataclass
-class Episode:
-    """What happened in one episode.
-
-    Attributes:
-        seed: of the environment and of the plans' noise.
-        score: the largest reward of any step.
-        success: the environment terminated it.
-        n_steps: its length in control steps.
-        rounds, evaluations: per plan.
-        windows: per plan, the observation window ``[To, O]`` it was made from.
-        actions: per step, ``[A]``.
-        infos: per step, the environment's ``info`` before the action, if asked for.
-        frames: per step, a picture, if asked for.
-    """
-
-    seed: int
-    score: float = 0.0
-    success: bool = False
-    n_steps: int = 0
-    iterations: list[int] = field(default_factory=list)
-    nfe: list[int] = field(default_factory=list)
-    windows: list[NDArray[Any]] = field(default_factory=list)
-    actions: list[NDArray[Any]] = field(default_factory=list)
-    infos: list[dict[str, Any]] = field(default_factory=list)
-    frames: list[NDArray[np.uint8]] = field(default_factory=list)
 
 
 def rollout(
@@ -60,21 +31,23 @@ def rollout(
     workers: Workers | None = None,
     side_by_side: int | None = None,
     on_steps: Callable[[int], object] = lambda steps: None,
+    on_stage: Callable[[str], object] = lambda stage: None,
 ) -> list[Episode]:
-    """Runs one episode per seed, side by side.
+    """Runs one episode per seed, side by side; the simulation waits for every plan.
 
     The seed resets the environment and seeds the generator of that episode's noise: two samplers
-    that draw the same noise differ only by how they walk it, and an episode doesn't depend on its
+    that draw the same noise differ only by how they solve, and an episode doesn't depend on its
     neighbours.
 
     Args:
         make_env: called once per seed.
         max_steps: control steps per episode.
-        keep_infos: record what the environment's info held before every action.
+        keep_infos: record the environment's info before every action.
         picture, n_pictured: record pictures of the first episodes.
         workers: where the environments live, which changes no bit of the result; None: in this process.
         side_by_side: episodes at a time, where an environment takes much memory; None: all.
         on_steps: told how many environment steps (or steps spared by an early end) went by.
+        on_stage: told what is starting, since it may take a minute; "" when all goes on.
 
     Raises:
         InputError: ``max_steps`` or ``side_by_side`` is no count; or see ``ProcessWorkers``.  What an
@@ -85,12 +58,13 @@ def rollout(
     episodes = [Episode(int(seed)) for seed in seeds]
     with contextlib.closing(InlineWorkers()) as here:
         for group in in_groups(list(enumerate(episodes)), side_by_side):
-            _run_together(policy, here if workers is None else workers, scene, dict(group), on_steps)
+            homes = here if workers is None else workers
+            _run_together(policy, homes, scene, dict(group), on_steps, on_stage)
     return episodes
 
 
 def in_groups(items: Sequence[T], side_by_side: int | None) -> list[Sequence[T]]:
-    """So many at a time; None: all.
+    """Splits into groups of at most ``side_by_side``; None: one group.
 
     Raises:
         InputError: ``side_by_side`` is no count.
@@ -106,11 +80,13 @@ def _run_together(
     scene: Scene,
     episodes: Mapping[int, Episode],
     on_steps: Callable[[int], object],
+    on_stage: Callable[[str], object],
 ) -> None:
     """Fills in episodes, by their numbers."""
     histories = {i: History(policy.spec.n_obs_steps) for i in episodes}
     generators = {i: torch.Generator().manual_seed(episode.seed) for i, episode in episodes.items()}
     seeds = {i: episode.seed for i, episode in episodes.items()}
+    on_stage(f"starting {len(episodes)} environments")
     for i, observation in workers.begin(scene, seeds).items():
         histories[i].push(observation)
 
@@ -118,9 +94,16 @@ def _run_together(
     running = list(episodes)
     while running:
         windows = np.stack([histories[i].window() for i in running])
+        first = plan is None
+        if first:
+            on_stage("compiling the sampler")
         plan = policy.plan(windows, plan, generator=[generators[i] for i in running])
+        if first:
+            on_stage("first steps")
         actions = plan.executed_actions.cpu().numpy().astype(np.float64)
         stretches = workers.execute(dict(zip(running, actions, strict=True)))
+        if first:
+            on_stage("")
         going_on = []
         for row, i in enumerate(running):
             episode, stretch = episodes[i], stretches[i]
@@ -130,11 +113,10 @@ def _run_together(
             for observation in stretch.observations:
                 histories[i].push(observation)
             before = episode.n_steps
-            episode.n_steps += len(stretch.rewards)
+            episode.add_rewards(stretch.rewards)
             episode.actions += list(actions[row][: len(stretch.rewards)])
             episode.infos += stretch.infos
             episode.frames += stretch.frames
-            episode.score = max(episode.score, *stretch.rewards)
             episode.success |= stretch.terminated
             if stretch.over:
                 on_steps(scene.max_steps - before)
