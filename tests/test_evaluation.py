@@ -315,7 +315,7 @@ def test_the_baselines_refuse_what_diffusers_does_not_have():
 def toy_episode(seed, score, n_steps):
     episode = Episode(seed, success=score > 0.9, iterations=[4, 6], nfe=[40, 60])
     episode.add_rewards([score, *[0.5 * score] * (n_steps - 1)])
-    episode.frames = [np.full((31, 31, 3), 10 * k, dtype=np.uint8) for k in range(n_steps)]
+    episode.frames = [np.full((31, 31, 3), 5 * k, dtype=np.uint8) for k in range(n_steps)]
     return episode
 
 
