@@ -46,14 +46,16 @@ class BenchLatencyConfig(PolicyConfig):
     )
     call_rows: list[int] = setting([1, 10], "rows of a timed network call; []: none", minimum=1)
     call_repeats: int = setting(30, "network calls per row", minimum=1)
-    precisions: list[str] = setting(["f32", "int8"], "of captured network calls", choices=PRECISIONS)
+    precisions: list[str] = setting(
+        ["f32", "int8"], "arithmetic of captured network calls", choices=PRECISIONS
+    )
     steady: Any = setting(
         {"shipped": 0, "large": 0},
         "plans in a row with 'rti', captured, for memory and p99",
         minimum=0,
         kind=int,
     )
-    first_seed: int = seed_setting("the episode whose observations are planned from")
+    first_seed: int = seed_setting("seed of the episode whose observations are planned from")
     out: str | None = json_setting()
 
 
@@ -63,12 +65,12 @@ class BenchControlConfig(PolicyConfig):
 
     sampler_name: str = sampler_setting()
     planners: list[str] = setting(["process", "thread", "inline"], "planners to run beside", choices=PLANNERS)
-    rate_hz: float = setting(100, "of the loop, a multiple of the policy's", above=0)
-    seconds: float = setting(60, "beside each planner, in all", above=0)
+    rate_hz: float = setting(100, "rate of the loop, a multiple of the policy's", above=0)
+    seconds: float = setting(60, "seconds beside each planner, in all", above=0)
     turns: int = setting(3, "runs that they take turns in", minimum=1)
     blending: dict[str, Any] = blending_setting()
     replan_every: int = replan_setting(0)
-    first_seed: int = seed_setting("the episode whose observations are replayed")
+    first_seed: int = seed_setting("seed of the episode whose observations are replayed")
     scheduling: SchedulingConfig = setting(
         lambda: SchedulingConfig(50, None, True, True, True), "of the loop's thread"
     )
@@ -96,9 +98,11 @@ class BenchSolversConfig(PolicyConfig):
         "solvers to compare",
         choices=SOLVERS,
     )
-    steps: list[int] = setting([5, 10, 20], "of every solver", minimum=1)
-    spacing: str = setting("uniform_lambda", "of timesteps, for all", choices=SPACINGS)
-    lambda_min: float | None = setting(-5.1, "the squared-cosine schedule's last timesteps are only noise")
+    steps: list[int] = setting([5, 10, 20], "numbers of steps of every solver", minimum=1)
+    spacing: str = setting("uniform_lambda", "spacing of timesteps", choices=SPACINGS)
+    lambda_min: float | None = setting(
+        -5.1, "lowest log-SNR; null: the schedule's (whose last timesteps are only noise)"
+    )
     drivers: dict[str, Any] = setting(
         {
             "sequential": {"driver": "sequential"},
@@ -109,7 +113,7 @@ class BenchSolversConfig(PolicyConfig):
         },
         "drivers to compare; a window holds all nodes; speculative: for solvers with noise only",
     )
-    first_seed: int = seed_setting("the episode whose observations are planned from")
+    first_seed: int = seed_setting("seed of the episode whose observations are planned from")
     windows: int = setting(4, "observations per row", minimum=1)
     out: str = setting("outputs/bench/solvers", "folder of solvers.json and solvers.png")
 
@@ -121,14 +125,14 @@ class BenchServeConfig(PolicyConfig):
     sampler_name: str = sampler_setting()
     max_batch: int = setting(8, "robots planned for at once", minimum=1)
     max_queue: int = setting(64, "requests that may wait", minimum=1)
-    awake: bool = setting(True, "idle cores don't sleep: answers come sooner, for more power")
-    requests: int = setting(1000, "of one client by itself", minimum=1)
-    clients: int = setting(16, "side by side", minimum=1)
-    seconds: float = setting(300, "that they ask for", above=0)
+    awake: bool = setting(True, "keeps idle cores awake: answers come sooner, for more power")
+    requests: int = setting(1000, "requests of one client by itself", minimum=1)
+    clients: int = setting(16, "clients side by side", minimum=1)
+    seconds: float = setting(300, "seconds that they send requests for", above=0)
     rate_hz: float | None = setting(
         None, "requests per second and client; null: as fast as answers come", above=0
     )
-    first_seed: int = seed_setting("the episode whose observations are planned from")
+    first_seed: int = seed_setting("seed of the episode whose observations are planned from")
     out: str | None = json_setting()
 
 
@@ -140,7 +144,7 @@ class BenchEnvsConfig(CommandConfig):
         [f"paradiffpolicy/{name}-v0" for name in ("PushT", "Lift", "Can", "Square", "Transport", "ToolHang")],
         "environments, by gymnasium's ids",
     )
-    turns: int = setting(7, "of all, one after the other", minimum=1)
+    turns: int = setting(7, "turns of all, one after the other", minimum=1)
     steps: int = setting(100, "control steps per turn", minimum=1)
-    own: bool = setting(True, "also robosuite's own step, to compare with")
+    own: bool = setting(True, "times robosuite's own step too")
     out: str | None = json_setting()

@@ -64,19 +64,19 @@ def sections(config: Any) -> Iterator[tuple[str, list[Setting]]]:
 
 
 def described(setting: Setting, config: Any) -> str:
-    """The help text, and the choices that it doesn't mention."""
+    """The help text, and the choices unless it explains each."""
     rule, text = setting.rule, setting.rule.help
     names = () if rule.choices is None else rule.choices(config)
     if isinstance(names, Registry) and names.kind == "sampler":
         return text
-    missing = [name for name in names if f"{name}:" not in text]
-    between = "; or " if len(missing) < len(names) else ": "
-    return f"{text}{between}{', '.join(missing)}" if missing else text
+    explained = all(f"{name}:" in text for name in names)
+    return text if explained else f"{text} [{' | '.join(names)}]"
 
 
 def shown(value: Any) -> str:
     """A value as one writes it on the command line, if it isn't long."""
-    return textwrap.shorten(written(value), 60, placeholder=" …")
+    text = written(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def written(value: Any) -> str:

@@ -22,7 +22,7 @@ def sampler_names(config: Any) -> Registry[Any]:
     return Registry("sampler", {} if config is None else config.sampler)
 
 
-def sampler_setting(default: str = "rti", text: str = "sampler") -> Any:
+def sampler_setting(default: str = "rti", text: str = "sampler that makes the plans") -> Any:
     """One of the samplers."""
     return setting(default, text, choices=sampler_names)
 
@@ -72,19 +72,19 @@ class FieldConfig:
     """One field of the observation vector."""
 
     key: str = setting("???", "name in the dataset")
-    start: int | None = setting(None, "first of its numbers")
-    stop: int | None = setting(None, "end of its numbers")
-    shape: list[int] | None = setting(None, "of the whole field", minimum=1)
-    unit: str = setting("", "of its numbers, as m")
+    start: int | None = setting(None, "the first of its numbers that is observed")
+    stop: int | None = setting(None, "the first after those that are observed")
+    shape: list[int] | None = setting(None, "shape of the whole field", minimum=1)
+    unit: str = setting("", "unit of its numbers, as m")
 
 
 @dataclass
 class ActionConfig:
     """What an action is."""
 
-    kind: str = setting("other", "its meaning, and how to hold still", choices=listed("task", "ACTION_KINDS"))
-    unit: str = setting("", "of its numbers, as m")
-    names: list[str] = setting([], "of its numbers")
+    kind: str = setting("other", "meaning of an action", choices=listed("task", "ACTION_KINDS"))
+    unit: str = setting("", "unit of an action's numbers, as m")
+    names: list[str] = setting([], "names of an action's numbers")
 
 
 @dataclass
@@ -94,11 +94,11 @@ class TaskConfig:
     name: str = setting("???", "the task's name; the file's, unless it says another")
     env: EnvConfig = setting(EnvConfig, "the environment")
     success_key: str | None = setting(
-        None, "of the environment's info; null: success, is_success, terminated"
+        None, "key of the environment's info; null: success, is_success, else terminated"
     )
     max_steps: int = setting(300, "control steps per episode", minimum=1)
     control_hz: float | None = setting(None, "control steps per second; null: the environment's", above=0)
-    rates_hz: list[float] = setting([], "of evaluate mode=realtime; []: control_hz", above=0)
+    rates_hz: list[float] = setting([], "control rates of evaluate mode=realtime; []: control_hz", above=0)
     observation: list[FieldConfig] = setting([], "fields of the dataset that make up the observation vector")
     action: ActionConfig = setting(ActionConfig, "what an action is")
     record: list[str] = setting([], "fields of the environment's info that collect and run store")
@@ -107,7 +107,9 @@ class TaskConfig:
         "scripted demonstrator, for collect expert=scripted",
         choices=listed("envs.robosuite.experts", "EXPERTS"),
     )
-    augmentation: str | None = setting(None, "of the dataset, see train", choices=AUGMENTATIONS)
+    augmentation: str | None = setting(
+        None, "how the dataset is augmented; null: not at all", choices=AUGMENTATIONS
+    )
     dataset: str | None = setting(None, "the demonstrations")
     checkpoint: str | None = setting(None, "the policy's folder")
     workers: int | str = workers_setting(1)
@@ -120,11 +122,13 @@ class TaskConfig:
 class SchedulingConfig:
     """What the loop's thread asks of the operating system."""
 
-    priority: int | None = setting(None, "real-time priority, under SCHED_FIFO", minimum=1, maximum=99)
-    cores: list[int] | None = setting(None, "that it may run on, as [0]", minimum=0)
-    lock_memory: bool = setting(False, "nothing is swapped out")
-    freeze_gc: bool = setting(True, "no garbage collection while it runs")
-    awake: bool = setting(False, "idle cores don't sleep")
+    priority: int | None = setting(
+        None, "real-time priority under SCHED_FIFO, 1 to 99; null: none", minimum=1, maximum=99
+    )
+    cores: list[int] | None = setting(None, "cores that it may run on, as [0]; null: any", minimum=0)
+    lock_memory: bool = setting(False, "whether all memory stays in RAM")
+    freeze_gc: bool = setting(True, "whether garbage collection pauses while it runs")
+    awake: bool = setting(False, "whether idle cores stay awake")
 
 
 BLENDING_HELP = "whose action runs where plans overlap; options as +blending.overlap=3"
@@ -139,7 +143,7 @@ class CommandConfig:
     """Your own modules."""
 
     plugins: list[str] = setting(
-        [], "modules to import first, which register your solvers, robots, experts, …; as my_module"
+        [], "modules to import first, as my_module: they register solvers, robots, experts, …"
     )
 
 
@@ -155,7 +159,7 @@ class DeviceConfig(CommandConfig):
     """Where to compute."""
 
     device: str = setting("auto", "auto: cuda if there is one, else cpu; or PyTorch's name of one")
-    threads: int | None = setting(None, "CPU threads; null: as many as PyTorch and OpenVINO like", minimum=1)
+    threads: int | None = setting(None, "CPU threads; null: PyTorch and OpenVINO decide", minimum=1)
 
 
 @dataclass
@@ -163,14 +167,14 @@ class MachineConfig(DeviceConfig):
     """How plans are captured."""
 
     capture: str = setting(
-        "auto", "backend; auto: cuda_graph on a GPU, openvino on a CPU; eager: none", choices=BACKENDS
+        "auto", "backend; auto: cuda_graph on a GPU, openvino on a CPU; eager: no capture", choices=BACKENDS
     )
-    precision: str = setting("f32", "of the network", choices=PRECISIONS)
+    precision: str = setting("f32", "arithmetic of the network", choices=PRECISIONS)
     capture_cache: str | None = setting(
         "auto", "folder for compiled models; auto: ~/.cache/paradiffpolicy; null: none are kept"
     )
-    pinning: bool | None = setting(None, "of a captured call's threads to cores; null: as OpenVINO likes")
-    tf32: bool = setting(False, "whether a GPU may compute float32 products in TF32")
+    pinning: bool | None = setting(None, "pins a captured call's threads to cores; null: OpenVINO decides")
+    tf32: bool = setting(False, "computes float32 products in TF32 on a GPU")
 
 
 @dataclass
@@ -189,8 +193,8 @@ class PolicyConfig(SamplersConfig, MachineConfig, TaskedConfig):
         None, "steps of a plan that are executed (Ta); null: as it was trained", minimum=1
     )
     guidance_scale: float | None = setting(
-        None, "classifier-free; for policies trained with condition_dropout"
+        None, "classifier-free guidance, of policies trained with condition_dropout"
     )
     dynamic_threshold: float | None = setting(
-        None, "a quantile, as 0.995: bounds guided plans instead of clipping", above=0, maximum=1
+        None, "quantile that bounds guided plans instead of clipping, as 0.995", above=0, maximum=1
     )

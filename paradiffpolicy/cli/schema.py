@@ -45,13 +45,13 @@ class NetworkConfig:
     n_action_steps: int = setting(8, "steps of a plan that are executed (Ta)", minimum=1)
     down_dims: list[int] = setting([64, 128, 256], "channels of the U-Net's levels", minimum=1)
     diffusion_step_embed_dim: int = setting(256, "numbers that encode the timestep", minimum=1)
-    kernel_size: int = setting(5, "of the convolutions", minimum=1)
-    n_groups: int = setting(8, "of group normalization", minimum=1)
+    kernel_size: int = setting(5, "width of the convolutions", minimum=1)
+    n_groups: int = setting(8, "groups of group normalization", minimum=1)
     cond_predict_scale: bool = setting(True, "whether FiLM scales, or only shifts")
     schedule: str = setting(
-        "squared_cosine", "of the noise", choices=listed("diffusion.schedule", "SCHEDULES")
+        "squared_cosine", "noise schedule", choices=listed("diffusion.schedule", "SCHEDULES")
     )
-    n_train_steps: int = setting(100, "of the noise schedule", minimum=1)
+    n_train_steps: int = setting(100, "timesteps of the noise schedule", minimum=1)
     prediction: str = setting(
         "epsilon", "what the network predicts", choices=listed("diffusion.denoiser", "PREDICTIONS")
     )
@@ -65,20 +65,20 @@ class NetworkConfig:
 class TrainingConfig:
     """Optimization; counts are optimizer steps."""
 
-    n_steps: int = setting(7000, "until the end", minimum=1)
+    n_steps: int = setting(7000, "steps in all", minimum=1)
     batch_size: int = setting(128, "windows per step", minimum=1)
-    learning_rate: float = setting(3e-4, "the highest, of AdamW", above=0)
-    warmup_steps: int = setting(500, "until the learning rate is at its highest", minimum=0)
-    weight_decay: float = setting(1e-6, "of AdamW", minimum=0)
-    seed: int = setting(0, "of weights, noise and order", minimum=0, maximum=2**63 - 1)
+    learning_rate: float = setting(3e-4, "highest learning rate of AdamW", above=0)
+    warmup_steps: int = setting(500, "steps until the learning rate is at its highest", minimum=0)
+    weight_decay: float = setting(1e-6, "weight decay of AdamW", minimum=0)
+    seed: int = setting(0, "seed of weights, noise and order", minimum=0, maximum=2**63 - 1)
     precision: str = setting(
         "auto",
-        "auto: bfloat16 where the hardware multiplies it",
+        "arithmetic; auto: bfloat16 where the hardware multiplies it",
         choices=among("auto", "float32", "bfloat16"),
     )
-    log_every: int = setting(20, "between points of the curves", minimum=1)
-    save_every: int = setting(250, "between saves, from which a stopped run resumes", minimum=1)
-    evaluate_every: int = setting(0, "between evaluations; 0: only at the end", minimum=0)
+    log_every: int = setting(20, "steps between points of the curves", minimum=1)
+    save_every: int = setting(250, "steps between saves, from which a stopped run resumes", minimum=1)
+    evaluate_every: int = setting(0, "steps between evaluations; 0: only at the end", minimum=0)
 
 
 @dataclass
@@ -86,14 +86,14 @@ class TrainEvaluationConfig:
     """Closed-loop evaluation of the averaged weights."""
 
     seeds: int = setting(50, "episodes; 0: none, and no environment is needed", minimum=0)
-    first_seed: int = seed_setting("of the first episode")
+    first_seed: int = seed_setting("seed of the first episode")
     sampler: str = sampler_setting("ddpm")
     workers: int | str = workers_setting()
 
 
 @dataclass
 class CaseConfig:
-    """What takes how long under ``mode=realtime``."""
+    """What takes how long under mode=realtime."""
 
     sampler: str = sampler_setting("???")
     latency_ms: Any = setting(
@@ -114,20 +114,22 @@ class SweepConfig:
     """Score against latency, at the first rate, a line per blending."""
 
     sampler: str = sampler_setting()
-    latency_ms: list[float] = setting([0, 12, 100, 200, 400, 600, 800, 1000, 1300], "latencies", minimum=0)
+    latency_ms: list[float] = setting(
+        [0, 12, 100, 200, 400, 600, 800, 1000, 1300], "latencies to inject", minimum=0
+    )
     blendings: dict[str, Any] = setting(
         {
             "latest": {"name": "latest"},
             "rtc": {"name": "rtc"},
             "temporal_ensemble": {"name": "temporal_ensemble"},
         },
-        "blendings, by the name in the report",
+        "blendings by their names in the report",
     )
 
 
 @dataclass
 class RealtimeConfig:
-    """For ``mode=realtime``."""
+    """For mode=realtime."""
 
     clock: str = setting(
         "virtual",
@@ -135,7 +137,7 @@ class RealtimeConfig:
         choices=among("virtual", "wall"),
     )
     side_by_side: int = setting(10, "wall: robots at a time, each with a loop and a planner", minimum=1)
-    rates_hz: list[float] = setting("${task.rates_hz}", "control rates", above=0)
+    rates_hz: list[float] = setting("${task.rates_hz}", "control rates; []: the policy's", above=0)
     blending: dict[str, Any] = blending_setting()
     replan_every: int | None = replan_setting()
     cases: dict[str, Any] = setting(
@@ -161,7 +163,7 @@ class TrainConfig(SamplersConfig, MachineConfig, TaskedConfig):
     dataset: str | None = setting("${task.dataset}", "a zarr store in diffusion_policy's layout")
     augmentation: str | None = setting(
         "${task.augmentation}",
-        "of the dataset; null: the recorded episodes alone",
+        "how the dataset is augmented; null: not at all",
         choices=AUGMENTATIONS,
     )
     init: str | None = setting(None, "a checkpoint to start from; null: new weights")
@@ -183,12 +185,12 @@ class EvaluateConfig(PolicyConfig):
         "ddpm", "sampler that the others are compared with, seed by seed", choices=sampler_names
     )
     seeds: int = setting(50, "episodes per sampler", minimum=1)
-    first_seed: int = seed_setting("of the first episode")
+    first_seed: int = seed_setting("seed of the first episode")
     workers: int | str = workers_setting()
     side_by_side: int | None = setting(
         None, "episodes at a time, where memory is short; null: all", minimum=1
     )
-    margin: float = setting(0.05, "of score, for the verdict 'equivalent'", above=0)
+    margin: float = setting(0.05, "difference of score that still counts as equivalent", above=0)
     latency_plans: int = setting(20, "timed plans per sampler, for one robot; 0: none", minimum=0)
     paced_ticks: int = setting(40, "control ticks on the real clock; 0: none", minimum=0)
     videos: int = setting(4, "episodes per video; 0: none", minimum=0)
@@ -199,7 +201,7 @@ class EvaluateConfig(PolicyConfig):
         choices=among("unlimited", "realtime"),
     )
     realtime: RealtimeConfig = setting(RealtimeConfig, "for mode=realtime")
-    out: str | None = setting(None, "folder; null: outputs/evaluate/TASK/DATE-TIME")
+    out: str | None = setting(None, "folder of the report; null: outputs/evaluate/TASK/DATE-TIME")
 
 
 @dataclass
@@ -210,7 +212,7 @@ class RunConfig(PolicyConfig):
     robot: str = setting("env", "env: the task's environment, at the clock's pace", choices=among("env"))
     seconds: float = setting(30, "length of the run", above=0)
     rate_hz: float | None = setting(
-        None, "of the loop, a multiple of the policy's; null: the policy's", above=0
+        None, "rate of the loop, a multiple of the policy's; null: the policy's", above=0
     )
     planner: str = setting("process", "where plans are made; inline: the loop waits", choices=PLANNERS)
     blending: dict[str, Any] = blending_setting()
@@ -225,15 +227,17 @@ class RunConfig(PolicyConfig):
         choices=sampler_names,
     )
     replan_every: int | None = replan_setting()
-    seed: int = setting(100_000, "of the environment and of the plans' noise", minimum=0)
-    view: str | None = setting(None, "rerun: opens the viewer; PATH.rrd: saves; rerun+http://HOST:PORT/proxy")
+    seed: int = setting(100_000, "seed of the environment and of the plans' noise", minimum=0)
+    view: str | None = setting(
+        None, "rerun: opens the viewer; PATH.rrd: saves; or rerun+http://HOST:PORT/proxy"
+    )
     record: str | None = setting(None, "a .zarr store that the run is appended to, as train reads them")
-    video: str | None = setting(None, "PATH.mp4")
-    picture_size: int = setting(256, "pixels, in the view and in the video", minimum=1)
+    video: str | None = setting(None, "writes a video, PATH.mp4")
+    picture_size: int = setting(256, "pixels of pictures in the view and in the video", minimum=1)
     timeline: list[float] | None = setting(
         None, "[from, to] seconds that timeline.png shows; null: the first few plans", minimum=0
     )
-    out: str | None = setting(None, "folder; null: outputs/run/TASK/DATE-TIME")
+    out: str | None = setting(None, "folder of the report; null: outputs/run/TASK/DATE-TIME")
     scheduling: SchedulingConfig = setting(SchedulingConfig, "of the loop's thread")
 
 
@@ -247,9 +251,11 @@ class CollectConfig(PolicyConfig):
         "scripted: the task's expert in place of the policy; its failures are left out",
         choices=among("scripted"),
     )
-    out: str = setting("outputs/collect/${task.name}.zarr", "made, or appended to")
+    out: str = setting("outputs/collect/${task.name}.zarr", "dataset that is made, or appended to")
     episodes: int = setting(50, "episodes to collect", minimum=1)
-    first_seed: int | None = setting(None, "null: goes on after the store's last episode", minimum=0)
+    first_seed: int | None = setting(
+        None, "seed of the first episode; null: goes on after the store's last episode", minimum=0
+    )
     batch: int = setting(10, "a policy's episodes side by side", minimum=1)
     workers: int | str = workers_setting()
     min_score: float = setting(0.0, "episodes below it are not written")
@@ -260,7 +266,7 @@ class ConvertConfig(CommandConfig):
     """Settings."""
 
     source: str | None = setting(None, "a robomimic HDF5 file or a zarr store")
-    out: str | None = setting(None, "the other, or the same: NAME.zarr or NAME.hdf5; must not exist")
+    out: str | None = setting(None, "what to write, NAME.zarr or NAME.hdf5; must not exist")
     actions: str = setting(
         "absolute",
         "absolute: poses in the world; delta: what a delta controller takes; recorded: as they are",
@@ -274,7 +280,9 @@ class ConvertConfig(CommandConfig):
     obs_keys: list[str] | None = setting(None, "observations to keep; null: all")
     mask: str | None = setting(None, "a subset, as train or valid; null: every demonstration")
     check: int = setting(3, "demonstrations to play again from their first state; 0: none", minimum=0)
-    task: TaskConfig | None = setting(None, "whose environment describes a store that doesn't itself")
+    task: TaskConfig | None = setting(
+        None, "task whose environment describes a store that doesn't describe itself"
+    )
 
 
 @dataclass
@@ -282,18 +290,20 @@ class ServeConfig(PolicyConfig):
     """Settings."""
 
     sampler_name: str = sampler_setting()
-    host: str = setting("127.0.0.1", "0.0.0.0: every interface; then set an API key, and TLS")
-    port: int = setting(8000, "0: any that is free", minimum=0, maximum=65535)
-    api_key: str | None = setting(None, "what clients must show; null: PARADIFFPOLICY_API_KEY, or none")
+    host: str = setting(
+        "127.0.0.1", "address to listen on; 0.0.0.0: every interface (set an API key and TLS)"
+    )
+    port: int = setting(8000, "port; 0: any that is free", minimum=0, maximum=65535)
+    api_key: str | None = setting(None, "key that clients must show; null: PARADIFFPOLICY_API_KEY, or none")
     certificate: str | None = setting(None, "PEM file for TLS; null: no TLS")
     private_key: str | None = setting(None, "PEM file for TLS")
     max_batch: int = setting(8, "robots planned for at once", minimum=1)
     max_queue: int = setting(64, "requests that may wait; more are answered 'busy'", minimum=1)
-    awake: bool = setting(False, "idle cores don't sleep: answers come sooner, for more power")
-    max_message: int = setting(2**20, "bytes of a request", minimum=1)
-    max_sessions: int = setting(64, "connections", minimum=1)
-    send_timeout: float = setting(5.0, "seconds; a client that reads slower is cut off", above=0)
-    seed: int = setting(0, "of the sessions' noise", minimum=0, maximum=2**63 - 1)
+    awake: bool = setting(False, "keeps idle cores awake: answers come sooner, for more power")
+    max_message: int = setting(2**20, "most bytes of a request", minimum=1)
+    max_sessions: int = setting(64, "most connections", minimum=1)
+    send_timeout: float = setting(5.0, "seconds to send an answer before a client is cut off", above=0)
+    seed: int = setting(0, "seed of the sessions' noise", minimum=0, maximum=2**63 - 1)
 
 
 @dataclass
