@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -9,6 +10,8 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,12 +22,14 @@ from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import Policy, build_network, spec_sampler
 from paradiffpolicy.task import ObservationField
+from paradiffpolicy.training.environment import check_env
 from paradiffpolicy.training.train import Trainer, TrainSettings, learning_rate_at
 
 from .conftest import TINY, make_toy_store
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__])  # processes that need not import everything anew
+SMALL = replace(TINY, down_dims=(16,))
 SETTINGS = TrainSettings(n_steps=12, batch_size=16, warmup_steps=3, log_every=4, save_every=3)
 
 
@@ -34,7 +39,7 @@ def toy_data(store: Path) -> WindowDataset:
 
 
 def trainer(store: Path, folder: Path, **changes) -> Trainer:
-    return Trainer(toy_data(store), TINY, replace(SETTINGS, **changes), folder)
+    return Trainer(toy_data(store), SMALL, replace(SETTINGS, **changes), folder)
 
 
 def state(folder: Path) -> dict:
@@ -104,7 +109,7 @@ def test_killed_within_a_save_and_resumed_is_uninterrupted(uninterrupted, tmp_pa
 
 
 def test_the_loss_falls(toy_store, tmp_path):
-    run = trainer(toy_store, tmp_path, n_steps=150, learning_rate=3e-3, warmup_steps=10, log_every=10)
+    run = trainer(toy_store, tmp_path, n_steps=100, learning_rate=3e-3, warmup_steps=10, log_every=10)
     run.run(progress=False)
     assert run.curve[-1][1] < 0.5 * run.curve[0][1]
 
@@ -114,7 +119,7 @@ def test_scalars_are_written(toy_store, tmp_path):
         return {"score": 0.25}
 
     settings = replace(SETTINGS, evaluate_every=6)
-    run = Trainer(toy_data(toy_store), TINY, settings, tmp_path, evaluate=evaluate)
+    run = Trainer(toy_data(toy_store), SMALL, settings, tmp_path, evaluate=evaluate)
     checkpoint = run.run(progress=False)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -132,7 +137,7 @@ def test_a_finished_run_is_not_evaluated_twice(toy_store, tmp_path):
         return {"score": 1.0}
 
     for _ in range(2):
-        Trainer(toy_data(toy_store), TINY, SETTINGS, tmp_path, evaluate=evaluate).run(progress=False)
+        Trainer(toy_data(toy_store), SMALL, SETTINGS, tmp_path, evaluate=evaluate).run(progress=False)
     assert len(calls) == 1
 
 
@@ -149,22 +154,22 @@ def test_resuming_with_other_settings_is_refused(toy_store, tmp_path):
     with pytest.raises(InputError, match=r"another settings \(batch_size=16 there, 8 here\)"):
         trainer(toy_store, tmp_path, batch_size=8)
     with pytest.raises(InputError, match="another spec"):
-        Trainer(toy_data(toy_store), replace(TINY, kernel_size=3), SETTINGS, tmp_path)
+        Trainer(toy_data(toy_store), replace(SMALL, kernel_size=3), SETTINGS, tmp_path)
     with pytest.raises(InputError, match="another dataset"):
-        Trainer(toy_data(toy_store), TINY, SETTINGS, tmp_path, info={"dataset": {"fingerprint": "x"}})
-    trainer(toy_store, tmp_path, save_every=5)  # how often it saves is nobody's business
+        Trainer(toy_data(toy_store), SMALL, SETTINGS, tmp_path, info={"dataset": {"fingerprint": "x"}})
+    trainer(toy_store, tmp_path, save_every=5)  # how often it saves doesn't decide the weights
 
 
 def test_starting_from_a_policy_takes_its_weights_and_normalizers(toy_store, tmp_path):
     first = trainer(toy_store, tmp_path / "first").run(progress=False)
     data = toy_data(toy_store)
     other = replace(data, actions=data.actions * 2)
-    second = Trainer(other, TINY, SETTINGS, tmp_path / "second", init=first)
+    second = Trainer(other, SMALL, SETTINGS, tmp_path / "second", init=first)
     assert torch.equal(second.action_normalizer.scale, first.action_normalizer.scale)
     for name, weight in second.network.state_dict().items():
         assert torch.equal(weight, first.weights[name])
     with pytest.raises(InputError, match="another spec"):
-        Trainer(data, replace(TINY, kernel_size=3), SETTINGS, tmp_path / "third", init=first)
+        Trainer(data, replace(SMALL, kernel_size=3), SETTINGS, tmp_path / "third", init=first)
 
 
 def test_a_damaged_resume_file_is_named(toy_store, tmp_path):
@@ -197,7 +202,7 @@ def test_learning_rate_warms_up_and_falls_to_nothing():
 
 
 def test_condition_dropout_blanks_its_share_of_the_windows(toy_store, tmp_path):
-    spec = replace(TINY, condition_dropout=0.3)
+    spec = replace(SMALL, condition_dropout=0.3)
     run = Trainer(toy_data(toy_store), spec, replace(SETTINGS, batch_size=64), tmp_path)
     seen = []
     run.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2].clone()))
@@ -210,12 +215,12 @@ def test_condition_dropout_blanks_its_share_of_the_windows(toy_store, tmp_path):
 
 def test_condition_dropout_must_leave_something():
     with pytest.raises(InputError, match=r"condition_dropout=1\.0"):
-        build_network(replace(TINY, condition_dropout=1.0))
+        build_network(replace(SMALL, condition_dropout=1.0))
 
 
 @pytest.mark.parametrize("schedule", ["vp_linear", "vp_cosine"])
 def test_a_continuous_schedule_trains_and_samples(schedule, toy_store, tmp_path):
-    spec = replace(TINY, schedule=schedule, prediction="v")
+    spec = replace(SMALL, schedule=schedule, prediction="v")
     run = Trainer(toy_data(toy_store), spec, SETTINGS, tmp_path)
     t = run.schedule.draw(1000, torch.Generator().manual_seed(0))
     assert (t >= 0).all() and (t <= 99).all() and (t != t.round()).any()
@@ -223,3 +228,44 @@ def test_a_continuous_schedule_trains_and_samples(schedule, toy_store, tmp_path)
     policy = Policy(run.checkpoint(), spec_sampler(spec, solver="unipc", n_steps=5))
     plan = policy.plan(torch.zeros(2, spec.obs_dim), generator=torch.Generator().manual_seed(0))
     assert plan.actions.isfinite().all()
+
+
+class Scripted(gymnasium.Env):
+    """Gives one observation and one reward, or raises them."""
+
+    def __init__(self, observation, reward, action_dim):
+        self.observation, self.reward = observation, reward
+        self.observation_space = gymnasium.spaces.Box(-1, 1, np.shape(observation))
+        self.action_space = gymnasium.spaces.Box(-1, 1, (action_dim,))
+
+    def reset(self, *, seed=None, options=None):
+        if isinstance(self.observation, Exception):
+            raise self.observation
+        return self.observation, {}
+
+    def step(self, action):
+        return self.observation, self.reward, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("observation", "reward", "action_dim", "message"),
+    [
+        (np.zeros(20), 0.0, 3, r"takes actions of shape \(3,\), but task 'pusht' has action_dim=2"),
+        (np.zeros(7), 0.0, 2, r"reset gives observations of shape \(7,\), but task 'pusht' has obs_dim=20"),
+        ({"state": np.zeros(20)}, 0.0, 2, "gives a dict of state: flatten it"),
+        (np.full(20, np.nan), 0.0, 2, "isn't 20 finite numbers"),
+        (np.array(["x"] * 20), 0.0, 2, "isn't 20 finite numbers"),
+        (np.zeros(20), np.nan, 2, "gives the reward nan"),
+        (np.zeros(20), np.zeros(2), 2, "can't be reset and stepped: TypeError"),
+        (RuntimeError("no display\nis set"), 0.0, 2, "can't be reset and stepped: RuntimeError: no display$"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_named(observation, reward, action_dim, message):
+    with pytest.raises(InputError, match=f"^Scripted.*{message}"):
+        check_env(Scripted(observation, reward, action_dim), SMALL)
+
+
+def test_an_environment_that_fits_is_accepted():
+    check_env(Scripted(np.zeros(20), -1.0, 2), SMALL)
+    with contextlib.closing(gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints")) as env:
+        check_env(env, SMALL)

@@ -1,7 +1,8 @@
-"""The training loop: windows of demonstrations to a checkpoint.
+"""Trains a policy on windows of demonstrations, to a checkpoint.
 
 Everything random is a pure function of (seed, step), and learning rate and EMA decay are functions
-of the step: what a resumed run needs is the weights, their averages, AdamW's moments and the step.
+of the step.  So a resumed run needs only the weights, their averages, AdamW's moments and the step, and
+ends with the same weights as a run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,16 @@ from ..types import PolicySpec
 
 RESUME_FILE = "resume.pt"
 CURVE_POINTS = 100
+"""Points of the loss curve that a checkpoint keeps, at least, if there are so many."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What a run does; units are optimiser steps where nothing else is said."""
+    """Settings of a run; ``n_steps``, ``warmup_steps`` and ``…_every`` count optimizer steps.
+
+    Raises:
+        InputError: a value is out of range.
+    """
 
     n_steps: int
     batch_size: int = 128
@@ -62,11 +68,11 @@ class TrainSettings:
 
 
 Evaluate = Callable[[Checkpoint], dict[str, float]]
-"""A closed-loop evaluation of the averaged weights: name to number, logged with the step."""
+"""Evaluates the averaged weights in closed loop; returns numbers by name, logged with the step."""
 
 
 def learning_rate_at(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then half a cosine down to 0 at ``n_steps``; ``step`` is 0-based."""
+    """The learning rate of a step, 0-based: linear warm-up, then half a cosine down to 0 at ``n_steps``."""
     warmup = min(settings.warmup_steps, settings.n_steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
@@ -75,7 +81,7 @@ def learning_rate_at(step: int, settings: TrainSettings) -> float:
 
 
 def bfloat16_pays(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; elsewhere it is emulated, 40x slower."""
+    """Tells whether the device multiplies bfloat16 in hardware; elsewhere it is emulated, 40x slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -83,20 +89,21 @@ def bfloat16_pays(device: torch.device) -> bool:
 
 
 class Trainer:
-    """One training run in a folder; ``run`` goes on from wherever the folder's last save is.
+    """One training run in a folder; ``run`` resumes from the folder's last save.
 
     Args:
         data: the training windows.
-        spec: the policy's shape.
-        settings: what to do.
-        folder: gets the resume file, TensorBoard scalars and ``checkpoint/``.
-        info: what the checkpoint should say about its origin (dataset, init, …).
-        init: a policy to start from, with its normalizers; fresh weights by default.
-        evaluate: called every ``evaluate_every`` steps and at the end with the averaged policy.
-        device: where to compute.
+        spec: the policy's network, diffusion and shapes.
+        settings: of the run.
+        folder: for the resume file, TensorBoard scalars and ``checkpoint/``.
+        info: the checkpoint's origin, to store with it (dataset, init, …).
+        init: a policy to start from, with its normalizers; None: random weights.
+        evaluate: called with the averaged policy every ``evaluate_every`` steps and at the end; None:
+            no evaluation, and no environment is needed.
+        device: to compute on.
 
     Raises:
-        InputError: the folder holds a run with other settings, data or shape.
+        InputError: the folder holds a run with another spec, dataset or settings.
     """
 
     def __init__(
@@ -135,8 +142,7 @@ class Trainer:
             self.network.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay
         )
         self.schedule: NoiseSchedule = spec_schedule(spec)
-        self.step = 0
-        self.seconds = 0.0
+        self.step, self.seconds = 0, 0.0
         self.losses: list[Tensor] = []  # since the last point of the curve
         self.curve: list[list[float]] = []
         self.scores: list[dict[str, float]] = []
@@ -146,7 +152,11 @@ class Trainer:
             self._resume()
 
     def run(self, until: int | None = None, progress: bool = True) -> Checkpoint:
-        """Trains to step ``until`` (default: all) and returns the averaged policy."""
+        """Trains to step ``until`` (default: ``n_steps``) and returns the averaged policy.
+
+        Raises:
+            InputError: the loss is no longer finite.
+        """
         settings = self.settings
         until = settings.n_steps if until is None else min(until, settings.n_steps)
         writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
@@ -180,7 +190,7 @@ class Trainer:
         return self.checkpoint()
 
     def _evaluate(self, writer: SummaryWriter) -> None:
-        """Scores the policy as it comes back from disk, once per step."""
+        """Evaluates the checkpoint on disk, at most once per step."""
         if self.evaluate is None or any(score["step"] == self.step for score in self.scores):
             return
         self.checkpoint().save(self.folder / "checkpoint")
@@ -191,7 +201,7 @@ class Trainer:
         self._save()
 
     def update(self) -> Tensor:
-        """One optimiser step; returns its loss, a scalar on the device."""
+        """Takes one optimizer step; returns its loss, a scalar on the device."""
         settings, step = self.settings, self.step
         windows = batch_windows(len(self.data), settings.batch_size, step, settings.seed)
         observations, actions = self.data.batch(windows.to(self.device))
@@ -222,9 +232,9 @@ class Trainer:
         return loss.detach()
 
     def checkpoint(self) -> Checkpoint:
-        """The averaged weights and everything known about the run."""
+        """The averaged weights, with the run's settings, loss curve and evaluations."""
         stride = max(1, len(self.curve) // CURVE_POINTS)
-        curve = self.curve[::-1][::stride][::-1]  # the last point always among them
+        curve = self.curve[::-1][::stride][::-1]  # always with the last point
         training = {
             "settings": vars(self.settings),
             "step": self.step,
@@ -242,10 +252,10 @@ class Trainer:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """What decides the weights: a run can only be resumed with the same."""
+        """Everything that decides the weights: a run can only be resumed with the same."""
         settings = {k: v for k, v in vars(self.settings).items() if not k.endswith("_every")}
         dataset, init = self.info.get("dataset", {}), self.info.get("init", {})
-        return {"spec": vars(self.spec), "settings": settings, "dataset": dataset, "init": init}
+        return {"spec": asdict(self.spec), "settings": settings, "dataset": dataset, "init": init}
 
     def _save(self) -> None:
         state = {
@@ -267,16 +277,14 @@ class Trainer:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
-            raise InputError(
-                f"{path} can't be read ({type(error).__name__}): delete it to start the run again"
-            )
-        saved, wanted = state["identity"], self._identity()
-        for part, values in wanted.items():
-            if isinstance(values, dict):
-                saved[part] = {key: saved[part].get(key) for key in values}
-            if saved[part] != values:
+            reason = type(error).__name__
+            raise InputError(f"{path} can't be read ({reason}): delete it to start the run again")
+        for part, wanted in self._identity().items():
+            saved = state["identity"][part]
+            others = [f"{k}={saved.get(k)} there, {v} here" for k, v in wanted.items() if saved.get(k) != v]
+            if others:
                 raise InputError(
-                    f"{self.folder} holds a run with another {part} ({_difference(saved[part], values)}): "
+                    f"{self.folder} holds a run with another {part} ({'; '.join(others)}): "
                     "choose another run=FOLDER, or delete that one"
                 )
         self.step, self.seconds = state["step"], state["seconds"]
@@ -284,10 +292,3 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def _difference(saved: Any, wanted: Any) -> str:
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        parts = [f"{k}={saved.get(k)} there, {v} here" for k, v in wanted.items() if saved.get(k) != v]
-        return "; ".join(parts)
-    return "its fingerprint differs"
