@@ -17,6 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from paradiffpolicy.checkpoint import Checkpoint
+from paradiffpolicy.cli.main import main
 from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
@@ -269,3 +270,12 @@ def test_an_environment_that_fits_is_accepted():
     check_env(Scripted(np.zeros(20), -1.0, 2), SMALL)
     with contextlib.closing(gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints")) as env:
         check_env(env, SMALL)
+
+
+def test_without_evaluation_training_needs_no_environment(capsys, toy_store, tmp_path):
+    settings = [f"dataset={toy_store}", "task.env.id=Nowhere-v0", f"run={tmp_path / 'run'}"]
+    assert main(["train", *settings]) == 2  # before any step
+    assert "Nowhere" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    small = ["policy.down_dims=[16]", "policy.diffusion_step_embed_dim=16", "training.batch_size=8"]
+    assert main(["train", *settings, *small, "training.n_steps=2", "evaluation.seeds=0"]) == 0
+    assert Checkpoint.load(tmp_path / "run" / "checkpoint").info["training"]["step"] == 2

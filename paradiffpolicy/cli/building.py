@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, nearest
-from ..registry import Registry, import_plugins
+from ..registry import import_plugins
+from ..training.augmentation import AUGMENTATIONS
 
 if TYPE_CHECKING:
     import gymnasium
 
-    from ..data.replay_buffer import Augment
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
@@ -211,8 +211,7 @@ def _mirrored(episode: Any) -> Any:
     return mirrored(episode)
 
 
-AUGMENTATIONS: Registry[Augment] = Registry("augmentation", {"pusht_mirror": _mirrored})
-"""What makes a second episode of every recorded one, by name."""
+AUGMENTATIONS.register("pusht_mirror", _mirrored)
 
 # --------------------------------------------------------------------------------------------- control
 

@@ -122,14 +122,16 @@ def evaluation(cfg: TrainConfig, spec: PolicySpec, device: str) -> Callable[[Che
     """Scores a checkpoint in closed loop.
 
     Raises:
-        InputError: the environment can't be made, or has other sizes than the dataset.
+        InputError: the environment can't be made, or ``check_env`` refuses it.
     """
     from ..evaluation.rollout import rollout
     from ..evaluation.statistics import standard_error
     from ..policy import Policy
+    from ..training.environment import check_env
 
     setting, make_env = cfg.evaluation, env_maker(cfg, spec)
-    make_env().close()  # what is wrong with it is said before training, not after
+    with contextlib.closing(make_env()) as env:
+        check_env(env, spec)
     sampler, workers = named_sampler(cfg, setting.sampler, spec), env_workers(setting.workers)
     capture = capture_settings(cfg) | {"cache": None}  # weights change
     seeds = range(setting.first_seed, setting.first_seed + setting.seeds)
