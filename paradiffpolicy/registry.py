@@ -49,6 +49,18 @@ class Registry(Mapping[str, T], Generic[T]):
             raise InputError(f"unknown {self.kind} {name!r}{nearest(str(name), self._choices)}")
         return self._choices[name]
 
+    def resolve(self, given: str | T) -> T:
+        """The choice of that name, or the caller's own choice, a callable, as it is.
+
+        Raises:
+            InputError: the name is unknown, or what is given is neither.
+        """
+        if isinstance(given, str):
+            return self.named(given)
+        if not callable(given):
+            raise InputError(f"{self.kind}={given!r} must be one of {', '.join(self)}, or a callable")
+        return given
+
     def __getitem__(self, name: str) -> T:
         return self._choices[name]
 

@@ -23,9 +23,10 @@ from paradiffpolicy.control.scheduling import Scheduling, scheduled
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.history import History
 from paradiffpolicy.planning.blending import Grid, Latest, RealTimeChunking, TemporalEnsemble, decayed
-from paradiffpolicy.planning.planner import DelayedPlanner, PlanReply
+from paradiffpolicy.planning.delayed import DelayedPlanner
+from paradiffpolicy.planning.request import PlanMaker, PlanReply
 from paradiffpolicy.policy import Policy, spec_schedule
-from paradiffpolicy.robots.robot import EnvRobot
+from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
 
 from .conftest import TINY, tiny_checkpoint
@@ -57,9 +58,7 @@ def tiny_policy(**sampler):
 
 
 def controller_on(clock, rate_hz=10, sampler=None, **options):
-    policy = tiny_policy(**(sampler or {}))
-    generator = torch.Generator().manual_seed(0)
-    return Controller(policy, rate_hz, generator=generator, clock=clock, **options)
+    return Controller(tiny_policy(**(sampler or {})), rate_hz, clock=clock, **options)
 
 
 def numbered(tick, session=0, value=None):
@@ -345,7 +344,6 @@ def test_committed_actions_are_what_runs():
     """With a planner that is three ticks late, joins are seamless: the plan keeps what ran meanwhile."""
     clock = VirtualClock()
     policy = tiny_policy(solver="ddim", n_steps=5)
-    from paradiffpolicy.planning.planner import PlanMaker
 
     def late(policy, generator, clock):
         maker = PlanMaker(policy, generator, clock)
@@ -374,18 +372,18 @@ def test_committed_actions_are_what_runs():
 
 
 BAD = {
-    "nan": (np.full(20, np.nan), Fault.OBSERVATION_REFUSED),
-    "shape": (np.zeros(19), Fault.OBSERVATION_REFUSED),
-    "infinite": (np.array([np.inf, -np.inf] + [0.0] * 18), Fault.OBSERVATION_REFUSED),
-    "text": (["a"] * 20, Fault.OBSERVATION_REFUSED),
-    "ragged": ([[1.0], [2.0, 3.0]], Fault.OBSERVATION_REFUSED),
-    "missing": (None, Fault.OBSERVATION_MISSING),
+    "nan": (np.full(20, np.nan), Fault.OBSERVATION_NOT_FINITE, "NaN or infinity"),
+    "shape": (np.zeros(19), Fault.OBSERVATION_SHAPE, "wrong shape: got (19,), expected (20,)"),
+    "infinite": (np.array([np.inf, -np.inf] + [0.0] * 18), Fault.OBSERVATION_NOT_FINITE, "NaN or infinity"),
+    "text": (["a"] * 20, Fault.OBSERVATION_SHAPE, "wrong shape: got a list without numbers"),
+    "ragged": ([[1.0], [2.0, 3.0]], Fault.OBSERVATION_SHAPE, "wrong shape: got a list without numbers"),
+    "missing": (None, Fault.OBSERVATION_MISSING, "no new observation"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_without_a_good_observation_the_plan_goes_on_and_then_it_holds(kind, caplog):
-    bad, fault = BAD[kind]
+def test_without_a_good_observation_the_plan_goes_on_and_then_the_fallback_acts(kind, caplog):
+    bad, fault, words = BAD[kind]
     clock, asked = VirtualClock(), []
     controller = controller_on(clock, planner=scripted(0.0, asked), max_observation_age=0.35)
     actions = run(controller, clock, 20, observe=lambda k: bad if 4 <= k < 11 else np.zeros(20))
@@ -402,7 +400,19 @@ def test_without_a_good_observation_the_plan_goes_on_and_then_it_holds(kind, cap
     # Tick 8's request was due, and is made at the next good observation.
     assert [request.tick for request in asked] == [0, 11, 19]
     assert controller.record.faults()[fault.name.lower()] == 7
-    assert [record.args[0] for record in caplog.records] == [4, 7]
+    assert [record.args[0] for record in caplog.records] == [4, 7] and words in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "got"), [(np.zeros(7), r"\(7,\)"), (np.zeros((1, 20)), r"\(1, 20\)"), ("no", "a str")]
+)
+def test_a_first_observation_that_does_not_fit_is_an_error(first, got):
+    """It never will fit; later ones are a fault of the tick."""
+    with (
+        controller_on(VirtualClock()) as controller,
+        pytest.raises(InputError, match=f"first observation has the wrong shape: got {got}.*, expected "),
+    ):
+        controller.tick(first)
 
 
 def test_a_source_that_is_silent_for_two_seconds():
@@ -522,18 +532,86 @@ def test_plans_of_before_a_reset_are_not_acted_on():
 def test_settings_are_checked():
     clock = VirtualClock()
     for options, message in (
-        ({"rate_hz": 15}, "rate_hz=15 must be a multiple"),
-        ({"rate_hz": 5}, "rate_hz=5 must be a multiple"),
+        ({"rate_hz": 25}, "rate_hz=25 must be a multiple of the policy's 10 Hz.*; nearest rates: 20, 30$"),
+        ({"rate_hz": 5}, "rate_hz=5 must be a multiple.*; nearest rates: 10$"),
         ({"rate_hz": 0}, "rate_hz=0"),
         ({"replan_every": -1}, "replan_every=-1"),
+        ({"replan_every": 1.5}, "replan_every=1.5"),
         ({"max_plan_age": 0.0}, "max_plan_age=0.0"),
+        ({"max_observation_age": -1}, "max_observation_age=-1"),
+        ({"planner_timeout": 0}, "planner_timeout=0"),
+        ({"capacity": 0}, "capacity=0"),
         ({"limits": (np.zeros(3), np.zeros(3))}, r"limits must be two arrays \[action_dim=2\]"),
+        ({"limits": (np.ones(2), np.zeros(2))}, "limits must be two arrays"),
+        ({"planner": "procces"}, "unknown planner 'procces'; did you mean 'process'"),
+        ({"planner": 3}, "planner=3 must be one of inline, thread, process, or a callable"),
+        ({"blending": "commit"}, "unknown blending 'commit'.*known: latest, rtc, temporal_ensemble"),
+        ({"blending": partial(TemporalEnsemble, decay=-1)}, "decay=-1"),
+        ({"blending": partial(RealTimeChunking, overlap=1.5)}, "overlap=1.5"),
+        ({"generator": "zero"}, "generator='zero' must be a torch.Generator, or its seed"),
+        ({"fallback": None}, "fallback=None must be a function"),
     ):
         with pytest.raises(InputError, match=message):
             controller_on(clock, **options)
     with pytest.raises(InputError, match="isn't started"):
         controller_on(clock).tick(np.zeros(20))
     assert ticks_per_step(50, 10) == 5 and ticks_per_step(10, 2.5) == 4
+
+
+def test_a_loop_that_waits_for_the_first_plan_acts_from_then_on():
+    clock = VirtualClock()
+    controller = controller_on(clock, planner=scripted(0.25), blending="latest")
+    with controller:
+        with pytest.raises(InputError, match="call tick with a good observation first"):
+            controller.wait_ready()
+        assert controller.tick(np.zeros(20)) is None
+        with pytest.raises(InputError, match=r"not ready: no plan came within 0\.1 s"):
+            controller.wait_ready(0.1)
+        controller.wait_ready()
+        assert clock.now() == 0.25
+        actions = []
+        for _ in range(5):
+            actions.append(controller.tick(np.zeros(20)).tolist())
+            clock.advance(0.1)
+    assert actions == [[0, 3 + k] for k in range(5)] and controller.record.faults() == {}
+    controller.wait_ready()  # at once
+
+
+def test_a_first_plan_that_is_rejected_is_not_ready():
+    def planner(policy, generator, clock):
+        plan = numbered(0, 2, value=np.nan)
+        return DelayedPlanner(lambda request: lambda: plan, clock, lambda: 0.1)
+
+    with controller_on(VirtualClock(), planner=planner) as controller:
+        controller.tick(np.zeros(20))
+        with pytest.raises(InputError, match=r"not ready: a plan with NaN.*: made for tick 0"):
+            controller.wait_ready()
+
+
+def test_a_policy_of_ones_own_needs_a_spec_and_plans():
+    class Own:
+        spec = TINY
+
+        def plan(self, window, previous=None, *, generator, executed_steps=None, committed=None):
+            return policy.plan(window, previous, generator=generator, executed_steps=executed_steps)
+
+    policy, clock = tiny_policy(), VirtualClock()
+    record = ControlLoop(Controller(Own(), 10, clock=clock), Bench(clock)).run(3)
+    expected = ControlLoop(controller_on(VirtualClock()), Bench(VirtualClock())).run(3)
+    np.testing.assert_array_equal(record.ticks["action"], expected.ticks["action"])
+
+
+def test_a_controller_and_a_record_say_what_they_are():
+    clock = VirtualClock()
+    controller = controller_on(clock, planner=scripted(0.0), blending="rtc")
+    text = f"<Controller of {TINY.task!r} at 10 Hz: DelayedPlanner, RealTimeChunking; "
+    assert repr(controller) == text + "not started>"
+    with controller:
+        controller.tick(np.zeros(20))
+        clock.advance(0.3)
+        controller.tick(None)
+        assert repr(controller).endswith("; started, 2 ticks>")
+    assert repr(controller.record) == "<Record: 2 ticks, 2 missed, 1 plans, observation_missing 1>"
 
 
 def test_ticks_leave_nothing_behind(monkeypatch):
@@ -598,15 +676,52 @@ def test_physics_do_not_depend_on_the_control_rate():
     np.testing.assert_allclose(ends[2], ends[0], atol=1e-9)
 
 
-def test_any_environment_is_a_robot_that_is_told_its_rate_and_how_it_holds():
+def test_any_environment_is_a_robot():
+    """Its rate is what it renders at unless given; it holds by its last action unless told how."""
     env, clock = gymnasium.make("Pendulum-v1"), VirtualClock()
-    for options, name in (({}, "control_hz"), ({"control_hz": 20}, "hold_action")):
-        with pytest.raises(InputError, match=f"PendulumEnv has no {name}: say it with"):
-            EnvRobot(env, 0, clock, **options)
-    robot = EnvRobot(env, 0, clock, control_hz=20, hold=lambda: np.zeros(1))
+    robot = EnvRobot(env, 0, clock)
+    assert robot.control_hz == 30 and math.isnan(robot.score)
+    robot = EnvRobot(env, 0, clock, control_hz=20)
+    taken, step = [], env.step
+    env.step = lambda action: (taken.append(action.tolist()), step(action))[1]
+    clock.advance(0.1)
     robot.apply(np.ones(1))
-    clock.advance(1.0)
+    clock.advance(0.9)
     assert robot.observe().shape == (3,) and robot.n_steps == 20
+    robot.stop()
+    clock.advance(0.05)
+    assert robot.observe().shape == (3,) and taken == [[0]] * 2 + [[1]] * 19
+    assert -20 < robot.score < 0 and not robot.success  # rewards of a pendulum are negative
+    robot = EnvRobot(env, 0, clock, hold=lambda: np.full(1, -1.0))
+    clock.advance(0.034)
+    robot.observe()
+    assert taken[-1] == [-1]
+
+
+def test_an_environment_without_a_rate_or_with_other_actions_is_named():
+    clock = VirtualClock()
+    with pytest.raises(InputError, match="actions are Discrete"):
+        EnvRobot(gymnasium.make("CartPole-v1"), 0, clock)
+    env = gymnasium.make("Pendulum-v1")
+    env.unwrapped.metadata = {}
+    with pytest.raises(InputError, match=r"says neither control_hz nor metadata.*: set control_hz"):
+        EnvRobot(env, 0, clock)
+
+
+def test_success_is_what_the_task_calls_so():
+    """A key of the environment's info, at any step."""
+
+    class Done(gymnasium.Wrapper):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            return observation, reward, terminated, truncated, info | {"lifted": clock.now() < 0.25}
+
+    clock = VirtualClock()
+    robots = [EnvRobot(Done(make_env()), 1, clock, success_key=key) for key in (None, "lifted")]
+    for robot in robots:
+        clock.advance(0.1)
+        robot.observe()
+    assert [robot.success for robot in robots] == [False, True]
 
 
 def test_a_rate_that_the_physics_cannot_have_is_named():

@@ -35,7 +35,7 @@ from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.evaluation.statistics import paired_difference, standard_error
 from paradiffpolicy.files import write_json
 from paradiffpolicy.policy import Policy, spec_schedule
-from paradiffpolicy.robots.robot import EnvRobot
+from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.sampling.capture.backends import CaptureSettings
 from paradiffpolicy.sampling.sampler import make_sampler
 

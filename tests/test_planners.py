@@ -25,9 +25,11 @@ from paradiffpolicy.control.record import Fault
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.planning.anytime import Anytime
 from paradiffpolicy.planning.blending import RealTimeChunking
-from paradiffpolicy.planning.planner import InlinePlanner, PlanMaker, PlanReply, PlanRequest, ThreadPlanner
+from paradiffpolicy.planning.inline import InlinePlanner
 from paradiffpolicy.planning.process import Channel, ProcessPlanner
+from paradiffpolicy.planning.request import PlanMaker, PlanReply, PlanRequest
 from paradiffpolicy.planning.slot import HEAD, Slot
+from paradiffpolicy.planning.thread import ThreadPlanner
 from paradiffpolicy.policy import InvalidObservationError, Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.types import Committed
@@ -169,7 +171,7 @@ def test_a_planner_that_is_killed_is_started_again_and_the_robot_goes_on(driven)
         assert loop.tick(wait=loop.controller.record.n_plans == 0) is not None
     pid = loop.planner.pid
     os.kill(pid, signal.SIGKILL)
-    loop.planner._child._watcher.join(60)
+    loop.planner._child.join(60)
     before = [loop.tick() for _ in range(3)]  # a loop that waits for nothing
     faults = [Fault(int(flags)) for flags in loop.controller.record.ticks["faults"]]
     assert all(action is not None for action in before) and Fault.PLANNER_DEAD in faults[-3]
@@ -208,7 +210,7 @@ def test_a_planner_that_hangs_is_killed_and_started_again(driven):
 def test_stopping_while_it_starts_again_leaves_nothing(driven):
     loop = driven()
     os.kill(loop.planner.pid, signal.SIGKILL)
-    loop.planner._child._watcher.join(60)
+    loop.planner._child.join(60)
     loop.tick()
     loop.controller.stop()
     assert not loop.planner.alive and loop.planner.pid is None
@@ -237,7 +239,7 @@ def test_nothing_is_left_behind(driven):
         loop = driven()
         loop.tick()
         os.kill(loop.planner.pid, signal.SIGKILL)
-        loop.planner._child._watcher.join(60)
+        loop.planner._child.join(60)
         loop.tick()
         loop.until_restarted()
         loop.controller.stop()
@@ -289,7 +291,7 @@ def test_a_process_that_does_not_get_ready_says_so():
     policy = tiny_policy()
     policy.__class__ = Unready
     planner = ProcessPlanner(policy, seeded(), MonotonicClock())
-    with pytest.raises(InputError, match="ended before it was ready"):
+    with pytest.raises(InputError, match="planner's process ended with exit code 3 before it was ready"):
         planner.start()
     assert not planner.alive
 

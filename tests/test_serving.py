@@ -42,7 +42,7 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.history import History
 from paradiffpolicy.planning.blending import Latest, RealTimeChunking
 from paradiffpolicy.policy import InvalidObservationError, InvalidPlanError, Policy, spec_sampler
-from paradiffpolicy.robots.robot import EnvRobot
+from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.serving.batching import Batcher, planned_together
 from paradiffpolicy.serving.messages import MAX_ITEMS, MessageError, pack, unpack
 from paradiffpolicy.serving.protocol import (

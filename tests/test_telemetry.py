@@ -29,9 +29,10 @@ from paradiffpolicy.control.record import Record
 from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.planning.planner import DelayedPlanner, PlanMaker
+from paradiffpolicy.planning.delayed import DelayedPlanner
+from paradiffpolicy.planning.request import PlanMaker
 from paradiffpolicy.policy import Policy, spec_schedule
-from paradiffpolicy.robots.watched import WatchedEnvRobot
+from paradiffpolicy.robots.env import PacedEnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.telemetry import rerun
 from paradiffpolicy.telemetry.caption import captioned, episode_lines
@@ -103,7 +104,7 @@ def watched_robot(clock, rate_hz=10.0, seed=3):
     env = gymnasium.make(
         "paradiffpolicy/PushT-v0", obs_type="keypoints", control_hz=rate_hz, max_episode_steps=-1
     )
-    return WatchedEnvRobot(env, seed, clock)
+    return PacedEnvRobot(env, seed, clock)
 
 
 def env_run(n_ticks, observers_of, *, rate_hz=10.0):
@@ -305,7 +306,7 @@ def test_a_robots_score_is_its_best_rewards_even_below_zero():
     rewards = iter([-3.0, -1.0, -2.0])
     clock = VirtualClock()
     env = gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints")
-    robot = WatchedEnvRobot(gymnasium.wrappers.TransformReward(env, lambda _: next(rewards)), 3, clock)
+    robot = PacedEnvRobot(gymnasium.wrappers.TransformReward(env, lambda _: next(rewards)), 3, clock)
     assert np.isnan(robot.score)
     robot.observe()
     clock.advance(0.3)
@@ -496,7 +497,7 @@ def test_the_summary_counts_what_happened(tmp_path):
     record = bench_run(40, planner=delayed(0.15), seconds={5: 0.13}, script={20: np.full(20, np.nan)})
     values = summary(record)
     assert (values["ticks"], values["missed"], values["plans"]) == (39, 1, len(record.plans))
-    assert values["faults"] == {"observation_refused": 1}
+    assert values["faults"] == {"observation_not_finite": 1}
     assert values["plan_latency_ms"] == pytest.approx({"p50": 150, "p99": 150})
     assert values["delay_mean"] == 2 and values["fallback_share"] == pytest.approx(2 / 39)
     paths = write_run(tmp_path / "out", record, values, "a run")
@@ -577,7 +578,7 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
             "blending.overlap=-1 must be a number",
         ),
         (["robot=panda"], "unknown robot 'panda'; known: env"),
-        (["rate_hz=15"], "rate_hz=15 must be a multiple of the policy's 10.0 Hz"),
+        (["rate_hz=15"], "rate_hz=15 must be a multiple of the policy's 10 Hz"),
         (["rate_hz=fast"], "rate_hz=fast must be a number above 0"),
         (["rate_hz=30"], "rate_hz=30: paradiffpolicy/PushT-v0"),
         (["seconds=0"], "seconds=0 must be a number above 0"),
@@ -722,6 +723,6 @@ def test_the_second_signal_does_not_wait():
 def test_faults_are_named_in_the_summary_table():
     record = bench_run(30, script={k: np.full(20, np.nan) for k in range(5, 20)})
     values = summary(record)
-    assert set(values["faults"]) == {"observation_refused", "observation_stale"}
+    assert set(values["faults"]) == {"observation_not_finite", "observation_stale"}
     view = summary_table(values, "faults")
     assert "fault: observation stale, ticks" in list(view.columns[0].cells)

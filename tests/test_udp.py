@@ -23,16 +23,9 @@ from paradiffpolicy.control.record import Fault
 from paradiffpolicy.envs.pusht import PushTEnv
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import Policy, spec_schedule
-from paradiffpolicy.robots.robot import EnvRobot
-from paradiffpolicy.robots.udp import (
-    MAX_NUMBERS,
-    Kind,
-    Link,
-    Packet,
-    PacketError,
-    UdpRobot,
-    unpack,
-)
+from paradiffpolicy.robots.env import EnvRobot
+from paradiffpolicy.robots.packets import MAX_NUMBERS, Kind, Packet, PacketError, unpack
+from paradiffpolicy.robots.udp import Link, UdpRobot
 from paradiffpolicy.sampling.sampler import make_sampler
 
 from .conftest import SHIPPED, TINY, tiny_checkpoint

@@ -16,7 +16,7 @@ import pytest
 
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.rollout import rollout
-from paradiffpolicy.evaluation.workers import InlineWorkers, ProcessWorkers, Scene, make_workers
+from paradiffpolicy.evaluation.workers import EpisodeSettings, InlineWorkers, ProcessWorkers, make_workers
 
 from .conftest import ROOT
 from .test_evaluation import tiny_policy
@@ -111,7 +111,7 @@ def test_an_environment_is_closed_when_its_episode_ends():
 def test_what_is_left_is_closed_by_the_next_begin():
     with contextlib.closing(InlineWorkers()) as workers:
         for seeds in ({0: 3, 1: 5}, {0: 3, 1: 5, 2: 7}):
-            observations = workers.begin(Scene(ToyEnv, 20), seeds)
+            observations = workers.begin(EpisodeSettings(ToyEnv, 20), seeds)
             assert ToyEnv.n_open == len(observations) == len(seeds)
     assert ToyEnv.n_open == 0
 
@@ -156,9 +156,9 @@ def test_an_environment_that_cannot_be_made(two):
 
 
 def test_a_process_killed_between_plans_is_named(two):
-    two.begin(Scene(ToyEnv, 20), {0: 3, 1: 5})
+    two.begin(EpisodeSettings(ToyEnv, 20), {0: 3, 1: 5})
     os.kill(two.pids[1], signal.SIGKILL)
-    os.waitid(os.P_PID, two.pids[1], os.WEXITED | os.WNOWAIT)
+    two._remotes[1]._child.join(60)
     with pytest.raises(InputError, match="environments-2 ended by SIGKILL"):
         two.execute({0: np.zeros((8, 2)), 1: np.zeros((8, 2))})
 
@@ -192,7 +192,7 @@ def test_environments_are_closed_whatever_happens():
 
 def test_close_leaves_no_process():
     with processes(2) as workers:
-        workers.begin(Scene(ToyEnv, 20), {0: 3, 1: 5})
+        workers.begin(EpisodeSettings(ToyEnv, 20), {0: 3, 1: 5})
         started = workers.pids
     for pid in started:
         with pytest.raises(ProcessLookupError):
@@ -202,11 +202,11 @@ def test_close_leaves_no_process():
 
 HANGING = """
 import contextlib, functools, signal, numpy as np
-from paradiffpolicy.evaluation.workers import ProcessWorkers, Scene
+from paradiffpolicy.evaluation.workers import EpisodeSettings, ProcessWorkers
 from tests.toy_env import ToyEnv
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with contextlib.closing(ProcessWorkers(2)) as workers:
-    workers.begin(Scene(functools.partial(ToyEnv, {fault!r}), 100), {{0: 3, 1: 5}})
+    workers.begin(EpisodeSettings(functools.partial(ToyEnv, {fault!r}), 100), {{0: 3, 1: 5}})
     actions = np.zeros((50, 2))
     workers.execute({{0: actions, 1: actions}})
     print("hanging", flush=True)

@@ -28,17 +28,9 @@ import numpy as np
 
 from paradiffpolicy.clock import Clock, VirtualClock
 from paradiffpolicy.errors import InputError, require_positive
-from paradiffpolicy.robots.robot import EnvRobot
-from paradiffpolicy.robots.udp import (
-    Address,
-    Kind,
-    Link,
-    Packet,
-    PacketError,
-    require_form,
-    require_room,
-    unpack,
-)
+from paradiffpolicy.robots.env import EnvRobot
+from paradiffpolicy.robots.packets import Kind, Packet, PacketError, require_form, require_room, unpack
+from paradiffpolicy.robots.udp import Address, Link
 
 Event = tuple[float, int, Callable[[], None]]
 """When, which goes first of those at the same moment, and what."""

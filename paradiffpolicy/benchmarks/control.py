@@ -18,30 +18,9 @@ from ..control.loop import ControlLoop
 from ..control.record import Record, total_faults
 from ..control.scheduling import Scheduling, scheduled
 from ..planning.blending import Blending
-from ..planning.planner import MakePlanner, Plans
+from ..planning.request import MakePlanner, Plans
+from ..robots.replay import ReplayRobot
 from ..tables import table
-
-
-class ReplayRobot:
-    """Gives recorded observations and ignores actions, so that only the loop is timed.
-
-    Args:
-        observations: ``[n, O]``, again from the first after the last.
-    """
-
-    def __init__(self, observations: NDArray[Any]) -> None:
-        self._observations, self._next = observations, 0
-
-    def observe(self) -> NDArray[Any]:
-        self._next = (self._next + 1) % len(self._observations)
-        return np.asarray(self._observations[self._next])
-
-    def apply(self, action: NDArray[Any]) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
 
 BARE = "the clock alone"
 """Name of the loop that only waits for its deadlines: the best that this machine can do."""

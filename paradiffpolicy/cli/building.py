@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
-    from ..planning.planner import MakePlanner
+    from ..planning.request import MakePlanner
     from ..policy import Policy
     from ..sampling.sampler import Sampler
     from ..task import Contract
@@ -218,15 +218,9 @@ AUGMENTATIONS.register("pusht_mirror", _mirrored)
 
 def named_planner(name: str) -> MakePlanner:
     """Where plans are made."""
-    from ..planning.planner import InlinePlanner, ThreadPlanner
-    from ..planning.process import ProcessPlanner
+    from ..planning import PLANNERS
 
-    planners: dict[str, MakePlanner] = {
-        "inline": InlinePlanner,
-        "thread": ThreadPlanner,
-        "process": ProcessPlanner,
-    }
-    return planners[name]
+    return PLANNERS.named(name)
 
 
 def named_blending(settings: dict[str, Any]) -> Blending:
@@ -237,15 +231,14 @@ def named_blending(settings: dict[str, Any]) -> Blending:
 
     options = dict(settings)
     name = options.pop("name", None)
-    if name not in BLENDINGS:
-        raise InputError(f"unknown blending {name!r}{nearest(str(name), BLENDINGS)}")
-    known = [option for option in inspect.signature(BLENDINGS[name]).parameters if option != "grid"]
+    blending = BLENDINGS.named(name)
+    known = [option for option in inspect.signature(blending).parameters if option != "grid"]
     for option, value in options.items():
         if option not in known:
             raise InputError(f"blending {name!r} has no option {option!r}{nearest(option, known)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise InputError(f"blending.{option}={value} must be a number, not below 0")
-    return functools.partial(BLENDINGS[name], **options)
+    return functools.partial(blending, **options)
 
 
 # --------------------------------------------------------------------------------------------- machine

@@ -13,7 +13,7 @@ from .settings import among, listed, setting
 
 AUGMENTATIONS = listed("cli.building", "AUGMENTATIONS")
 BACKENDS = listed("sampling.capture.backends", "BACKENDS")
-PLANNERS = among("inline", "thread", "process")
+PLANNERS = listed("planning", "PLANNERS")
 PRECISIONS = listed("models.precision", "PRECISIONS")
 
 

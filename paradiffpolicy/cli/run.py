@@ -6,8 +6,7 @@ import contextlib
 import datetime
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,10 @@ from .building import env_maker_at, load_policy, named_blending, named_planner, 
 if TYPE_CHECKING:
     from ..clock import Clock
     from ..control.record import Tick
-    from ..planning.planner import Plans
-    from ..robots.robot import Robot
-    from ..telemetry.recorder import Caption, Fields, Picture
-    from ..telemetry.rerun import Project, Sink
+    from ..planning.request import Plans
+    from ..robots.robot import RobotSetup
+    from ..telemetry.rerun import Sink
+    from ..types import PolicySpec
     from .schema import RunConfig
 
 
@@ -37,6 +36,7 @@ def run(cfg: RunConfig) -> None:
     from ..control.scheduling import Scheduling
     from ..files import require_writable
     from ..planning.anytime import Anytime
+    from ..telemetry.caption import episode_lines
     from ..telemetry.recorder import DatasetRecorder, VideoRecorder
     from ..telemetry.rerun import RerunView
     from ..telemetry.summary import summary, summary_table, write_run
@@ -73,9 +73,17 @@ def run(cfg: RunConfig) -> None:
         capacity=n_ticks,
     )
     with contextlib.ExitStack() as stack:
-        driven = ROBOTS[cfg.robot](cfg, rate_hz, clock)
+        driven = build_robot(cfg, spec, rate_hz, clock)
         stack.callback(driven.close)
         observers: list[Observer] = []
+
+        def caption(tick: Tick) -> list[str]:
+            now = driven.progress()
+            if now is None:
+                return []
+            scores = now.seconds, now.reward, now.best, now.best_at
+            return episode_lines(cfg.sampler_name, cfg.seed, *scores, ended=now.ended)
+
         if cfg.record:
             fields = driven.fields
             recorder = DatasetRecorder(files["record"], spec, n_ticks, every=stride, fields=fields)
@@ -84,7 +92,7 @@ def run(cfg: RunConfig) -> None:
             if driven.picture is None:
                 raise InputError(f"video={cfg.video}: robot={cfg.robot} gives no pictures")
             video = VideoRecorder(
-                files["video"], driven.picture, rate_hz, n_ticks, every=per_picture, caption=driven.caption
+                files["video"], driven.picture, rate_hz, n_ticks, every=per_picture, caption=caption
             )
             observers.append(stack.enter_context(video))
         if sink is not None:
@@ -95,7 +103,7 @@ def run(cfg: RunConfig) -> None:
                 picture=driven.picture,
                 every=per_picture,
                 project=driven.project,
-                caption=driven.caption,
+                caption=caption,
             )
             observers.append(stack.enter_context(view))
         require_writable(out=folder / "report.json")
@@ -142,67 +150,24 @@ PICTURES_PER_SECOND = 25
 """As many as a view or a video of a run shows, or fewer."""
 
 
-@dataclass(frozen=True)
-class Driven:
-    """A robot, and what can be seen of it.
+def build_robot(cfg: RunConfig, spec: PolicySpec, rate_hz: float, clock: Clock) -> RobotSetup:
+    """The robot that the settings name."""
+    from ..robots import ROBOTS
+    from ..robots.robot import RobotSettings
 
-    Attributes:
-        fields: see ``DatasetRecorder``.
-        picture: what there is to see, or None.
-        project: where in it actions are, or None.
-        caption: lines about the scene, for pictures of it.
-        finished: whether there is no more to do.
-        outcome: what it came to, for the report.
-        close: gives it back.
-    """
-
-    robot: Robot
-    fields: Fields
-    picture: Picture | None
-    project: Project | None
-    caption: Caption
-    finished: Callable[[], bool]
-    outcome: Callable[[], dict[str, Any]]
-    close: Callable[[], object]
-
-
-def env_robot(cfg: RunConfig, rate_hz: float, clock: Clock) -> Driven:
-    """The task's environment, whose time is the clock's."""
-    import gymnasium
-    import numpy as np
-
-    from ..robots.watched import WatchedEnvRobot
-    from ..telemetry.caption import episode_lines
-
-    env = env_maker_at(cfg)(rate_hz)
-    robot = WatchedEnvRobot(env, cfg.seed, clock)
-    space, size = env.action_space, cfg.picture_size
-    project: Project | None = None
-    if isinstance(space, gymnasium.spaces.Box) and space.shape == (2,):
-        low, span = space.low, space.high - space.low
-
-        def project(actions: Any) -> Any:
-            return (np.asarray(actions) - low) / span * size
-
-    def caption(tick: Tick) -> list[str]:
-        best_at, seconds = (steps / robot.control_hz for steps in (robot.best_step, robot.n_steps))
-        scores = robot.reward, robot.score, best_at
-        return episode_lines(cfg.sampler_name, cfg.seed, seconds, *scores, ended=robot.finished)
-
-    return Driven(
-        robot,
-        fields=lambda: robot.fields(cfg.task.record),
-        picture=lambda: robot.picture(size),
-        project=project,
-        caption=caption,
-        finished=lambda: robot.finished,
-        outcome=lambda: {"score": robot.score if robot.n_steps else None, "success": robot.success},
-        close=env.close,
+    settings = RobotSettings(
+        spec,
+        rate_hz,
+        clock,
+        cfg.seed,
+        make_env=env_maker_at(cfg),
+        success_key=cfg.task.success_key,
+        recorded=tuple(cfg.task.record),
+        picture_size=cfg.picture_size,
+        address=cfg.robot_address,
+        options=cfg.robot_options,
     )
-
-
-ROBOTS: dict[str, Callable[[RunConfig, float, Clock], Driven]] = {"env": env_robot}
-"""What can be driven, by name."""
+    return ROBOTS.named(cfg.robot)(settings)
 
 
 def view_sink(view: str | None) -> Sink | None:

@@ -209,7 +209,13 @@ class RunConfig(PolicyConfig):
     """Settings."""
 
     sampler_name: str = sampler_setting()
-    robot: str = setting("env", "env: the task's environment, at the clock's pace", choices=among("env"))
+    robot: str = setting(
+        "env",
+        "env: the task's environment, at the clock's pace; udp: in the network; or of a plugin",
+        choices=listed("robots", "ROBOTS"),
+    )
+    robot_address: str | None = setting(None, "HOST:PORT of robot=udp")
+    robot_options: dict[str, Any] = setting({}, "any others, for robots of plugins")
     seconds: float = setting(30, "length of the run", above=0)
     rate_hz: float | None = setting(
         None, "rate of the loop, a multiple of the policy's; null: the policy's", above=0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
@@ -13,7 +12,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.workers import MakeEnv, end_with_parent
+from ..evaluation.workers import MakeEnv
+from ..process import RemoteObject, end_all
 
 HELD = 3
 """Control steps that an episode goes on after its success, which must last as long."""
@@ -90,20 +90,29 @@ def demonstrate(
     return Demonstration(seed, done > HELD, {name: np.stack(values) for name, values in steps.items()}, texts)
 
 
-def demonstrate_all(
-    make_env: MakeEnv,
-    demonstrator: Demonstrator,
-    seeds: Sequence[int],
-    max_steps: int,
-    record: Sequence[str],
-    tell: Tell = nothing,
-) -> list[Demonstration]:
-    """An episode per seed, in this process."""
-    env = make_env()
-    try:
-        return [demonstrate(env, demonstrator, seed, max_steps, record, tell) for seed in seeds]
-    finally:
-        env.close()
+@dataclass(frozen=True)
+class Demonstrating:
+    """Demonstrates seeds in this process; the arguments are those of ``demonstrations``."""
+
+    make_env: MakeEnv
+    demonstrator: Demonstrator
+    max_steps: int
+    record: Sequence[str]
+    tell: Tell = nothing
+
+    def all(self, seeds: Sequence[int]) -> list[Demonstration]:
+        """An episode per seed."""
+        env = self.make_env()
+        try:
+            return [
+                demonstrate(env, self.demonstrator, seed, self.max_steps, self.record, self.tell)
+                for seed in seeds
+            ]
+        finally:
+            env.close()
+
+    def close(self) -> None:
+        """Does nothing: environments are closed already."""
 
 
 def demonstrations(
@@ -119,17 +128,16 @@ def demonstrations(
 
     What comes doesn't depend on their number.  ``make_env``, ``demonstrator`` and ``tell`` are pickled.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
-        waiting: list[Future[list[Demonstration]]] = []
-        try:
-            for chunk in count():
-                first = first_seed + CHUNK * chunk
-                seeds = range(first, first + CHUNK)
-                job = pool.submit(demonstrate_all, make_env, demonstrator, seeds, max_steps, record, tell)
-                waiting.append(job)
-                if len(waiting) > workers:
-                    yield from waiting.pop(0).result()
-        finally:  # whoever took them has enough
-            for job in waiting:
-                job.cancel()
+    make = partial(Demonstrating, make_env, demonstrator, max_steps, record, tell)
+    remedy = "fewer workers need less memory"
+    remotes: list[RemoteObject] = []
+    try:
+        for k in range(workers):
+            remotes.append(RemoteObject(make, name=f"demonstrations-{k + 1}", remedy=remedy))
+        for chunk in count():
+            remote, first = remotes[chunk % workers], first_seed + CHUNK * chunk
+            done = remote.answer() if chunk >= workers else []
+            remote.ask("all", range(first, first + CHUNK))
+            yield from done
+    finally:
+        end_all(remotes)

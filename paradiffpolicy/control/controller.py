@@ -1,23 +1,19 @@
-"""A policy as a part of somebody's control loop: ``tick(observation) -> action``, which never waits.
+"""A policy as a part of the caller's control loop: ``tick(observation) -> action``, which never blocks.
 
-A tick is observe (is it good?), ask (for a plan, if one is due), act (on the newest plan that arrived).
-The watchdog is in the same place: what isn't fresh, finite and within the limits isn't acted on, and
-what acts then is the fallback.
-
-::
+A tick observes (is it good?), asks for a plan if one is due, and acts on the newest plan that arrived.  The
+watchdog rejects what isn't fresh, finite and within the limits; then the fallback acts::
 
     observation  missing, NaN      the plan goes on until the last good one is ``max_observation_age`` old
     planner      late              the old plan goes on until it ends, or is ``max_plan_age`` old
-                 dead, or hung     the same, and it is started again
-    plan         NaN, out of range refused: the old one goes on
-    action       NaN, out of range refused: fallback
+                 dead, or hung     the same, and it is restarted
+    plan         NaN, out of range rejected: the old one goes on
+    action       NaN, out of range rejected: fallback
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -29,24 +25,26 @@ import torch
 from numpy.typing import NDArray
 
 from ..clock import Clock, MonotonicClock
-from ..errors import InputError, require_positive
+from ..errors import InputError, require_count, require_positive
 from ..history import History
-from ..planning.blending import Blending, Grid, Latest
-from ..planning.planner import InlinePlanner, MakePlanner, PlanRequest, Plans
+from ..planning import PLANNERS
+from ..planning.blending import BLENDINGS, Blending, Grid
+from ..planning.request import MakePlanner, PlanRequest, Plans
 from .record import FAULTS, Fault, Record, Tick
+from .watchdog import Limits, Watchdog
 
 log = logging.getLogger(__name__)
 
 Fallback = Callable[[NDArray[np.float64] | None, Fault], NDArray[np.float64] | None]
-"""``(the last safe action [A] or None, what is wrong)`` to what to do instead of a plan's action; None:
-nothing is safe, so stop the robot.  Called once per tick for as long as it is needed."""
+"""``(the last safe action [A] or None, faults)`` to the action that replaces a plan's; None: nothing is safe,
+so stop the robot.  Called once per tick for as long as it is needed."""
 
 DELAYS = 8
-"""Of how many plans the longest lateness is expected of the next."""
+"""How many plans' delays are remembered; the longest is expected of the next plan."""
 
 
 def hold_last(last: NDArray[np.float64] | None, faults: Fault) -> NDArray[np.float64] | None:
-    """The last safe action again: stands still, where actions are positions."""
+    """Repeats the last safe action: holds still, where actions are positions."""
     return last
 
 
@@ -59,41 +57,67 @@ def ticks_per_step(rate_hz: float, policy_hz: float) -> int:
     require_positive(rate_hz=rate_hz, policy_hz=policy_hz)
     stride = round(rate_hz / policy_hz)
     if stride < 1 or abs(stride * policy_hz - rate_hz) > 1e-9 * rate_hz:
+        below = math.floor(rate_hz / policy_hz)
+        rates = ", ".join(f"{n * policy_hz:g}" for n in (below, below + 1) if n)
         raise InputError(
-            f"rate_hz={rate_hz} must be a multiple of the policy's {policy_hz} Hz, since a plan's step lasts "
-            "a whole number of ticks"
+            f"rate_hz={rate_hz:g} must be a multiple of the policy's {policy_hz:g} Hz, since a plan's step "
+            f"lasts a whole number of ticks; nearest rates: {rates}"
         )
     return stride
 
 
-class Controller:
-    """Drives from plans that are made beside it.
+def noise_generator(given: int | torch.Generator) -> torch.Generator:
+    """The generator, or one that is seeded with the number.
 
-    Call ``tick`` at ``rate_hz``, from whatever keeps the time; a tick that nobody calls for is left out,
-    and the plan goes on by the clock.  ``ControlLoop`` is such a keeper.  All methods may be called from
-    any thread.
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(given, torch.Generator):
+        return given
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise InputError(f"generator={given!r} must be a torch.Generator, or its seed: a whole number")
+    return torch.Generator().manual_seed(given)
+
+
+class Controller:
+    """Acts on plans that are made beside it.
+
+    ::
+
+        with Controller(policy, rate_hz=10, planner="process") as controller:
+            controller.tick(observe())          # asks for the first plan
+            controller.wait_ready()             # and waits for it
+            while True:                         # 10 times a second
+                action = controller.tick(observe())
+
+    Call ``tick`` at ``rate_hz``, from any source of time; ``ControlLoop`` is one.  A tick that isn't called
+    is left out, and the plan goes on by the clock.  All methods may be called from any thread.
 
     Args:
-        policy: a ``Policy``, or anything that plans like one.
-        rate_hz: ticks per second, a multiple of the policy's own rate: a plan's action lasts so many
-            ticks then.
-        generator: the plans' noise.
-        planner: where plans are made.
-        joining: which action runs where plans overlap.
+        policy: a ``Policy``, or anything that ``Plans``.
+        rate_hz: ticks per second, a multiple of the policy's own rate: an action of a plan lasts so many
+            ticks.
+        generator: the plans' noise, or its seed.
+        planner: where plans are made: a name in ``PLANNERS``, or a planner's class.
+        blending: which action runs where plans overlap: a name in ``BLENDINGS``, or a blender's class.
         clock: whose seconds count.
         policy_hz: steps of a plan per second; None: the demonstrations'.
         replan_every: steps from one request to the next; None: Ta; 0: always, back to back.
-        limits: ``(low, high)``, each ``[A]``; None: none.
-        fallback: what to do without an action.
-        max_plan_age: seconds since its observation after which a plan isn't acted on; None: until it
-            ends.
-        max_observation_age: seconds that a plan is acted on without a good observation; None: as long as
-            the policy itself acts on one, Ta steps.
+        limits: ``(low, high)`` of actions, each ``[A]``; None: none.
+        fallback: gives the action when no plan does.
+        max_plan_age: seconds since its request after which a plan isn't acted on; None: until it ends.
+        max_observation_age: seconds that a plan is acted on without a good observation; None: Ta steps, as
+            long as the policy itself acts on one.
         planner_timeout: seconds after which an unanswered request means that the planner hangs.
         capacity: ticks that ``record`` keeps.
 
+    Attributes:
+        spec: of the policy.
+        record: the ticks and plans since the last reset.
+        started: whether it was started, and not stopped since then.
+
     Raises:
-        InputError: the rates don't divide, or a setting is out of range.
+        InputError: the rates don't divide, or a setting is unknown or out of range.
     """
 
     def __init__(
@@ -101,13 +125,13 @@ class Controller:
         policy: Plans,
         rate_hz: float,
         *,
-        generator: torch.Generator,
-        planner: MakePlanner = InlinePlanner,
-        blending: Blending = Latest,
+        generator: int | torch.Generator = 0,
+        planner: str | MakePlanner = "inline",
+        blending: str | Blending = "latest",
         clock: Clock | None = None,
         policy_hz: float | None = None,
         replan_every: int | None = None,
-        limits: tuple[NDArray[Any], NDArray[Any]] | None = None,
+        limits: Limits | None = None,
         fallback: Fallback = hold_last,
         max_plan_age: float | None = None,
         max_observation_age: float | None = None,
@@ -117,33 +141,28 @@ class Controller:
         spec = policy.spec
         policy_hz = spec.control_hz if policy_hz is None else policy_hz
         stride = ticks_per_step(rate_hz, policy_hz)
-        ages = {"max_plan_age": max_plan_age, "max_observation_age": max_observation_age}
-        require_positive(
-            planner_timeout=planner_timeout, **{name: age for name, age in ages.items() if age is not None}
-        )
         replan_every = spec.n_action_steps if replan_every is None else replan_every
-        if replan_every < 0:
+        if isinstance(replan_every, bool) or not isinstance(replan_every, int) or replan_every < 0:
             raise InputError(f"replan_every={replan_every} must be a number of steps, or 0: back to back")
-        if limits is not None and any(np.shape(limit) != (spec.action_dim,) for limit in limits):
-            raise InputError(f"limits must be two arrays [action_dim={spec.action_dim}]")
-        self.spec, self.rate_hz, self.clock = spec, rate_hz, clock or MonotonicClock()
-        self._period, self._stride = 1.0 / rate_hz, stride
-        self._planner = planner(policy, generator, self.clock)
-        self._blender = blending(Grid(spec, stride))
-        self._history = History(spec.n_obs_steps, stride)
-        self._ask_every = max(1, replan_every * stride)
-        # NaN is within no limits, and neither is infinity within these.
-        unlimited = np.full(spec.action_dim, sys.float_info.max)
-        self._low: NDArray[Any] = -unlimited if limits is None else np.asarray(limits[0])
-        self._high: NDArray[Any] = unlimited if limits is None else np.asarray(limits[1])
-        self._unlimited = limits is None
-        self._bounds = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
-        self._observed, self._fallback = (spec.obs_dim,), fallback
-        self._max_plan_age = math.inf if max_plan_age is None else max_plan_age
-        self._max_observation_age = (
-            spec.n_action_steps / policy_hz if max_observation_age is None else max_observation_age
+        require_count(capacity=capacity)
+        if not callable(fallback):
+            raise InputError(f"{fallback=} must be a function of the last action and the faults")
+        if max_observation_age is None:
+            max_observation_age = spec.n_action_steps / policy_hz
+        self._watchdog = Watchdog(
+            spec,
+            limits=limits,
+            max_observation_age=max_observation_age,
+            max_plan_age=max_plan_age,
+            planner_timeout=planner_timeout,
         )
-        self._planner_timeout, self._capacity = planner_timeout, capacity
+        self.spec, self.rate_hz, self.clock = spec, rate_hz, clock or MonotonicClock()
+        self._period = 1.0 / rate_hz
+        self._stride, self._ask_every = stride, max(1, replan_every * stride)
+        self._planner = PLANNERS.resolve(planner)(policy, noise_generator(generator), self.clock)
+        self._blender = BLENDINGS.resolve(blending)(Grid(spec, stride))
+        self._history = History(spec.n_obs_steps, stride)
+        self._fallback, self._capacity = fallback, capacity
         self._lock = threading.RLock()
         self._session = 0
         self._delays: deque[int] = deque(maxlen=DELAYS)
@@ -151,16 +170,43 @@ class Controller:
         self.started = False
         self.reset()
 
+    def __repr__(self) -> str:
+        parts = f"{type(self._planner).__name__}, {type(self._blender).__name__}"
+        state = f"started, {self.record.n_ticks} ticks" if self.started else "not started"
+        return f"<Controller of {self.spec.task!r} at {self.rate_hz:g} Hz: {parts}; {state}>"
+
     # ------------------------------------------------------------------------------ beginning, ending
 
     def start(self) -> Controller:
-        """Gets the planner ready, which may take seconds; this controller."""
+        """Starts the planner and waits until it is ready to plan, which may take seconds; returns itself."""
         with self._lock:
             if not self.started:
                 self._planner.start(committed=self._blender.commits)
                 self.started = True
                 self.reset()
         return self
+
+    def wait_ready(self, timeout: float = 60.0) -> None:
+        """Blocks until a plan is there, so that the next tick acts.  Call it after a first ``tick``, whose
+        observation the plan is made from.
+
+        Raises:
+            InputError: no plan was asked for, none came within ``timeout`` seconds, or the plan was rejected.
+        """
+        with self._lock:
+            if self._had_plan:
+                return
+            if not self._watchdog.waiting:
+                raise InputError("no plan was asked for: call tick with a good observation first")
+            deadline = self.clock.now() + timeout
+            while not self._had_plan:
+                answered = self._planner.wait(max(0.0, deadline - self.clock.now()))
+                now = self.clock.now()
+                faults = self._take_plan(self._index_at(now), now)
+                if faults:
+                    raise InputError(f"not ready: {self._in_words(faults)}")
+                if not self._had_plan and (not answered or now >= deadline):
+                    raise InputError(f"not ready: no plan came within {timeout:g} s")
 
     def stop(self) -> None:
         """Ends the planner."""
@@ -190,10 +236,10 @@ class Controller:
             self._origin = origin
             self._history.clear()
             self._blender.clear()
+            self._watchdog.reset()
             self._index, self._ticked, self._due = 0, -1, 0
             self._last: NDArray[np.float64] | None = None
-            self._seen = self._waiting_since = math.nan
-            self._had_plan = self._queued = False
+            self._had_plan = False
             self._sensed: tuple[float, NDArray[Any] | None, Fault] = (math.nan, None, Fault.NONE)
             self._faults = Fault.NONE
             self._noted: tuple[Any, ...] | None = None
@@ -207,17 +253,17 @@ class Controller:
     # -------------------------------------------------------------------------------------- each tick
 
     def tick(self, observation: NDArray[Any] | None, index: int | None = None) -> NDArray[np.float64] | None:
-        """One period.
+        """Takes an observation, and gives the action for now.
 
         Args:
             observation: ``[O]``, or None if there is no new one.
-            index: which tick it is, if who calls knows; None: the nearest by the clock.
+            index: which tick it is, if the caller knows; None: the nearest by the clock.
 
         Returns:
-            The action ``[A]`` for now; None: nothing is safe, so stop the robot.
+            The action ``[A]``; None: nothing is safe, so stop the robot.
 
         Raises:
-            InputError: the controller wasn't started.
+            InputError: the controller wasn't started, or the first observation has the wrong shape.
         """
         with self._lock:
             self.sense(observation, index)
@@ -230,35 +276,25 @@ class Controller:
         now = self.clock.now()
         if self._origin is None:
             self._origin = now
-        if index is None:  # who calls may be a little early or late
-            index = math.floor((now - self._origin) * self.rate_hz + 0.5)
+        if index is None:  # the caller may be a little early or late
+            index = self._index_at(now, early=0.5)
         self._index = max(self._index, index)
-        faults = Fault.NONE
-        if observation is None:
-            faults |= Fault.OBSERVATION_MISSING
-        else:
-            try:
-                observation = np.asarray(observation, dtype=np.float64)
-            except (TypeError, ValueError):  # no numbers
-                observation = None
-            if (
-                observation is None
-                or observation.shape != self._observed
-                or not np.isfinite(observation).all()
-            ):
-                faults |= Fault.OBSERVATION_REFUSED
-        if faults:
+        observation, faults = self._watchdog.check_observation(observation, now)
+        if faults or observation is None:
             self._history.repeat(self._index)
         else:
-            assert observation is not None
             self._history.push(observation, self._index)
-            self._seen = now
-        if not now - self._seen <= self._max_observation_age:
+        if not self._watchdog.is_fresh(now):
             faults |= Fault.OBSERVATION_STALE
         self._sensed = now, observation, faults
-        # A request that still waits for the planner is renewed: the newest observation is to win.
-        if not faults and (self._index >= self._due or self._queued):
+        # A request that still waits for the planner is renewed: the newest observation counts.
+        if not faults and (self._index >= self._due or self._watchdog.queued):
             self._ask(now)
+
+    def _index_at(self, now: float, early: float = 1e-6) -> int:
+        """The tick of a moment; ``early`` is the part of a period by which the moment may be before it."""
+        assert self._origin is not None
+        return max(self._index, math.floor((now - self._origin) * self.rate_hz + early))
 
     def _ask(self, now: float) -> None:
         kept = weight = None
@@ -266,34 +302,28 @@ class Controller:
             kept, weight = self._blender.commit(self._index, max(self._delays, default=0))
         if self._index >= self._due:
             self._due = self._index + self._ask_every
-        if math.isnan(self._waiting_since):
-            self._waiting_since = now
-        else:
-            self._queued = True
+        self._watchdog.asked(now)
         step, window = self._index // self._stride, self._history.window()
         self._planner.request(PlanRequest(self._index, step, self._session, now, window, kept, weight))
 
     def act(self) -> NDArray[np.float64] | None:
-        """The second half: takes plans that have arrived, and decides.  As ``tick``."""
+        """The second half: takes plans that have arrived, and decides.  Returns as ``tick`` does."""
         started, observation, faults = self._sensed
-        assert self._origin is not None
         now = self.clock.now()
         # A plan that was computed within this tick may have taken it into a later one.
-        index = max(self._index, math.floor((now - self._origin) * self.rate_hz + 1e-6))
-        watched = self._watch_planner(index, now)
-        if watched:
-            faults |= watched
+        index = self._index_at(now)
+        found = self._take_plan(index, now)
+        if found:
+            faults |= found
         step, age = -1, math.nan
-        if now - self._seen <= self._max_observation_age:
-            step = self._blender.act(index, self._action)
-            plan = self._blender.plan
+        if self._watchdog.is_fresh(now):
+            step, plan = self._blender.act(index, self._action), self._blender.plan
             if step >= 0 and plan is not None:
                 age = now - plan.asked
-                if age > self._max_plan_age:
-                    step = -1
+                step = step if self._watchdog.is_recent(age) else -1
             if step < 0 and self._had_plan:
                 faults |= Fault.PLAN_LATE
-            elif step >= 0 and not self._within(self._action.tolist()):
+            elif step >= 0 and not self._watchdog.is_within(self._action.tolist()):
                 step, faults = -1, faults | Fault.ACTION_REFUSED
         fallback_active = step < 0
         action = self._fallback(self._last, faults) if fallback_active else self._action.copy()
@@ -302,42 +332,30 @@ class Controller:
         self._note(started, observation, action, step, age, faults, fallback_active)
         return action
 
-    def _watch_planner(self, index: int, now: float) -> Fault:
+    def _take_plan(self, index: int, now: float) -> Fault:
         """Takes a plan that has arrived; restarts a planner that is dead or hangs."""
         faults = Fault.NONE
         reply = self._planner.poll()
         if reply is not None and reply.session == self._session:
-            # What was asked for since then is on its way now.
-            self._waiting_since, self._queued = now if self._queued else math.nan, False
-            ahead = reply.actions[self.spec.n_obs_steps - 1 :]
-            refused = bool(reply.fault) or not self._plan_within(ahead)
+            self._watchdog.answered(now)
+            faults = self._watchdog.check_plan(reply)
             delay = index - reply.tick
             self._delays.append(delay)
             self.record.add_plan(
                 *(reply.tick, reply.asked, reply.arrived, reply.latency, reply.iterations, reply.residual),
-                *(delay, refused),
+                *(delay, bool(faults)),
             )
-            if refused:
-                faults |= Fault.PLAN_REFUSED
+            if faults:
                 self._due = 0
             else:
                 self._blender.add(reply)
                 self._had_plan = True
-        hung = now - self._waiting_since > self._planner_timeout
-        if hung or not self._planner.alive:
-            faults |= Fault.PLANNER_HUNG if hung else Fault.PLANNER_DEAD
+        broken = self._watchdog.check_planner(self._planner.alive, now)
+        if broken:
+            faults |= broken
             self._planner.restart()
-            self._waiting_since, self._queued, self._due = math.nan, False, 0
+            self._due = 0
         return faults
-
-    def _plan_within(self, actions: NDArray[np.float64]) -> bool:
-        if self._unlimited:
-            return bool(np.isfinite(actions).all())
-        return bool((actions >= self._low).all() and (actions <= self._high).all())
-
-    def _within(self, action: list[float]) -> bool:
-        """The same for a few numbers, faster so."""
-        return all(low <= value <= high for value, (low, high) in zip(action, self._bounds, strict=True))
 
     def _note(
         self,
@@ -350,32 +368,28 @@ class Controller:
         fallback_active: bool,
     ) -> None:
         assert self._origin is not None
-        ended = self.clock.now()
         deadline = self._origin + self._index * self._period
         missed = self._index - self._ticked - 1 if self._ticked >= 0 else self._index
         plan = self._blender.plan
-        plan_tick = -1 if plan is None else plan.tick
-        noted: Any = math.nan if action is None else action
+        times = self._index, deadline, started, self.clock.now(), missed
         self.record.add_tick(
-            self._index,
-            deadline,
-            started,
-            ended,
-            missed,
-            plan_tick,
-            step,
-            age,
-            int(faults),
-            fallback_active,
-            noted,
+            *times,
+            -1 if plan is None else plan.tick,
+            *(step, age, int(faults), fallback_active),
+            math.nan if action is None else action,
         )
-        self._noted = (
-            *(self._index, deadline, started, ended, missed, observation, action, plan, step, age),
-            *(faults, fallback_active),
-        )
+        self._noted = (*times, observation, action, plan, step, age, faults, fallback_active)
         self._ticked = self._index
         if faults is not self._faults:
-            new = [words for fault, words in FAULTS.items() if fault in faults & ~self._faults]
+            new = faults & ~self._faults
             if new:
-                log.warning("tick %d: %s", self._index, "; ".join(new))
+                log.warning("tick %d: %s", self._index, self._in_words(new))
             self._faults = faults
+
+    def _in_words(self, faults: Fault) -> str:
+        details = self._watchdog.details
+        return "; ".join(
+            f"{words}: {details[fault]}" if fault in details else words
+            for fault, words in FAULTS.items()
+            if fault in faults
+        )

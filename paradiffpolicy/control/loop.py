@@ -1,7 +1,7 @@
 """The fixed-rate control loop: observe, act, apply, tell the observers.
 
-Deadlines are absolute: tick k is due at ``start + k / rate_hz``, whenever the ones before ended.  A
-tick that runs into later deadlines misses them; the loop goes on at the first one still ahead.
+Deadlines are absolute: tick k is due at ``start + k / rate_hz``, whenever earlier ticks ended.  A tick that
+runs past later deadlines misses those; the loop goes on at the first one that is still ahead.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class ControlLoop:
-    """Keeps the time for a controller and a robot.
+    """Runs a controller and a robot at the controller's rate.
 
     Args:
-        controller: decides; its clock counts.
-        robot: what to drive.
-        observers: called with every tick, after its action was applied.
-        scheduling: what to ask of the operating system while it runs.
+        controller: gives the actions; its clock counts.
+        robot: is observed and commanded.
+        observers: called with every ``Tick``, after its action was applied.
+        scheduling: requests to the operating system while it runs.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class ControlLoop:
         self._observers, self._scheduling = observers, scheduling
 
     def run(self, n_ticks: int, until: Callable[[], bool] = lambda: False) -> Record:
-        """Runs for ``n_ticks`` periods, or ``until`` says so after one of them.  However it ends, the
-        robot is stopped, and ``controller.record`` is complete up to there.
+        """Runs for ``n_ticks`` periods, or until ``until`` returns true after one of them; returns
+        ``controller.record``.  However it ends, the robot is stopped, and the record is complete up to there.
 
         A controller that isn't started is started, and stopped afterwards.
         """

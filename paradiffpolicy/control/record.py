@@ -1,4 +1,4 @@
-"""What happened in a run: every tick and every plan, in storage that is there before it begins."""
+"""The record of a run: every tick and every plan, in storage that is allocated before it begins."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import write_atomically
-from ..planning.planner import PlanReply
+from ..planning.request import PlanReply
 
 
 class Fault(enum.IntFlag):
-    """What was wrong at a tick."""
+    """Faults of a tick."""
 
     NONE = 0
     OBSERVATION_MISSING = enum.auto()
-    OBSERVATION_REFUSED = enum.auto()
+    OBSERVATION_SHAPE = enum.auto()
+    OBSERVATION_NOT_FINITE = enum.auto()
     OBSERVATION_STALE = enum.auto()
     PLAN_REFUSED = enum.auto()
     PLAN_LATE = enum.auto()
     PLANNER_DEAD = enum.auto()
     PLANNER_HUNG = enum.auto()
     ACTION_REFUSED = enum.auto()
+    OBSERVATION_REFUSED = OBSERVATION_SHAPE | OBSERVATION_NOT_FINITE
 
 
 FAULTS: dict[Fault, str] = {
     Fault.OBSERVATION_MISSING: "no new observation",
-    Fault.OBSERVATION_REFUSED: "an observation with NaN, infinity or of the wrong shape",
+    Fault.OBSERVATION_SHAPE: "an observation of the wrong shape",
+    Fault.OBSERVATION_NOT_FINITE: "an observation with NaN or infinity",
     Fault.OBSERVATION_STALE: "the last good observation is too old",
     Fault.PLAN_REFUSED: "a plan with NaN, infinity or beyond the limits",
-    Fault.PLAN_LATE: "no plan, or none that isn't too old",
-    Fault.PLANNER_DEAD: "the planner had died, and is started again",
-    Fault.PLANNER_HUNG: "the planner didn't answer, and is started again",
+    Fault.PLAN_LATE: "no plan that is recent enough",
+    Fault.PLANNER_DEAD: "the planner had died, and is restarted",
+    Fault.PLANNER_HUNG: "the planner didn't answer, and is restarted",
     Fault.ACTION_REFUSED: "an action with NaN, infinity or beyond the limits",
 }
-"""Each in words."""
+"""Each fault in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +51,17 @@ class Tick:
     """One period of a control loop.
 
     Attributes:
-        index: 0, 1, 2, …, by the clock: those that nobody called for are left out.
-        deadline, started, ended: when it should have begun, when it did, and when its action was
-            decided; in the clock's seconds.
+        index: 0, 1, 2, …, by the clock: ticks that weren't called are left out.
+        deadline, started, ended: when it should have started, when it did, and when its action was decided;
+            in the clock's seconds.
         missed: ticks left out just before.
         observation: ``[O]``, or None if there was none.
-        action: ``[A]``, what was decided; None: nothing safe.
+        action: ``[A]``; None: nothing was safe.
         plan: the newest that acted, or None.
-        plan_index: which step of it that was; -1 while holding.
+        plan_index: which step of it; -1 while the fallback is active.
         plan_age: seconds since it was asked for.
-        faults: what was wrong.
-        holding: the action is the fallback's, not a plan's.
+        faults: of this tick.
+        fallback_active: the action is the fallback's, not a plan's.
     """
 
     index: int
@@ -112,6 +115,10 @@ class Record:
         self._plans[self.n_plans % len(self._plans)] = values
         self.n_plans += 1
 
+    def __repr__(self) -> str:
+        faults = ", ".join(f"{name} {count}" for name, count in self.faults().items()) or "no faults"
+        return f"<Record: {self.n_ticks} ticks, {self.missed} missed, {self.n_plans} plans, {faults}>"
+
     @property
     def ticks(self) -> NDArray[Any]:
         """``[n]``: as in ``Tick``; ``plan`` is the tick that the plan was made for, -1 for none."""
@@ -119,13 +126,13 @@ class Record:
 
     @property
     def plans(self) -> NDArray[Any]:
-        """``[n]``, as they arrived: made for ``tick``, ``asked`` and ``arrived`` when, ``latency`` of
-        the computation, ``lateness`` in ticks, and whether it was ``refused``."""
+        """``[n]``, as they arrived: made for ``tick``, when they were ``asked`` for and ``arrived``,
+        ``latency`` of the computation in seconds, ``delay`` in ticks, and whether they were ``refused``."""
         return _in_order(self._plans, self.n_plans)
 
     @property
     def missed(self) -> int:
-        """Ticks that nobody called for."""
+        """Ticks that weren't called."""
         return int(self.ticks["missed"].sum())
 
     @property
@@ -134,7 +141,7 @@ class Record:
         return np.asarray(self.ticks["started"] - self.ticks["deadline"])
 
     def faults(self) -> dict[str, int]:
-        """How many ticks had each, by its name; those that none had are left out."""
+        """How many ticks had each fault, by its name; only those that occurred."""
         flags = self.ticks["faults"]
         counts = {str(fault.name).lower(): int((flags & fault.value != 0).sum()) for fault in FAULTS}
         return {name: count for name, count in counts.items() if count}
@@ -158,7 +165,7 @@ class Record:
 
 
 def total_faults(records: Iterable[Record]) -> dict[str, int]:
-    """How many ticks of all of them had each fault."""
+    """How many ticks of all records had each fault, by its name."""
     return dict(sum((Counter(record.faults()) for record in records), Counter()))
 
 

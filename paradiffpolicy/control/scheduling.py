@@ -1,5 +1,5 @@
-"""What the operating system can do for a loop's deadlines.  Where it doesn't allow something, the loop
-runs without it, and a line says so."""
+"""Requests to the operating system that help a loop meet its deadlines.  The loop runs without those that are
+refused, and logs a line for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MCL_CURRENT, MCL_FUTURE = 1, 2
 
 @dataclass(frozen=True)
 class Scheduling:
-    """Wishes, for the thread that runs the loop and for its process.
+    """Requests for the thread that runs the loop, and for its process.
 
     Attributes:
         priority: real-time priority under SCHED_FIFO, 1 to 99; None: none.  Threads and processes that
@@ -26,7 +26,7 @@ class Scheduling:
         cores: that the thread may run on; None: any.
         lock_memory: nothing of the process is swapped out (mlockall).
         freeze_gc: the garbage collector doesn't run.
-        awake: idle cores don't sleep, so that they needn't wake (Linux's PM QoS): uses power.
+        awake: idle cores don't sleep (Linux's PM QoS): they wake faster, for more power.
     """
 
     priority: int | None = None
@@ -37,20 +37,24 @@ class Scheduling:
 
 
 @contextlib.contextmanager
-def scheduled(wishes: Scheduling) -> Iterator[list[str]]:
-    """Has as many of the wishes as it may; gives a line for each that it may not.  Everything is as it
-    was afterwards, but for locked memory, which is unlocked altogether."""
+def scheduled(requests: Scheduling) -> Iterator[list[str]]:
+    """Applies the requests; yields a line for each that is refused.  Afterwards everything is restored,
+    except that all memory is unlocked."""
     refused: list[str] = []
     with contextlib.ExitStack() as stack:
         for wanted, name, grant in (
-            (wishes.freeze_gc, "a frozen garbage collector", lambda: _freeze_gc(stack)),
-            (wishes.awake, "cores that stay awake", lambda: _stay_awake(stack)),
-            (wishes.lock_memory, "locked memory", lambda: _lock_memory(stack)),
-            (wishes.cores is not None, f"cores {wishes.cores}", lambda: _pin(stack, wishes.cores or ())),
+            (requests.freeze_gc, "a frozen garbage collector", lambda: _freeze_gc(stack)),
+            (requests.awake, "cores that stay awake", lambda: _stay_awake(stack)),
+            (requests.lock_memory, "locked memory", lambda: _lock_memory(stack)),
             (
-                wishes.priority is not None,
-                f"real-time priority {wishes.priority}",
-                lambda: _fifo(stack, wishes.priority or 1),
+                requests.cores is not None,
+                f"cores {requests.cores}",
+                lambda: _pin(stack, requests.cores or ()),
+            ),
+            (
+                requests.priority is not None,
+                f"real-time priority {requests.priority}",
+                lambda: _fifo(stack, requests.priority or 1),
             ),
         ):
             if wanted:
@@ -77,7 +81,7 @@ def _freeze_gc(stack: contextlib.ExitStack) -> None:
 
 
 def _stay_awake(stack: contextlib.ExitStack) -> None:
-    # The wish for a wake-up latency of 0 holds for as long as the file is open.
+    # The request for a wake-up latency of 0 holds for as long as the file is open.
     file = stack.enter_context(Path("/dev/cpu_dma_latency").open("wb", buffering=0))  # noqa: SIM115
     file.write((0).to_bytes(4, sys.byteorder))
 

@@ -18,7 +18,7 @@ from ..control.loop import ControlLoop
 from ..control.record import Record, total_faults
 from ..planning.blending import Blending
 from ..policy import Policy
-from ..robots.robot import EnvRobot
+from ..robots.env import EnvRobot
 from ..tables import bar
 from .episodes import Episode, Outcome
 from .realtime import MakeEnvAt, boundary_jumps, realtime_rollout, wall_rollout

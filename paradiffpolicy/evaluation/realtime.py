@@ -23,17 +23,10 @@ from ..control.loop import ControlLoop
 from ..control.record import Record
 from ..errors import InputError
 from ..planning.blending import Blending, Latest
-from ..planning.planner import (
-    DelayedPlanner,
-    MakePlanner,
-    PlanMaker,
-    PlanReply,
-    PlanRequest,
-    Plans,
-    ThreadPlanner,
-    committed_tensors,
-)
-from ..robots.robot import EnvRobot
+from ..planning.delayed import DelayedPlanner
+from ..planning.request import MakePlanner, PlanMaker, PlanReply, PlanRequest, Plans, committed_tensors
+from ..planning.thread import ThreadPlanner
+from ..robots.env import EnvRobot
 from ..types import Plan
 from .episodes import Episode
 from .rollout import in_groups

@@ -14,7 +14,7 @@ from ..history import History
 from ..policy import Policy
 from ..types import Plan
 from .episodes import Episode
-from .workers import InlineWorkers, MakeEnv, Picture, Scene, Workers
+from .workers import EpisodeSettings, InlineWorkers, MakeEnv, Picture, Workers
 
 T = TypeVar("T")
 
@@ -54,12 +54,12 @@ def rollout(
             environment raises is raised as it is.
     """
     require_count(max_steps=max_steps)
-    scene = Scene(make_env, max_steps, keep_infos, picture, n_pictured)
+    settings = EpisodeSettings(make_env, max_steps, keep_infos, picture, n_pictured)
     episodes = [Episode(int(seed)) for seed in seeds]
     with contextlib.closing(InlineWorkers()) as here:
         for group in in_groups(list(enumerate(episodes)), side_by_side):
             homes = here if workers is None else workers
-            _run_together(policy, homes, scene, dict(group), on_steps, on_stage)
+            _run_together(policy, homes, settings, dict(group), on_steps, on_stage)
     return episodes
 
 
@@ -77,7 +77,7 @@ def in_groups(items: Sequence[T], side_by_side: int | None) -> list[Sequence[T]]
 def _run_together(
     policy: Policy,
     workers: Workers,
-    scene: Scene,
+    settings: EpisodeSettings,
     episodes: Mapping[int, Episode],
     on_steps: Callable[[int], object],
     on_stage: Callable[[str], object],
@@ -87,7 +87,7 @@ def _run_together(
     generators = {i: torch.Generator().manual_seed(episode.seed) for i, episode in episodes.items()}
     seeds = {i: episode.seed for i, episode in episodes.items()}
     on_stage(f"starting {len(episodes)} environments")
-    for i, observation in workers.begin(scene, seeds).items():
+    for i, observation in workers.begin(settings, seeds).items():
         histories[i].push(observation)
 
     plan: Plan | None = None
@@ -117,9 +117,9 @@ def _run_together(
             episode.actions += list(actions[row][: len(stretch.rewards)])
             episode.infos += stretch.infos
             episode.frames += stretch.frames
-            episode.success |= stretch.terminated
+            episode.success |= stretch.success
             if stretch.over:
-                on_steps(scene.max_steps - before)
+                on_steps(settings.max_steps - before)
             else:
                 going_on.append(row)
                 on_steps(episode.n_steps - before)

@@ -1,4 +1,4 @@
-"""Where episodes' environments live: in this process, or spread over several.
+"""Steps the environments of episodes, in this process or spread over several.
 
 The unit of work is the actions of a whole plan.  ``execute`` takes them for every environment that still
 runs, and gives back what was observed on the way::
@@ -16,43 +16,34 @@ Nothing here imports torch, which would take a process longer than all the rest 
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import multiprocessing
 import os
-import pickle
-import signal
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, require_count
+from ..environment import succeeded
+from ..errors import require_count
+from ..process import RemoteObject, end_all, pickled
 
 MakeEnv = Callable[[], gymnasium.Env[Any, Any]]
 Picture = Callable[[gymnasium.Env[Any, Any]], NDArray[np.uint8]]
 
-PATIENCE = 2.0
-"""Seconds that processes have for what they are at, and for closing their environments."""
-
 
 @dataclass(frozen=True)
-class Scene:
-    """What episodes have in common; goes to other processes by pickle.
+class EpisodeSettings:
+    """Settings that episodes have in common; go to other processes by pickle.
 
     Attributes:
         make_env: called once per episode, where its environment lives.
         max_steps: an episode's length in control steps, if nothing ends it before.
         keep_infos: give back what the environment's info held before every action.
         picture, n_pictured: give back pictures of the episodes below ``n_pictured``.
+        success_key: of the environment's info; see ``environment.succeeded``.
     """
 
     make_env: MakeEnv
@@ -60,16 +51,17 @@ class Scene:
     keep_infos: bool = False
     picture: Picture | None = None
     n_pictured: int = 0
+    success_key: str | None = None
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """What one environment did with the actions of one plan; k of them if it ended early.
+    """An environment's part of an episode: one plan's actions, k of them if it ended early.
 
     Attributes:
         observations: ``[k, O]``, each after an action.
         rewards: per action.
-        terminated: the environment said so after the last of them.
+        success: the task was done after one of them.
         over: the episode is: terminated, truncated, or ``max_steps`` long.
         infos: per action, the info before it; empty unless asked for.
         frames: per action, the picture before it; empty unless asked for.
@@ -77,17 +69,17 @@ class Stretch:
 
     observations: NDArray[Any]
     rewards: list[float]
-    terminated: bool
+    success: bool
     over: bool
     infos: list[dict[str, Any]]
     frames: list[NDArray[np.uint8]]
 
 
 class Workers(Protocol):
-    """Holds the environments of the episodes that run; episodes are known by a number."""
+    """Holds the environments of running episodes, which are known by a number."""
 
-    def begin(self, scene: Scene, seeds: Mapping[int, int]) -> dict[int, NDArray[Any]]:
-        """Makes and resets an environment per seed; those left from before are closed.
+    def begin(self, settings: EpisodeSettings, seeds: Mapping[int, int]) -> dict[int, NDArray[Any]]:
+        """Makes and resets an environment per seed; earlier ones that still run are closed.
 
         Args:
             seeds: by episode.
@@ -104,7 +96,7 @@ class Workers(Protocol):
 
 
 def make_workers(count: int) -> Workers:
-    """``count`` processes; 1: none but this one."""
+    """Environments in ``count`` processes; 1: in this one."""
     require_count(workers=count)
     return InlineWorkers() if count == 1 else ProcessWorkers(count)
 
@@ -125,23 +117,24 @@ class _Running:
         observation, self.info = self.env.reset(seed=seed)
         return np.array(observation)
 
-    def stretch(self, actions: NDArray[Any], scene: Scene, pictured: bool) -> Stretch:
-        """Executes ``[n, A]``.  All that is kept is a copy: an environment may use its arrays again."""
+    def stretch(self, actions: NDArray[Any], settings: EpisodeSettings, pictured: bool) -> Stretch:
+        """Executes ``[n, A]``.  Copies all that it keeps: an environment may use its arrays again."""
         observations, rewards, infos, frames = [], [], [], []
-        terminated = truncated = False
-        for action in actions[: scene.max_steps - self.n_steps]:
-            if scene.picture is not None and pictured:
-                frames.append(np.array(scene.picture(self.env)))
-            if scene.keep_infos:
+        success = terminated = truncated = False
+        for action in actions[: settings.max_steps - self.n_steps]:
+            if settings.picture is not None and pictured:
+                frames.append(np.array(settings.picture(self.env)))
+            if settings.keep_infos:
                 infos.append(copy.deepcopy(self.info))
             observation, reward, terminated, truncated, self.info = self.env.step(action.copy())
             observations.append(np.array(observation))
             rewards.append(float(reward))
+            success |= succeeded(terminated, self.info, settings.success_key)
             self.n_steps += 1
             if terminated or truncated:
                 break
-        over = bool(terminated or truncated) or self.n_steps >= scene.max_steps
-        return Stretch(np.stack(observations), rewards, bool(terminated), over, infos, frames)
+        over = bool(terminated or truncated) or self.n_steps >= settings.max_steps
+        return Stretch(np.stack(observations), rewards, success, over, infos, frames)
 
 
 class InlineWorkers:
@@ -149,21 +142,21 @@ class InlineWorkers:
 
     def __init__(self) -> None:
         self._running: dict[int, _Running] = {}
-        self._scene: Scene | None = None
+        self._settings: EpisodeSettings | None = None
 
-    def begin(self, scene: Scene, seeds: Mapping[int, int]) -> dict[int, NDArray[Any]]:
+    def begin(self, settings: EpisodeSettings, seeds: Mapping[int, int]) -> dict[int, NDArray[Any]]:
         self.close()
-        self._scene, observations = scene, {}
+        self._settings, observations = settings, {}
         for episode, seed in seeds.items():
-            self._running[episode] = _Running(scene.make_env())
+            self._running[episode] = _Running(settings.make_env())
             observations[episode] = self._running[episode].reset(seed)
         return observations
 
     def execute(self, actions: Mapping[int, NDArray[Any]]) -> dict[int, Stretch]:
-        scene, stretches = self._scene, {}
-        assert scene is not None
+        settings, stretches = self._settings, {}
+        assert settings is not None
         for episode, rows in actions.items():
-            stretch = self._running[episode].stretch(rows, scene, episode < scene.n_pictured)
+            stretch = self._running[episode].stretch(rows, settings, episode < settings.n_pictured)
             if stretch.over:  # at once: an environment may hold much memory
                 self._running.pop(episode).env.close()
             stretches[episode] = stretch
@@ -176,195 +169,71 @@ class InlineWorkers:
 
 class ProcessWorkers:
     """Environments in other processes, which make, reset and step them at the same time while this one
-    waits.  What they give is what ``InlineWorkers`` give, to the bit.
+    waits.  The results are ``InlineWorkers``', to the bit.
 
     Processes are started when ``begin`` first needs them and stay until ``close``.  An exception in one
-    of them is raised here; after any exception all are gone, and the next ``begin`` starts new ones.
+    of them is raised here; after any exception all are ended, and the next ``begin`` starts new ones.
     They end when this process does, however it ends.
 
     Args:
         count: how many at most; an episode needs no more than one.
 
     Raises:
-        InputError: from ``begin``, what the scene holds can't be sent to another process; from either
-            call, a process died.
+        InputError: from ``begin``, the settings can't be sent to another process; from either call, a
+            process died.
     """
+
+    REMEDY = "fewer workers or fewer episodes side by side need less memory; workers=1 needs no process"
 
     def __init__(self, count: int) -> None:
         require_count(workers=count)
         self._count = count
-        self._children: list[_Child] = []
-        self._homes: dict[int, _Child] = {}
+        self._remotes: list[RemoteObject] = []
+        self._homes: dict[int, RemoteObject] = {}
 
     @property
     def pids(self) -> list[int]:
-        return [child.pid for child in self._children]
+        return [remote.pid for remote in self._remotes]
 
-    def begin(self, scene: Scene, seeds: Mapping[int, int]) -> dict[int, NDArray[Any]]:
-        try:
-            content = pickle.dumps(scene)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise InputError(
-                f"this environment can't be made in another process ({error}): make_env and picture must be "
-                "functions of a module, or functools.partial of one; or workers=1"
-            )
-        with _ctrl_c_kept_here():
-            while len(self._children) < min(self._count, len(seeds)):
-                self._children.append(_Child(len(self._children) + 1))
-        # By turns: who ends early is spread over all, and so is who is pictured.
+    def begin(self, settings: EpisodeSettings, seeds: Mapping[int, int]) -> dict[int, NDArray[Any]]:
+        functions = "make_env and picture must be functions of a module, or functools.partial of one"
+        pickled(settings, "this environment", f"{functions}; or workers=1")
+        while len(self._remotes) < min(self._count, len(seeds)):
+            name = f"environments-{len(self._remotes) + 1}"
+            self._remotes.append(RemoteObject(_registered, name=name, remedy=self.REMEDY))
+        # By turns: short episodes are spread over all, and so are those with pictures.
         self._homes = {
-            episode: self._children[turn % len(self._children)] for turn, episode in enumerate(seeds)
+            episode: self._remotes[turn % len(self._remotes)] for turn, episode in enumerate(seeds)
         }
-        return self._ask("begin", seeds, content)
+        return self._ask("begin", seeds, settings)
 
     def execute(self, actions: Mapping[int, NDArray[Any]]) -> dict[int, Stretch]:
         return self._ask("execute", actions)
 
-    def _ask(self, what: str, parts: Mapping[int, Any], *common: bytes) -> dict[int, Any]:
-        """Every process does its part; their answers together."""
-        orders: dict[_Child, dict[int, Any]] = {child: {} for child in self._children}
+    def _ask(self, method: str, parts: Mapping[int, Any], *common: Any) -> dict[int, Any]:
+        """Calls the method in every process with its part; the results together."""
+        orders: dict[RemoteObject, dict[int, Any]] = {remote: {} for remote in self._remotes}
         for episode, part in parts.items():
             orders[self._homes[episode]][episode] = part
-        answers: dict[int, Any] = {}
+        results: dict[int, Any] = {}
         try:
-            asked = [child for child, order in orders.items() if order or what == "begin"]
-            for child in asked:
-                child.send((what, *common, orders[child]))
-            for child in asked:
-                answers |= child.receive()
+            asked = [remote for remote, order in orders.items() if order or method == "begin"]
+            for remote in asked:
+                remote.ask(method, *common, orders[remote])
+            for remote in asked:
+                results |= remote.answer()
         except BaseException:
-            self.close()  # some still owe an answer, which nobody would expect later
+            self.close()  # some still owe a result, which must not be taken for a later one
             raise
-        return answers
+        return results
 
     def close(self) -> None:
-        children, self._children = self._children, []
-        for child in children:
-            child.dismiss()
-        until = time.monotonic() + PATIENCE
-        for child in children:
-            child.join(until - time.monotonic())
+        remotes, self._remotes = self._remotes, []
+        end_all(remotes)
 
 
-class _Child:
-    """A process and its pipe."""
+def _registered() -> InlineWorkers:
+    """Workers in a new process, which knows the package's environments."""
+    from .. import envs  # noqa: F401  registers them
 
-    def __init__(self, number: int) -> None:
-        context = multiprocessing.get_context("spawn")  # forked ones would hold this one's locks and GPU
-        self._connection, there = context.Pipe()
-        self._process = context.Process(
-            target=serve, args=(there,), name=f"environments-{number}", daemon=True
-        )
-        with there:  # closed here: so its end is felt on the pipe
-            self._process.start()
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
-
-    def send(self, order: Any) -> None:
-        try:
-            self._connection.send_bytes(pickle.dumps(order, pickle.HIGHEST_PROTOCOL))
-        except ConnectionError:
-            raise self._death()
-
-    def receive(self) -> Any:
-        """Its answer.
-
-        Raises:
-            InputError: it died.
-            Exception: what was raised there.
-        """
-        try:
-            error, answer = pickle.loads(self._connection.recv_bytes())
-        except (EOFError, ConnectionError):
-            raise self._death()
-        if error is not None:
-            raise error
-        return answer
-
-    def _death(self) -> InputError:
-        self._process.join(PATIENCE)
-        code = self._process.exitcode
-        how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with exit code {code}"
-        mend = "fewer workers or fewer episodes side by side need less memory"
-        return InputError(f"the process {self._process.name} ended {how}: {mend}; workers=1 needs no process")
-
-    def dismiss(self) -> None:
-        self._connection.close()
-
-    def join(self, patience: float) -> None:
-        """Waits until it has ended, and sees to it that it does."""
-        try:
-            self._process.join(max(0.0, patience))
-        finally:
-            self._process.kill()
-            self._process.join()
-
-
-@contextlib.contextmanager
-def _ctrl_c_kept_here() -> Iterator[None]:
-    """The terminal's Ctrl-C is not for processes that start meanwhile: this one ends them."""
-    resource_tracker.ensure_running()  # the first start would do it, and unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-# ------------------------------------------------------------------------------- in the other process
-
-
-def serve(connection: Connection) -> None:
-    """Does what is asked until the pipe closes."""
-    from .. import envs  # noqa: F401  registers the environments
-
-    end_with_parent()
-    here = InlineWorkers()
-    with contextlib.closing(here), contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            connection.send_bytes(_answer(here, connection.recv_bytes()))
-
-
-def end_with_parent() -> None:
-    """This process won't outlive the one that started it, whatever it is at: whoever killed that didn't
-    mean to wait."""
-    threading.Thread(target=_wait_for_parents_end, daemon=True).start()
-
-
-def _wait_for_parents_end() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _answer(here: InlineWorkers, order: bytes) -> bytes:
-    """``(None, result)`` or ``(exception, None)``, pickled."""
-    try:
-        what, *content = pickle.loads(order)
-        if what == "begin":
-            scene, seeds = content
-            result: Any = here.begin(pickle.loads(scene), seeds)
-        else:
-            result = here.execute(*content)
-        return pickle.dumps((None, result), pickle.HIGHEST_PROTOCOL)
-    except Exception as error:
-        error.add_note(f"In the environments' process:\n{traceback.format_exc()}")
-        return pickle.dumps((_sendable(error), None), pickle.HIGHEST_PROTOCOL)
-
-
-def _sendable(error: Exception) -> Exception:
-    """The exception, or one that says the same if pickling changes it."""
-    try:
-        again = pickle.loads(pickle.dumps(error))
-        if type(again) is type(error) and str(again) == str(error):
-            return error
-    except Exception:
-        pass
-    plain = RuntimeError(f"{type(error).__name__}: {error}")
-    for note in error.__notes__:
-        plain.add_note(note)
-    return plain
+    return InlineWorkers()

@@ -1,17 +1,19 @@
-r"""Which action runs now, where plans overlap.
+"""Chunk blending: which action runs now, where plans overlap.
 
-A plan made from tick k's observation holds an action for k and for every step after it.  It arrives L
-ticks late; its first L actions are past then, and dropped::
+A plan made from tick k's observation holds an action for k and for every step after it.  It arrives with a
+delay of L ticks; the time of its first L actions has passed then, and they are skipped::
 
     tick        k        k+L            k+8        k+8+L
     old plan  ..a a a a a a a a          |
     new plan    - - - - -a a a a a a a a a a a a
     next plan                            - - - - -a a a ...
 
-``Switch`` goes over to a plan when it arrives.  ``Ensemble`` averages all that have something to say
-(temporal ensembling, Zhao et al. 2023, ACT).  ``Commit`` switches too, but has each plan made so that it
-fits the one before: it keeps what that will execute until it arrives, and less and less of what comes
-after (real-time chunking, Black et al. 2025, by inpainting instead of a gradient).
+``Latest`` changes to a plan when it arrives.  ``TemporalEnsemble`` averages the actions of all plans for the
+tick (Zhao et al. 2023, ACT).  ``RealTimeChunking`` changes too, but has each plan made to fit the one before:
+the new plan keeps the actions that will be executed until it arrives, and, with decreasing weight, those
+after them (real-time chunking, Black et al. 2025, by inpainting instead of a gradient).
+
+A blending of one's own is a class that takes a ``Grid``, most easily a subclass of ``Latest``.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError, require_count
+from ..registry import Registry
 from ..types import PolicySpec
-from .planner import PlanReply
+from .request import PlanReply
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a plan's steps lie in the loop's ticks.
+    """Maps the loop's ticks to a plan's steps.
 
     Attributes:
         spec: of the policy.
@@ -48,10 +52,10 @@ class Grid:
 
 
 class Blender(Protocol):
-    """Takes plans as they arrive, and says which action is due.
+    """Takes plans as they arrive, and gives the action that is due.
 
     Attributes:
-        commits: whether plans are asked for with something committed.
+        commits: whether plans are asked for with actions to keep.
         plan: the newest that acts, or None.
     """
 
@@ -63,12 +67,13 @@ class Blender(Protocol):
         ...
 
     def act(self, tick: int, out: NDArray[np.float64]) -> int:
-        """Writes the action for ``tick`` to ``out`` ``[A]``; the plan's step, or -1: there is none."""
+        """Writes the action for ``tick`` to ``out`` ``[A]``; returns the plan's step, or -1: there is
+        none."""
         ...
 
     def commit(self, tick: int, delay: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """For a plan that will be made for ``tick`` and arrive ``lateness`` ticks later: the actions
-        ``[T, A]`` that it should keep, and their weight ``[T]``."""
+        """The actions ``[T, A]`` that a plan for ``tick``, which arrives ``delay`` ticks later, should keep,
+        and their weight ``[T]``."""
         ...
 
     def clear(self) -> None:
@@ -77,11 +82,11 @@ class Blender(Protocol):
 
 
 Blending = Callable[[Grid], Blender]
-"""A way of joining plans: a joiner's class, or a ``functools.partial`` of it."""
+"""A way of blending plans: a blender's class, or a ``functools.partial`` of it."""
 
 
 class Latest:
-    """The newest plan acts from when it arrives."""
+    """The newest plan acts from the moment it arrives."""
 
     commits = False
 
@@ -102,21 +107,27 @@ class Latest:
         return step
 
     def commit(self, tick: int, delay: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        raise NotImplementedError("only a joiner that commits is asked")
+        raise NotImplementedError("a blender with commits=True must say what to keep")
 
     def clear(self) -> None:
         self.plan = None
 
 
 class TemporalEnsemble(Latest):
-    """The mean of all plans' actions for the tick, the i-th oldest weighted ``exp(-decay i)``.
+    """Averages all plans' actions for the tick, the i-th oldest with weight ``exp(-decay i)`` (ACT, Zhao et
+    al. 2023).
 
     Args:
-        decay: m there; 0 weights all alike, more leans to the old ones.
+        decay: m in the paper; 0 weights all equally, a larger one favours the oldest.
+
+    Raises:
+        InputError: ``decay`` isn't a number, 0 or above.
     """
 
     def __init__(self, grid: Grid, decay: float = 0.01) -> None:
         super().__init__(grid)
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < math.inf:
+            raise InputError(f"blending: {decay=} must be a number, not below 0")
         self._decay = decay
         self._plans: deque[PlanReply] = deque(maxlen=grid.spec.horizon)
 
@@ -145,20 +156,25 @@ class TemporalEnsemble(Latest):
 
 
 class RealTimeChunking(Latest):
-    """``Switch``, with plans that fit the ones before.
+    """``Latest``, with plans that are made to fit the ones before.
 
-    Weights are 1 for what will be executed before the plan arrives (and for what has been, as far as
-    the plan reaches back), and decay over the ``overlap`` steps after it (Black et al. 2025, equation
-    5, with ``overlap`` steps in place of the rest of the old plan).
+    Weights are 1 for the actions that will be executed before the plan arrives (and those that have been, as
+    far as the plan reaches back), and decay over the ``overlap`` steps after them (Black et al. 2025,
+    equation 5, with ``overlap`` steps in place of the rest of the old plan).
 
     Args:
         overlap: steps over which the weights decay; 0: none.
+
+    Raises:
+        InputError: ``overlap`` isn't a whole number, 0 or above.
     """
 
     commits = True
 
     def __init__(self, grid: Grid, overlap: int = 2) -> None:
         super().__init__(grid)
+        if overlap != 0:
+            require_count(overlap=overlap)
         spec = grid.spec
         self._zeros = np.zeros(spec.horizon)
         # Ticks from a plan's own to its steps.
@@ -177,17 +193,15 @@ class RealTimeChunking(Latest):
 
 
 def decayed(beyond: int, overlap: int) -> float:
-    """1 up to the last certain step, 0 from ``overlap`` steps after it, and exponentially less
-    between."""
+    """The weight of a step ``beyond`` the last one that is executed for certain: 1 up to it, decaying to 0
+    after ``overlap`` steps (Black et al. 2025, equation 5)."""
     if beyond <= 0:
         return 1.0
     c = (overlap + 1 - beyond) / (overlap + 1)
     return max(c * (math.exp(c) - 1) / (math.e - 1), 0.0) if c > 0 else 0.0
 
 
-BLENDINGS: dict[str, Callable[..., Blender]] = {
-    "latest": Latest,
-    "temporal_ensemble": TemporalEnsemble,
-    "rtc": RealTimeChunking,
-}
-"""Every way by name."""
+BLENDINGS: Registry[Callable[..., Blender]] = Registry(
+    "blending", {"latest": Latest, "temporal_ensemble": TemporalEnsemble, "rtc": RealTimeChunking}
+)
+"""Ways of blending by name: ``BLENDINGS.register("mine", Mine)``."""

@@ -1,8 +1,7 @@
 """Planning in another process, so that nothing that it does can hold up the loop.
 
-Requests and plans go through shared memory (``slot``), which belongs to no name and so can't be left
-behind; two pipes wake whoever sleeps.  The process ends when the pipe from this one closes, however
-this one ended.
+Requests and plans go through shared memory (``slot``), which has no name and so can't be left behind; a byte
+on the connection wakes the other end.
 """
 
 from __future__ import annotations
@@ -12,17 +11,13 @@ import logging
 import math
 import mmap
 import os
-import pickle
-import select
 import struct
-import subprocess
-import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +25,9 @@ from numpy.typing import NDArray
 
 from ..clock import Clock
 from ..errors import InputError
+from ..process import ChildProcess, Connection, pickled, wake, woken
 from ..types import PolicySpec
-from .planner import PlanMaker, PlanReply, PlanRequest, Plans
+from .request import PlanMaker, PlanReply, PlanRequest, Plans, warm_up
 from .slot import Slot
 
 log = logging.getLogger(__name__)
@@ -45,7 +41,7 @@ class Channel:
     REQUEST = struct.Struct("=qqqd?7x")
     """tick, step, session, asked, whether it commits."""
     REPLY = struct.Struct(f"=qqddqd{FAULT_BYTES}s")
-    """tick, session, asked, latency, rounds, residual, fault."""
+    """tick, session, asked, latency, iterations, residual, fault."""
 
     def __init__(self, file: int, spec: PolicySpec) -> None:
         self._window, self._plan = (spec.n_obs_steps, spec.obs_dim), (spec.horizon, spec.action_dim)
@@ -101,8 +97,17 @@ def _bytes(values: NDArray[Any]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What the other process is to do; goes to it by pickle, from this process to its own child."""
+class PlannerJob:
+    """The other process's settings; goes there by pickle.
+
+    Attributes:
+        policy, clock: plan there.
+        generator_state: the plans' noise.
+        cores: that it may run on; None: any.
+        nice: how much less it counts for the scheduler.
+        threads: of PyTorch.
+        committed: whether requests have actions to keep.
+    """
 
     policy: Plans
     generator_state: torch.Tensor
@@ -114,10 +119,10 @@ class Task:
 
 
 class ProcessPlanner:
-    """Computes in another process.  What it plans is what ``InlinePlanner`` plans, to the bit.
+    """Computes in another process.  Its plans are ``InlinePlanner``'s, to the bit.
 
     Args:
-        policy: goes there by pickle; its programs are made there.
+        policy: goes there by pickle; its programs are captured there.
         generator: its state goes there.
         clock: must be one that both processes see alike, as the monotonic one.
         cores: that it may run on; None: those of this process when the planner was made.
@@ -135,42 +140,41 @@ class ProcessPlanner:
         nice: int = 5,
         start_timeout: float = 120.0,
     ) -> None:
-        can_pin = hasattr(os, "sched_getaffinity")
-        chosen = frozenset(cores) if cores is not None else None
-        if chosen is None and can_pin:
-            chosen = frozenset(os.sched_getaffinity(0))
+        chosen = None
+        if hasattr(os, "sched_getaffinity"):
+            chosen = frozenset(os.sched_getaffinity(0) if cores is None else cores)
         self._spec, self._clock, self._start_timeout = policy.spec, clock, start_timeout
-        self._task = Task(
-            policy,
-            generator.get_state(),
-            clock,
-            chosen if can_pin else None,
-            nice,
-            torch.get_num_threads(),
-        )
-        self._child: _Child | None = None
+        self._job = PlannerJob(policy, generator.get_state(), clock, chosen, nice, torch.get_num_threads())
+        self._child: PlannerProcess | None = None
         self._restarting: threading.Thread | None = None
         self._stopped = threading.Event()
 
     def start(self, *, committed: bool = False) -> None:
-        """Starts the process and waits until it is ready.
+        """Starts the process and waits until it is ready, which takes seconds.
 
         Raises:
             InputError: the policy can't be sent there, or the process doesn't get ready.
         """
         self._stopped.clear()
-        self._task = replace(self._task, committed=committed)
-        self._child = _Child(self._task, self._spec, self._start_timeout)
+        self._job = replace(self._job, committed=committed)
+        log.info("starting the planner's process: loading PyTorch and warming up the policy takes seconds")
+        started = time.monotonic()
+        self._child = PlannerProcess(self._job, self._spec, self._start_timeout)
+        log.info("the planner's process is ready after %.1f s", time.monotonic() - started)
 
     def request(self, request: PlanRequest) -> None:
         child = self._child
         if child is not None:
             child.channel.send_request(request)
-            child.wake()
+            wake(child.connection)
 
     def poll(self) -> PlanReply | None:
         child = self._child
         return None if child is None else child.channel.receive_reply(self._clock)
+
+    def wait(self, timeout: float) -> bool:
+        child = self._child
+        return child is not None and woken(child.connection, timeout)
 
     @property
     def alive(self) -> bool:
@@ -180,7 +184,7 @@ class ProcessPlanner:
     @property
     def pid(self) -> int | None:
         """The other process's; None if there is none."""
-        return None if self._child is None else self._child.process.pid
+        return None if self._child is None else self._child.pid
 
     def restart(self) -> None:
         if self._restarting is not None and self._restarting.is_alive():
@@ -189,23 +193,15 @@ class ProcessPlanner:
         self._restarting = threading.Thread(target=self._replace, args=(child,), name="planner-restart")
         self._restarting.start()
 
-    def _replace(self, child: _Child | None) -> None:
+    def _replace(self, child: PlannerProcess | None) -> None:
         if child is not None:
             child.end(patience=0.0)
         try:
-            new = _Child(self._task, self._spec, self._start_timeout, self._stopped)
+            new = PlannerProcess(self._job, self._spec, self._start_timeout, self._stopped)
         except InputError as error:
             log.error("planner: %s", error)
             return
         self._child = new
-
-    def wait(self, timeout: float) -> bool:
-        """Waits for a plan, for whoever has nothing else to do; whether there may be one."""
-        child = self._child
-        if child is None or not child.wait(timeout):
-            return False
-        child.heard()
-        return True
 
     def stop(self) -> None:
         self._stopped.set()
@@ -213,117 +209,48 @@ class ProcessPlanner:
             self._restarting.join()
         child, self._child = self._child, None
         if child is not None:
-            child.end(patience=2.0)
+            child.end()
 
 
-class _Child:
-    """The process, its pipes and its memory."""
+class PlannerProcess(ChildProcess):
+    """The planner's process, ready to plan, and the memory that it shares with this one."""
 
     def __init__(
-        self, task: Task, spec: PolicySpec, timeout: float, given_up: threading.Event | None = None
+        self, job: PlannerJob, spec: PolicySpec, timeout: float, given_up: threading.Event | None = None
     ) -> None:
-        try:
-            content = pickle.dumps(task)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise InputError(f"this policy can't go to another process ({error}): plan in a thread")
-        with contextlib.ExitStack() as only_there:  # what belongs to the child alone
-            memory = only_there.enter_context(tempfile.TemporaryFile(dir=shared_folder()))
+        content = pickled(job, "this policy", "plan in a thread, planner='thread'")
+        with tempfile.TemporaryFile(dir=shared_folder()) as memory:
             self.channel = Channel(memory.fileno(), spec)
-            requested, self._wake = os.pipe()
-            self._done, replied = os.pipe()
-            only_there.callback(os.close, requested)
-            only_there.callback(os.close, replied)
-            os.set_blocking(self._wake, False)
-            files = (memory.fileno(), requested, replied)
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", f"from {__name__} import main; main()", *map(str, files)],
-                stdin=subprocess.PIPE,
-                pass_fds=files,
-                # Modules are found there as they are here.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)},
-                start_new_session=True,  # the terminal's Ctrl-C is for the loop, which then ends this one
-            )
-        # A thread that sleeps until the process ends: whoever asks whether it lives pays nothing.
-        self.alive = True
-        self._watcher = threading.Thread(target=self._watch, name="planner-watch", daemon=True)
-        self._watcher.start()
-        try:
-            assert self.process.stdin is not None
-            with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:
-                pipe.write(content)
-            self._await_ready(timeout, given_up)
-        except BaseException:
-            self.end(patience=0.0)
-            raise
-
-    def _await_ready(self, timeout: float, given_up: threading.Event | None) -> None:
-        for _ in range(max(1, round(timeout / 0.1))):
-            if self.wait(0.1):
-                if os.read(self._done, 1):
-                    return
-                raise InputError("the planner's process ended before it was ready: its own words are above")
-            if given_up is not None and given_up.is_set():
-                raise InputError("the planner was stopped while it was starting again")
-        raise InputError(f"the planner's process wasn't ready within {timeout:g} s: give it more time")
-
-    def _watch(self) -> None:
-        self.process.wait()
-        self.alive = False
-
-    def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # awake already, or dead
-            os.write(self._wake, b".")
-
-    def wait(self, timeout: float) -> bool:
-        return bool(select.select([self._done], [], [], timeout)[0])
-
-    def heard(self) -> None:
-        """Takes what ``wait`` found."""
-        os.read(self._done, 4096)
-
-    def end(self, patience: float) -> None:
-        """Ends it: politely first, if it has ``patience`` seconds to finish what it is at."""
-        os.close(self._wake)
-        self._watcher.join(patience)
-        self.process.kill()
-        self._watcher.join()
-        os.close(self._done)
+            super().__init__(serve, content, name="planner", files=[memory.fileno()])
+        self.await_ready(timeout, given_up)
+        os.set_blocking(self.connection.fileno(), False)
 
 
 def shared_folder() -> str | None:
-    """Where a file without a name lies in memory; None: wherever temporary files do."""
+    """The folder whose unnamed files lie in memory; None: the one for temporary files."""
     return "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112
 
 
 # ------------------------------------------------------------------------------- in the other process
 
 
-def serve(task: Task, file: int, requested: BinaryIO, replied: int) -> None:
-    """Plans until ``requested`` closes; a byte to ``replied`` says it is ready, and then one per plan."""
-    if task.cores is not None:
+def serve(connection: Connection, job: PlannerJob, memory: int) -> None:
+    """Plans until the connection closes.  A message says that it is ready, then a byte each plan."""
+    if job.cores is not None:
         with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, task.cores)
+            os.sched_setaffinity(0, job.cores)
     with contextlib.suppress(OSError):
-        os.nice(task.nice)
-    torch.set_num_threads(task.threads)
+        os.nice(job.nice)
+    torch.set_num_threads(job.threads)
     generator = torch.Generator()
-    generator.set_state(task.generator_state)
-    channel = Channel(file, task.policy.spec)
-    make = PlanMaker(task.policy, generator, task.clock)
-    task.policy.warm_up(committed=task.committed)
-    os.set_blocking(replied, False)
-    os.write(replied, b".")
-    while os.read(requested.fileno(), 4096):
+    generator.set_state(job.generator_state)
+    channel = Channel(memory, job.policy.spec)
+    make = PlanMaker(job.policy, generator, job.clock)
+    warm_up(job.policy, committed=job.committed)
+    connection.send_bytes(b"ready")
+    os.set_blocking(connection.fileno(), False)
+    while woken(connection, None):
         request = channel.receive_request()
-        if request is None:
-            continue
-        channel.send_reply(make(request))
-        with contextlib.suppress(BlockingIOError):  # nobody reads them, which is fine
-            os.write(replied, b".")
-
-
-def main() -> None:
-    file, requested, replied = map(int, sys.argv[1:])
-    task: Task = pickle.load(sys.stdin.buffer)
-    with contextlib.suppress(BrokenPipeError), open(requested, "rb", buffering=0) as pipe:  # noqa: PTH123
-        serve(task, file, pipe, replied)
+        if request is not None:
+            channel.send_reply(make(request))
+            wake(connection)

@@ -1,29 +1,29 @@
-"""What a control loop drives."""
+"""The robots that a control loop drives: the protocol, and how one is built for a run."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
-import gymnasium
-import numpy as np
 from numpy.typing import NDArray
 
 from ..clock import Clock
-from ..errors import InputError
+from ..types import PolicySpec
+
+if TYPE_CHECKING:
+    import gymnasium
 
 
 class Robot(Protocol):
-    """Something that can be observed and told what to do.  No call may block: the loop's rate is at
-    stake."""
+    """Something that can be observed and commanded.  No call may block: the loop's rate depends on it."""
 
     def observe(self) -> NDArray[Any] | None:
         """The newest observation ``[O]``; None if none has come since the last call."""
         ...
 
     def apply(self, action: NDArray[Any]) -> None:
-        """Sends a command ``[A]``; the robot keeps to it until the next."""
+        """Sends a command ``[A]``, which the robot follows until the next."""
         ...
 
     def stop(self) -> None:
@@ -31,80 +31,82 @@ class Robot(Protocol):
         ...
 
 
-class EnvRobot:
-    """A gymnasium environment whose time is the clock's: the world goes on at its own rate, whether it
-    gets new actions or not.
-
-    The environment's steps happen when somebody looks: ``observe`` takes all that the clock says are
-    over.  A step has one action, so one that comes in the middle of a period counts for all of it; an
-    environment with a higher ``control_hz`` has finer ones.
-
-    Args:
-        env: observations must be vectors.
-        seed: of the reset.
-        clock: whose seconds count.  A reset is the moment 0 of the world.
-        control_hz: its steps per second; None: the environment's attribute of that name.
-        hold: gives the action that keeps it where it is; None: the environment's ``hold_action``.
+@dataclass(frozen=True)
+class RobotSettings:
+    """Settings from which ``ROBOTS``' functions build a robot.
 
     Attributes:
-        score: the largest reward so far, NaN before the first step.
-        best_step: the step that had it.
-        reward: of the last step.
-        success: the environment terminated.
-        finished: it terminated, or was truncated.
-        n_steps: steps so far.
-
-    Raises:
-        InputError: the environment doesn't say its rate, or how to hold.
+        spec: of the policy that drives it: O and A.
+        rate_hz: of the control loop.
+        clock: the control loop's.
+        seed: of a simulated robot.
+        make_env: makes the task's environment for a control rate in Hz; None: the task has none.
+        success_key: of the environment's info; see ``environment.succeeded``.
+        recorded: names in the environment's info that recordings hold.
+        picture_size: of pictures, in pixels.
+        address: of a robot in the network, ``HOST:PORT``.
+        options: any others, for robots of the caller's own.
     """
 
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        seed: int,
-        clock: Clock,
-        *,
-        control_hz: float | None = None,
-        hold: Callable[[], Any] | None = None,
-    ) -> None:
-        self.env, self._clock = env, clock
-        inner: Any = env.unwrapped
-        for name, given in (("control_hz", control_hz), ("hold_action", hold)):
-            if given is None and name not in dir(inner):  # a property may need a reset first
-                raise InputError(f"{type(inner).__name__} has no {name}: say it with {name.split('_a')[0]}=…")
-        self.control_hz = float(inner.control_hz if control_hz is None else control_hz)
-        self._hold = (lambda: inner.hold_action) if hold is None else hold
-        self.reset(seed)
+    spec: PolicySpec
+    rate_hz: float
+    clock: Clock
+    seed: int = 0
+    make_env: Callable[[float], gymnasium.Env[Any, Any]] | None = None
+    success_key: str | None = None
+    recorded: tuple[str, ...] = ()
+    picture_size: int = 256
+    address: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    def reset(self, seed: int) -> None:
-        """Begins another episode, now."""
-        self._observation, _ = self.env.reset(seed=seed)
-        self.score = self.reward = math.nan
-        self.success, self.finished, self.n_steps, self.best_step = False, False, 0, 0
-        self._action = np.asarray(self._hold())
-        self._begun = self._clock.now()
 
-    def advance(self) -> None:
-        """Takes the steps that the clock says are over."""
-        over = (self._clock.now() - self._begun) * self.control_hz
-        over = math.floor(over + 1e-6)  # a deadline computed in floats is the world's moment too
-        while self.n_steps < over and not self.finished:
-            self._observation, reward, terminated, truncated, _ = self.env.step(self._action)
-            self.n_steps += 1
-            self.reward = float(reward)
-            if not self.reward <= self.score:
-                self.score, self.best_step = self.reward, self.n_steps
-            self.success |= terminated
-            self.finished = terminated or truncated
+@dataclass(frozen=True)
+class EpisodeProgress:
+    """How an episode goes.
 
-    def observe(self) -> NDArray[Any]:
-        self.advance()
-        return np.asarray(self._observation)
+    Attributes:
+        seconds: since the reset.
+        reward: of the last step; NaN before the first.
+        best: the largest reward so far, or NaN.
+        best_at: seconds since the reset when it was reached.
+        ended: whether the episode is over.
+    """
 
-    def apply(self, action: NDArray[Any]) -> None:
-        self.advance()
-        self._action = np.array(action)
+    seconds: float
+    reward: float
+    best: float
+    best_at: float
+    ended: bool
 
-    def stop(self) -> None:
-        self.advance()
-        self._action = np.asarray(self._hold())
+
+def unknown() -> None:
+    """The progress of a robot that has no episodes."""
+
+
+@dataclass(frozen=True)
+class RobotSetup:
+    """A robot, and what a run may record, show and report of it.
+
+    Attributes:
+        robot: to drive.
+        fields: gives what is known at the last observation beside the observation vector, by name.
+        picture: gives a picture ``[size, size, 3]``; None: there is none.
+        project: maps actions ``[..., A]`` to pixels ``[..., 2]`` of the picture; None: it can't be done.
+        progress: gives how the episode goes; None: there is no reward.
+        finished: whether there is no more to do.
+        outcome: gives what the report says of the run.
+        close: releases what the robot holds.
+    """
+
+    robot: Robot
+    fields: Callable[[], Mapping[str, NDArray[Any]]] = dict
+    picture: Callable[[], NDArray[Any]] | None = None
+    project: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    progress: Callable[[], EpisodeProgress | None] = unknown
+    finished: Callable[[], bool] = bool
+    outcome: Callable[[], dict[str, Any]] = dict
+    close: Callable[[], object] = dict
+
+
+BuildRobot = Callable[[RobotSettings], RobotSetup]
+"""Builds a robot for a run."""

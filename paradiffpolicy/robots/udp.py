@@ -1,38 +1,15 @@
-"""A robot at the other end of a UDP socket: one datagram per observation, one per command.
-
-Datagrams get lost, come twice and overtake each other.  So each carries a number that goes up, the newest
-wins, and what is older than what was seen is dropped: nothing is ever sent again, since by then there is
-something newer to send.  Nothing is authenticated: for a network of one's own.
-
-A datagram, little-endian, each field at a multiple of its size::
-
-    byte  0   4 bytes   "PDPR"
-          4   uint32    CRC-32 of all that follows
-          8   uint8     version, 1
-          9   uint8     kind: 1 hello, 2 observation, 3 command, 4 stop
-         10   uint16    n, how many numbers
-         12   uint32    session: of whoever sends, another each time it starts
-         16   uint64    sequence number, going up within the session
-         24   float64   the sender's clock, seconds
-         32   float64   n numbers; hello and stop have none
-
-The client says hello, repeatedly, until observations come; the robot then sends its observations to where
-the hello came from, and takes that session's commands.
-"""
+"""A robot at the other end of a UDP socket; ``packets`` describes the datagrams."""
 
 from __future__ import annotations
 
-import enum
 import errno
 import logging
 import math
 import secrets
 import socket
-import struct
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,110 +18,33 @@ from numpy.typing import ArrayLike, NDArray
 from ..clock import Clock, MonotonicClock
 from ..errors import InputError, require_count, require_positive
 from ..files import Closing
+from .packets import MAX_DATAGRAM, Kind, Packet, PacketError, require_form, require_room, unpack
+from .robot import RobotSettings, RobotSetup
 
 log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
 
-MAGIC, VERSION = b"PDPR", 1
-FRONT = struct.Struct("<4sI")
-"""Magic, checksum."""
-HEAD = struct.Struct("<BBHIQd")
-"""Version, kind, n, session, sequence, time."""
-HEADER_SIZE = FRONT.size + HEAD.size
-
-MAX_DATAGRAM = 65507
-"""IPv4's, in bytes."""
-
-MAX_NUMBERS = (MAX_DATAGRAM - HEADER_SIZE) // 8
-"""More than 180 are sent in pieces by Ethernet, and one that is lost loses all."""
-
 DRAIN = 1000
-"""Datagrams that are read at a time: who sends faster than they can be read must not keep a loop busy."""
+"""Datagrams that are read at a time: a sender that is faster than the reader must not keep a loop busy."""
 
 REMEMBERED = 16
-"""Sessions that are over, and whose late datagrams are known as such."""
-
-
-class PacketError(Exception):
-    """These bytes aren't a packet, or not one that is wanted here; says why."""
-
-
-class Kind(enum.IntEnum):
-    HELLO = 1
-    OBSERVATION = 2
-    COMMAND = 3
-    STOP = 4
-
-
-KINDS = frozenset(Kind)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Packet:
-    """What a datagram says.
-
-    Attributes:
-        kind: what for.
-        session: of the sender, 0 … 2³² - 1.
-        sequence: 0 … 2⁶⁴ - 1.
-        time: the sender's clock, seconds; finite.
-        numbers: ``[n]`` float64, any, NaN too: who takes them judges them.
-    """
-
-    kind: Kind
-    session: int
-    sequence: int
-    time: float
-    numbers: NDArray[np.float64]
-
-    def pack(self) -> bytes:
-        """The datagram."""
-        numbers = np.asarray(self.numbers, dtype="<f8")
-        head = HEAD.pack(VERSION, self.kind, len(numbers), self.session, self.sequence, self.time)
-        rest = head + numbers.tobytes()
-        return FRONT.pack(MAGIC, zlib.crc32(rest)) + rest
-
-
-def unpack(datagram: bytes) -> Packet:
-    """The packet that these bytes are.
-
-    Raises:
-        PacketError: they aren't exactly one; whatever they are, nothing else is raised.
-    """
-    if len(datagram) < HEADER_SIZE:
-        raise PacketError(f"{len(datagram)} bytes, fewer than a header's {HEADER_SIZE}")
-    magic, checksum = FRONT.unpack_from(datagram)
-    version, kind, n, session, sequence, time = HEAD.unpack_from(datagram, FRONT.size)
-    if magic != MAGIC:
-        raise PacketError(f"it begins with {magic!r}, not with {MAGIC!r}")
-    if version != VERSION:
-        raise PacketError(f"it is of version {version}, not of version {VERSION}")
-    if len(datagram) != HEADER_SIZE + 8 * n:
-        raise PacketError(f"{len(datagram)} bytes, not {HEADER_SIZE} and 8 for each of {n} numbers")
-    if zlib.crc32(memoryview(datagram)[FRONT.size :]) != checksum:
-        raise PacketError("its checksum doesn't fit: it was damaged on the way")
-    if kind not in KINDS:
-        raise PacketError(f"it is of kind {kind}, which there isn't")
-    if not math.isfinite(time):
-        raise PacketError(f"its time is {time}")
-    numbers = np.frombuffer(datagram, "<f8", offset=HEADER_SIZE).astype(np.float64)
-    return Packet(Kind(kind), session, sequence, time, numbers)
+"""Ended sessions that are remembered, so that their late datagrams are dropped."""
 
 
 @dataclass
 class Traffic:
-    """What one end of a link has met, counted.
+    """Counts of what happened at one end of a link.
 
     Attributes:
-        sent: datagrams that the system took.
+        sent: datagrams that the system accepted.
         received: packets that were the newest when they came.
-        lost: numbers that were left out between those: lost, or overtaken by newer ones.
+        lost: sequence numbers that were left out between those: lost, or overtaken by newer ones.
         stale: packets that came twice, or after a newer one.
-        refused: datagrams that weren't what they should be.
-        restarts: the other end began anew, or another took its place.
-        errors: what the system said when it couldn't send or receive, by name: ``ECONNREFUSED`` (nobody
-            is at that port), ``ENETUNREACH``, ``EAGAIN`` (no room to send), …
+        refused: datagrams that were malformed or unexpected.
+        restarts: how often the other end started again, or another took its place.
+        errors: the system's errors in sending and receiving, by name: ``ECONNREFUSED`` (nothing listens at
+            that port), ``ENETUNREACH``, ``EAGAIN`` (no room to send), …
     """
 
     sent: int = 0
@@ -157,17 +57,17 @@ class Traffic:
 
 
 class Link:
-    """One end: a socket that never waits, and which packets are new.
+    """One end of a connection: a socket that never blocks, and the order of packets.
 
     Args:
-        local: to wait at for whoever comes; or
-        remote: to send to, and nobody else is listened to.
-        session: of this end; None: one that the system draws.  (A seeded generator would draw the same
-            again when a program starts again, which is what it has to tell.)
+        local: address to listen at, for any sender; or
+        remote: address to send to, and the only one listened to.
+        session: of this end; None: drawn from the system's randomness.  (A seeded generator would draw the
+            same number after a restart, which the session must distinguish.)
 
     Attributes:
-        traffic: what happened here, counted.
-        peer: the other end's session, None before it was heard.
+        traffic: counts.
+        peer: the other end's session; None before it was heard.
         address: of this end.
 
     Raises:
@@ -205,7 +105,7 @@ class Link:
             if remote is None:
                 self._socket.bind(found)
             else:
-                # Then the system keeps strangers out, and tells when nobody is there.
+                # Then the system drops other senders' datagrams, and reports when nothing listens there.
                 self._socket.connect(found)
         except OSError as error:
             self._socket.close()
@@ -218,9 +118,8 @@ class Link:
         return Packet(kind, self._session, self._sequence, time, np.asarray(numbers, dtype=np.float64)).pack()
 
     def send(self, datagram: bytes, to: Address | None = None) -> None:
-        """Gives it to the system, if that takes it now; if not, that is counted."""
-        # What the system says when nobody is at the port is the answer to an earlier datagram, and it
-        # says so instead of sending this one.  So once more.
+        """Sends without blocking; an error is counted."""
+        # "Refused" answers an earlier datagram, and is reported instead of sending this one: so try again.
         for _ in range(2):
             try:
                 if to is None:
@@ -236,7 +135,7 @@ class Link:
                 return
 
     def receive(self) -> Iterator[tuple[bytes, Address]]:
-        """What has come, in the order in which it came, and from where."""
+        """Datagrams and their senders, in the order of arrival."""
         for _ in range(DRAIN):
             try:
                 datagram, address = self._socket.recvfrom(MAX_DATAGRAM)
@@ -253,8 +152,7 @@ class Link:
         self.traffic.errors[errno.errorcode.get(error.errno or 0, str(error.errno))] += 1
 
     def is_news(self, packet: Packet) -> bool:
-        """Whether it is the newest so far, or the first of a session that wasn't heard before; it is
-        taken as seen."""
+        """Whether it is the newest so far, or the first of a new session; remembers it."""
         if packet.session == self.peer:
             if packet.sequence <= self._newest:
                 self.traffic.stale += 1
@@ -271,13 +169,13 @@ class Link:
         return True
 
     def refuse(self, reason: PacketError, address: Address) -> None:
-        """Counts it; says why the first time."""
+        """Counts a datagram as refused; logs the first one's reason."""
         if not self.traffic.refused:
             log.warning("a datagram from %s is refused: %s", address, reason)
         self.traffic.refused += 1
 
     def fileno(self) -> int:
-        """For who wants to wait for datagrams with ``selectors``."""
+        """The socket's, for ``selectors``."""
         return self._socket.fileno()
 
     def close(self) -> None:
@@ -285,21 +183,20 @@ class Link:
 
 
 class UdpRobot(Closing):
-    """A robot for ``ControlLoop``, behind a UDP socket.  No call waits, and none raises because of the
-    network: what it does is in ``traffic``, and what to do about it is the controller's and the robot's
-    own watchdog's business.
+    """A robot for ``ControlLoop``, behind a UDP socket.  No call blocks, and none raises because of the
+    network: ``traffic`` counts its errors, and the controller's and the robot's own watchdogs handle them.
 
     Args:
         address: of the robot, ``(host, port)``.
         obs_dim, action_dim: O and A; an observation of another size is refused.
         clock: whose seconds count.
         hello_every: seconds without an observation after which it says hello (again), so that a robot
-            that was started again, or later, knows whom to send to.
-        stops: how often a stop is sent, at once: any of them will do.
+            that is started later, or again, knows where to send.
+        stops: how many copies of a stop are sent, of which one must arrive.
         session: see ``Link``.
 
     Attributes:
-        traffic: what happened, counted.
+        traffic: counts.
         observed: when the newest observation was sent, by the robot's clock; NaN before there is one.
 
     Raises:
@@ -363,27 +260,24 @@ class UdpRobot(Closing):
         self._link.send(self._link.packet(Kind.COMMAND, self._clock.now(), action))
 
     def stop(self) -> None:
-        """Sends a stop, several times: any of them will do, and it is newer than every command so far."""
-        # One number for all of them: the others, if they come late, stop nothing that came after.
+        """Sends a stop, newer than every command so far, several times."""
+        # All with one number: late copies don't stop what was commanded after.
         datagram = self._link.packet(Kind.STOP, self._clock.now())
         for _ in range(self._stops):
             self._link.send(datagram)
 
     def close(self) -> None:
-        """Gives the socket back; the robot is told nothing."""
+        """Closes the socket; sends nothing."""
         self._link.close()
 
 
-def require_form(packet: Packet, kind: Kind, count: int) -> None:
-    """Raises ``PacketError`` if it is of another kind, or has another count of numbers."""
-    if packet.kind != kind:
-        raise PacketError(f"it is of kind {packet.kind.name.lower()}, not {kind.name.lower()}")
-    if len(packet.numbers) != count:
-        raise PacketError(f"it has {len(packet.numbers)} numbers, not {count}")
-
-
-def require_room(**counts: int) -> None:
-    """Raises ``InputError`` that names the first count that no datagram has room for."""
-    for name, count in counts.items():
-        if count > MAX_NUMBERS:
-            raise InputError(f"{name}={count} numbers don't fit into a datagram: {MAX_NUMBERS} at most")
+def build_udp(settings: RobotSettings) -> RobotSetup:
+    """A robot in the network at ``settings.address``; its traffic is reported."""
+    host, _, port = (settings.address or "").rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(
+            f"robot_address={settings.address} must be HOST:PORT, where robot=udp finds the robot"
+        )
+    spec = settings.spec
+    robot = UdpRobot((host.strip("[]"), int(port)), spec.obs_dim, spec.action_dim, clock=settings.clock)
+    return RobotSetup(robot, outcome=lambda: {"traffic": asdict(robot.traffic)}, close=robot.close)

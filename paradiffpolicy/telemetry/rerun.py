@@ -36,7 +36,7 @@ from ..control.controller import ticks_per_step
 from ..control.record import FAULTS, Fault, Tick
 from ..errors import InputError, require_count
 from ..files import Closing
-from ..planning.planner import PlanReply
+from ..planning.request import PlanReply
 from ..types import PolicySpec
 from .recorder import Caption, Picture
 

@@ -1,0 +1,148 @@
+"""The watchdog of a control loop: what isn't fresh, finite and within the limits is rejected."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, require_positive
+from ..planning.request import PlanReply
+from ..types import PolicySpec
+from .record import Fault
+
+Limits = tuple[NDArray[Any], NDArray[Any]]
+"""``(low, high)``, each ``[A]``."""
+
+
+class Watchdog:
+    """Checks observations, plans, actions and the planner.
+
+    Args:
+        spec: of the policy.
+        max_observation_age: seconds that a plan is acted on without a good observation.
+        limits: of actions; None: only NaN and infinity are rejected.
+        max_plan_age: seconds since its request after which a plan isn't acted on; None: until it ends.
+        planner_timeout: seconds after which an unanswered request means that the planner hangs.
+
+    Attributes:
+        details: by fault, the numbers of its last occurrence.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        *,
+        max_observation_age: float,
+        limits: Limits | None = None,
+        max_plan_age: float | None = None,
+        planner_timeout: float = 10.0,
+    ) -> None:
+        require_positive(max_observation_age=max_observation_age, planner_timeout=planner_timeout)
+        if max_plan_age is not None:
+            require_positive(max_plan_age=max_plan_age)
+        # NaN is within no limits, and neither is infinity within these.
+        unlimited = np.full(spec.action_dim, sys.float_info.max)
+        low, high = (-unlimited, unlimited) if limits is None else map(np.asarray, limits)
+        if not low.shape == high.shape == (spec.action_dim,) or not (low <= high).all():
+            raise InputError(f"limits must be two arrays [action_dim={spec.action_dim}], low and high")
+        self._low, self._high, self._unlimited = low, high, limits is None
+        self._bounds = list(zip(low.tolist(), high.tolist(), strict=True))
+        self._observed, self._executed_from = (spec.obs_dim,), spec.n_obs_steps - 1
+        self._max_observation_age, self._planner_timeout = max_observation_age, planner_timeout
+        self._max_plan_age = math.inf if max_plan_age is None else max_plan_age
+        self._any_observation = False
+        self.details: dict[Fault, str] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets when there was a good observation or an unanswered request."""
+        self._seen = self._waiting_since = math.nan
+        self.queued = False
+
+    # ------------------------------------------------------------------------------------ observations
+
+    def check_observation(self, given: object, now: float) -> tuple[NDArray[np.float64] | None, Fault]:
+        """An observation as floats (None: it can't be), and what is wrong with it.
+
+        Raises:
+            InputError: it is the first one ever, and has the wrong shape.
+        """
+        if given is None:
+            return None, Fault.OBSERVATION_MISSING
+        observation: NDArray[np.float64] | None
+        try:
+            observation = np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError):
+            observation = None
+        first, self._any_observation = not self._any_observation, True
+        if observation is None or observation.shape != self._observed:
+            got = f"a {type(given).__name__} without numbers" if observation is None else observation.shape
+            detail = f"got {got}, expected {self._observed}"
+            if first:
+                raise InputError(f"the first observation has the wrong shape: {detail}")
+            self.details[Fault.OBSERVATION_SHAPE] = detail
+            return observation, Fault.OBSERVATION_SHAPE
+        if not np.isfinite(observation).all():
+            return observation, Fault.OBSERVATION_NOT_FINITE
+        self._seen = now
+        return observation, Fault.NONE
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether the last good observation is recent enough to act on a plan."""
+        return now - self._seen <= self._max_observation_age
+
+    # ------------------------------------------------------------------------------- plans and actions
+
+    def check_plan(self, reply: PlanReply) -> Fault:
+        """What is wrong with a plan, from its step for now on."""
+        actions = reply.actions[self._executed_from :]
+        if reply.fault or not self._plan_within(actions):
+            self.details[Fault.PLAN_REFUSED] = reply.fault or f"made for tick {reply.tick}"
+            return Fault.PLAN_REFUSED
+        return Fault.NONE
+
+    def _plan_within(self, actions: NDArray[np.float64]) -> bool:
+        if self._unlimited:
+            return bool(np.isfinite(actions).all())
+        return bool((actions >= self._low).all() and (actions <= self._high).all())
+
+    def is_recent(self, plan_age: float) -> bool:
+        """Whether a plan may be acted on, so many seconds after its request."""
+        return plan_age <= self._max_plan_age
+
+    def is_within(self, action: list[float]) -> bool:
+        """Whether an action is finite and within the limits.  Of a list: faster for a few numbers."""
+        return all(low <= value <= high for value, (low, high) in zip(action, self._bounds, strict=True))
+
+    # ------------------------------------------------------------------------------------- the planner
+
+    def asked(self, now: float) -> None:
+        """Notes a request; one that is sent while another is unanswered is queued."""
+        if math.isnan(self._waiting_since):
+            self._waiting_since = now
+        else:
+            self.queued = True
+
+    def answered(self, now: float) -> None:
+        """Notes a reply; the planner begins with the queued request, if there is one, now."""
+        self._waiting_since, self.queued = now if self.queued else math.nan, False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a request is unanswered."""
+        return not math.isnan(self._waiting_since)
+
+    def check_planner(self, alive: bool, now: float) -> Fault:
+        """Whether the planner is dead or hangs; what it was asked for is forgotten then."""
+        hung = now - self._waiting_since > self._planner_timeout
+        if alive and not hung:
+            return Fault.NONE
+        self._waiting_since, self.queued = math.nan, False
+        return Fault.PLANNER_HUNG if hung else Fault.PLANNER_DEAD
