@@ -241,7 +241,7 @@ class Policy:
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: without programs, which are made anew there."""
-        made = ("_walk", "_captured", "_forms", "_weights_hash")
+        made = ("_solve", "_captured", "_forms", "_weights_hash")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -560,7 +560,7 @@ def test_settings_are_checked():
 
 def test_a_loop_that_waits_for_the_first_plan_acts_from_then_on():
     clock = VirtualClock()
-    controller = controller_on(clock, planner=scripted(0.25), blending="latest")
+    controller = controller_on(clock, planner=scripted(0.24))
     with controller:
         with pytest.raises(InputError, match="call tick with a good observation first"):
             controller.wait_ready()
@@ -568,7 +568,7 @@ def test_a_loop_that_waits_for_the_first_plan_acts_from_then_on():
         with pytest.raises(InputError, match=r"not ready: no plan came within 0\.1 s"):
             controller.wait_ready(0.1)
         controller.wait_ready()
-        assert clock.now() == 0.25
+        assert clock.now() == 0.24
         actions = []
         for _ in range(5):
             actions.append(controller.tick(np.zeros(20)).tolist())
