@@ -21,7 +21,7 @@ import torch
 from paradiffpolicy.cli.building import contract
 from paradiffpolicy.cli.composing import compose
 from paradiffpolicy.cli.main import main
-from paradiffpolicy.cli.run import ROBOTS, env_robot, noted_signals
+from paradiffpolicy.cli.run import noted_signals
 from paradiffpolicy.clock import VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
@@ -32,6 +32,7 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.planning.delayed import DelayedPlanner
 from paradiffpolicy.planning.request import PlanMaker
 from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.robots import ROBOTS
 from paradiffpolicy.robots.env import PacedEnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.telemetry import rerun
@@ -693,14 +694,14 @@ class Interrupting:
 
 
 def test_ctrl_c_ends_a_run_in_order(capsys, monkeypatch, checkpoint, tmp_path):
-    made = []
+    made, build = [], ROBOTS["env"]
 
-    def interrupted(cfg, rate_hz, clock):
-        driven = env_robot(cfg, rate_hz, clock)
+    def interrupted(settings):
+        driven = build(settings)
         made.append(Interrupting(driven.robot))
         return replace(driven, robot=made[0])
 
-    monkeypatch.setitem(ROBOTS, "env", interrupted)
+    monkeypatch.setitem(ROBOTS._choices, "env", interrupted)
     before = signal.getsignal(signal.SIGINT)
     store = tmp_path / "runs.zarr"
     settings = ["planner=inline", "capture=eager", f"record={store}", f"out={tmp_path / 'out'}"]
