@@ -79,8 +79,7 @@ class Checkpoint:
         metadata = read_metadata(folder)
         try:
             weights_file = folder / Path(metadata["weights"]["file"]).name
-            spec_values = dict(metadata["spec"])
-            spec = PolicySpec(**spec_values | {"down_dims": tuple(spec_values["down_dims"])})
+            spec = PolicySpec.from_dict(metadata["spec"])
             observation = Normalizer.from_dict(metadata["normalizers"]["observation"])
             action = Normalizer.from_dict(metadata["normalizers"]["action"])
             digest = metadata["weights"]["sha256"]

@@ -1,23 +1,29 @@
-"""What travels between policy, control loop and reports."""
+"""Values that travel between policy, control loop and reports."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .errors import InputError, nearest
+from .task import Contract
+
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """All that a policy is, but its weights: enough to rebuild it from a checkpoint.
+    """Describes a policy but for its weights: enough to rebuild it from a checkpoint.
 
     ``T = horizon``, ``To = n_obs_steps``, ``Ta = n_action_steps``.  A plan's step 0 lies at the
     oldest observation of the window; executed are steps ``To - 1 … To - 2 + Ta``.  ``control_hz`` are
     the demonstrations' steps per second, and so a plan's.
     ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
-    with some can be guided (``diffusion.guidance``).
+    with some can be guided (``diffusion.guidance``).  ``network`` is a name in ``NETWORKS``, whose
+    builder may read ``network_options``; ``contract`` says what the observation's and the action's
+    numbers are.  ``dataclasses.asdict`` and ``from_dict`` take a spec to JSON and back.
     """
 
     task: str
@@ -39,16 +45,43 @@ class PolicySpec:
     clip: float | None = 1.0
     condition_dropout: float = 0.0
     control_hz: float = 10.0
+    network: str = "unet1d"
+    network_options: dict[str, Any] = field(default_factory=dict, hash=False)
+    contract: Contract = field(default_factory=Contract)
 
     @property
     def executed(self) -> slice:
         """The plan's steps that a control loop executes."""
         return slice(self.n_obs_steps - 1, self.n_obs_steps - 1 + self.n_action_steps)
 
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> PolicySpec:
+        """The spec that ``dataclasses.asdict`` made these values of, also by way of JSON.  Settings that
+        older files lack take their defaults.
+
+        Raises:
+            InputError: a setting is unknown, missing or malformed.
+        """
+        known = [each.name for each in fields(PolicySpec)]
+        for name in values:
+            if name not in known:
+                raise InputError(f"the policy's spec has an unknown setting {name!r}{nearest(name, known)}")
+        given = dict(values)
+        try:
+            if "down_dims" in given:
+                given["down_dims"] = tuple(given["down_dims"])
+            if "network_options" in given:
+                given["network_options"] = dict(given["network_options"])
+            if not isinstance(given.get("contract", Contract()), Contract):
+                given["contract"] = Contract.from_dict(given["contract"])
+            return PolicySpec(**given)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the policy's spec is malformed ({error})")
+
 
 @dataclass(frozen=True)
 class Noise:
-    """Everything random about a walk.
+    """Everything random about a solution.
 
     Attributes:
         x_T: ``[batch, T, A]`` standard normal, the initial noise.
@@ -98,16 +131,16 @@ class Committed:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
-    """What a driver did to turn noise into one sample per batch element.
+    """One sample per batch element, and how a driver came to it from the noise.
 
     Attributes:
         sample: ``[batch, T, A]``, node N of the tableau: the sample.
         x0_hats: ``[N, batch, T, A]``, the denoiser's output at every node; a warm start needs it.
-        noise: what the walk began with.
-        rounds: ``[batch]`` int64, network calls that had to wait for one another.
-        evaluations: ``[batch]`` int64, nodes that went through the network.
+        noise: x_T and the step noises that give this sample.
+        iterations: ``[batch]`` int64, network calls that had to wait for one another.
+        nfe: ``[batch]`` int64, network function evaluations: nodes that went through the network.
     """
 
     sample: Tensor
@@ -115,6 +148,13 @@ class Solution:
     noise: Noise
     iterations: Tensor
     nfe: Tensor
+
+    def __repr__(self) -> str:
+        counts = ", ".join(
+            f"{float(values.double().mean()):g} {name}"
+            for name, values in (("iterations", self.iterations), ("NFE", self.nfe))
+        )
+        return f"Solution(sample {tuple(self.sample.shape)}, {len(self.x0_hats)} nodes, {counts} on average)"
 
     def select(self, elements: Sequence[int] | Tensor) -> Solution:
         """The same for some of the batch elements."""
@@ -146,22 +186,26 @@ class Solution:
         return Solution(sample, x0_hats, noise, iterations, nfe)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A batch of action sequences.
 
     Attributes:
         actions: ``[batch, T, A]`` in the environment's units.
         executed: which of the T steps a control loop executes.
-        walk: how they were sampled, in normalised units.
-        residual: ``[batch]``, by how much a last round changed the executed action that it changed most,
-            in the environment's units; None: not measured.
+        solution: how they were sampled, in normalised units.
+        residual: ``[batch]``, by how much a last iteration changed the executed action that it changed
+            most, in the environment's units; None: not measured.
     """
 
     actions: Tensor
     executed: slice
     solution: Solution
     residual: Tensor | None = None
+
+    def __repr__(self) -> str:
+        executed = f"executed {self.executed.start} to {self.executed.stop - 1}"
+        return f"Plan(actions {tuple(self.actions.shape)}, {executed}, {self.solution!r})"
 
     @property
     def executed_actions(self) -> Tensor:

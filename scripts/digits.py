@@ -115,7 +115,7 @@ def picture(solutions: dict[str, Solution], columns: int) -> Figure:
         framed = torch.nn.functional.pad(solution.sample[:, 0], (1, 1, 1, 1), value=-1.0)
         axes.imshow(-rearrange(framed, "(r c) h w -> (r h) (c w)", c=columns), cmap="gray", vmin=-1, vmax=1)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(f"{name}\n{solution.iterations.double().mean():.1f} network rounds", fontsize="medium")
+        axes.set_title(f"{name}\n{solution.iterations.double().mean():.1f} iterations", fontsize="medium")
     return figure
 
 
@@ -132,7 +132,7 @@ def main(out: Path, n_steps: int = 1500, columns: int = 6) -> None:
     for name, solution in solutions.items():
         error = float((solution.sample - reference).abs().max())
         print(
-            f"{name:<16} rounds {solution.iterations.double().mean():6.1f}   evaluations "
+            f"{name:<16} iterations {solution.iterations.double().mean():6.1f}   NFE "
             f"{solution.nfe.double().mean():6.1f}   largest difference to sequential {error:.3f}"
         )
     write_atomically(out, lambda path: picture(solutions, columns).savefig(path))

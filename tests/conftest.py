@@ -13,7 +13,8 @@ import paradiffpolicy.envs  # noqa: F401  registers them
 from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
-from paradiffpolicy.policy import build_network
+from paradiffpolicy.models.networks import build_network
+from paradiffpolicy.sampling.solvers import SOLVERS
 from paradiffpolicy.types import PolicySpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +25,9 @@ SHIPPED = ROOT / "checkpoints" / "pusht_keypoints"
 
 TINY = PolicySpec("pusht", obs_dim=20, action_dim=2, down_dims=(16, 32), diffusion_step_embed_dim=16)
 """A policy of PushT's shape that computes in no time."""
+
+DISTINCT_SOLVERS = [name for name, solver in SOLVERS.items() if name == solver.__name__]
+"""One name of every solver: the others stand for the same functions."""
 
 
 @pytest.fixture(scope="session", autouse=True)

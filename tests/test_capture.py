@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from paradiffpolicy.diffusion.analytic import noise_for
 from paradiffpolicy.diffusion.denoiser import Denoiser
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.errors import InputError
@@ -24,29 +23,29 @@ from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.policy import Policy
 from paradiffpolicy.sampling.capture import cuda_graph, openvino
-from paradiffpolicy.sampling.capture.backends import CaptureSettings, with_fallback
-from paradiffpolicy.sampling.capture.eager import Eager
+from paradiffpolicy.sampling.capture.backends import CaptureSettings
 from paradiffpolicy.sampling.capture.emulated import EmulatedDevice, TapeGraph, captured
+from paradiffpolicy.sampling.capture.executor import Executor, padded_size
 from paradiffpolicy.sampling.capture.fingerprint import fingerprint
 from paradiffpolicy.sampling.capture.graphs import LAUNCH_AHEAD, Graphs
 from paradiffpolicy.sampling.capture.network import DenoiserNetwork
-from paradiffpolicy.sampling.capture.program import CaptureError, Program
-from paradiffpolicy.sampling.capture.sampler import EAGER, Backend, capture, padded_size
+from paradiffpolicy.sampling.capture.program import EAGER, Backend, CaptureError, Program
 from paradiffpolicy.sampling.capture.tape import record
 from paradiffpolicy.sampling.driver import evaluate_all
+from paradiffpolicy.sampling.noise import noise_for
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
-from paradiffpolicy.sampling.solvers import SOLVERS
+from paradiffpolicy.sampling.sequential import Sequential
 
-from .conftest import TINY, tiny_checkpoint
+from .conftest import DISTINCT_SOLVERS, TINY, tiny_checkpoint
 
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
 CPU = torch.device("cpu")
 EMULATED = Backend("emulated", lambda program: Graphs(program, EmulatedDevice()))
-NOISY = ("ddpm", "sde_dpm_solver_pp_1", "sde_dpm_solver_pp_2m")
+NOISY = ("ddpm", "sde_dpm_solver_pp_2m")
 PAIRS = [
     (driver, solver)
-    for driver, solver in itertools.product(DRIVERS, SOLVERS)
-    if driver != "rk45" and (driver != "speculative" or solver in NOISY)
+    for driver, solver in itertools.product(DRIVERS, DISTINCT_SOLVERS)
+    if driver != "speculative" or solver in NOISY
 ]
 
 
@@ -57,12 +56,20 @@ def denoiser() -> Denoiser:
     return Denoiser(network, SCHEDULE)
 
 
-def problem(n: int, batch: int, seed: int, started: bool):
-    """Conditions, noise and start for a walk of n nodes."""
+@pytest.fixture(scope="module")
+def flat_denoiser() -> Denoiser:
+    """Of a network with one level: fewer calls to record."""
+    torch.manual_seed(0)
+    network = ConditionalUnet1D(2, 6, 8, (4,), n_groups=2).eval().requires_grad_(False)
+    return Denoiser(network, SCHEDULE)
+
+
+def problem(n: int, batch: int, seed: int, warm: bool):
+    """Conditions, noise and a first guess for n nodes."""
     noise = noise_for(n, batch, seed, (4, 2), torch.float32)
     generator = torch.Generator().manual_seed(seed)
     condition = torch.randn(batch, 6, generator=generator)
-    start = torch.randn(n, batch, 4, 2, generator=generator) if started else None
+    start = torch.randn(n, batch, 4, 2, generator=generator) if warm else None
     return {"condition": condition}, noise, start
 
 
@@ -74,7 +81,7 @@ def samplers(denoiser, backend, *, matmul=False, **settings):
     trunk = MatmulUnet1D(denoiser.network) if matmul else None
     network = DenoiserNetwork(denoiser, sampler.tableau, CPU, trunk)
     n = sampler.tableau.n_nodes
-    return n, *(capture(driver, sampler.tableau, network, each) for each in (backend, EAGER))
+    return n, *(Executor(driver, sampler.tableau, lambda _: network, [each]) for each in (backend, EAGER))
 
 
 def assert_same(solution, expected, **tolerance):
@@ -89,12 +96,12 @@ def assert_same(solution, expected, **tolerance):
 
 
 @pytest.mark.parametrize(("driver", "solver"), PAIRS)
-def test_every_driver_and_solver_is_replayed_bit_by_bit(denoiser, driver, solver):
-    """Captured on one problem, replayed on others: rounds differ, and nothing is stale."""
-    n, captured_program, eager = samplers(denoiser, EMULATED, driver=driver, solver=solver, n_steps=6)
-    for started in (False, True):
-        for seed in range(3):
-            given = problem(n, 2, seed, started)
+def test_every_driver_and_solver_is_replayed_bit_by_bit(flat_denoiser, driver, solver):
+    """Captured on one problem, replayed on others: iterations differ, and nothing is stale."""
+    n, captured_program, eager = samplers(flat_denoiser, EMULATED, driver=driver, solver=solver, n_steps=4)
+    for warm in (False, True):
+        for seed in range(2):
+            given = problem(n, 2, seed, warm)
             assert_same(captured_program.run(*given), eager.run(*given), atol=0)
     assert len(captured_program.programs) == 2
 
@@ -182,8 +189,8 @@ def test_a_replay_makes_the_calls_again(name):
 def counting(step, count=None):
     """A program that adds ``step(state)`` until it has passed the input."""
     return Program(
-        begin=lambda inputs: {"x": torch.zeros_like(inputs["to"]), "to": inputs["to"] + 0},
-        round=lambda state: {
+        init=lambda inputs: {"x": torch.zeros_like(inputs["to"]), "to": inputs["to"] + 0},
+        iterate=lambda state: {
             **state,
             "x": torch.where(state["x"] < state["to"], state["x"] + step(), state["x"]),
         },
@@ -195,6 +202,13 @@ def counting(step, count=None):
     )
 
 
+def run_eagerly(program, inputs):
+    state = program.init(inputs)
+    while not program.done(state):
+        state = program.iterate(state)
+    return program.finish(inputs, state)
+
+
 def test_what_isnt_an_input_comes_out_stale():
     """As on a GPU: a step that the host changes, and one that it counts, stay what they were."""
     steps = itertools.count(1)
@@ -203,7 +217,7 @@ def test_what_isnt_an_input_comes_out_stale():
         first = captured_program({"to": torch.tensor([30.0])})["x"].clone()
         again = captured_program({"to": torch.tensor([30.0])})["x"]
         assert torch.equal(first, again)  # the step of the capture, for ever
-        assert not torch.equal(again, Eager(counting(changing))({"to": torch.tensor([30.0])})["x"])
+        assert not torch.equal(again, run_eagerly(counting(changing), {"to": torch.tensor([30.0])})["x"])
 
 
 class LateDevice(EmulatedDevice):
@@ -255,22 +269,18 @@ class LateEvent:
             self.device.until(self.marker)
 
 
-def test_rounds_are_launched_ahead_and_stop_early():
+def test_iterations_are_launched_ahead_and_stop_early():
     device = LateDevice()
     program = counting(lambda: 1)
     captured_program = Graphs(program, device)
     for target in (7.0, 3.0, 20.0, 1.0, 39.0, 40.0):
-        launched = []
-        queue_round = captured_program.round.replay
-        captured_program.round.replay = lambda queue_round=queue_round, launched=launched: launched.append(
-            queue_round()
-        )
+        before = captured_program.iterate.replays
         outputs = captured_program({"to": torch.tensor([target])})
-        captured_program.round.replay = queue_round
-        device.until(None)  # whoever reads the outputs waits for the device
+        launched = captured_program.iterate.replays - before
+        device.until(None)  # reading the outputs waits for the device
         assert outputs["x"] == target
-        assert len(launched) == min(target + LAUNCH_AHEAD, program.limit)
-    # The beginning and the rounds that the host is ahead, while it waits for one.
+        assert launched == min(target + LAUNCH_AHEAD, program.limit)
+    # The first graph and the iterations that the host is ahead, while it waits for one.
     assert device.most_in_flight == LAUNCH_AHEAD + 2
 
 
@@ -313,7 +323,7 @@ def test_a_while_node_holds_the_whole_plan(denoiser):
     assert "while node" in captured_program.programs[0].method
 
 
-def test_a_while_node_that_fails_gives_way_to_a_graph_per_round(denoiser, caplog):
+def test_a_while_node_that_fails_falls_back_to_a_graph_per_iteration(denoiser, caplog):
     class Failing(LoopingDevice):
         def capture(self, function):
             if not hasattr(self, "failed"):
@@ -327,7 +337,7 @@ def test_a_while_node_that_fails_gives_way_to_a_graph_per_round(denoiser, caplog
     )
     given = problem(n, 2, 0, False)
     assert_same(captured_program.run(*given), eager.run(*given), atol=0)
-    assert captured_program.programs[0].method == "emulated: a graph per round"
+    assert captured_program.programs[0].method == "emulated: a graph per iteration"
     assert "no while node, since it failed to be captured (out of luck)" in caplog.text
 
 
@@ -355,9 +365,9 @@ def compiled() -> Backend:
 def test_an_openvino_model_is_the_eager_plan(denoiser, compiled, driver, solver, options):
     settings = {"driver": driver, "solver": solver, "n_steps": 8, **options}
     n, captured_program, eager = samplers(denoiser, compiled, matmul=True, **settings)
-    for started in (False, True):
+    for warm in (False, True):
         for seed in range(4):
-            given = problem(n, 2, seed, started)
+            given = problem(n, 2, seed, warm)
             assert_same(captured_program.run(*given), eager.run(*given), atol=2e-5)
 
 
@@ -399,10 +409,10 @@ OPERATIONS = {
 
 
 def model_of(function) -> Program:
-    """The function as a program of one round."""
+    """The function as a program of one iteration."""
     return Program(
-        begin=lambda inputs: {"x": inputs["x"], "y": function(inputs["x"]) * 0},
-        round=lambda state: {**state, "y": function(state["x"])},
+        init=lambda inputs: {"x": inputs["x"], "y": function(inputs["x"]) * 0},
+        iterate=lambda state: {**state, "y": function(state["x"])},
         done=lambda state: state["x"].sum() < 0,
         finish=lambda inputs, state: {"y": state["y"]},
         count=1,
@@ -438,7 +448,7 @@ def test_a_failed_capture_leaves_nothing(denoiser, compiled):
 
 
 def policy_with(**sampler) -> Policy:
-    return Policy(tiny_checkpoint(), make_sampler(SCHEDULE, **sampler))
+    return Policy.from_checkpoint(tiny_checkpoint(), make_sampler(SCHEDULE, **sampler))
 
 
 WINDOW = torch.rand(1, 2, 20, generator=torch.Generator().manual_seed(0)) * 512
@@ -483,7 +493,9 @@ def test_a_compiled_model_is_found_again(tmp_path, monkeypatch, caplog):
 
 def test_other_weights_are_another_model(tmp_path):
     for seed in (0, 1):
-        policy = Policy(tiny_checkpoint(seed=seed), make_sampler(SCHEDULE, solver="ddim", n_steps=3))
+        policy = Policy.from_checkpoint(
+            tiny_checkpoint(seed=seed), make_sampler(SCHEDULE, solver="ddim", n_steps=3)
+        )
         expected = planned(policy, 1)
         actual = planned(policy.captured("openvino", cache=tmp_path), 1)
         torch.testing.assert_close(actual, expected, atol=0.02, rtol=0)
@@ -537,7 +549,7 @@ def test_captured_policies_plan_the_same(backend, driver):
 @pytest.mark.parametrize("backend", ["emulated", "openvino"])
 def test_guided_policies_are_captured(backend):
     spec = replace(TINY, condition_dropout=0.1)
-    policy = Policy(tiny_checkpoint(spec), make_sampler(SCHEDULE, solver="ddim", n_steps=4))
+    policy = Policy.from_checkpoint(tiny_checkpoint(spec), make_sampler(SCHEDULE, solver="ddim", n_steps=4))
     for scale in (2.0, torch.tensor([3.0])):
         guided = policy.with_guidance(scale)
         torch.testing.assert_close(planned(guided.captured(backend)), planned(guided), atol=0.02, rtol=0)
@@ -600,13 +612,24 @@ def test_several_threads_may_plan_at_once():
 # ------------------------------------------------------------------------------------------- bad input
 
 
-def test_a_driver_that_cant_be_captured_is_named(caplog):
-    policy = policy_with(solver="ddim", n_steps=4, driver="rk45")
+class BackAndForth:
+    """A driver of one's own, without iterations: the sequential solution."""
+
+    def __call__(self, denoise, tableau, noise, guess=None):
+        return Sequential()(denoise, tableau, noise)
+
+
+def test_a_driver_that_cant_be_captured_runs_eagerly(caplog):
+    policy = policy_with(solver="ddim", n_steps=4, driver=BackAndForth)
+    expected = planned(policy_with(solver="ddim", n_steps=4), 1)
+    assert torch.equal(planned(policy, 1), expected)
     for backend in ("emulated", "openvino"):
-        with pytest.raises(InputError, match=r"driver 'rk45' can't be captured.*capture=eager"):
+        with pytest.raises(InputError, match=r"driver BackAndForth can't be captured.*capture=eager"):
             policy.captured(backend)
-    torch.testing.assert_close(planned(policy.captured("auto"), 1), planned(policy, 1))
-    assert "'rk45' can't be captured" in caplog.text
+    auto = policy.captured("auto")
+    assert torch.equal(planned(auto, 1), expected)
+    assert "BackAndForth can't be captured" in caplog.text
+    assert [program.method for program in auto.programs] == ["eager"]
 
 
 def test_processes_that_talk_cant_be_captured(denoiser):
@@ -618,12 +641,12 @@ def test_processes_that_talk_cant_be_captured(denoiser):
     driver = replace(sampler.driver, evaluate=Talking())
     network = DenoiserNetwork(denoiser, sampler.tableau, CPU)
     with pytest.raises(
-        CaptureError, match="evaluate=talking can't be captured: capture=eager, or evaluate=all"
+        CaptureError, match=r"evaluate=talking can't be captured \(evaluate=all can\): capture=eager"
     ):
-        capture(driver, sampler.tableau, network, EMULATED)
+        Executor(driver, sampler.tableau, lambda _: network, [EMULATED])
     n, batch = 4, problem(4, 2, 0, False)
     assert n == sampler.tableau.n_nodes
-    capture(driver, sampler.tableau, network, EAGER).run(*batch)
+    Executor(driver, sampler.tableau, lambda _: network, [EAGER]).run(*batch)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -644,7 +667,7 @@ def test_openvino_that_isnt_installed_is_refused_and_auto_goes_on(monkeypatch, c
         with caplog.at_level(logging.WARNING):
             policy = policy_with(solver="ddim", n_steps=4)
             assert torch.equal(planned(policy.captured("auto")), planned(policy))
-        assert "needs OpenVINO" in caplog.text and "trying the next way" in caplog.text
+        assert "needs OpenVINO" in caplog.text and "eager instead" in caplog.text
     finally:
         openvino.core.cache_clear()
 
@@ -652,22 +675,24 @@ def test_openvino_that_isnt_installed_is_refused_and_auto_goes_on(monkeypatch, c
 def test_auto_falls_back_when_a_plan_cant_be_captured(caplog):
     """Anderson's linear systems aren't translated: the plan is eager, and says so."""
     policy = policy_with(solver="ddim", n_steps=6, driver="anderson")
-    torch.testing.assert_close(planned(policy.captured("auto"), 2), planned(policy, 2), atol=0.02, rtol=0)
-    assert "isn't translated to OpenVINO" in caplog.text and "eager instead" in caplog.text
+    auto = policy.captured("auto")
+    torch.testing.assert_close(planned(auto, 2), planned(policy, 2), atol=0.02, rtol=0)
+    assert "isn't translated to OpenVINO" in caplog.text and "trying the next backend" in caplog.text
+    assert [program.method for program in auto.programs] == ["eager"]
 
 
 def test_auto_calls_large_batches_of_windows_on_active_rows_alone():
     """On a CPU; every batch plans what the eager policy plans."""
     policy = policy_with(solver="ddpm", n_steps=12, driver="picard", window=4)
     auto = policy.captured("auto")
-    for batch, programs in ((6, 0), (2, 1)):
+    for batch, methods in ((6, ["eager"]), (2, ["one OpenVINO model", "eager"])):
         windows, seeds = WINDOW.repeat(batch, 1, 1), range(batch)
         plans = [
             each.plan(windows, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
             for each in (auto, policy)
         ]
         torch.testing.assert_close(plans[0].actions, plans[1].actions, atol=0.02, rtol=0)
-        assert len(auto.programs) == programs
+        assert [program.method for program in auto.programs] == methods
     every = policy.captured("emulated")
     every.plan(WINDOW.repeat(6, 1, 1), generator=[torch.Generator() for _ in range(6)])
     assert len(every.programs) == 1  # what was asked for is what is done
@@ -691,10 +716,10 @@ def test_a_precision_that_the_cpu_lacks_is_refused():
     capabilities = openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for precision, needed in openvino.PRECISIONS.items():
         if needed in capabilities:
-            with_fallback(CaptureSettings("openvino", precision).backends(CPU))
+            CaptureSettings("openvino", precision).backends(CPU)
         else:
             with pytest.raises(CaptureError, match=f"doesn't compute in {precision}"):
-                with_fallback(CaptureSettings("openvino", precision).backends(CPU))
+                CaptureSettings("openvino", precision).backends(CPU)
 
 
 def test_other_shapes_are_named(denoiser):
@@ -702,7 +727,7 @@ def test_other_shapes_are_named(denoiser):
     inputs, noise, start = problem(n, 2, 0, True)
     with pytest.raises(InputError, match=r"condition \(3, 6\) must begin with the batch, 2"):
         captured_program.run({"condition": torch.zeros(3, 6)}, noise, start)
-    with pytest.raises(InputError, match=r"start \(5, 2, 4, 2\) must begin with nodes and batch, \(6, 2\)"):
+    with pytest.raises(InputError, match=r"guess \(5, 2, 4, 2\) must begin with nodes and batch, \(6, 2\)"):
         captured_program.run(inputs, noise, start[:5])
 
 
@@ -720,14 +745,16 @@ def test_recording_leaves_the_result_alone():
 )
 def test_a_cuda_graph_is_the_eager_plan(driver, solver):
     sampler = make_sampler(SCHEDULE, driver=driver, solver=solver, n_steps=8)
-    policy = Policy(tiny_checkpoint(), sampler, "cuda")
+    policy = Policy.from_checkpoint(tiny_checkpoint(), sampler, "cuda")
     torch.testing.assert_close(planned(policy.captured("cuda_graph")), planned(policy), atol=0.05, rtol=0)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["f32", "bf16", "f16"])
 def test_a_cuda_graph_in_half(precision):
-    policy = Policy(tiny_checkpoint(), make_sampler(SCHEDULE, driver="rti", solver="ddim", n_steps=8), "cuda")
+    policy = Policy.from_checkpoint(
+        tiny_checkpoint(), make_sampler(SCHEDULE, driver="rti", solver="ddim", n_steps=8), "cuda"
+    )
     captured_policy, eager = (
         policy.captured("cuda_graph", precision=precision),
         policy.captured("eager", precision=precision),
@@ -737,7 +764,7 @@ def test_a_cuda_graph_in_half(precision):
 
 @pytest.mark.cuda
 def test_a_planner_thread_may_capture_and_plan():
-    policy = Policy(
+    policy = Policy.from_checkpoint(
         tiny_checkpoint(), make_sampler(SCHEDULE, driver="picard", solver="ddpm", n_steps=20), "cuda"
     )
     expected, results = planned(policy), []

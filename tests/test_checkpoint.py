@@ -126,7 +126,7 @@ def test_a_published_state_dict_loads_unchanged():
     sampler = make_sampler(spec_schedule(TINY), solver="ddim", n_steps=3)
     window = torch.rand(1, 2, 20) * 512
     plans = [
-        Policy(c, sampler).plan(window, generator=torch.Generator().manual_seed(0)).actions
+        Policy.from_checkpoint(c, sampler).plan(window, generator=torch.Generator().manual_seed(0)).actions
         for c in (checkpoint, again)
     ]
     assert torch.equal(*plans)

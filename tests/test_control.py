@@ -54,7 +54,9 @@ class Bench:
 
 
 def tiny_policy(**sampler):
-    return Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler}))
+    return Policy.from_checkpoint(
+        tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler})
+    )
 
 
 def controller_on(clock, rate_hz=10, sampler=None, **options):
@@ -272,9 +274,9 @@ def test_planning_within_a_tick_gives_the_action_for_when_it_is_done():
     clock = VirtualClock()
     policy = tiny_policy()
     real = policy.plan
-    policy.plan = lambda *a, **k: (clock.advance(0.24), real(*a, **k))[1]
+    vars(policy)["plan"] = lambda *a, **k: (clock.advance(0.24), real(*a, **k))[1]
     controller = Controller(policy, 10, generator=torch.Generator().manual_seed(0), clock=clock)
-    policy.warm_up = lambda *a, **k: policy
+    vars(policy)["warm_up"] = lambda *a, **k: policy
     record = ControlLoop(controller, Bench(clock, seconds=dict.fromkeys(range(99), 0.0))).run(12)
     assert record.ticks["plan_index"].tolist()[:3] == [3, 4, 5]
     assert record.ticks["missed"].tolist()[:2] == [0, 2]
@@ -473,7 +475,7 @@ def test_a_plan_with_nan_is_refused_and_asked_for_again():
     policy = tiny_policy()
     policy.denoiser.network.final_conv[1].bias.data.fill_(float("nan"))
     controller = Controller(policy, 10, generator=torch.Generator().manual_seed(0), clock=clock)
-    policy.warm_up = lambda *a, **k: policy
+    vars(policy)["warm_up"] = lambda *a, **k: policy
     robot = Bench(clock)
     record = ControlLoop(controller, robot).run(3)
     assert record.faults() == {"plan_refused": 3} and robot.applied == []

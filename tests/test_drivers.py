@@ -1,8 +1,9 @@
-"""Every parallel driver is the sequential one, computed in another order; or has its law."""
+"""Every parallel driver is the sequential one, computed in another order; or has its distribution."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from paradiffpolicy.diffusion.analytic import mixture_denoiser, noise_for
+from paradiffpolicy.diffusion.analytic import mixture_denoiser
 from paradiffpolicy.diffusion.schedule import SCHEDULES, NoiseSchedule
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.sampling.anderson import Anderson
-from paradiffpolicy.sampling.driver import evaluate_active, evaluate_all
+from paradiffpolicy.sampling.driver import IterativeDriver, evaluate_active, evaluate_all
+from paradiffpolicy.sampling.noise import noise_for
 from paradiffpolicy.sampling.picard import Picard, PicardPublished
 from paradiffpolicy.sampling.rti import RTI
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
@@ -25,6 +27,8 @@ from paradiffpolicy.sampling.spacing import SPACINGS
 from paradiffpolicy.sampling.speculative import Speculative, reflection_coupling
 from paradiffpolicy.sampling.warm_start import STARTS, cold_start, warm_start, warm_start_same_noise
 from paradiffpolicy.types import Noise
+
+from .conftest import DISTINCT_SOLVERS
 
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
 EXACT = 1e-20
@@ -41,7 +45,7 @@ STOCHASTIC = {
 @pytest.mark.parametrize("evaluate", [evaluate_all, evaluate_active])
 @pytest.mark.parametrize("window", [1, 7, 100])
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", DISTINCT_SOLVERS)
 @pytest.mark.parametrize("driver", WINDOWED)
 def test_windowed_drivers_equal_sequential(driver, solver, batch, window, evaluate):
     tableau = solver_tableau(SCHEDULE, solver, 12)
@@ -58,8 +62,8 @@ def test_windowed_drivers_equal_sequential(driver, solver, batch, window, evalua
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_realtime_with_enough_rounds_equals_sequential(solver, batch):
+@pytest.mark.parametrize("solver", DISTINCT_SOLVERS)
+def test_rti_with_enough_iterations_equals_sequential(solver, batch):
     tableau = solver_tableau(SCHEDULE, solver, 12)
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(tableau.n_nodes, batch)
     solution = RTI(tableau.n_nodes)(denoise, tableau, noise, torch.zeros_like(noise.z))
@@ -127,7 +131,7 @@ def test_tolerance_trades_rounds_for_error():
 
 @pytest.mark.parametrize("driver", [Picard, Anderson])
 def test_plan_tolerance_stops_when_the_executed_steps_stand(driver):
-    """It saves rounds, keeps to its tolerance, and looks at nothing but the executed steps."""
+    """It saves iterations, keeps to its tolerance, and looks at nothing but the executed steps."""
     tableau = solver_tableau(SCHEDULE, "ddpm", 100)
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(100, 8)
     reference = Sequential()(denoise, tableau, noise).sample
@@ -154,7 +158,7 @@ def test_plan_tolerance_waits_for_the_window_to_reach_the_end(driver):
 @pytest.mark.parametrize("window", [20, 100])
 @pytest.mark.parametrize("tolerance", [0.1, 0.03, 0.01])
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm_solver_pp_2m"])
-def test_anderson_never_needs_more_rounds_than_picard(solver, tolerance, window, std):
+def test_anderson_never_needs_more_iterations_than_picard(solver, tolerance, window, std):
     tableau = solver_tableau(SCHEDULE, solver, 100)
     noise, denoise = noise_for(100, 64), mixture_denoiser(SCHEDULE, std=std)
     plain, faster = (driver(window, tolerance)(denoise, tableau, noise) for driver in (Picard, Anderson))
@@ -163,7 +167,7 @@ def test_anderson_never_needs_more_rounds_than_picard(solver, tolerance, window,
     assert (faster.nfe > plain.nfe).all()
 
 
-def test_anderson_saves_rounds():
+def test_anderson_saves_iterations():
     tableau = solver_tableau(SCHEDULE, "ddpm", 100)
     noise, denoise = noise_for(100, 64), mixture_denoiser(SCHEDULE)
     plain, faster = (driver(100, 0.01)(denoise, tableau, noise) for driver in (Picard, Anderson))
@@ -179,7 +183,7 @@ def test_anderson_saves_rounds():
 @pytest.mark.parametrize("window", [1, 7, 100])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("solver", STOCHASTIC)
-def test_a_speculative_walk_is_the_sequential_one_of_its_decided_noise(solver, batch, window):
+def test_a_speculative_solution_is_the_sequential_one_of_its_decided_noise(solver, batch, window):
     tableau = solver_tableau(SCHEDULE, solver, 20, **STOCHASTIC[solver])
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(20, batch)
     solution = Speculative(window)(denoise, tableau, noise)
@@ -188,13 +192,13 @@ def test_a_speculative_walk_is_the_sequential_one_of_its_decided_noise(solver, b
     torch.testing.assert_close(solution.x0_hats, again.x0_hats, atol=1e-9, rtol=0)
     assert (solution.iterations <= 20).all()
     if window == 1:
-        # Nothing is guessed far ahead, but a step's own output is: one round per node.
+        # Nothing is guessed far ahead, but a step's own output is: one iteration per node.
         assert (solution.iterations == 20).all()
 
 
 @pytest.mark.parametrize("size", [0.0, 0.3, 1.5, 4.0])
 def test_the_coupling_is_normal_and_maximal(size):
-    """The noise is standard normal, and the guess stands with the overlap of the two laws."""
+    """The noise is standard normal, and the guess stands with the overlap of the two distributions."""
     generator = torch.Generator().manual_seed(1)
     count = 40_000
     z = torch.randn(1, count, 3, 1, generator=generator, dtype=torch.float64)
@@ -208,20 +212,20 @@ def test_the_coupling_is_normal_and_maximal(size):
     assert float(stands.double().mean()) == pytest.approx(overlap, abs=0.01)
 
 
-LAW = {"n_steps": 6, "count": 20_000}
+PROBLEM = {"n_steps": 6, "count": 20_000}
 
 
-def law_samples(driver, seed, solver="ddpm", **options):
+def drawn_samples(driver, seed, solver="ddpm", **options):
     """Samples of a two-step-correlated problem where guesses are often wrong: few, large steps."""
-    tableau = solver_tableau(SCHEDULE, solver, LAW["n_steps"], "trailing", **options)
-    noise = noise_for(LAW["n_steps"], 1, seed=seed, shape=(LAW["count"], 1))
+    tableau = solver_tableau(SCHEDULE, solver, PROBLEM["n_steps"], "trailing", **options)
+    noise = noise_for(PROBLEM["n_steps"], 1, seed=seed, shape=(PROBLEM["count"], 1))
     # Every number is a batch element of its own.
     noise = Noise(
         noise.x_T.view(-1, 1, 1),
-        noise.z.view(LAW["n_steps"], -1, 1, 1),
+        noise.z.view(PROBLEM["n_steps"], -1, 1, 1),
         torch.rand(
-            LAW["n_steps"],
-            LAW["count"],
+            PROBLEM["n_steps"],
+            PROBLEM["count"],
             dtype=torch.float64,
             generator=torch.Generator().manual_seed(1000 + seed),  # not the normals' own stream
         ),
@@ -235,29 +239,29 @@ def law_samples(driver, seed, solver="ddpm", **options):
 
 
 @pytest.mark.parametrize("solver", STOCHASTIC)
-def test_speculation_keeps_the_law(solver):
+def test_speculation_keeps_the_distribution(solver):
     options = STOCHASTIC[solver]
-    sequential = law_samples(Sequential(), 1, solver, **options).sample.flatten().numpy()
-    speculated = law_samples(Speculative(6), 2, solver, **options)
+    sequential = drawn_samples(Sequential(), 1, solver, **options).sample.flatten().numpy()
+    speculated = drawn_samples(Speculative(6), 2, solver, **options)
     # Rejections must have happened, or nothing was tested.
     assert float((speculated.iterations > 1).double().mean()) > 0.3
     assert stats.ks_2samp(sequential, speculated.sample.flatten().numpy()).pvalue > 0.01
 
 
 def test_decided_noise_is_standard_normal():
-    solution = law_samples(Speculative(6), 3)
-    for step in range(LAW["n_steps"] - 1):
+    solution = drawn_samples(Speculative(6), 3)
+    for step in range(PROBLEM["n_steps"] - 1):
         assert stats.kstest(solution.noise.z[step].flatten().numpy(), "norm").pvalue > 0.001
     both = solution.noise.z[:2].flatten(1).numpy()
     assert abs(np.corrcoef(both)[0, 1]) < 0.03
 
 
-def test_the_law_test_catches_a_bias():
-    """The same walk with its wrongly guessed steps accepted."""
-    sequential = law_samples(Sequential(), 1).sample.flatten().numpy()
-    always = law_samples(Speculative(6), 2)
-    n = LAW["n_steps"]
-    certain = replace(always.noise, u=torch.zeros(n, LAW["count"], dtype=torch.float64))
+def test_the_distribution_test_catches_a_bias():
+    """The same solution with its wrongly guessed steps accepted."""
+    sequential = drawn_samples(Sequential(), 1).sample.flatten().numpy()
+    always = drawn_samples(Speculative(6), 2)
+    n = PROBLEM["n_steps"]
+    certain = replace(always.noise, u=torch.zeros(n, PROBLEM["count"], dtype=torch.float64))
     tableau = solver_tableau(SCHEDULE, "ddpm", n, "trailing")
     mixture = mixture_denoiser(SCHEDULE, std=0.1)
 
@@ -269,7 +273,7 @@ def test_the_law_test_catches_a_bias():
     assert stats.ks_2samp(sequential, biased).pvalue < 1e-6
 
 
-def test_speculation_takes_far_fewer_rounds():
+def test_speculation_takes_far_fewer_iterations():
     tableau = solver_tableau(SCHEDULE, "ddpm", 100)
     solution = Speculative(50)(mixture_denoiser(SCHEDULE), tableau, noise_for(100, 16))
     assert float(solution.iterations.double().mean()) < 35
@@ -288,7 +292,7 @@ def test_speculation_on_an_exact_guess_accepts_everything():
 # ------------------------------------------------------------------------------------ the others
 
 
-def test_exact_linear_form_needs_fewer_rounds_than_the_published():
+def test_exact_linear_form_needs_fewer_iterations_than_the_published():
     tableau = solver_tableau(SCHEDULE, "ddpm", 100)
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(100, 8)
     linear = Picard(50, 0.1)(denoise, tableau, noise)
@@ -304,7 +308,7 @@ def test_picard_from_the_solution_stops_at_once():
     assert (solution.iterations == 1).all()
 
 
-def test_realtime_without_a_start_is_sequential():
+def test_rti_without_a_start_is_sequential():
     tableau = solver_tableau(SCHEDULE, "ddim", 10)
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(10, 2)
     solution = RTI(2)(denoise, tableau, noise)
@@ -312,7 +316,7 @@ def test_realtime_without_a_start_is_sequential():
     assert (solution.iterations == 10).all()
 
 
-def test_realtime_counts_its_rounds():
+def test_rti_counts_its_iterations():
     tableau = solver_tableau(SCHEDULE, "ddim", 10)
     noise = noise_for(10, 2)
     solution = RTI(3)(mixture_denoiser(SCHEDULE), tableau, noise, torch.zeros_like(noise.z))
@@ -345,13 +349,13 @@ def test_guessing_takes_the_plan_but_not_its_noise():
     assert not (following.x_T[:, :5] == noise.x_T[:, 3:]).any()
 
 
-@pytest.mark.parametrize("begin", STARTS)
+@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
-def test_noise_of_an_element_is_its_generators_alone(begin, solver):
+def test_noise_of_an_element_is_its_generators_alone(start, solver):
     tableau = solver_tableau(SCHEDULE, solver, 6)
 
     def noise_of(seeds):
-        return STARTS[begin](tableau, (4, 2), None, 0, [torch.Generator().manual_seed(s) for s in seeds])[0]
+        return STARTS[start](tableau, (4, 2), None, 0, [torch.Generator().manual_seed(s) for s in seeds])[0]
 
     together, alone = noise_of((3, 4)), noise_of((4,))
     assert torch.equal(together.x_T[1], alone.x_T[0])
@@ -360,7 +364,7 @@ def test_noise_of_an_element_is_its_generators_alone(begin, solver):
 
 
 @pytest.mark.parametrize("driver", [Picard(5), PicardPublished(5), Anderson(5), Speculative(5)])
-def test_a_nan_from_the_network_ends_the_walk(driver):
+def test_a_nan_from_the_network_ends_the_solution(driver):
     tableau = solver_tableau(SCHEDULE, "ddpm", 10)
     solution = driver(lambda x, t, element: x * float("nan"), tableau, noise_for(10, 1))
     assert solution.iterations[0] <= 10 and not solution.sample.isfinite().any()
@@ -383,8 +387,7 @@ def test_a_nan_from_the_network_ends_the_walk(driver):
         ({"driver": "speculative", "start": "warm_same_noise"}, "start='warm'"),
         ({"driver": "speculative", "solver": "ddim"}, "adds noise on every step"),
         ({"driver": "speculative", "solver": "dpm_solver_pp_2m"}, "adds noise on every step"),
-        ({"driver": "rk45"}, "probability flow"),
-        ({"driver": "rk45", "solver": "ddim", "rtol": 0.0}, "rtol=0.0"),
+        ({"driver": "rk45"}, "unknown driver 'rk45'"),
         ({"start": "wram"}, "did you mean 'warm'"),
         ({"solver": "unipc", "n_steps": 2, "solver_options": {"order": 3}}, "order=3 needs at least 3"),
         ({"solver": "unipc", "solver_options": {"order": 4}}, "order=4 must be 1 to 3"),
@@ -410,20 +413,49 @@ def test_bad_sampler_settings_are_named(options, message):
         make_sampler(SCHEDULE, **options)
 
 
+class Backwards:
+    """No driver: it can't be called."""
+
+
+class Unfinished(IterativeDriver):
+    """A driver that lacks its method."""
+
+
+class Partial(IterativeDriver):
+    """A driver whose iterations lack theirs."""
+
+    def on(self, tableau, like, warm):
+        return SimpleNamespace(init=None, iterate=None, count=None)
+
+
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [
+        (Backwards(), r"driver Backwards can't be called: give it __call__\(denoise, tableau, noise"),
+        (Backwards, "driver Backwards can't be called"),
+        (Unfinished, "driver 'Unfinished' can't be made .*'?on'?"),
+        (Partial, "driver Partial: .* lacks limit, done, finish"),
+    ],
+)
+def test_a_driver_that_lacks_something_is_named(driver, message):
+    with pytest.raises(InputError, match=message):
+        make_sampler(SCHEDULE, n_steps=4, driver=driver)
+
+
+def test_drivers_and_starts_of_ones_own(monkeypatch):
+    monkeypatch.setattr(DRIVERS, "_choices", dict(DRIVERS))
+    DRIVERS.register("mine", Picard)
+    by_name = make_sampler(SCHEDULE, n_steps=4, driver="mine", window=3, start=warm_start)
+    assert by_name.driver == Picard(3) and by_name.start is warm_start
+    assert make_sampler(SCHEDULE, n_steps=4, driver=Picard, window=3).driver == Picard(3)
+    assert make_sampler(SCHEDULE, n_steps=4, driver=RTI(1)).start is warm_start_same_noise
+    with pytest.raises(InputError, match="driver Picard is made already: it takes no option 'window'"):
+        make_sampler(SCHEDULE, n_steps=4, driver=Picard(), window=3)
+
+
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_every_driver_is_made_and_samples(driver):
-    solver = "ddim" if driver == "rk45" else "ddpm"
-    sampler = make_sampler(SCHEDULE, solver=solver, n_steps=8, driver=driver)
+    sampler = make_sampler(SCHEDULE, n_steps=8, driver=driver)
     solution = sampler(mixture_denoiser(SCHEDULE), (4, 2), [torch.Generator().manual_seed(0)])
     assert solution.sample.shape == (1, 4, 2) and solution.sample.isfinite().all()
     assert solution.x0_hats.shape == (8, 1, 4, 2) and solution.noise.z.shape == (8, 1, 4, 2)
-
-
-def test_rk45_steps_each_element_by_itself():
-    tableau = solver_tableau(SCHEDULE, "ddim", 8)
-    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(8, 3)
-    driver = make_sampler(SCHEDULE, solver="ddim", n_steps=8, driver="rk45").driver
-    together = driver(denoise, tableau, noise)
-    alone = driver(lambda x, t, element: denoise(x, t, element + 2), tableau, noise.select(torch.tensor([2])))
-    assert torch.equal(together.sample[2], alone.sample[0])
-    assert together.iterations[2] == alone.iterations[0]

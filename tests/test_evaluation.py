@@ -43,7 +43,9 @@ from .conftest import TINY, tiny_checkpoint
 
 
 def tiny_policy(**sampler) -> Policy:
-    return Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler}))
+    return Policy.from_checkpoint(
+        tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler})
+    )
 
 
 def make_env():
@@ -292,7 +294,7 @@ def test_the_baselines_are_the_same_policy(monkeypatch, name):
     theirs takes epsilon from before the clipping."""
     ours = {"solver": "ddim", "n_steps": 10} if "DDIM" in name else {"solver": "ddpm", "n_steps": 100}
     spec = replace(TINY, clip=None)
-    policy = Policy(tiny_checkpoint(spec), make_sampler(spec_schedule(spec), **ours))
+    policy = Policy.from_checkpoint(tiny_checkpoint(spec), make_sampler(spec_schedule(spec), **ours))
     plan = policy.plan(np.full((2, 20), 200.0), generator=torch.Generator().manual_seed(4))
     given_noise(monkeypatch, plan.solution.noise)
     condition = policy.observation_normalizer.normalize(torch.full((1, 2, 20), 200.0)).flatten(1)
@@ -304,7 +306,7 @@ def test_the_baselines_are_the_same_policy(monkeypatch, name):
 
 def test_the_baselines_refuse_what_diffusers_does_not_have():
     spec = replace(TINY, prediction="score")
-    policy = Policy(tiny_checkpoint(spec), make_sampler(spec_schedule(spec)))
+    policy = Policy.from_checkpoint(tiny_checkpoint(spec), make_sampler(spec_schedule(spec)))
     with pytest.raises(InputError, match="prediction=score"):
         baselines.ddpm(policy, torch.zeros(1, 40), torch.Generator())
 

@@ -40,7 +40,9 @@ REALTIME = {"solver": "ddim", "n_steps": 6, "driver": "rti", "iterations": 2}
 
 
 def tiny_policy(**sampler):
-    return Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler}))
+    return Policy.from_checkpoint(
+        tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler})
+    )
 
 
 def seeded(seed=0):
@@ -272,7 +274,7 @@ def test_the_process_ends_with_its_parent_however_that_ends(tmp_path):
 
 def test_what_cannot_go_to_another_process_says_so():
     policy = tiny_policy()
-    policy.callback = lambda: None
+    policy = replace(policy, info={"callback": lambda: None})
     planner = ProcessPlanner(policy, seeded(), MonotonicClock())
     with pytest.raises(InputError, match=r"can't go to another process .*: plan in a thread"):
         planner.start()
@@ -289,7 +291,7 @@ class Unready(Policy):
 
 def test_a_process_that_does_not_get_ready_says_so():
     policy = tiny_policy()
-    policy.__class__ = Unready
+    object.__setattr__(policy, "__class__", Unready)
     planner = ProcessPlanner(policy, seeded(), MonotonicClock())
     with pytest.raises(InputError, match="planner's process ended with exit code 3 before it was ready"):
         planner.start()
@@ -378,7 +380,7 @@ def test_a_thread_that_hangs_is_left_alone():
 
     planner = ThreadPlanner(policy, seeded(), MonotonicClock())
     planner.start()
-    policy.plan = plan
+    vars(policy)["plan"] = plan
     first = next(requests(1))
     planner.request(first)
     assert stuck.wait(60)
@@ -400,11 +402,11 @@ def test_a_thread_that_dies_is_seen():
     def broken(*args, **kwargs):
         raise SystemExit
 
-    policy.plan = broken
+    vars(policy)["plan"] = broken
     planner.request(next(requests(1)))
     planner._thread.join(60)
     assert not planner.alive
-    del policy.plan
+    del vars(policy)["plan"]
     planner.restart()
     assert planner.alive and reply_of(planner, next(requests(1))).fault == ""
     planner.stop()
@@ -427,7 +429,7 @@ class Timed:
             clock.advance(self.seconds)
             return real(*args, **kwargs)
 
-        policy.plan = plan
+        vars(policy)["plan"] = plan
         return policy
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +14,17 @@ import pytest
 import torch
 
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.models.networks import NETWORKS, build_network
 from paradiffpolicy.policy import InvalidObservationError, Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.task import Contract, ObservationField
+from paradiffpolicy.types import PolicySpec
 
 from .conftest import ROOT, TINY, tiny_checkpoint
 
 
 def policy_with(**sampler) -> Policy:
-    return Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY), **sampler))
+    return Policy.from_checkpoint(tiny_checkpoint(), make_sampler(spec_schedule(TINY), **sampler))
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:
@@ -72,8 +79,8 @@ def test_parallel_plans_are_the_sequential_ones(driver, solver):
     torch.testing.assert_close(actual, expected, atol=0.02, rtol=0)
 
 
-def test_realtime_continues_the_last_plan():
-    """From a solved plan whose problem hasn't changed, one round finds the same plan again."""
+def test_rti_starts_from_the_last_plan():
+    """From a solved plan whose problem hasn't changed, one iteration finds the same plan again."""
     policy = policy_with(solver="ddim", n_steps=10, driver="rti", iterations=1)
     first = policy.plan(WINDOWS, generator=seeded(0, 1, 2))
     second = policy.plan(WINDOWS, first, generator=seeded(3, 4, 5), executed_steps=0)
@@ -112,6 +119,129 @@ def test_the_batch_must_agree():
         policy.plan(WINDOWS[:1], policy.plan(WINDOWS, generator=seeded(0, 1, 2)), generator=seeded(0))
 
 
+def test_seeds_stand_for_generators():
+    policy = policy_with(n_steps=2)
+    expected = policy.plan(WINDOWS, generator=seeded(4, 5, 6)).actions
+    assert torch.equal(policy.plan(WINDOWS, generator=[4, 5, 6]).actions, expected)
+    assert torch.equal(
+        policy.plan(WINDOWS[:1], generator=4).actions, policy.plan(WINDOWS[0], generator=[4]).actions
+    )
+    with pytest.raises(InputError, match="one generator serves several of 3 observation windows"):
+        policy.plan(WINDOWS, generator=seeded(0) * 3)
+
+
+# -------------------------------------------------------------------------------- parts of one's own
+
+
+class OwnNetwork(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.action, self.observation = torch.nn.Linear(2, 2), torch.nn.Linear(40, 2)
+
+    def forward(self, x, t, condition):
+        return self.action(x) + self.observation(condition)[:, None] + t[:, None, None] / 100
+
+
+def test_a_policy_of_a_network_of_ones_own():
+    like, network = policy_with(solver="ddim", n_steps=5), OwnNetwork()
+    policy = Policy.from_network(
+        TINY, network, like.observation_normalizer, like.action_normalizer, solver="ddim", n_steps=5
+    )
+    plan = policy.plan(WINDOWS, generator=0)
+    assert torch.equal(like.with_network(network).plan(WINDOWS, generator=0).actions, plan.actions)
+    assert not torch.equal(like.plan(WINDOWS, generator=0).actions, plan.actions)
+    captured = policy.captured("openvino")
+    torch.testing.assert_close(captured.plan(WINDOWS, generator=0).actions, plan.actions, atol=0.02, rtol=0)
+    assert [program.method for program in captured.programs] == ["one OpenVINO model"]
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    with pytest.raises(InputError, match="needs a network with a trunk, and OwnNetwork has none"):
+        policy.captured("openvino", precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (torch.nn.Linear(2, 2), r"Linear can't be called as network\(x \[rows, T, A\]"),
+        (torch.nn.Bilinear(2, 40, 2), "Bilinear can't be called"),
+    ],
+)
+def test_a_network_that_doesnt_fit_is_named(network, message):
+    with pytest.raises(InputError, match=message):
+        policy_with(n_steps=2).with_network(network)
+
+
+def test_a_network_with_another_output_is_named():
+    network = OwnNetwork()
+    network.forward = lambda x, t, condition: condition
+    with pytest.raises(InputError, match=r"gives \(2, 40\), expected \(2, 16, 2\)"):
+        policy_with(n_steps=2).with_network(network)
+
+
+def test_a_registered_network_is_built_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(NETWORKS, "_choices", dict(NETWORKS))
+    NETWORKS.register("mine", lambda spec: OwnNetwork())
+    NETWORKS.register("none", lambda spec: None)
+    spec = replace(TINY, network="mine", network_options={"width": 3})
+    tiny_checkpoint(spec).save(tmp_path)
+    policy = Policy.load(tmp_path, n_steps=3)
+    assert isinstance(policy.network, OwnNetwork) and policy.spec == spec
+    with pytest.raises(InputError, match=r"returned NoneType, not a torch.nn.Module"):
+        build_network(replace(TINY, network="none"))
+    with pytest.raises(InputError, match="unknown network 'mien'; did you mean 'mine'"):
+        build_network(replace(TINY, network="mien"))
+
+
+def test_a_policy_is_immutable_and_derived_ones_share_the_weights():
+    policy = policy_with(n_steps=5)
+    for name in ("denoiser", "sampler", "network"):
+        with pytest.raises(AttributeError):
+            setattr(policy, name, None)
+    derived = policy.captured("emulated").with_sampler(make_sampler(policy.schedule, n_steps=3))
+    assert derived.model is policy.model and derived.capture.backend == "emulated"
+
+
+def test_a_pickled_policy_is_the_policy():
+    policy = policy_with(solver="ddim", n_steps=3, driver="rti").captured("emulated")
+    expected = policy.plan(WINDOWS, generator=0).actions
+    again = pickle.loads(pickle.dumps(policy))
+    assert not again.programs and torch.equal(again.plan(WINDOWS, generator=0).actions, expected)
+
+
+def test_policies_and_plans_print_on_one_line():
+    policy = policy_with(n_steps=5)
+    assert str(policy).startswith(
+        "Policy(pusht, ConditionalUnet1D of 0.1 M weights, cpu, capture=eager, Sampler("
+    )
+    plan = str(policy.plan(WINDOWS, generator=0))
+    assert plan.startswith("Plan(actions (3, 16, 2), executed 1 to 8, Solution(")
+    assert all(len(text) < 200 and "\n" not in text for text in (str(policy), plan))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_isnt_there_is_named():
+    with pytest.raises(InputError, match=r"device=cuda can't be used here.*: device=cpu"):
+        Policy.from_checkpoint(tiny_checkpoint(), make_sampler(spec_schedule(TINY)), "cuda")
+
+
+def test_scipys_integrators_are_not_imported_for_a_policy():
+    code = "import sys, paradiffpolicy.policy; print('scipy.integrate' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_spec_goes_through_json():
+    field = ObservationField("keypoint", shape=(9, 2), unit="px")
+    spec = replace(TINY, contract=Contract((field,), "position", ("x", "y"), "px"), network_options={"a": 1})
+    assert PolicySpec.from_dict(json.loads(json.dumps(asdict(spec)))) == spec
+    old = {name: value for name, value in asdict(TINY).items() if name not in ("network", "contract")}
+    assert PolicySpec.from_dict(old) == TINY
+    with pytest.raises(InputError, match="unknown setting 'horzion'; did you mean 'horizon'"):
+        PolicySpec.from_dict({**asdict(TINY), "horzion": 8})
+    with pytest.raises(InputError, match="malformed"):
+        PolicySpec.from_dict({"task": "pusht"})
+
+
 # --------------------------------------------------------------------------------------- guidance
 
 GUIDED = replace(TINY, condition_dropout=0.1)
@@ -120,7 +250,7 @@ GUIDED = replace(TINY, condition_dropout=0.1)
 def test_guidance_changes_plans_and_scale_one_does_not():
     window = np.random.default_rng(0).uniform(100, 400, (2, 2, 20))
     schedule = spec_schedule(GUIDED)
-    policy = Policy(tiny_checkpoint(GUIDED), make_sampler(schedule, solver="ddim", n_steps=5))
+    policy = Policy.from_checkpoint(tiny_checkpoint(GUIDED), make_sampler(schedule, solver="ddim", n_steps=5))
     plain, one, three, per_element = (
         p.plan(window, generator=seeded(0, 1)).actions
         for p in (
@@ -138,7 +268,9 @@ def test_guidance_changes_plans_and_scale_one_does_not():
 
 def test_a_dynamic_threshold_bounds_plans():
     window = np.full((2, 20), 100.0)
-    policy = Policy(tiny_checkpoint(GUIDED), make_sampler(spec_schedule(GUIDED), solver="ddim", n_steps=5))
+    policy = Policy.from_checkpoint(
+        tiny_checkpoint(GUIDED), make_sampler(spec_schedule(GUIDED), solver="ddim", n_steps=5)
+    )
     bounded = policy.with_guidance(4.0, dynamic_threshold=0.9)
     clipped = policy.with_guidance(4.0)
     plans = [p.plan(window, generator=seeded(0)).solution.sample for p in (bounded, clipped)]
@@ -146,7 +278,7 @@ def test_a_dynamic_threshold_bounds_plans():
 
 
 def test_guiding_an_unconditional_policy_is_refused():
-    policy = Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY)))
+    policy = Policy.from_checkpoint(tiny_checkpoint(), make_sampler(spec_schedule(TINY)))
     with pytest.raises(InputError, match="condition dropout"):
         policy.with_guidance(2.0)
 

@@ -37,7 +37,9 @@ REALTIME = {"solver": "ddim", "n_steps": 6, "driver": "rti", "iterations": 2}
 
 
 def tiny_policy(**sampler):
-    return Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler}))
+    return Policy.from_checkpoint(
+        tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler})
+    )
 
 
 def make_env(rate_hz):

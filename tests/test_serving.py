@@ -67,7 +67,7 @@ QUICK = {"solver": "ddim", "n_steps": 4, "driver": "rti", "iterations": 1}
 @functools.cache
 def tiny_policy(cls=Policy, **sampler):
     """Untrained; tests share it, since planning doesn't change it."""
-    return cls(tiny_checkpoint(SMALL), spec_sampler(SMALL, **(sampler or QUICK)))
+    return cls.from_checkpoint(tiny_checkpoint(SMALL), spec_sampler(SMALL, **(sampler or QUICK)))
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:
@@ -161,7 +161,7 @@ class Gated(Policy):
 
 def gated() -> Gated:
     policy = tiny_policy.__wrapped__(Gated)
-    policy.gate, policy.begun = threading.Event(), threading.Event()
+    vars(policy).update(gate=threading.Event(), begun=threading.Event())
     return policy
 
 
@@ -308,7 +308,6 @@ def test_what_is_no_message_is_not_packed(value):
         {"solver": "ddpm", "n_steps": 12, "driver": "picard", "window": 5},
         {"solver": "ddpm", "n_steps": 12, "driver": "speculative"},
         {"solver": "ddim", "n_steps": 5, "driver": "picard", "window": 5, "start": "warm"},
-        {"solver": "ddim", "n_steps": 4, "driver": "rk45", "rtol": 0.5, "atol": 0.5},
     ],
     ids=lambda s: "-".join(map(str, s.values())),
 )

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from paradiffpolicy.cli.main import main
-from paradiffpolicy.diffusion.analytic import mixture_denoiser, noise_for
+from paradiffpolicy.diffusion.analytic import mixture_denoiser
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.policy import Policy, spec_sampler
 from paradiffpolicy.sampling.driver import Evaluate, evaluate_active
+from paradiffpolicy.sampling.noise import noise_for
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.sampling.sharded import Sharded, join_from_environment
 
@@ -44,7 +45,7 @@ def samples_of_the_mixture(evaluate: str) -> list[torch.Tensor]:
     for case in CASES:
         sampler = make_sampler(SCHEDULE, n_steps=30, **case, evaluate=evaluate)
         noise = noise_for(30, 2, dtype=torch.float32)
-        start = torch.zeros_like(noise.z) if case["driver"] == "realtime" else None
+        start = torch.zeros_like(noise.z) if case["driver"] == "rti" else None
         solution = sampler.driver(mixture_denoiser(SCHEDULE), sampler.tableau, noise, start)
         found += [solution.sample, solution.x0_hats, solution.iterations, solution.nfe]
     return found
@@ -56,7 +57,7 @@ def plans_of_a_network(evaluate: Evaluate | str) -> list[torch.Tensor]:
     for case in CASES:
         sampler = spec_sampler(TINY, n_steps=30, **case)
         sampler = replace(sampler, driver=replace(sampler.driver, evaluate=evaluate))
-        policy = Policy(tiny_checkpoint(), sampler)
+        policy = Policy.from_checkpoint(tiny_checkpoint(), sampler)
         generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
         plan = policy.plan(np.full((2, 2, 20), 200.0), generator=generators)
         again = policy.plan(np.full((2, 2, 20), 210.0), plan, generator=generators)

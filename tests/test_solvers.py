@@ -1,4 +1,4 @@
-"""Solvers against diffusers step for step, against exact laws, and at their order."""
+"""Solvers against diffusers step for step, against exact distributions, and at their order."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from paradiffpolicy.diffusion.analytic import gaussian_denoiser, mixture_denoiser, noise_for
+from paradiffpolicy.diffusion.analytic import gaussian_denoiser, mixture_denoiser
 from paradiffpolicy.diffusion.denoiser import Clip, Denoiser, unbounded
 from paradiffpolicy.diffusion.schedule import CLEAN, SCHEDULES, DiscreteSchedule, NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.sampling.reference import RK45
+from paradiffpolicy.sampling.noise import noise_for
+from paradiffpolicy.sampling.reference import probability_flow
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 from paradiffpolicy.sampling.solvers import SOLVERS, solver_tableau
 from paradiffpolicy.sampling.spacing import SPACINGS, time_grid
 from paradiffpolicy.sampling.tableau import Tableau
 from paradiffpolicy.sampling.trace import Trace
+
+from .conftest import DISTINCT_SOLVERS
 
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
 LINEAR = NoiseSchedule.named("linear", 100)
@@ -246,7 +249,7 @@ def test_heun_equals_diffusers(spacing, clipped):
     tableau = SOLVERS["heun"](LINEAR, grid)
     assert tableau.timesteps.tolist() == scheduler.timesteps.tolist()
     noise = noise_for(tableau.n_nodes, 2)
-    # Theirs walks in x / alpha.
+    # Theirs is in x / alpha.
     theirs = their_sample(scheduler, noise.x_T / LINEAR.alpha(grid[0]))
     ours = our_sample(LINEAR, tableau, noise, Clip(1.0) if clipped else unbounded)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
@@ -275,7 +278,7 @@ def test_ddim_with_eta_one_is_ddpm():
 
 
 @pytest.mark.parametrize(("variance", "widest"), [("fixed_small", 0.03), ("fixed_large", 0.03)])
-def test_ddpm_has_the_right_law(variance, widest):
+def test_ddpm_has_the_right_distribution(variance, widest):
     """With the exact denoiser of a Gaussian, 100 steps sample that Gaussian."""
     mean, std, count = torch.tensor([[0.3, -0.2]], dtype=torch.float64), 0.4, 20_000
     tableau = solver_tableau(SCHEDULE, "ddpm", 100, variance=variance)
@@ -298,10 +301,8 @@ VP = NoiseSchedule.named("vp_linear", 1000)
 FROM, TO = 700.0, 50.0
 ORDERS = {
     "ddim": (1, {}),
-    "dpm_solver_1": (1, {}),
     "dpm_solver_2": (2, {"lower_order_final": False}),
     "dpm_solver_3": (3, {"lower_order_final": False}),
-    "dpm_solver_pp_1": (1, {}),
     "dpm_solver_pp_2s": (2, {"lower_order_final": False}),
     "dpm_solver_pp_2m": (2, {"lower_order_final": False}),
     "dpm_solver_pp_3m": (3, {"lower_order_final": False}),
@@ -314,7 +315,7 @@ ORDERS = {
 
 
 def test_every_ode_solver_has_a_claimed_order():
-    deterministic = {name for name in SOLVERS if not solver_tableau(SCHEDULE, name, 10).stochastic}
+    deterministic = {name for name in DISTINCT_SOLVERS if not solver_tableau(SCHEDULE, name, 10).stochastic}
     assert deterministic == set(ORDERS)
 
 
@@ -346,7 +347,7 @@ def test_ode_solvers_converge_at_their_order(solver):
         noise = noise_for(tableau.n_nodes, 2, shape=(2, 1))
         noise = type(noise)(x_T, noise.z, noise.u)
         if exact is None:
-            exact = RK45(VP, rtol=1e-11, atol=1e-11)(denoise, tableau, noise).sample
+            exact = probability_flow(denoise, tableau, noise, VP, rtol=1e-11, atol=1e-11).sample
         errors.append(float((Sequential()(denoise, tableau, noise).sample - exact).abs().max()))
     assert measured_order(errors) == pytest.approx(order, abs=0.15), errors
 
@@ -357,7 +358,7 @@ def test_the_common_3m_is_of_second_order():
         grid, noise = order_grid("dpm_solver_pp_3m", n), noise_for(n + 1, 2, shape=(2, 1))
         denoise = mixture_denoiser(VP, std=0.4)
         tableau = SOLVERS["dpm_solver_pp_3m"](VP, grid, lower_order_final=False, curvature=0.5)
-        exact = RK45(VP, 1e-11, 1e-11)(denoise, tableau, noise).sample
+        exact = probability_flow(denoise, tableau, noise, VP, rtol=1e-11, atol=1e-11).sample
         errors.append(float((Sequential()(denoise, tableau, noise).sample - exact).abs().max()))
     assert measured_order(errors) == pytest.approx(2, abs=0.2), errors
 
@@ -369,13 +370,15 @@ def test_unipc_has_one_order_more_than_its_name(order, variant):
     for grid in grids:
         tableau = SOLVERS["unipc"](VP, grid, order=order, variant=variant, lower_order_final=False)
         noise = noise_for(1, 2, shape=(2, 1))
-        exact = RK45(VP, 1e-12, 1e-12)(denoise, SOLVERS["ddim"](VP, grids[0]), noise).sample
+        exact = probability_flow(
+            denoise, SOLVERS["ddim"](VP, grids[0]), noise, VP, rtol=1e-12, atol=1e-12
+        ).sample
         noise = type(noise)(noise.x_T, noise.x_T.new_zeros(tableau.n_nodes, 2, 2, 1), noise.u)
         errors.append(float((Sequential()(denoise, tableau, noise).sample - exact).abs().max()))
     assert measured_order(errors) == pytest.approx(order + 1, abs=0.2), errors
 
 
-def test_rk45_is_the_flow_of_a_gaussian():
+def test_the_reference_is_the_flow_of_a_gaussian():
     """``x_t`` keeps its place in units of the marginal's standard deviation."""
     mean, std = torch.tensor([[0.3]], dtype=torch.float64), 0.4
     tableau = SOLVERS["ddim"](VP, order_grid("ddim", 5))
@@ -383,21 +386,39 @@ def test_rk45_is_the_flow_of_a_gaussian():
     s, t = VP.at(FROM), VP.at(TO)
     spread = [math.hypot(point.alpha * std, point.sigma) for point in (s, t)]
     exact = t.alpha * mean + (noise.x_T - s.alpha * mean) * spread[1] / spread[0]
-    solution = RK45(VP, 1e-10, 1e-10)(gaussian_denoiser(VP, mean, std), tableau, noise)
+    solution = probability_flow(gaussian_denoiser(VP, mean, std), tableau, noise, VP, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(solution.sample, exact, atol=1e-8, rtol=0)
 
 
-def test_rk45_through_make_sampler_agrees_with_many_small_steps():
+def test_the_reference_agrees_with_many_small_steps():
     noise = noise_for(100, 2)
     denoise = mixture_denoiser(VP)
     fine = solver_tableau(VP, "dpm_solver_pp_2m", 1000, "uniform_lambda")
     reference = Sequential()(denoise, fine, type(noise)(noise.x_T, torch.zeros(1000, 2, 4, 2), noise.u))
-    sampler = make_sampler(VP, solver="ddim", n_steps=10, spacing="uniform_lambda", driver="rk45")
-    solution = sampler.driver(denoise, sampler.tableau, noise)
+    tableau = solver_tableau(VP, "ddim", 10, "uniform_lambda")
+    solution = probability_flow(denoise, tableau, noise, VP)
     torch.testing.assert_close(solution.sample, reference.sample, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_reference_steps_each_element_by_itself():
+    tableau = solver_tableau(SCHEDULE, "ddim", 8)
+    denoise, noise = mixture_denoiser(SCHEDULE), noise_for(8, 3)
+    together = probability_flow(denoise, tableau, noise, SCHEDULE)
+    last = noise.select(torch.tensor([2]))
+    alone = probability_flow(lambda x, t, element: denoise(x, t, element + 2), tableau, last, SCHEDULE)
+    assert torch.equal(together.sample[2], alone.sample[0])
+    assert together.iterations[2] == alone.iterations[0]
+
+
+def test_the_reference_refuses_what_it_cant_solve():
+    noise, denoise = noise_for(8, 1), mixture_denoiser(SCHEDULE)
+    with pytest.raises(InputError, match="probability flow"):
+        probability_flow(denoise, solver_tableau(SCHEDULE, "ddpm", 8), noise, SCHEDULE)
+    with pytest.raises(InputError, match=r"rtol=0\.0"):
+        probability_flow(denoise, solver_tableau(SCHEDULE, "ddim", 8), noise, SCHEDULE, rtol=0.0)
+
+
+@pytest.mark.parametrize("solver", DISTINCT_SOLVERS)
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_step_form_is_the_same_table(solver, spacing):
     tableau = solver_tableau(SCHEDULE, solver, 25, spacing, lambda_min=-5.1)
@@ -410,9 +431,9 @@ def test_step_form_is_the_same_table(solver, spacing):
         torch.testing.assert_close(C, tableau.C[i + 1], atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", DISTINCT_SOLVERS)
 def test_tables_are_well_conditioned(solver):
-    """In float32 the walk differs from float64 by rounding alone."""
+    """In float32 the solution differs from float64 by rounding alone."""
     tableau = solver_tableau(SCHEDULE, solver, 20, "linspace", lambda_min=-5.1)
     noise, denoise = noise_for(tableau.n_nodes, 2), mixture_denoiser(SCHEDULE)
     rounded = type(noise)(noise.x_T.float(), noise.z.float(), noise.u.float())
@@ -502,9 +523,52 @@ def test_a_new_solver_is_one_function(driver):
             **({} if driver == "sequential" else {"tolerance": 1e-9}),
         )
         noise = noise_for(n, 1, shape=(1, 1))
-        exact = RK45(VP, 1e-9, 1e-9)(denoise, sampler.tableau, noise).sample
+        exact = probability_flow(denoise, sampler.tableau, noise, VP, rtol=1e-9, atol=1e-9).sample
         errors.append(float((sampler.driver(denoise, sampler.tableau, noise).sample - exact).abs().max()))
     assert measured_order(errors) == pytest.approx(2, abs=0.2), errors
+
+
+def stepping(step):
+    """A solver whose step computes anything."""
+
+    def solver(schedule, grid):
+        trace = Trace(schedule, grid.tolist())
+        x = trace.x_T
+        for s, _ in trace.steps:
+            x = step(x, trace.denoise(x, s))
+        return trace.tableau(x)
+
+    return solver
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (stepping(lambda x, D: x * D), "must be linear .* multiplies by one of them"),
+        (stepping(lambda x, D: x / D), "divides by one of them"),
+        (stepping(lambda x, D: D + 1.0), "adds a float"),
+        (stepping(lambda x, D: 1.0 + D), "adds a float"),
+        (stepping(lambda x, D: D - 1.0), "subtracts a float"),
+        (stepping(lambda x, D: torch.sin(D)), "gives no table"),
+        (stepping(lambda x, D: D**2), "gives no table"),
+        (stepping(lambda x, D: None), "calls the network on a NoneType"),
+        (lambda schedule, grid: None, "returned NoneType, not a table"),
+        (lambda schedule, grid: Trace(schedule, grid.tolist()).tableau(None), "returns a NoneType"),
+    ],
+)
+def test_a_solver_that_gives_no_table_is_named(solver, message):
+    with pytest.raises(InputError, match=f"solver '.*{message}") as caught:
+        solver_tableau(SCHEDULE, solver, 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_registered_solver_and_spacing_have_names(monkeypatch):
+    for registry in (SOLVERS, SPACINGS):
+        monkeypatch.setattr(registry, "_choices", dict(registry))
+    SOLVERS.register("mine", stepping(lambda x, D: 0.5 * x + 0.5 * D))
+    SPACINGS.register("dense", lambda schedule, n, last: torch.arange(n - 1, -1, -1, dtype=torch.float64))
+    tableau = solver_tableau(SCHEDULE, "mine", 3, "dense")
+    assert tableau.timesteps.tolist() == [2, 1, 0] and tableau.p.tolist() == [1, 0.5, 0.25, 0.125]
 
 
 def test_a_tableau_checks_itself():

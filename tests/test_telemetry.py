@@ -48,7 +48,7 @@ FIELDS = ["state", "keypoint", "n_contacts"]
 
 
 def tiny_policy(spec=TINY) -> Policy:
-    return Policy(tiny_checkpoint(spec), make_sampler(spec_schedule(spec), n_steps=3))
+    return Policy.from_checkpoint(tiny_checkpoint(spec), make_sampler(spec_schedule(spec), n_steps=3))
 
 
 def delayed(seconds):

@@ -21,7 +21,8 @@ from paradiffpolicy.cli.main import main
 from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.policy import Policy, build_network, spec_sampler
+from paradiffpolicy.models.networks import build_network
+from paradiffpolicy.policy import Policy, spec_sampler
 from paradiffpolicy.task import ObservationField
 from paradiffpolicy.training.environment import check_env
 from paradiffpolicy.training.train import Trainer, TrainSettings, learning_rate_at
@@ -226,7 +227,7 @@ def test_a_continuous_schedule_trains_and_samples(schedule, toy_store, tmp_path)
     t = run.schedule.draw(1000, torch.Generator().manual_seed(0))
     assert (t >= 0).all() and (t <= 99).all() and (t != t.round()).any()
     run.update()
-    policy = Policy(run.checkpoint(), spec_sampler(spec, solver="unipc", n_steps=5))
+    policy = Policy.from_checkpoint(run.checkpoint(), spec_sampler(spec, solver="unipc", n_steps=5))
     plan = policy.plan(torch.zeros(2, spec.obs_dim), generator=torch.Generator().manual_seed(0))
     assert plan.actions.isfinite().all()
 

@@ -672,7 +672,7 @@ class Pumped:
 
 
 def tiny_policy():
-    return Policy(tiny_checkpoint(), make_sampler(spec_schedule(TINY), n_steps=3))
+    return Policy.from_checkpoint(tiny_checkpoint(), make_sampler(spec_schedule(TINY), n_steps=3))
 
 
 def controller(policy, clock, rate_hz=10.0, **settings):

@@ -13,7 +13,7 @@ from torch import nn
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.ema import EMA, ema_decay
 from paradiffpolicy.models.matmul_unet1d import Int8Weight, MatmulUnet1D, Weight
-from paradiffpolicy.models.precision import HALF, TrunkForms, half_trunk, rounded_trunk, trunk_in
+from paradiffpolicy.models.precision import HALF, Model, half_trunk, rounded_trunk, trunk_in
 from paradiffpolicy.models.unet1d import ConditionalUnet1D, SinusoidalPosEmb
 
 
@@ -206,4 +206,4 @@ def test_precisions_that_dont_exist_are_named():
     with pytest.raises(InputError, match="no form of matrix products in bf16"):
         trunk_in(network, "bf16", cpu, matmul=True)
     with pytest.raises(InputError, match="precision=int8 needs a network with a trunk"):
-        TrunkForms(lambda x, t, condition: x, "int8", cpu)
+        Model(lambda x, t, condition: x).check("int8")

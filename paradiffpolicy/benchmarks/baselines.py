@@ -12,7 +12,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..diffusion.foreign import BETAS, PREDICTION_TYPES
 from ..errors import InputError
 from ..policy import Policy
 
@@ -33,9 +32,9 @@ def diffusers_scheduler(name: str, policy: Policy, n_steps: int) -> Any:
             "the benchmark's baselines need diffusers: scripts/setup dev, or pip install diffusers"
         )
     spec = policy.spec
-    schedules = {ours: theirs for theirs, ours in BETAS.items()}
-    predictions = {ours: theirs for theirs, ours in PREDICTION_TYPES.items()}
-    if spec.schedule not in schedules or spec.prediction not in predictions:
+    schedule = {"squared_cosine": "squaredcos_cap_v2"}.get(spec.schedule, spec.schedule)
+    prediction = {"v": "v_prediction"}.get(spec.prediction, spec.prediction)
+    if schedule.startswith("vp") or prediction == "score":
         raise InputError(
             f"diffusers has no schedule={spec.schedule} with prediction={spec.prediction}: the benchmark's "
             "baselines need a policy with another"
@@ -44,10 +43,10 @@ def diffusers_scheduler(name: str, policy: Policy, n_steps: int) -> Any:
         spec.n_train_steps,
         beta_start=spec.beta_start,
         beta_end=spec.beta_end,
-        beta_schedule=schedules[spec.schedule],
+        beta_schedule=schedule,
         clip_sample=spec.clip is not None,
         clip_sample_range=spec.clip or 1.0,
-        prediction_type=predictions[spec.prediction],
+        prediction_type=prediction,
     )
     scheduler.set_timesteps(n_steps)
     return scheduler

@@ -13,11 +13,10 @@ from rich.table import Table
 from torch import Tensor
 
 from ..clock import Clock
-from ..models.precision import TrunkForms
 from ..models.unet1d import ConditionalUnet1D
 from ..policy import Policy
-from ..sampling.capture.backends import CaptureSettings, with_fallback
-from ..sampling.capture.program import CapturedProgram, Program
+from ..sampling.capture.backends import CaptureSettings
+from ..sampling.capture.program import CapturedProgram, CaptureError, Program
 from ..sampling.driver import State
 from ..tables import spread, table
 from .floors import Rates, trunk_cost
@@ -40,11 +39,17 @@ class CallRow:
 
 def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> CapturedProgram:
     """One network call, captured, as it runs within a plan: without FiLM layers."""
-    backend = with_fallback(settings.backends(policy.device))
+    backend = settings.backends(policy.device)[0]
+    if backend.capture_program is None:
+        raise CaptureError("network calls can't be captured here: leave out precisions")
     network = policy.denoiser.network
     assert isinstance(network, ConditionalUnet1D)
-    forms = TrunkForms(network, settings.precision, policy.device)
-    trunk = forms.trunk(matmul=backend.matmul, arithmetic_in_half=backend.arithmetic_in_half)
+    trunk = policy.model.trunk(
+        settings.precision,
+        policy.device,
+        matmul=backend.matmul,
+        arithmetic_in_half=backend.arithmetic_in_half,
+    )
     assert trunk is not None
     x = torch.zeros(batch, policy.spec.horizon, policy.spec.action_dim, device=policy.device)
     film = torch.zeros(batch, sum(network.film_sizes), device=policy.device)

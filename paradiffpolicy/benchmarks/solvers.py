@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ..clock import Clock
-from ..diffusion.analytic import mixture_denoiser, noise_for
+from ..diffusion.analytic import mixture_denoiser
 from ..diffusion.schedule import NoiseSchedule
 from ..policy import Policy, spec_sampler
-from ..sampling.reference import RK45
+from ..sampling.noise import noise_for
+from ..sampling.reference import probability_flow
 from ..sampling.sampler import Sampler
 from ..sampling.sequential import Sequential
 from ..sampling.tableau import Tableau
@@ -97,7 +98,7 @@ def flow_error(schedule: NoiseSchedule, tableau: Tableau, batch: int = 64) -> fl
     if tableau.stochastic:
         return None
     denoise, noise = mixture_denoiser(schedule), noise_for(tableau.n_nodes, 1, shape=(batch, 1))
-    exact = RK45(schedule, rtol=1e-8, atol=1e-8)(denoise, tableau, noise).sample
+    exact = probability_flow(denoise, tableau, noise, schedule, rtol=1e-8, atol=1e-8).sample
     sample = Sequential()(denoise, tableau, noise).sample
     return float((sample - exact).square().mean().sqrt())
 

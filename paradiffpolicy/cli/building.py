@@ -47,7 +47,7 @@ def load_policy(cfg: PolicyConfig) -> Policy:
         )
     if cfg.n_action_steps is not None:
         spec = replace(spec, n_action_steps=cfg.n_action_steps)
-    policy = Policy(replace(checkpoint, spec=spec), spec_sampler(spec), device)
+    policy = Policy.from_checkpoint(replace(checkpoint, spec=spec), spec_sampler(spec), device)
     guided = policy.with_guidance(cfg.guidance_scale, cfg.dynamic_threshold)
     return guided.captured(**capture_settings(cfg))
 
@@ -72,14 +72,15 @@ def resized(cfg: MachineConfig, policy: Policy, down_dims: Sequence[int]) -> Pol
     import torch
 
     from ..checkpoint import Checkpoint
-    from ..policy import Policy, build_network
+    from ..models.networks import build_network
+    from ..policy import Policy
 
     spec = replace(policy.spec, down_dims=tuple(down_dims))
     torch.manual_seed(0)
     weights = dict(build_network(spec).state_dict())
     normalizers = policy.observation_normalizer, policy.action_normalizer
     random = Checkpoint(spec, weights, *normalizers, {"note": "random weights"})
-    return Policy(random, policy.sampler, policy.device).captured(**capture_settings(cfg))
+    return Policy.from_checkpoint(random, policy.sampler, policy.device).captured(**capture_settings(cfg))
 
 
 CAPTURE_KEYS = ("capture", "precision")

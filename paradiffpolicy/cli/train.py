@@ -137,7 +137,7 @@ def evaluation(cfg: TrainConfig, spec: PolicySpec, device: str) -> Callable[[Che
     seeds = range(setting.first_seed, setting.first_seed + setting.seeds)
 
     def evaluate(checkpoint: Checkpoint) -> dict[str, float]:
-        policy = Policy(checkpoint, sampler, device).captured(**capture)
+        policy = Policy.from_checkpoint(checkpoint, sampler, device).captured(**capture)
         with contextlib.closing(workers):  # until the next evaluation
             episodes = rollout(policy, make_env, seeds, cfg.task.max_steps, workers=workers)
         scores = [episode.score for episode in episodes]

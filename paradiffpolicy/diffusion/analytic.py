@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..sampling.driver import BoundDenoise
-from ..types import Noise
-from .denoiser import per_row
+from .denoiser import BoundDenoise, per_row
 from .schedule import NoiseSchedule
 
 
@@ -37,12 +34,3 @@ def mixture_denoiser(schedule: NoiseSchedule, std: float = 0.2) -> BoundDenoise:
         return (weights * (means + alpha * std**2 / variance * centred)).sum(dim=-1)
 
     return denoise
-
-
-def noise_for(
-    n: int, batch: int, seed: int = 0, shape: tuple[int, ...] = (4, 2), dtype: torch.dtype = torch.float64
-) -> Noise:
-    """Noise for a walk of n nodes, all from one seed."""
-    generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(n + 1, batch, *shape, generator=generator, dtype=dtype)
-    return Noise(normal[0], normal[1:], torch.rand(n, batch, generator=generator, dtype=dtype))

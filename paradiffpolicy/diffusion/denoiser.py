@@ -22,11 +22,19 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..errors import InputError, nearest, require_positive
+from ..errors import InputError, require_positive
+from ..registry import Registry
 from .schedule import NoiseSchedule
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x_t [batch, T, A], t [batch], condition [batch, G]) -> [batch, T, A]``; t may be fractional."""
+
+BoundDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(x [rows, T, A], t [rows], element [rows] int64) -> x0_hat [rows, T, A]``.
+
+A row is one node of one batch element; ``element`` says which, to find its condition.  ``t`` may be
+fractional and has x's dtype.  What is written ``T, A`` here may be any shape, an image's too.
+"""
 
 Threshold = Callable[[Tensor], Tensor]
 """Bounds an x0_hat ``[batch, T, A]``, each row by itself."""
@@ -73,7 +81,7 @@ class DynamicThreshold:
 
 @dataclass(frozen=True)
 class Prediction:
-    """How a training target is made, and how x0 comes back from the network's output."""
+    """Relates a network's output to x0: how a training target is made, and how x0 comes back."""
 
     target: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     """``(x_0, eps, alpha, sigma) -> target``."""
@@ -83,31 +91,37 @@ class Prediction:
     """Of the squared error in training, from sigma."""
 
 
-PREDICTIONS = {
-    "epsilon": Prediction(
-        target=lambda x0, eps, alpha, sigma: eps,
-        to_x0=lambda x, output, alpha, sigma: (x - sigma * output) / alpha,
-    ),
-    "sample": Prediction(
-        target=lambda x0, eps, alpha, sigma: x0,
-        to_x0=lambda x, output, alpha, sigma: output,
-    ),
-    "v": Prediction(
-        target=lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
-        to_x0=lambda x, output, alpha, sigma: alpha * x - sigma * output,
-    ),
-    "score": Prediction(
-        target=lambda x0, eps, alpha, sigma: -eps / sigma,
-        to_x0=lambda x, output, alpha, sigma: (x + sigma**2 * output) / alpha,
-        weight=torch.square,  # then every timestep counts alike
-    ),
-}
+V_PREDICTION = Prediction(
+    target=lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
+    to_x0=lambda x, output, alpha, sigma: alpha * x - sigma * output,
+)
+
+PREDICTIONS: Registry[Prediction] = Registry(
+    "prediction type",
+    {
+        "epsilon": Prediction(
+            target=lambda x0, eps, alpha, sigma: eps,
+            to_x0=lambda x, output, alpha, sigma: (x - sigma * output) / alpha,
+        ),
+        "sample": Prediction(
+            target=lambda x0, eps, alpha, sigma: x0,
+            to_x0=lambda x, output, alpha, sigma: output,
+        ),
+        "v": V_PREDICTION,
+        "v_prediction": V_PREDICTION,
+        "score": Prediction(
+            target=lambda x0, eps, alpha, sigma: -eps / sigma,
+            to_x0=lambda x, output, alpha, sigma: (x + sigma**2 * output) / alpha,
+            weight=torch.square,  # then every timestep counts alike
+        ),
+    },
+)
+"""Every prediction by name; ``v_prediction`` is diffusers' name of v."""
 
 
-def prediction_named(name: str) -> Prediction:
-    if name not in PREDICTIONS:
-        raise InputError(f"unknown prediction type {name!r}{nearest(name, PREDICTIONS)}")
-    return PREDICTIONS[name]
+def prediction_of(prediction: str | Prediction) -> Prediction:
+    """A prediction by its name, or itself.  Raises ``InputError`` for an unknown name."""
+    return prediction if isinstance(prediction, Prediction) else PREDICTIONS.named(prediction)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
@@ -122,20 +136,23 @@ class Denoiser:
     Attributes:
         network: the conditional network.
         schedule: the schedule that it was trained on.
-        prediction: a name in ``PREDICTIONS``.
+        prediction: a name in ``PREDICTIONS``, or a ``Prediction``.
         threshold: bounds x0_hat.
     """
 
     network: Network
     schedule: NoiseSchedule
-    prediction: str = "epsilon"
+    prediction: str | Prediction = "epsilon"
     threshold: Threshold = Clip()
+
+    def __post_init__(self) -> None:
+        prediction_of(self.prediction)
 
     def raw(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """x0_hat without the threshold: what guidance combines."""
         alpha, sigma = per_row(self.schedule.alpha(t), x), per_row(self.schedule.sigma(t), x)
         output = self.network(x, t, condition)
-        return prediction_named(self.prediction).to_x0(x, output, alpha, sigma)
+        return prediction_of(self.prediction).to_x0(x, output, alpha, sigma)
 
     def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """``x`` ``[batch, T, A]``, ``t`` ``[batch]`` in x's dtype, ``condition`` ``[batch, G]``."""
@@ -163,8 +180,12 @@ class Denoiser:
 
         return NodeDenoiser(self, alpha, sigma, split, network.condition_film)
 
-    def bind(self, condition: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Fixes ``condition`` ``[batch, G]`` for one plan; the result is a ``sampling.walk.BoundDenoise``."""
+    def observe(self, condition: Tensor) -> Tensor:
+        """The condition itself; see ``NodeDenoiser.observe``."""
+        return condition
+
+    def bind(self, condition: Tensor) -> BoundDenoise:
+        """Fixes ``condition`` ``[batch, G]`` for one plan."""
 
         def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
             return self(x, t, condition.index_select(0, element))
@@ -223,10 +244,10 @@ class NodeDenoiser:
             per_row(self.sigma.index_select(0, node), x),
         )
         output = self.network(x, node, observed)
-        return prediction_named(self.denoiser.prediction).to_x0(x, output, alpha, sigma)
+        return prediction_of(self.denoiser.prediction).to_x0(x, output, alpha, sigma)
 
-    def bind(self, observed: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Fixes ``observed`` ``[batch, F]`` for one plan; the result is a ``sampling.walk.NodeDenoise``."""
+    def bind(self, observed: Tensor) -> BoundDenoise:
+        """Fixes ``observed`` ``[batch, F]`` for one plan; the result takes nodes for timesteps."""
 
         def denoise(x: Tensor, node: Tensor, element: Tensor) -> Tensor:
             return self.threshold(self.raw(x, node, observed.index_select(0, element)))
@@ -237,7 +258,7 @@ class NodeDenoiser:
 def denoising_loss(
     network: Network,
     schedule: NoiseSchedule,
-    prediction: str,
+    prediction: str | Prediction,
     x0: Tensor,
     condition: Tensor,
     t: Tensor,
@@ -251,7 +272,7 @@ def denoising_loss(
         t: ``[batch]`` timesteps.
     """
     alpha, sigma = per_row(schedule.alpha(t), x0), per_row(schedule.sigma(t), x0)
-    kind = prediction_named(prediction)
+    kind = prediction_of(prediction)
     target = kind.target(x0, eps, alpha, sigma)
     output = network(alpha * x0 + sigma * eps, t.to(x0.dtype), condition)
     return (kind.weight(sigma) * (output.float() - target) ** 2).mean()

@@ -5,7 +5,7 @@ images ``[batch, C, H, W]``:
 
     denoiser = diffusers_denoiser(pipeline.unet, pipeline.scheduler.config)
     sampler = make_sampler(denoiser.schedule, solver="ddim", n_steps=50, driver="picard", window=25)
-    walk = sampler(denoiser.bind(labels), (3, 32, 32), generators)
+    solution = sampler(denoiser.bind(labels), (3, 32, 32), generators)
 
 diffusers itself isn't needed: a network with the same ``config`` and call signature will do.
 """
@@ -18,20 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, nearest
+from ..errors import InputError
 from .denoiser import Clip, Denoiser, DynamicThreshold, Threshold, unbounded
 from .schedule import DiscreteSchedule, NoiseSchedule
-
-BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squared_cosine"}
-PREDICTION_TYPES = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v"}
 
 
 def diffusers_denoiser(unet: Any, scheduler: Mapping[str, Any]) -> Denoiser:
     """The network as ``x0_hat = D(x_t, t, condition)``.
 
-    What stands for the condition ``[batch, …]`` depends on the network: encoder hidden states
-    ``[batch, S, C]`` for a ``UNet2DConditionModel``, class labels ``[batch]`` if it has class
-    embeddings, and anything at all if it is unconditional.  Of a network that predicts its variance
+    The condition ``[batch, …]`` is the encoder hidden states ``[batch, S, C]`` for a
+    ``UNet2DConditionModel``, class labels ``[batch]`` if the network has class embeddings, and anything
+    at all if it is unconditional.  Of a network that predicts its variance
     too, the mean's half is taken.
 
     Args:
@@ -41,9 +38,6 @@ def diffusers_denoiser(unet: Any, scheduler: Mapping[str, Any]) -> Denoiser:
     Raises:
         InputError: the config asks for a schedule or a prediction that isn't known here.
     """
-    kind = scheduler.get("prediction_type", "epsilon")
-    if kind not in PREDICTION_TYPES:
-        raise InputError(f"unknown prediction_type {kind!r}{nearest(kind, PREDICTION_TYPES)}")
     config = unet.config
 
     def network(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -55,7 +49,8 @@ def diffusers_denoiser(unet: Any, scheduler: Mapping[str, Any]) -> Denoiser:
             output = unet(x, t).sample
         return output[:, : x.shape[1]]
 
-    return Denoiser(network, _schedule(scheduler), PREDICTION_TYPES[kind], _threshold(scheduler))
+    prediction = scheduler.get("prediction_type", "epsilon")
+    return Denoiser(network, _schedule(scheduler), prediction, _threshold(scheduler))
 
 
 def _schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
@@ -64,11 +59,8 @@ def _schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
     betas = scheduler.get("trained_betas")
     if betas is not None:
         return DiscreteSchedule.from_betas(torch.as_tensor(betas, dtype=torch.float64))
-    name = scheduler.get("beta_schedule", "linear")
-    if name not in BETAS:
-        raise InputError(f"unknown beta_schedule {name!r}{nearest(name, BETAS)}")
     return NoiseSchedule.named(
-        BETAS[name],
+        scheduler.get("beta_schedule", "linear"),
         scheduler["num_train_timesteps"],
         scheduler.get("beta_start", 1e-4),
         scheduler.get("beta_end", 0.02),

@@ -1,9 +1,8 @@
 r"""Guidance: a denoiser that leans towards its condition, or towards a classifier's verdict.
 
-Each function gives what drivers walk with, ``(x [rows, T, A], t [rows], element [rows]) -> x0_hat``,
-so guidance works under every driver.  It combines x0_hats before the threshold.  All predictions are
-affine in the network's output with the same coefficients, so combining x0_hats is the same as
-combining epsilons, as the papers have it.
+Each function returns a ``BoundDenoise``, so guidance works under every driver.  It combines x0_hats
+before the threshold.  All predictions are affine in the network's output with the same coefficients, so
+combining x0_hats is the same as combining epsilons, as the papers have it.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, NodeDenoiser, per_row
-
-Guided = Callable[[Tensor, Tensor, Tensor], Tensor]
+from .denoiser import BoundDenoise, Denoiser, NodeDenoiser, per_row
 
 
 def classifier_free(
     denoiser: Denoiser | NodeDenoiser, condition: Tensor, blank: Tensor, scale: Tensor
-) -> Guided:
+) -> BoundDenoise:
     """``D_blank + scale (D_condition - D_blank)``, both from one batched network call (Ho and
     Salimans 2022).
 
@@ -39,7 +36,7 @@ def classifier_free(
     return denoise
 
 
-def committed(denoise: Guided, actions: Tensor, weight: Tensor) -> Guided:
+def committed(denoise: BoundDenoise, actions: Tensor, weight: Tensor) -> BoundDenoise:
     """``(1 - w) D + w a``: a sample that keeps given actions, and fits the others to them.
 
     The inpainting of diffusion models (Sohl-Dickstein et al. 2015, section 2.5; Janner et al. 2022,
@@ -65,7 +62,7 @@ LogProbability = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def classifier(
     denoiser: Denoiser, condition: Tensor, log_probability: LogProbability, scale: Tensor
-) -> Guided:
+) -> BoundDenoise:
     """``D + scale sigma^2 / alpha grad log p(y | x_t)`` (Dhariwal and Nichol 2021, algorithm 2, for
     ``eps - scale sigma grad``).
 

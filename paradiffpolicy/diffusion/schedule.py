@@ -6,7 +6,7 @@ between are allowed everywhere: a discrete schedule interpolates log alpha linea
 DPM-Solver, appendix D), a continuous one is a formula in ``u = (t + 1) / n_train_steps``.  The
 log signal-to-noise ratio ``lambda = log(alpha / sigma)`` falls strictly with t.
 
-Everything is float64; whoever needs float32 rounds at the end.
+Everything is float64; callers that need float32 round at the end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, nearest
+from ..errors import InputError
+from ..registry import Registry
 
 CLEAN = -1
 """The timestep of the noise-free sample."""
 
 
 class Point(NamedTuple):
-    """A schedule at one time: what solvers' formulas are written in."""
+    """A schedule's values at one time, in which solvers' formulas are written."""
 
     time: float
     alpha: float
@@ -62,10 +63,12 @@ class NoiseSchedule(ABC):
     def named(
         name: str, n_train_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> NoiseSchedule:
-        """One of ``SCHEDULES``; the betas' ends are used by the linear ones only."""
-        if name not in SCHEDULES:
-            raise InputError(f"unknown noise schedule {name!r}{nearest(name, SCHEDULES)}")
-        return SCHEDULES[name](n_train_steps, beta_start, beta_end)
+        """One of ``SCHEDULES``; the betas' ends are used by the linear ones only.
+
+        Raises:
+            InputError: there is none of that name, or its values are unusable.
+        """
+        return SCHEDULES.named(name)(n_train_steps, beta_start, beta_end)
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal's share at timesteps ``t`` (any shape), float64."""
@@ -206,11 +209,16 @@ def vp_cosine(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
     return ContinuousSchedule(n, log_alpha_of_u, u_of_log_alpha)
 
 
-SCHEDULES: dict[str, Callable[[int, float, float], NoiseSchedule]] = {
-    "squared_cosine": squared_cosine,
-    "linear": linear,
-    "scaled_linear": scaled_linear,
-    "vp_linear": vp_linear,
-    "vp_cosine": vp_cosine,
-}
-"""Every schedule by name: ``(n_train_steps, beta_start, beta_end)`` to a schedule."""
+SCHEDULES: Registry[Callable[[int, float, float], NoiseSchedule]] = Registry(
+    "noise schedule",
+    {
+        "squared_cosine": squared_cosine,
+        "squaredcos_cap_v2": squared_cosine,
+        "linear": linear,
+        "scaled_linear": scaled_linear,
+        "vp_linear": vp_linear,
+        "vp_cosine": vp_cosine,
+    },
+)
+"""Every schedule by name: ``(n_train_steps, beta_start, beta_end)`` to a schedule; ``squaredcos_cap_v2`` is
+diffusers' name of ``squared_cosine``."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,9 +49,9 @@ def half_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
 
 
 def rounded_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
-    """The same accuracy without the hardware: weights, and what every layer takes and gives, are
-    rounded to ``dtype``, and the arithmetic between is float32's.  Not faster: it tells what a
-    precision will cost on a device that has it."""
+    """The same accuracy without the hardware: weights, and every layer's inputs and outputs, are rounded
+    to ``dtype``, and the arithmetic between is float32's.  Not faster: it shows the accuracy of a
+    precision on a device that has it."""
     trunk = _Trunk(copy.deepcopy(network))
 
     def rounded(values: Any) -> Any:
@@ -86,37 +88,66 @@ def trunk_in(network: SplitNetwork, precision: str, device: torch.device, *, mat
     return (rounded_trunk if device.type == "cpu" else half_trunk)(network, HALF[precision])
 
 
-class TrunkForms:
-    """A network's trunk in one precision, in the forms that backends ask for; each is made when it is
-    first run, since a compiled program from a cache never runs it.
+class Model:
+    """A network, and its trunk in the forms that backends ask for: shared by all policies of its weights.
 
-    Raises:
-        InputError: the precision is unknown, or the network's trunk isn't apart.
+    A form is made when it is first run, since a compiled program from a cache never runs it.
+
+    Args:
+        network: in float32.
     """
 
-    def __init__(self, network: Network, precision: str, device: torch.device) -> None:
-        check_precision(precision)
-        if precision != "f32" and not isinstance(network, SplitNetwork):
-            raise InputError(f"precision={precision} needs a network with a trunk: precision=f32")
-        self.network, self.precision, self.device = network, precision, device
-        self._made: dict[tuple[str, bool], Trunk] = {}
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._made: dict[tuple[str, bool, torch.device], Trunk] = {}
 
-    def trunk(self, *, matmul: bool, arithmetic_in_half: bool) -> Trunk | None:
-        """The form for a backend; None: the network has none but its own.
+    def __getstate__(self) -> dict[str, Any]:
+        return {"network": self.network, "_made": {}}
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the weights: the same in every process."""
+        digest = hashlib.sha256()
+        assert isinstance(self.network, nn.Module)
+        for name, weight in sorted(self.network.state_dict().items()):
+            digest.update(repr((name, weight.dtype, tuple(weight.shape))).encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def check(self, precision: str) -> None:
+        """Raises ``InputError`` if the network has no form in a precision."""
+        check_precision(precision)
+        if precision != "f32" and not isinstance(self.network, SplitNetwork):
+            raise InputError(
+                f"precision={precision} needs a network with a trunk, and {type(self.network).__name__} has "
+                "none: precision=f32"
+            )
+
+    def trunk(
+        self, precision: str, device: torch.device, *, matmul: bool, arithmetic_in_half: bool
+    ) -> Trunk | None:
+        """The trunk's form for a backend; None: the network has none but its own.
 
         Args:
+            precision: a name in ``PRECISIONS``.
+            device: where it will run.
             matmul: with convolutions as matrix products.
             arithmetic_in_half: the backend itself computes in bf16 or f16, from float32 weights.
+
+        Raises:
+            InputError: there is no such form.
         """
+        self.check(precision)
         network = self.network
         if not isinstance(network, SplitNetwork):
             return None
-        precision = "f32" if arithmetic_in_half and self.precision in HALF else self.precision
-        form = (precision, matmul)
+        matmul = matmul and isinstance(network, ConditionalUnet1D)
+        precision = "f32" if arithmetic_in_half and precision in HALF else precision
+        form = (precision, matmul, device)
 
         def trunk(sample: Tensor, film: Tensor) -> Tensor:
             if form not in self._made:
-                self._made[form] = trunk_in(network, precision, self.device, matmul=matmul)
+                self._made[form] = trunk_in(network, precision, device, matmul=matmul)
             return self._made[form](sample, film)
 
         return trunk

@@ -1,18 +1,18 @@
 r"""Triangular Anderson acceleration of Picard's iteration (ParaTAA, Tang et al. 2024).
 
-With ``G`` one round and ``R = G(D) - D`` its residual, Anderson's method takes the combination of
-the last rounds whose residual is least (Walker and Ni 2011):
+With ``G`` one iteration of Picard's and ``R = G(D) - D`` its residual, Anderson's method takes the
+combination of the last iterations whose residual is least (Walker and Ni 2011):
 
     D <- G(D) - sum_k gamma_k (dD_k + dR_k)      gamma = argmin |R - sum_k gamma_k dR_k|
 
-with dD_k and dR_k the differences between successive rounds.  It is triangular: node i's gamma is
+with dD_k and dR_k the differences between successive iterations.  It is triangular: node i's gamma is
 fitted to the residuals of nodes up to i alone, since later ones don't concern it.
 
 Safeguards.  A node is accelerated only where the fit explains half of its residual, and where the
 correction is at most half as large as that; elsewhere it takes Picard's update, as a window's first
-node always does, whose input is solved.  That alone leaves one walk in forty a round longer than
-Picard's.  So both iterations run side by side, in the same network calls, and whichever is done first
-gives the sample: never more rounds than Picard, for twice the evaluations.
+node always does, whose input is solved.  That alone leaves one solution in forty an iteration longer
+than Picard's.  So both run side by side, in the same network calls, and the one that is done first
+gives the sample: never more iterations than Picard, for twice the NFE.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .tableau import Tableau
 
 @dataclass(frozen=True)
 class Anderson(Picard):
-    """Picard's iteration, accelerated, beside Picard's iteration.
+    """Accelerates Picard's iteration, beside Picard's iteration.
 
     Attributes:
-        memory: m, differences between rounds that are combined.
+        memory: m, differences between iterations that are combined.
         trust: a node is accelerated if the fit leaves at most this share of its residual, and if the
             correction is at most this share of it.
     """
@@ -52,10 +52,10 @@ class Anderson(Picard):
 
 
 class AndersonSolve(PicardSolve):
-    """Picard's rounds of a batch twice as large: its second half is accelerated.
+    """Picard's iterations of a batch twice as large: its second half is accelerated.
 
-    The state remembers, for every node, the last rounds' differences (``dD``, ``dR``), what its last
-    round began with (``before``), its residual there, and whether it had one (``seen``).
+    The state remembers, for every node, the last iterations' differences (``dD``, ``dR``), its output
+    before the last one (``before``), its residual there, and whether it had one (``seen``).
     """
 
     def __init__(self, driver: Anderson, tableau: Tableau, like: Tensor, warm: bool) -> None:
@@ -94,9 +94,9 @@ class AndersonSolve(PicardSolve):
     def _correction(
         self, state: State, at: Tensor, active: Tensor, old: Tensor, new: Tensor
     ) -> tuple[Tensor, State]:
-        """What to take off the accelerated half's outputs, and what to remember."""
+        """The correction to take off the accelerated half's outputs, and the state to remember."""
         residual = torch.where(broadcast(active, old), new - old, 0.0)
-        # A node that missed a round starts anew.
+        # A node that missed an iteration starts anew.
         again = take(state["seen"], at) & broadcast(active, old)
         kept, recent = {}, {}
         for name, now, last in (("dD", old, "before"), ("dR", residual, "residual")):

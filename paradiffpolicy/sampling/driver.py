@@ -1,13 +1,13 @@
-"""What every driver shares: rounds, the network as they see it, and a node's input from the table.
+"""Drivers solve a table's equations: how many network calls, in which order, is all that they differ in.
 
-A driver on a table is a few pure functions of tensors (``Rounds``):
+A driver on a table is a few pure functions of tensors (``Solve``):
 
     state = init(noise, guess)
     while not done(state):  state = iterate(denoise, state)
     solution = finish(state)
 
-No shape, no branch and no index on the host depends on data, so ``sampling.capture`` can freeze
-them, and ``run`` here runs them as they stand.
+No shape, no branch and no index on the host depends on data, so ``sampling.capture`` can capture
+them, and ``run`` here runs them eagerly.
 """
 
 from __future__ import annotations
@@ -19,22 +19,17 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from ..diffusion.denoiser import BoundDenoise
+from ..errors import InputError
 from ..types import Noise, Solution
 from .tableau import Tableau
-
-BoundDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(x [rows, T, A], t [rows], element [rows] int64) -> x0_hat [rows, T, A]``.
-
-A row is one node of one batch element; ``element`` says which, to find its condition.  ``t`` may be
-fractional and has x's dtype.  What is written ``T, A`` here may be any shape, an image's too.
-"""
 
 NodeDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x [rows, T, A], node [rows] int64, element [rows] int64) -> x0_hat [rows, T, A]``: the same on a
 table's nodes, so that what depends on the timestep alone can be looked up."""
 
 State = dict[str, Tensor]
-"""What a round changes, and what it only reads; always the same keys, shapes and dtypes."""
+"""Tensors that an iteration changes or reads; always the same keys, shapes and dtypes."""
 
 
 def on_nodes(denoise: BoundDenoise, timesteps: Tensor) -> NodeDenoise:
@@ -43,10 +38,10 @@ def on_nodes(denoise: BoundDenoise, timesteps: Tensor) -> NodeDenoise:
 
 
 class Solve(Protocol):
-    """A driver on one table, ready to walk; made for one precision and device.
+    """A driver on one table, for one precision and device.
 
     Attributes:
-        count: the number of rounds, if it is known beforehand; None: until done.
+        count: the number of iterations, if it is known beforehand; None: until done.
         limit: there are never more.
     """
 
@@ -54,7 +49,7 @@ class Solve(Protocol):
     limit: int
 
     def init(self, noise: Noise, guess: Tensor | None) -> State:
-        """The state before the first round; ``guess`` ``[N, batch, T, A]`` guesses all x0_hats."""
+        """The state before the first iteration; ``guess`` ``[N, batch, T, A]`` guesses all x0_hats."""
         ...
 
     def iterate(self, denoise: NodeDenoise, state: State) -> State:
@@ -62,16 +57,17 @@ class Solve(Protocol):
         ...
 
     def done(self, state: State) -> Tensor:
-        """``[]`` bool: whether no batch element needs another round."""
+        """``[]`` bool: whether no batch element needs another iteration."""
         ...
 
     def finish(self, noise: Noise, state: State) -> Solution:
-        """The walk, as it stands."""
+        """The solution in a state."""
         ...
 
 
 class Driver(Protocol):
-    """Walks a table: how many network calls, in which order, is all that drivers differ in."""
+    """Solves a table's equations.  Any function of this signature will do; an ``IterativeDriver`` can be
+    captured too."""
 
     def __call__(
         self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, guess: Tensor | None = None
@@ -88,18 +84,24 @@ class Driver(Protocol):
 
 
 class IterativeDriver(ABC):
-    """A ``Driver`` that goes in rounds.
+    """A ``Driver`` that iterates.
 
     Attributes:
-        decides_noise: the walk's step noises aren't those that it began with, and it needs ``Noise.u``.
+        decides_noise: the solution's step noises aren't the given ones, and it needs ``Noise.u``.
+        usual_start: a name in ``STARTS``, unless another is chosen.
     """
 
     decides_noise: ClassVar[bool] = False
+    usual_start: ClassVar[str] = "cold"
 
     @abstractmethod
     def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
-        """Its rounds on a table, in ``like``'s precision and on its device; ``warm`` says whether
-        walks have a ``guess``."""
+        """Its iterations on a table, in ``like``'s precision and on its device; ``warm`` says whether
+        there is a ``guess``.
+
+        Raises:
+            InputError: the driver can't solve such a table.
+        """
 
     def __call__(
         self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, guess: Tensor | None = None
@@ -109,7 +111,7 @@ class IterativeDriver(ABC):
 
 
 def run(solve: Solve, denoise: NodeDenoise, noise: Noise, guess: Tensor | None = None) -> Solution:
-    """All rounds, one after the other."""
+    """Iterates eagerly until the solution is there."""
     state = solve.init(noise, guess)
     if solve.count is not None:
         for _ in range(solve.count):
@@ -118,6 +120,26 @@ def run(solve: Solve, denoise: NodeDenoise, noise: Noise, guess: Tensor | None =
         while not solve.done(state):
             state = solve.iterate(denoise, state)
     return solve.finish(noise, state)
+
+
+def check_driver(driver: object, tableau: Tableau) -> None:
+    """Makes sure that an object can drive a table.
+
+    Raises:
+        InputError: it lacks a method, or can't solve such a table.
+    """
+    name = type(driver).__name__
+    if not callable(driver):
+        raise InputError(
+            f"driver {name} can't be called: give it __call__(denoise, tableau, noise, guess=None) -> "
+            "Solution, or derive it from IterativeDriver"
+        )
+    if isinstance(driver, IterativeDriver):
+        solve = driver.on(tableau, torch.zeros(()), False)
+        parts = ("count", "limit", "init", "iterate", "done", "finish")
+        missing = [part for part in parts if not hasattr(solve, part)]
+        if missing:
+            raise InputError(f"driver {name}: what its 'on' returns lacks {', '.join(missing)} (see Solve)")
 
 
 class Linear:
@@ -189,7 +211,7 @@ def zero_counts(like: Tensor) -> Tensor:
 
 
 class Evaluate(Protocol):
-    """Calls the network on a window of nodes; an argument of the parallel drivers."""
+    """Calls the network on a window of nodes; an option of the parallel drivers."""
 
     def __call__(self, denoise: NodeDenoise, x: Tensor, node: Tensor, active: Tensor) -> Tensor:
         """``x`` ``[W, batch, T, A]``, ``node`` and ``active`` ``[W, batch]`` to ``[W, batch, T, A]``;

@@ -1,21 +1,21 @@
 r"""ParaDiGMS: a window of nodes in every network call (Shih et al. 2023).
 
 Both forms iterate towards the one solution of the table's equations.  A window of W nodes starts at
-the first node not yet solved; a round calls the network on all of them at once, and the window
+the first node not yet solved; an iteration calls the network on all of them at once, and the window
 slides past the nodes whose input moved less than the tolerance:
 
     mean (x_i_new - x_i)^2  <=  tolerance^2  variance_i            (algorithm 1 there)
 
 Each batch element has its own window, held in a tensor on the device.  A window's first node has a
-solved input, so every round solves at least one node: with tolerance to 0 the result is the
-sequential one, in at most N rounds.
+solved input, so every iteration solves at least one node: with tolerance to 0 the result is the
+sequential one, in at most N iterations.
 
-What a robot needs is the plan, not every node.  With ``plan_tolerance`` a batch element is done as
-soon as the part of its sample that will be executed moves less than that from round to round.
+A robot needs the plan, not every node.  With ``plan_tolerance`` a batch element is done as
+soon as the part of its sample that will be executed moves less than that from iteration to iteration.
 
 ``Picard`` iterates on the denoiser's outputs, ``D <- D(drift + B D)``.  B carries everything linear
 at once, so errors are left only where the network is nonlinear.  ``PicardPublished`` is the paper's
-form, which sums the steps' increments, and needs about twice the rounds at equal error.
+form, which sums the steps' increments, and needs about twice the iterations at equal error.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class _Windowed(IterativeDriver):
     """Settings of a windowed driver.
 
     Attributes:
-        window: W, nodes per round and batch element.
+        window: W, nodes per iteration and batch element.
         tolerance: of a node, in standard deviations of DDPM's reverse step.
         evaluate: how the network is called on a window.
     """
 
     window: int = 20
     tolerance: float = 0.1
-    evaluate: Evaluate = evaluate_active
+    evaluate: Evaluate = field(default=evaluate_active, repr=False)
 
     def __post_init__(self) -> None:
         require_count(window=self.window)
@@ -94,7 +94,7 @@ class Window:
         return index.clamp(max=self.n), index < self.n
 
     def moved(self, state: State, active: Tensor, solved: Tensor) -> State:
-        """Windows after a round that solved so many of their nodes, ``[batch]``."""
+        """Windows after an iteration that solved so many of their nodes, ``[batch]``."""
         return {
             "offset": (state["offset"] + solved).clamp(max=self.n),
             "iterations": state["iterations"] + active[0],
@@ -105,9 +105,9 @@ class Window:
         return (state["offset"] >= self.n).all()
 
 
-class _WindowedRounds(Solve):
-    """What both forms share; ``unit`` ``[N + 1]`` are the variances that the nodes' movements are
-    measured in."""
+class _WindowedSolve(Solve):
+    """The part that both forms share; ``unit`` ``[N + 1]`` are the variances in which the nodes'
+    movements are measured."""
 
     count = None
 
@@ -130,9 +130,9 @@ class _WindowedRounds(Solve):
 
 @dataclass(frozen=True)
 class Picard(_Windowed):
-    """The fixed point of ``D <- D(drift + B D)``, in windows.
+    """Iterates ``D <- D(drift + B D)`` in windows to its fixed point.
 
-    Nodes that no round has reached yet take the x0_hat of the farthest node that one has.
+    Nodes that no window has reached yet take the x0_hat of the farthest node that one has.
 
     Attributes:
         plan_tolerance: of the plan, as a share of the action range; None: only nodes count.
@@ -151,12 +151,12 @@ class Picard(_Windowed):
         return PicardSolve(self, tableau, like, warm)
 
 
-class PicardSolve(_WindowedRounds):
-    """Every round is the windows' nodes."""
+class PicardSolve(_WindowedSolve):
+    """Every iteration calls the network on the windows' nodes."""
 
     def __init__(self, driver: Picard, tableau: Tableau, like: Tensor, warm: bool) -> None:
         # A node's unit is the noise of the step that leads to it.  (The paper takes the step that
-        # leaves it; the last one has no noise, which costs a round for the last node alone.)
+        # leaves it; the last one has no noise, which costs an iteration for the last node alone.)
         super().__init__(driver, tableau, like, torch.cat((tableau.variance[:1], tableau.variance)))
         self.linear, self.warm = Linear(tableau, like), warm
         self.plan_limit = None if driver.plan_tolerance is None else driver.plan_tolerance * RANGE
@@ -169,7 +169,7 @@ class PicardSolve(_WindowedRounds):
         x0_hats = torch.zeros_like(drift) if guess is None else torch.cat((guess, guess[:1]))
         state = {"drift": drift, "x0_hats": x0_hats, **self.window.state(noise.x_T)}
         if self.plan_limit is not None:
-            # The plan of the round before: nothing is near NaN.
+            # The plan of the iteration before: nothing is near NaN.
             state["plan"] = torch.full_like(noise.x_T[:, self.executed], torch.nan)
         return state
 
@@ -195,7 +195,7 @@ class PicardSolve(_WindowedRounds):
         """A chance to do better than Picard's update.
 
         Args:
-            state: before the round.
+            state: before the iteration.
             x: ``[W, batch, T, A]``, the windows' inputs.
             new: ``[N + 1, batch, T, A]``, all x0_hats after it.
             moved: ``[W, batch]``, the mean square by which the inputs moved.
@@ -210,7 +210,7 @@ class PicardSolve(_WindowedRounds):
         return mean_square(self.linear.nodes(index, drift, x0_hats[: self.n]) - x)
 
     def finished(self, state: State, reached: Tensor) -> State:
-        """Ends the walk of batch elements whose plan stood still in a round that ``reached`` the end."""
+        """Ends the iteration of batch elements whose plan stood still in one that ``reached`` the end."""
         if self.plan_limit is None:
             return state
         plan = self.linear.sample(state["drift"], state["x0_hats"][: self.n])[:, self.executed]
@@ -226,18 +226,18 @@ class PicardSolve(_WindowedRounds):
 
 @dataclass(frozen=True)
 class PicardPublished(_Windowed):
-    """The paper's algorithm: ``x_{i+1} <- x_o + sum_{k=o..i} (step(x_k) - x_k)``, o the window's
-    first node; nodes that no round has reached yet take the farthest one's value.
+    """Iterates the paper's algorithm, ``x_{i+1} <- x_o + sum_{k=o..i} (step(x_k) - x_k)``, o the window's
+    first node; nodes that no window has reached yet take the farthest one's value.
 
     Reproduces the paper; ignores ``guess``.
     """
 
     def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
-        return PicardPublishedRounds(self, tableau, like)
+        return PicardPublishedSolve(self, tableau, like)
 
 
-class PicardPublishedRounds(_WindowedRounds):
-    """Every round is the windows' nodes; the state is their inputs."""
+class PicardPublishedSolve(_WindowedSolve):
+    """Every iteration calls the network on the windows' nodes; the state is their inputs."""
 
     def __init__(self, driver: PicardPublished, tableau: Tableau, like: Tensor) -> None:
         super().__init__(driver, tableau, like, torch.cat((tableau.variance, tableau.variance.new_zeros(1))))

@@ -1,8 +1,7 @@
-"""The adaptive reference: scipy's Dormand-Prince 5(4) on the probability flow."""
+"""The reference solution: scipy's adaptive Dormand-Prince 5(4) on the probability flow."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,74 +10,65 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from ..diffusion.denoiser import BoundDenoise
 from ..diffusion.schedule import CLEAN, NoiseSchedule
 from ..errors import InputError, require_positive
 from ..types import Noise, Solution
-from .driver import BoundDenoise, evaluate_all, on_nodes
+from .driver import evaluate_all, on_nodes
 from .tableau import Tableau
 
 
-@dataclass(frozen=True)
-class RK45:
-    """Solves ``dy/dlambda = D - y``, ``y = x / alpha``, between the table's first and last time with
-    error control, each batch element with its own steps.
+def probability_flow(
+    denoise: BoundDenoise,
+    tableau: Tableau,
+    noise: Noise,
+    schedule: NoiseSchedule,
+    *,
+    rtol: float = 1e-6,
+    atol: float = 1e-6,
+) -> Solution:
+    """Solves ``dy/dlambda = D - y``, ``y = x / alpha``, between a table's first and last time with error
+    control, each batch element with its own steps.
 
-    Of the table it takes the times alone: whatever ODE solver it belongs to, this is the flow that
-    the solver approximates.  The step to the clean sample is ``x_0 = D``, as everywhere.  Not fast.
+    Takes of the table the times alone: this is the flow that its ODE solver approximates.  The step to
+    the clean sample is ``x_0 = D``, as everywhere.  Slow: for tests and for measuring solvers.
 
-    Attributes:
-        schedule: the noise schedule.
+    Args:
         rtol, atol: of the local error, in normalised units.
+
+    Raises:
+        InputError: the table is stochastic, or a tolerance isn't positive.
     """
+    require_positive(rtol=rtol, atol=atol)
+    if tableau.stochastic:
+        raise InputError("the probability flow has no noise: choose a solver without noise, as ddim")
+    x_T, batch = noise.x_T, len(noise.x_T)
+    times = tableau.timesteps.tolist() + ([] if tableau.end == CLEAN else [tableau.end])
+    points = [schedule.at(t) for t in times]
+    # Tables of several stages come to a time more than once.
+    lambdas, place = np.unique([point.lam for point in points], return_inverse=True)
+    ys = np.empty((batch, len(points), x_T[0].numel()))
+    calls = torch.zeros(batch, dtype=torch.int64, device=x_T.device)
+    for b in range(batch):
+        element = torch.tensor([b], device=x_T.device)
 
-    schedule: NoiseSchedule
-    rtol: float = 1e-6
-    atol: float = 1e-6
+        def slope(lam: float, y: NDArray[Any], element: Tensor = element) -> NDArray[Any]:
+            at = schedule.at(schedule.timestep(lam))
+            x = torch.from_numpy(at.alpha * y).to(x_T).view(1, *x_T.shape[1:])
+            D = denoise(x, x_T.new_tensor([at.time]), element)
+            return D.flatten().cpu().double().numpy() - y
 
-    def __post_init__(self) -> None:
-        require_positive(rtol=self.rtol, atol=self.atol)
-
-    @staticmethod
-    def check(tableau: Tableau) -> None:
-        """Raises ``InputError`` for a stochastic table."""
-        if tableau.stochastic:
-            raise InputError(
-                "driver 'rk45' solves the probability flow: choose a solver without noise, as ddim"
-            )
-
-    def __call__(
-        self, denoise: BoundDenoise, tableau: Tableau, noise: Noise, guess: Tensor | None = None
-    ) -> Solution:
-        self.check(tableau)
-        x_T, schedule = noise.x_T, self.schedule
-        shape, batch = x_T.shape[1:], len(x_T)
-        times = tableau.timesteps.tolist() + ([] if tableau.end == CLEAN else [tableau.end])
-        points = [schedule.at(t) for t in times]
-        # Tables of several stages come to a time more than once.
-        lambdas, place = np.unique([point.lam for point in points], return_inverse=True)
-        ys = np.empty((batch, len(points), x_T[0].numel()))
-        calls = torch.zeros(batch, dtype=torch.int64, device=x_T.device)
-        for b in range(batch):
-            element = torch.tensor([b], device=x_T.device)
-
-            def slope(lam: float, y: NDArray[Any], element: Tensor = element) -> NDArray[Any]:
-                at = schedule.at(schedule.timestep(lam))
-                x = torch.from_numpy(at.alpha * y).to(x_T).view(1, *shape)
-                D = denoise(x, x_T.new_tensor([at.time]), element)
-                return D.flatten().cpu().double().numpy() - y
-
-            begin = (x_T[b].cpu().double() / points[0].alpha).flatten().numpy()
-            span = (lambdas[0], lambdas[-1])
-            solved = solve_ivp(slope, span, begin, "RK45", lambdas, rtol=self.rtol, atol=self.atol)
-            if not solved.success:
-                raise RuntimeError(f"RK45 failed at lambda {solved.t[-1]:.3f}: {solved.message}")
-            ys[b] = solved.y.T[place]
-            calls[b] = solved.nfev
-        alphas = np.array([point.alpha for point in points])[:, None]
-        x = torch.from_numpy(np.swapaxes(ys * alphas, 0, 1)).to(x_T).view(len(points), *x_T.shape)
-        n = tableau.n_nodes
-        node = torch.arange(n, device=x_T.device)[:, None].expand(n, batch)
-        at_nodes = on_nodes(denoise, tableau.timesteps.to(x_T))
-        x0_hats = evaluate_all(at_nodes, x[:n], node, torch.ones_like(node, dtype=torch.bool))
-        sample = x0_hats[-1] if tableau.end == CLEAN else x[-1]
-        return Solution(sample, x0_hats, noise, iterations=calls + 1, nfe=calls + n)
+        initial = (x_T[b].cpu().double() / points[0].alpha).flatten().numpy()
+        span = (lambdas[0], lambdas[-1])
+        solved = solve_ivp(slope, span, initial, "RK45", lambdas, rtol=rtol, atol=atol)
+        if not solved.success:
+            raise RuntimeError(f"RK45 failed at lambda {solved.t[-1]:.3f}: {solved.message}")
+        ys[b], calls[b] = solved.y.T[place], solved.nfev
+    alphas = np.array([point.alpha for point in points])[:, None]
+    x = torch.from_numpy(np.swapaxes(ys * alphas, 0, 1)).to(x_T).view(len(points), *x_T.shape)
+    n = tableau.n_nodes
+    node = torch.arange(n, device=x_T.device)[:, None].expand(n, batch)
+    at_nodes = on_nodes(denoise, tableau.timesteps.to(x_T))
+    x0_hats = evaluate_all(at_nodes, x[:n], node, torch.ones_like(node, dtype=torch.bool))
+    sample = x0_hats[-1] if tableau.end == CLEAN else x[-1]
+    return Solution(sample, x0_hats, noise, iterations=calls + 1, nfe=calls + n)

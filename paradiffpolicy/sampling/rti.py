@@ -1,13 +1,14 @@
-"""Exactly K rounds per plan, continued from the last plan.
+"""Real-time iteration: exactly K iterations per plan, warm-started from the last plan.
 
 The idea is the real-time iteration of nonlinear model predictive control (Diehl et al. 2005): a
-solver that is asked again and again for nearly the same problem needs few iterations if it starts
-from its last answer, moved along by what has been executed.
+solver that meets nearly the same problem again and again needs few iterations if it starts from its
+last solution, moved along by the executed steps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,14 +22,16 @@ from .tableau import Tableau
 
 @dataclass(frozen=True)
 class RTI(IterativeDriver):
-    """K rounds of ``D <- D(drift + B D)`` over all nodes: constant latency, no stopping rule.
+    """Iterates ``D <- D(drift + B D)`` K times over all nodes: constant latency, no stopping rule.
 
-    Without a ``guess`` (a first plan) there is nothing to continue: that plan is sampled
-    sequentially, in N rounds.
+    Without a ``guess`` (a first plan) there is nothing to start from: that plan is sampled
+    sequentially, in N iterations.
     """
 
+    usual_start: ClassVar[str] = "warm_same_noise"
+
     iterations: int = 2
-    evaluate: Evaluate = evaluate_all
+    evaluate: Evaluate = field(default=evaluate_all, repr=False)
 
     def __post_init__(self) -> None:
         require_count(iterations=self.iterations)
@@ -38,7 +41,7 @@ class RTI(IterativeDriver):
 
 
 class RTISolve(Solve):
-    """Every round is all nodes."""
+    """Every iteration calls the network on all nodes."""
 
     def __init__(self, driver: RTI, tableau: Tableau, like: Tensor) -> None:
         self.linear, self.evaluate = Linear(tableau, like), driver.evaluate
@@ -48,17 +51,17 @@ class RTISolve(Solve):
     def init(self, noise: Noise, guess: Tensor | None) -> State:
         assert guess is not None
         drift = self.linear.drift(noise)
-        return {"drift": drift, "x0_hats": guess, "round": drift.new_zeros((), dtype=torch.int64)}
+        return {"drift": drift, "x0_hats": guess, "iteration": drift.new_zeros((), dtype=torch.int64)}
 
     def iterate(self, denoise: NodeDenoise, state: State) -> State:
         x = self.linear.all_nodes(state["drift"], state["x0_hats"])
         node = self.nodes.expand(x.shape[:2])
         active = torch.ones_like(node, dtype=torch.bool)
         outputs = self.evaluate(denoise, x, node, active)
-        return {**state, "x0_hats": outputs, "round": state["round"] + 1}
+        return {**state, "x0_hats": outputs, "iteration": state["iteration"] + 1}
 
     def done(self, state: State) -> Tensor:
-        return state["round"] >= self.limit
+        return state["iteration"] >= self.limit
 
     def finish(self, noise: Noise, state: State) -> Solution:
         sample = self.linear.sample(state["drift"], state["x0_hats"])

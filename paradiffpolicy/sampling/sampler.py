@@ -1,4 +1,4 @@
-"""A sampler is a table, a driver that walks it, and where a walk begins."""
+"""A sampler is a table, a driver that solves it, and a start."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 
+from ..diffusion.denoiser import BoundDenoise
 from ..diffusion.schedule import NoiseSchedule
 from ..errors import InputError, nearest
+from ..registry import Registry
 from ..types import Solution
 from .anderson import Anderson
-from .driver import BoundDenoise, Driver, Evaluate, evaluate_active, evaluate_all
+from .driver import Driver, Evaluate, check_driver, evaluate_active, evaluate_all
 from .picard import Picard, PicardPublished
-from .reference import RK45
 from .rti import RTI
 from .sequential import Sequential
 from .sharded import Sharded
 from .solvers import Solver, solver_tableau
+from .spacing import Spacing
 from .speculative import Speculative
 from .tableau import Tableau
 from .warm_start import STARTS, Shape, Start, cold_start, warm_start_same_noise
@@ -31,13 +33,18 @@ class Sampler:
 
     Attributes:
         tableau: the solver.
-        driver: who walks it.
-        start: the noise, and the first guess, of a walk.
+        driver: solves the table's equations.
+        start: the noise, and the first guess, of a solution.
     """
 
     tableau: Tableau
     driver: Driver
     start: Start = cold_start
+
+    def __repr__(self) -> str:
+        noise = "stochastic" if self.tableau.stochastic else "deterministic"
+        start = getattr(self.start, "__name__", type(self.start).__name__)
+        return f"Sampler({self.tableau.n_nodes} nodes, {noise}, {self.driver!r}, {start})"
 
     def __call__(
         self,
@@ -52,22 +59,23 @@ class Sampler:
         return self.driver(denoise, self.tableau, noise, guess)
 
 
-DRIVERS: dict[str, tuple[Callable[..., Driver], Start]] = {
-    "sequential": (Sequential, cold_start),
-    "picard": (Picard, cold_start),
-    "picard_published": (PicardPublished, cold_start),
-    "anderson": (Anderson, cold_start),
-    "speculative": (Speculative, cold_start),
-    "rti": (RTI, warm_start_same_noise),
-    "rk45": (RK45, cold_start),
-}
-"""Every driver by name, with where its walks begin unless told otherwise."""
+DRIVERS: Registry[Callable[..., Driver]] = Registry(
+    "driver",
+    {
+        "sequential": Sequential,
+        "picard": Picard,
+        "picard_published": PicardPublished,
+        "anderson": Anderson,
+        "speculative": Speculative,
+        "rti": RTI,
+    },
+)
+"""Every driver's class by name."""
 
-EVALUATES: dict[str, Callable[[], Evaluate]] = {
-    "active": lambda: evaluate_active,
-    "all": lambda: evaluate_all,
-    "sharded": Sharded,
-}
+EVALUATES: Registry[Callable[[], Evaluate]] = Registry(
+    "evaluate",
+    {"active": lambda: evaluate_active, "all": lambda: evaluate_all, "sharded": Sharded},
+)
 """Every way to call the network on a window, by name."""
 
 
@@ -76,22 +84,23 @@ def make_sampler(
     *,
     solver: str | Solver = "ddpm",
     n_steps: int = 100,
-    spacing: str = "leading",
+    spacing: str | Spacing = "leading",
     denoise_to_zero: bool = True,
     lambda_min: float | None = None,
     solver_options: Mapping[str, Any] | None = None,
-    driver: str = "sequential",
-    start: str | None = None,
+    driver: str | type | Driver = "sequential",
+    start: str | Start | None = None,
     executed: slice = slice(None),
     **driver_options: Any,
 ) -> Sampler:
-    """A sampler by names: see ``SOLVERS``, ``SPACINGS``, ``DRIVERS`` and ``BEGINS``.
+    """Makes a sampler of names, or of objects of one's own.
 
     Args:
         schedule: the noise schedule that the network was trained on.
-        solver: a name, or a function like those.
+        solver: a name in ``SOLVERS``, or a function like those.
         n_steps, spacing, denoise_to_zero, lambda_min: see ``spacing.time_grid``.
-        start: where walks begin; None: as the driver usually does.
+        driver: a name in ``DRIVERS``, a class like those, or a driver that is ready to be called.
+        start: a name in ``STARTS``, or a function like those; None: the driver's usual one.
         executed: a sample's steps that will be executed, which a ``plan_tolerance`` is about.
         driver_options: the driver's attributes; ``evaluate`` by a name in ``EVALUATES``.
 
@@ -101,32 +110,40 @@ def make_sampler(
     tableau = solver_tableau(
         schedule, solver, n_steps, spacing, denoise_to_zero, lambda_min, **(solver_options or {})
     )
-    if driver not in DRIVERS:
-        raise InputError(f"unknown driver {driver!r}{nearest(driver, DRIVERS)}")
-    if start is not None and start not in STARTS:
-        raise InputError(f"unknown start {start!r}{nearest(start, STARTS)}")
-    make_driver, usual_start = DRIVERS[driver]
-    given = {"schedule": schedule, "executed": executed}
-    known = inspect.signature(make_driver).parameters
-    for option in driver_options:
-        if option not in known or option in given:
-            names = [name for name in known if name not in given]
-            raise InputError(f"driver {driver!r} has no option {option!r}{nearest(option, names)}")
-    options = {**driver_options, **{name: value for name, value in given.items() if name in known}}
-    if isinstance(options.get("evaluate"), str):
-        name = options["evaluate"]
-        if name not in EVALUATES:
-            raise InputError(f"unknown evaluate {name!r}{nearest(name, EVALUATES)}")
-        options["evaluate"] = EVALUATES[name]()
-    built: Any = make_driver(**options)
-    if hasattr(built, "check"):
-        built.check(tableau)
-    if isinstance(options.get("evaluate"), Sharded):
-        options["evaluate"].check(min(getattr(built, "window", tableau.n_nodes), tableau.n_nodes))
-    starts = usual_start if start is None else STARTS[start]
-    if isinstance(built, Speculative) and starts is warm_start_same_noise:
+    built = _driver(driver, executed, driver_options)
+    check_driver(built, tableau)
+    evaluate = getattr(built, "evaluate", None)
+    if isinstance(evaluate, Sharded):
+        evaluate.check(min(getattr(built, "window", tableau.n_nodes), tableau.n_nodes))
+    chosen = getattr(built, "usual_start", "cold") if start is None else start
+    begins = chosen if callable(chosen) else STARTS.named(chosen)
+    if isinstance(built, Speculative) and begins is warm_start_same_noise:
         raise InputError(
             "start='warm_same_noise' uses the last plan's noise again, on which its guess depends; driver "
             "'speculative' needs noise that its guess doesn't know: start='warm' or 'cold'"
         )
-    return Sampler(tableau, built, starts)
+    return Sampler(tableau, built, begins)
+
+
+def _driver(driver: str | type | Driver, executed: slice, options: Mapping[str, Any]) -> Driver:
+    """The driver with its options."""
+    name = driver if isinstance(driver, str) else getattr(driver, "__name__", type(driver).__name__)
+    if not isinstance(driver, str | type):
+        for option in options:
+            raise InputError(f"driver {name} is made already: it takes no option {option!r}")
+        return driver
+    make: Any = DRIVERS.named(driver) if isinstance(driver, str) else driver
+    known = inspect.signature(make).parameters
+    for option in options:
+        if option not in known or option == "executed":
+            names = [each for each in known if each != "executed"]
+            hint = nearest(option, names) if names else ": it has none"
+            raise InputError(f"driver {name!r} has no option {option!r}{hint}")
+    given = {**options, **({"executed": executed} if "executed" in known else {})}
+    if isinstance(given.get("evaluate"), str):
+        given["evaluate"] = EVALUATES.named(given["evaluate"])()
+    try:
+        built: Driver = make(**given)
+    except TypeError as error:
+        raise InputError(f"driver {name!r} can't be made ({error})") from error
+    return built

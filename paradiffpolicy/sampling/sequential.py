@@ -14,14 +14,14 @@ from .tableau import Tableau
 
 @dataclass(frozen=True)
 class Sequential(IterativeDriver):
-    """``for i: D_i = D(x_i)``: N rounds of one node each; ignores ``guess``."""
+    """Computes ``D_i = D(x_i)`` for every i in turn: N iterations of one node each; ignores ``guess``."""
 
     def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
         return SequentialSolve(tableau, like)
 
 
 class SequentialSolve(Solve):
-    """Round i is node i."""
+    """Iteration i is node i."""
 
     def __init__(self, tableau: Tableau, like: Tensor) -> None:
         self.linear = Linear(tableau, like)

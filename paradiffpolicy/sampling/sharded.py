@@ -1,7 +1,7 @@
 """A window over several processes: each calls the network on its share of the nodes.
 
-Every process runs the same driver on the same noise and comes to the same decisions; once per round
-they exchange what the network said.  Start them with ``torchrun``:
+Every process runs the same driver on the same noise and comes to the same decisions; once per
+iteration they exchange the network's outputs.  Start them with ``torchrun``:
 
     torchrun --nproc-per-node 2 -m paradiffpolicy evaluate sampler.paraddpm.evaluate=sharded
 """
@@ -20,13 +20,13 @@ from .driver import NodeDenoise, evaluate_active
 
 
 class Sharded:
-    """An ``Evaluate``: the window's nodes split evenly, one all-gather per round.
+    """An ``Evaluate``: the window's nodes split evenly, one all-gather per iteration.
 
     Args:
         group: the processes; all by default.
 
     Raises:
-        InputError: torch.distributed hasn't been warm.
+        InputError: torch.distributed isn't initialized.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -43,7 +43,7 @@ class Sharded:
             )
 
     def __call__(self, denoise: NodeDenoise, x: Tensor, node: Tensor, active: Tensor) -> Tensor:
-        """See ``walk.Evaluate``; all processes get the whole window."""
+        """See ``driver.Evaluate``; all processes get the whole window."""
         share = math.ceil(len(x) / self.world)
         mine = slice(self.rank * share, (self.rank + 1) * share)
         part = x.new_zeros(share, *x.shape[1:])
@@ -55,7 +55,7 @@ class Sharded:
 
 
 def join_from_environment(device: str) -> int:
-    """Joins the processes that torchrun warm, if it did; this process's rank."""
+    """Joins the processes that torchrun started, if it did; this process's rank."""
     if not dist.is_torchelastic_launched():
         return 0
     cuda = torch.device(device).type == "cuda"

@@ -1,4 +1,4 @@
-"""Which timesteps a solver visits.
+"""Spacings of the timesteps that a solver visits.
 
 A spacing is a function ``(schedule, n, last)`` to n falling times, float64, of which ``last`` is
 the noisiest that it may use.
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..diffusion.schedule import CLEAN, NoiseSchedule
-from ..errors import InputError, nearest
+from ..errors import InputError
+from ..registry import Registry
 
 Spacing = Callable[[NoiseSchedule, int, int], Tensor]
 
@@ -58,28 +59,31 @@ def karras(schedule: NoiseSchedule, n: int, last: int, rho: float = 7.0) -> Tens
     return torch.tensor([schedule.timestep(-math.log(s)) for s in noise.tolist()], dtype=torch.float64)
 
 
-SPACINGS: dict[str, Spacing] = {
-    "leading": leading,
-    "trailing": trailing,
-    "linspace": linspace,
-    "quadratic": quadratic,
-    "uniform_lambda": uniform_lambda,
-    "karras": karras,
-}
+SPACINGS: Registry[Spacing] = Registry(
+    "timestep spacing",
+    {
+        "leading": leading,
+        "trailing": trailing,
+        "linspace": linspace,
+        "quadratic": quadratic,
+        "uniform_lambda": uniform_lambda,
+        "karras": karras,
+    },
+)
 """Every spacing by name."""
 
 
 def time_grid(
     schedule: NoiseSchedule,
     n_steps: int,
-    spacing: str = "leading",
+    spacing: str | Spacing = "leading",
     denoise_to_zero: bool = True,
     lambda_min: float | None = None,
 ) -> Tensor:
     """The ``n_steps + 1`` times between which a solver steps.
 
     Args:
-        spacing: a name in ``SPACINGS``.
+        spacing: a name in ``SPACINGS``, or a function like those.
         denoise_to_zero: the last step goes from the spacing's last timestep to the clean sample;
             without it the sample is left there, with that timestep's noise on it.
         lambda_min: leave out the timesteps whose log signal-to-noise ratio is lower (Lu et al. 2022
@@ -88,8 +92,7 @@ def time_grid(
     Raises:
         InputError: the spacing is unknown, or the schedule has too few timesteps for so many steps.
     """
-    if spacing not in SPACINGS:
-        raise InputError(f"unknown timestep spacing {spacing!r}{nearest(spacing, SPACINGS)}")
+    space = spacing if callable(spacing) else SPACINGS.named(spacing)
     n_times = n_steps + (not denoise_to_zero)
     last = schedule.n_train_steps - 1
     if lambda_min is not None:
@@ -98,5 +101,5 @@ def time_grid(
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or not 0 < n_steps <= usable:
         clipped = "" if lambda_min is None else f" with lambda_min={lambda_min:g}"
         raise InputError(f"n_steps={n_steps} must be 1 to {usable}, the policy's training steps{clipped}")
-    times = SPACINGS[spacing](schedule, n_times, last).clamp(0, last)  # against rounding at the ends
+    times = space(schedule, n_times, last).clamp(0, last)  # against rounding at the ends
     return torch.cat((times, times.new_tensor([CLEAN]))) if denoise_to_zero else times

@@ -1,25 +1,25 @@
-r"""Speculation that is exact in law: no tolerance, and still many nodes per network call.
+r"""Speculation that is exact in distribution: no tolerance, and still many nodes per network call.
 
 A step of a stochastic solver draws ``x_{i+1} ~ N(m_i, s_i^2)``, where m_i needs the network at x_i.
-A round proposes a window of nodes with guessed outputs, as in Picard's iteration, calls the network
-on all of them at once, and then couples each step's proposal ``N(m'_i, s_i^2)`` with the law
-``N(m_i, s_i^2)`` that it should have had.  With ``delta = (m' - m) / s`` (Bou-Rabee, Eberle and
+An iteration proposes a window of nodes with guessed outputs, as in Picard's iteration, calls the network
+on all of them at once, and then couples each step's proposal ``N(m'_i, s_i^2)`` with the
+distribution ``N(m_i, s_i^2)`` that it should have had.  With ``delta = (m' - m) / s`` (Bou-Rabee, Eberle and
 Zimmer 2020, section 2.3, the reflection-maximal coupling):
 
     log u <= -z delta - |delta|^2 / 2   the proposal stands: it is m + s (z + delta)
     otherwise                           the step becomes m + s (z - 2 (e z) e),  e = delta / |delta|
 
-Either way the step has exactly its own law, given all before it, and no coupling rejects less
-often.  The first rejection ends the round there.  This is autospeculation (Hu et al. 2025,
+Either way the step has exactly its own distribution, given all before it, and no coupling rejects
+less often.  The first rejection ends the iteration there.  This is autospeculation (Hu et al. 2025,
 "Diffusion models are secretly exchangeable") with a window and with Picard's guesses.
 
-Both outcomes are the step with another noise in place of z.  So the walk is the table's, with noise
-that is decided as the window slides, and that noise is standard normal.
+Both outcomes are the step with another noise in place of z.  So the solution is the table's, with
+noise that is decided as the window slides, and that noise is standard normal.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -66,28 +66,26 @@ def reflection_coupling(z: Tensor, delta: Tensor, log_u: Tensor) -> tuple[Tensor
 
 @dataclass(frozen=True)
 class Speculative(IterativeDriver):
-    """Samples with exactly the sequential driver's law, for solvers that add noise on every step.
+    """Samples with exactly the sequential driver's distribution, for solvers that add noise on every step.
 
-    The sample is another one than the sequential driver's from the same noise.  ``Walk.noise`` has
-    the step noises as they were decided: walked sequentially, they give this very sample.  A
+    The sample is another one than the sequential driver's from the same noise.  ``Solution.noise`` has
+    the step noises as they were decided: the sequential driver gives this very sample from them.  A
     ``guess`` may be any guess that doesn't depend on the noise.
 
     Attributes:
-        window: nodes per round and batch element.
+        window: nodes per iteration and batch element.
         evaluate: how the network is called on a window.
     """
 
     decides_noise: ClassVar[bool] = True
 
     window: int = 20
-    evaluate: Evaluate = evaluate_active
+    evaluate: Evaluate = field(default=evaluate_active, repr=False)
 
     def __post_init__(self) -> None:
         require_count(window=self.window)
 
-    @staticmethod
-    def check(tableau: Tableau) -> None:
-        """Raises ``InputError`` unless each of the table's steps but the last adds its own noise."""
+    def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
         steps = tableau.step_form
         own = steps.R.diagonal()
         alone = bool((steps.R - own.diag()).abs().max() <= 1e-9 * own.abs().max())
@@ -96,14 +94,11 @@ class Speculative(IterativeDriver):
                 "driver 'speculative' needs a solver that adds noise on every step, as ddpm or "
                 "sde_dpm_solver_pp_2m does: choose one of those, or driver 'picard'"
             )
-
-    def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
-        self.check(tableau)
         return SpeculativeSolve(self, tableau, like, warm)
 
 
 class SpeculativeSolve(Solve):
-    """Every round decides the noise of the windows' steps up to the first rejection."""
+    """Every iteration decides the noise of the windows' steps up to the first rejection."""
 
     count = None
 
@@ -140,7 +135,7 @@ class SpeculativeSolve(Solve):
         delta = combined(self.weights, inside, wrong[:n])
         proposed = take(z, index)
         stands, decided = reflection_coupling(proposed, delta, state["log_u"].gather(0, inside))
-        certain = self.scale.index_select(0, inside.flatten()).view(inside.shape) == 0  # the mean is the law
+        certain = self.scale.index_select(0, inside.flatten()).view(inside.shape) == 0  # no noise is added
         # The steps that stand up to the first that doesn't, and that one, are decided.
         up_to = (self.window.ahead <= leading(stands | certain)) & active
         keep = broadcast(up_to & ~certain, delta)

@@ -1,4 +1,4 @@
-r"""A solver is a table.
+r"""A solver is a table of coefficients.
 
 With every network turned into ``D(x_t) = x0_hat`` (``diffusion.denoiser``), a solver's nodes are
 linear in what it has seen:
@@ -31,7 +31,7 @@ class StepForm(NamedTuple):
 
 @dataclass(frozen=True)
 class Tableau:
-    """A solver's coefficients, float64; N is the number of network calls of a sequential walk.
+    """A solver's coefficients, float64, at N nodes.
 
     Attributes:
         timesteps: ``[N]``, where the network is called; fractions allowed.
@@ -75,7 +75,7 @@ class Tableau:
 
     @property
     def n_nodes(self) -> int:
-        """N, the network calls of a sequential walk."""
+        """N, the network calls of the sequential driver."""
         return len(self.timesteps)
 
     @property

@@ -1,7 +1,7 @@
-r"""How a solver becomes a table: its own algorithm, run once on symbols.
+r"""Turns a solver into a table by running its algorithm once on symbols.
 
 A solver is written as its paper writes it.  ``x_T``, the network's outputs and the noises are
-``Form``s, which can be added and multiplied by numbers and nothing else, so whatever a solver
+``LinearForm``s, which can be added and multiplied by numbers and nothing else, so whatever a solver
 computes is linear, and its weights are the table:
 
     def euler(schedule, grid):
@@ -24,10 +24,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..diffusion.schedule import NoiseSchedule, Point
+from ..errors import InputError
 from .tableau import Tableau
 
 
-class Form:
+class LinearForm:
     """A linear form: ``w[0] x_T + sum_j w[1 + 2j] D_j + w[2 + 2j] z_j``."""
 
     __array_ufunc__ = None  # numpy's numbers leave multiplication to __rmul__
@@ -36,28 +37,63 @@ class Form:
         self.weights = weights
 
     @staticmethod
-    def unit(column: int) -> Form:
+    def unit(column: int) -> LinearForm:
+        """The form of one symbol: 0 is x_T, ``1 + 2j`` D_j, ``2 + 2j`` z_j."""
         weights = np.zeros(column + 1)
         weights[column] = 1.0
-        return Form(weights)
+        return LinearForm(weights)
 
     def padded(self, length: int) -> NDArray[np.float64]:
+        """The weights, followed by zeros."""
         return np.pad(self.weights, (0, length - len(self.weights)))
 
-    def __add__(self, other: Form) -> Form:
+    def __add__(self, other: LinearForm) -> LinearForm:
+        other = as_form(other, "adds")
         length = max(len(self.weights), len(other.weights))
-        return Form(self.padded(length) + other.padded(length))
+        return LinearForm(self.padded(length) + other.padded(length))
 
-    def __sub__(self, other: Form) -> Form:
-        return self + (-1.0) * other
+    def __radd__(self, other: object) -> LinearForm:
+        raise _not_linear("adds", other)
 
-    def __mul__(self, factor: float) -> Form:
-        return Form(self.weights * float(factor))
+    def __sub__(self, other: LinearForm) -> LinearForm:
+        return self + (-1.0) * as_form(other, "subtracts")
+
+    def __neg__(self) -> LinearForm:
+        return -1.0 * self
+
+    def __mul__(self, factor: float) -> LinearForm:
+        return LinearForm(self.weights * _number(factor, "multiplies by"))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> Form:
-        return Form(self.weights / float(divisor))
+    def __truediv__(self, divisor: float) -> LinearForm:
+        return LinearForm(self.weights / _number(divisor, "divides by"))
+
+
+def _not_linear(verb: str, value: object) -> InputError:
+    return InputError(
+        f"a solver must be linear in x_T, the network's outputs and the noises, but this one {verb} "
+        f"{'one of them' if isinstance(value, LinearForm) else f'a {type(value).__name__}'}: add and "
+        "subtract them, and multiply them by numbers that are known before the first network call"
+    )
+
+
+def _number(value: Any, verb: str) -> float:
+    try:
+        return float(value)
+    except TypeError:
+        raise _not_linear(verb, value)
+
+
+def as_form(value: object, verb: str) -> LinearForm:
+    """``value`` if it is a linear form.
+
+    Raises:
+        InputError: it isn't; the message says what the solver does with it, ``verb``.
+    """
+    if not isinstance(value, LinearForm):
+        raise _not_linear(verb, value)
+    return value
 
 
 def posterior_variance(s: Point, t: Point) -> float:
@@ -66,7 +102,7 @@ def posterior_variance(s: Point, t: Point) -> float:
 
 
 class Trace:
-    """Records what a solver does on a grid of times.
+    """Records a solver's steps on a grid of times.
 
     Args:
         schedule: the noise schedule.
@@ -82,24 +118,24 @@ class Trace:
         self.schedule = schedule
         self.points = [schedule.at(float(time)) for time in grid]
         self.steps = list(pairwise(self.points))
-        self.x_T = Form.unit(0)
-        self._inputs: list[Form] = []
+        self.x_T = LinearForm.unit(0)
+        self._inputs: list[LinearForm] = []
         self._at: list[Point] = []
 
-    def denoise(self, x: Form, at: Point) -> Form:
+    def denoise(self, x: LinearForm, at: Point) -> LinearForm:
         """The network's x0_hat for input ``x`` at a time: one more node."""
-        self._inputs.append(x)
+        self._inputs.append(as_form(x, "calls the network on"))
         self._at.append(at)
-        return Form.unit(2 * len(self._inputs) - 1)
+        return LinearForm.unit(2 * len(self._inputs) - 1)
 
-    def noise(self) -> Form:
+    def noise(self) -> LinearForm:
         """Standard normal noise that belongs to the latest node; the same if asked for again."""
-        return Form.unit(2 * len(self._inputs))
+        return LinearForm.unit(2 * len(self._inputs))
 
-    def tableau(self, sample: Form) -> Tableau:
+    def tableau(self, sample: LinearForm) -> Tableau:
         """The table whose last node is ``sample``."""
         n = len(self._inputs)
-        rows = np.stack([form.padded(2 * n + 1) for form in [*self._inputs, sample]])
+        rows = np.stack([form.padded(2 * n + 1) for form in [*self._inputs, as_form(sample, "returns")]])
         end = self.points[-1]
         variance = []
         for at in self._at:

@@ -1,4 +1,4 @@
-"""Where a walk begins: its noise, and what of the last plan it goes on from."""
+"""Starts: the noise of a solution, and a first guess of it from the last plan."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..registry import Registry
 from ..types import Noise, Solution
 from .tableau import Tableau
 
@@ -16,7 +17,7 @@ Shape = tuple[int, ...]
 Start = Callable[
     [Tableau, Shape, Solution | None, int, Sequence[torch.Generator]], tuple[Noise, Tensor | None]
 ]
-"""``(tableau, shape, previous walk, executed steps, one generator per batch element)`` to the noise
+"""``(tableau, shape, previous solution, executed steps, one generator per batch element)`` to the noise
 and a first guess of the x0_hats ``[N, batch, T, A]``, or None."""
 
 
@@ -27,7 +28,7 @@ def cold_start(
     executed_steps: int,
     generators: Sequence[torch.Generator],
 ) -> tuple[Noise, None]:
-    """New noise for every plan.  A batch element draws from its own generator, so what it gets
+    """Draws new noise for every plan.  A batch element draws from its own generator, so its noise
     doesn't depend on its neighbours; an ODE solver draws x_T alone."""
     n = tableau.n_nodes
     drawn = 1 + (n if tableau.stochastic else 0)
@@ -60,7 +61,7 @@ def warm_start(
     executed_steps: int,
     generators: Sequence[torch.Generator],
 ) -> tuple[Noise, Tensor | None]:
-    """New noise, and the last plan as a first guess of the x0_hats, if there is one."""
+    """Draws new noise and takes the last plan as a first guess of the x0_hats, if there is one."""
     noise, _ = cold_start(tableau, shape, previous, executed_steps, generators)
     return noise, None if previous is None else shifted_guess(previous, executed_steps)
 
@@ -72,20 +73,22 @@ def warm_start_same_noise(
     executed_steps: int,
     generators: Sequence[torch.Generator],
 ) -> tuple[Noise, Tensor | None]:
-    """The last plan and its noise, moved along together, so that what is left of the plan is nearly
-    a fixed point already; the end of the noise is new.  Fresh if there is no last plan."""
-    fresh_noise, _ = cold_start(
+    """Moves the last plan and its noise along together, so that what is left of the plan is nearly a
+    fixed point already; the end of the noise is new.  A cold start if there is no last plan."""
+    new_noise, _ = cold_start(
         tableau, (executed_steps, shape[-1]) if previous else shape, None, 0, generators
     )
     if previous is None:
-        return fresh_noise, None
+        return new_noise, None
     noise = Noise(
-        shifted(previous.noise.x_T, executed_steps, fresh_noise.x_T.to(previous.noise.x_T)),
-        shifted(previous.noise.z, executed_steps, fresh_noise.z.to(previous.noise.z)),
-        fresh_noise.u,
+        shifted(previous.noise.x_T, executed_steps, new_noise.x_T.to(previous.noise.x_T)),
+        shifted(previous.noise.z, executed_steps, new_noise.z.to(previous.noise.z)),
+        new_noise.u,
     )
     return noise, shifted_guess(previous, executed_steps)
 
 
-STARTS: dict[str, Start] = {"cold": cold_start, "warm": warm_start, "warm_same_noise": warm_start_same_noise}
-"""Every way to begin by name."""
+STARTS: Registry[Start] = Registry(
+    "start", {"cold": cold_start, "warm": warm_start, "warm_same_noise": warm_start_same_noise}
+)
+"""Every start by name."""

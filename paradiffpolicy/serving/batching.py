@@ -15,7 +15,7 @@ import torch
 from ..clock import Clock
 from ..errors import InputError
 from ..policy import Policy
-from ..sampling.capture.sampler import padded_size
+from ..sampling.capture.executor import padded_size
 from ..types import Committed, Plan
 from .protocol import BusyError, Options, PlanJob, generator_at, state_of
 

@@ -373,10 +373,9 @@ class Metadata:
             )
         names = {field.name for field in fields(PolicySpec)}
         try:
-            spec = PolicySpec(**checked_map(value["spec"], "spec", names, ()))
-            spec = PolicySpec(**{**vars(spec), "down_dims": tuple(spec.down_dims)})
+            spec = PolicySpec.from_dict(checked_map(value["spec"], "spec", names, ()))
             form = PlanFormat(spec, int(value["n_nodes"]), bool(value["stochastic"]))
             limits = int(value["max_batch"]), int(value["max_message"])
             return Metadata(form, str(value["sampler"]), *limits, str(value["version"]))
-        except (KeyError, TypeError, ValueError, MessageError) as error:
+        except (KeyError, TypeError, ValueError, InputError) as error:
             raise ServerError(f"the server's metadata is incomplete ({error}): install its version here")

@@ -28,7 +28,8 @@ from ..diffusion.schedule import NoiseSchedule
 from ..errors import InputError, require_count, require_positive
 from ..files import write_atomically
 from ..models.ema import EMA
-from ..policy import build_network, spec_schedule
+from ..models.networks import build_network
+from ..policy import spec_schedule
 from ..types import PolicySpec
 
 RESUME_FILE = "resume.pt"

@@ -1,8 +1,7 @@
-"""Every backend by name."""
+"""Capture settings, and every backend by name."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Callable
@@ -11,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ...errors import InputError, nearest, require_count
+from ...errors import require_count
+from ...models.precision import check_precision
+from ...registry import Registry
 from .cuda_graph import cuda_graph_backend
 from .emulated import EmulatedDevice
 from .graphs import Graphs
 from .openvino import openvino_backend
-from .program import CapturedProgram, CaptureError, Program
-from .sampler import EAGER, Backend
+from .program import EAGER, Backend, CaptureError
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +27,17 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paradiffpolicy"
 
 
+MakeBackends = Callable[["CaptureSettings", torch.device], list[Backend]]
+"""Settings and a device to the backends to use, in order of preference.  Raises ``CaptureError`` if there are
+none here."""
+
+
 @dataclass(frozen=True)
 class CaptureSettings:
-    """How plans are captured.
+    """How plans are to be captured; ``Policy.programs`` says how they were.
 
     Attributes:
-        backend: a name in ``BACKENDS``.
+        backend: a name in ``BACKENDS``, or a function like those.
         precision: of the network, a name in ``models.precision.PRECISIONS``.
         threads: of a captured call on a CPU; None: as many as the backend likes.
         pinning: of those threads to cores; None: as the backend likes.
@@ -41,7 +46,7 @@ class CaptureSettings:
         budget: bytes of memory that a sampler's programs may keep, for all shapes.
     """
 
-    backend: str = "eager"
+    backend: str | MakeBackends = "eager"
     precision: str = "f32"
     threads: int | None = None
     pinning: bool | None = None
@@ -50,83 +55,68 @@ class CaptureSettings:
     budget: int = 2**30
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise InputError(f"unknown capture {self.backend!r}{nearest(self.backend, BACKENDS)}")
+        if not callable(self.backend):
+            BACKENDS.named(self.backend)
+        check_precision(self.precision)
         require_count(budget=self.budget, **({} if self.threads is None else {"threads": self.threads}))
 
-    def backends(self, device: torch.device) -> list[Callable[[], Backend]]:
-        """What to try on a device, best first; making one raises ``CaptureError`` if it can't be had."""
-        return BACKENDS[self.backend](self, device)
+    def backends(self, device: torch.device) -> list[Backend]:
+        """The backends to use on a device, in order of preference.
+
+        Raises:
+            CaptureError: there are none here.
+        """
+        make = self.backend if callable(self.backend) else BACKENDS.named(self.backend)
+        return make(self, device)
 
 
-def _eager(settings: CaptureSettings, device: torch.device) -> list[Callable[[], Backend]]:
-    return [lambda: EAGER]
+def _eager(settings: CaptureSettings, device: torch.device) -> list[Backend]:
+    return [EAGER]
 
 
-def _emulated(settings: CaptureSettings, device: torch.device) -> list[Callable[[], Backend]]:
-    return [lambda: Backend("emulated", lambda program: Graphs(program, EmulatedDevice()))]
+def _emulated(settings: CaptureSettings, device: torch.device) -> list[Backend]:
+    return [Backend("emulated", lambda program: Graphs(program, EmulatedDevice()))]
 
 
-def _openvino(settings: CaptureSettings, device: torch.device) -> list[Callable[[], Backend]]:
+def _openvino(settings: CaptureSettings, device: torch.device) -> list[Backend]:
+    if device.type != "cpu":
+        raise CaptureError(f"capture=openvino computes on the CPU, not on {device}: device=cpu")
     arithmetic = "f32" if settings.precision == "int8" else settings.precision
+    return [
+        openvino_backend(arithmetic, threads=settings.threads, pinning=settings.pinning, cache=settings.cache)
+    ]
 
-    def make() -> Backend:
-        if device.type != "cpu":
-            raise CaptureError(f"capture=openvino computes on the CPU, not on {device}: device=cpu")
-        return openvino_backend(
-            arithmetic, threads=settings.threads, pinning=settings.pinning, cache=settings.cache
+
+def _cuda_graph(settings: CaptureSettings, device: torch.device) -> list[Backend]:
+    if device.type != "cuda":
+        raise CaptureError(
+            f"capture=cuda_graph needs device=cuda, not {device}: capture=auto takes what there is"
         )
-
-    return [make]
-
-
-def _cuda_graph(settings: CaptureSettings, device: torch.device) -> list[Callable[[], Backend]]:
-    def make() -> Backend:
-        if device.type != "cuda":
-            raise CaptureError(
-                f"capture=cuda_graph needs device=cuda, not {device}: capture=auto takes what there is"
-            )
-        return cuda_graph_backend(tf32=settings.tf32)
-
-    return [make]
+    return [cuda_graph_backend(tf32=settings.tf32)]
 
 
-def _auto(settings: CaptureSettings, device: torch.device) -> list[Callable[[], Backend]]:
-    best = _cuda_graph if device.type == "cuda" else _openvino
-    return [*best(settings, device), *_eager(settings, device)]
+WINDOWED_BATCH = 4
+"""The largest batch of windows that ``auto`` captures on a CPU."""
 
 
-BACKENDS: dict[str, Callable[[CaptureSettings, torch.device], list[Callable[[], Backend]]]] = {
-    "auto": _auto,
-    "eager": _eager,
-    "cuda_graph": _cuda_graph,
-    "openvino": _openvino,
-    "emulated": _emulated,
-}
+def _auto(settings: CaptureSettings, device: torch.device) -> list[Backend]:
+    try:
+        if device.type == "cuda":
+            return [*_cuda_graph(settings, device), EAGER]
+        return [replace(*_openvino(settings, device), largest_windowed_batch=WINDOWED_BATCH), EAGER]
+    except CaptureError as error:
+        log.warning("capture: %s; eager instead", error)
+        return [EAGER]
 
 
-def with_fallback(backends: list[Callable[[], Backend]]) -> Backend:
-    """The first backend that can be had; what it can't freeze the next does, and a line in the log
-    says why.
-
-    Raises:
-        CaptureError: none can be had.
-    """
-    made: list[Backend] = []
-    for position, make in enumerate(backends):
-        try:
-            made.append(make())
-        except CaptureError as error:
-            if position == len(backends) - 1:
-                raise
-            log.warning("capture: %s; trying the next way", error)
-
-    def capture_program(program: Program) -> CapturedProgram:
-        for backend, after in itertools.pairwise(made):
-            try:
-                return backend.capture_program(program)
-            except CaptureError as error:
-                log.warning("capture: %s: the plan %s; %s instead", backend.name, error, after.name)
-        return made[-1].capture_program(program)
-
-    return replace(made[0], capture_program=capture_program)
+BACKENDS: Registry[MakeBackends] = Registry(
+    "capture",
+    {
+        "auto": _auto,
+        "eager": _eager,
+        "cuda_graph": _cuda_graph,
+        "openvino": _openvino,
+        "emulated": _emulated,
+    },
+)
+"""Every backend by name; ``auto`` is the best one here, and eager for what it can't capture."""

@@ -1,4 +1,4 @@
-"""CUDA graphs: one launch runs a whole plan, or a round.
+"""CUDA graphs: one launch runs a whole plan, or an iteration.
 
 Preconditions, on top of a program's (``program``): its tensors are on a CUDA device.  Noise is drawn
 before a plan and copied into the graph's memory, so no generator is captured.  Captures are made on a
@@ -20,15 +20,14 @@ from torch import Tensor
 
 from ..driver import State
 from .graphs import Graphs, WhileLoop
-from .program import CaptureError, Program
-from .sampler import Backend
+from .program import Backend, CaptureError, Program
 
 WARM_UPS = 3
 """Runs before a capture: libraries choose their algorithms and allocate in the first."""
 
 
 def cuda_graph_backend(*, tf32: bool = False) -> Backend:
-    """Freezes programs of CUDA tensors.
+    """The backend that captures programs of CUDA tensors.
 
     Args:
         tf32: float32 products may be computed in TF32, which has 10 bits of mantissa.
@@ -42,6 +41,7 @@ def cuda_graph_backend(*, tf32: bool = False) -> Backend:
 
 
 def cuda_graphs(program: Program, tf32: bool) -> Graphs:
+    """Captures a program on its inputs' device."""
     devices = {value.device for value in program.inputs.values()}
     (device, *others) = devices
     if others or device.type != "cuda":
@@ -52,7 +52,7 @@ def cuda_graphs(program: Program, tf32: bool) -> Graphs:
 
 @contextlib.contextmanager
 def tensor_cores(tf32: bool) -> Iterator[None]:
-    """TF32 on or off for what is captured inside."""
+    """Switches TF32 on or off for captures inside."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = tf32

@@ -1,10 +1,10 @@
 """A GPU capture's rules and its replay, on a CPU: proof that a program can be captured.
 
 A capture records which kernels ran on which memory, and a replay runs the same kernels on the same
-memory.  So does this: every aten call is recorded with its tensors, and a replay makes the same
-calls into the same storages, without any Python of the program.  What a program should have taken
-from its inputs but kept elsewhere comes out stale, as it would on a GPU, and a loop that Python
-counted is stuck in its first round.
+memory.  The emulation does the same: every aten call is recorded with its tensors, and a replay makes
+the same calls into the same storages, without any Python of the program.  Values that a program should have
+taken from its inputs but kept elsewhere come out stale, as they would on a GPU, and a loop that Python
+counted is stuck in its first iteration.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _HostCopies(TorchFunctionMode):
 
 
 def check(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuses what a capture refuses."""
+    """Raises ``CaptureError`` for calls that a capture refuses."""
     if torch.Tag.nondeterministic_seeded in op.tags:
         raise CaptureError(f"draws at random ({op}), which a capture would repeat: draw it before")
     masked = any(

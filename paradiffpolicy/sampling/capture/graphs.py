@@ -1,10 +1,10 @@
-"""A program as graphs that a device replays: three rungs, the same for a GPU and for its emulation.
+"""A program as graphs that a device replays, by one of three methods, for a GPU and for its emulation.
 
-1. The number of rounds is known: everything unrolled in one graph.
+1. The number of iterations is known: everything unrolled in one graph.
 2. Else, where the device has a while node: everything in one graph with a loop in it.
-3. Else a graph each for the beginning, a round and the end.  The device writes whether it is done to
-   memory that the host can read; rounds are launched ahead of what the host has read, so that the
-   device never waits for the host.  The last few rounds may be more than was needed, and change
+3. Else a graph each for the beginning, an iteration and the end.  The device writes whether it is done
+   to memory that the host can read; iterations are launched ahead of what the host has read, so that the
+   device never waits for the host.  The last few iterations may be more than was needed, and change
    nothing.
 """
 
@@ -24,7 +24,7 @@ from .program import CaptureError, Program, nbytes
 log = logging.getLogger(__name__)
 
 LAUNCH_AHEAD = 2
-"""Rounds in flight beyond the one whose flag the host waits for."""
+"""Iterations in flight beyond the one whose flag the host waits for."""
 
 WhileLoop = Callable[
     [Callable[..., Tensor], Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]], tuple[Tensor, ...]
@@ -36,7 +36,7 @@ class Graph(Protocol):
     """Recorded work on fixed memory.
 
     Attributes:
-        result: what the recorded function gave; every replay writes there.
+        result: the recorded function's; every replay writes there.
         nbytes: memory that it keeps.
     """
 
@@ -59,7 +59,7 @@ class Event(Protocol):
 
 
 class Device(Protocol):
-    """What can capture.
+    """Captures functions as graphs.
 
     Attributes:
         name: for people.
@@ -93,7 +93,7 @@ class Graphs:
         self.whole: Graph | None = None
         if program.count is not None:
             count = program.count
-            self.method = f"{device.name}: {count} rounds unrolled in one graph"
+            self.method = f"{device.name}: {count} iterations unrolled in one graph"
             self.whole = device.capture(lambda: self._unrolled(count))
         elif not isinstance(device.while_loop, str):
             self.method = f"{device.name}: one graph with a while node"
@@ -101,21 +101,21 @@ class Graphs:
             try:
                 self.whole = device.capture(lambda: self._looped(while_loop))
             except CaptureError as error:
-                log.warning("capture: no while node, since it %s; a graph per round instead", error)
+                log.warning("capture: no while node, since it %s; a graph per iteration instead", error)
         else:
-            log.info("capture: a graph per round, since %s", device.while_loop)
+            log.info("capture: a graph per iteration, since %s", device.while_loop)
         if self.whole is not None:
             graphs = [self.whole]
         else:
-            self.method = f"{device.name}: a graph per round"
+            self.method = f"{device.name}: a graph per iteration"
             self.flag = device.host_flag()
             self.events = [device.event() for _ in range(LAUNCH_AHEAD + 1)]
             with torch.inference_mode():
-                # The state's memory: the first graph fills it, a round reads it and writes it.
+                # The state's memory: the first graph fills it, an iteration reads it and writes it.
                 state = program.init(self.inputs)
                 self.state = {name: value.clone() for name, value in state.items()}
-            graphs = [device.capture(part) for part in (self._begin, self._round, self._finish)]
-            self.begin, self.round, self.finish = graphs
+            graphs = [device.capture(part) for part in (self._init, self._iterate, self._finish)]
+            self.init, self.iterate, self.finish = graphs
         self.nbytes = nbytes(self.inputs, self.state) + sum(graph.nbytes for graph in graphs)
 
     def _unrolled(self, count: int) -> State:
@@ -139,11 +139,11 @@ class Graphs:
         carried = while_loop(again, body, tuple(state[name] for name in names))
         return program.finish(self.inputs, dict(zip(names, carried, strict=True)))
 
-    def _begin(self) -> State:
+    def _init(self) -> State:
         self._keep(self.program.init(self.inputs))
         return {}
 
-    def _round(self) -> State:
+    def _iterate(self) -> State:
         self._keep(self.program.iterate(self.state))
         return {}
 
@@ -162,16 +162,16 @@ class Graphs:
         if self.whole is not None:
             self.whole.replay()
             return self.whole.result
-        self.begin.replay()
+        self.init.replay()
         in_flight: deque[Event] = deque()
         for launched in range(self.program.limit):
-            self.round.replay()
+            self.iterate.replay()
             event = self.events[launched % len(self.events)]
             event.record()
             in_flight.append(event)
             if len(in_flight) > LAUNCH_AHEAD:
                 in_flight.popleft().synchronize()
-                if self.flag:  # once true it stays true, so a later round's word is as good
+                if self.flag:  # once true it stays true, so a later iteration's is as good
                     break
         self.finish.replay()
         return self.finish.result

@@ -1,10 +1,12 @@
-"""A denoiser as a program samples with it: observed once per plan, called in every round."""
+"""A denoiser as plans are sampled with it: observed once per plan, called in every iteration."""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
-from ...diffusion.denoiser import Denoiser, Trunk
+from ...diffusion.denoiser import BoundDenoise, Denoiser, NodeDenoiser, Trunk
 from ...diffusion.guidance import classifier_free, committed
 from ..driver import NodeDenoise, State
 from ..tableau import Tableau
@@ -13,8 +15,24 @@ COMMITTED = ("committed", "commitment")
 """Inputs of ``guidance.committed``."""
 
 
+class PlanNetwork(Protocol):
+    """The network of an executor, on one table."""
+
+    def observe(self, inputs: State) -> State:
+        """Everything that a plan's conditions decide, once per plan; each ``[batch, …]``."""
+        ...
+
+    def at_nodes(self, observed: State) -> NodeDenoise:
+        """The denoiser at the table's nodes, for an observed plan."""
+        ...
+
+    def at_times(self, inputs: State) -> BoundDenoise:
+        """The denoiser at any times, for drivers that choose their own."""
+        ...
+
+
 class DenoiserNetwork:
-    """A ``sampler.Network`` for inputs ``condition`` ``[batch, G]``; if guided, ``scale`` ``[batch]`` of
+    """A ``PlanNetwork`` for inputs ``condition`` ``[batch, G]``; if guided, ``scale`` ``[batch]`` of
     classifier-free guidance, zero standing for no condition; if something is committed, ``committed``
     ``[batch, T, A]``, normalised, and ``commitment`` ``[batch, T]``, its weight.
 
@@ -28,22 +46,34 @@ class DenoiserNetwork:
     def __init__(
         self, denoiser: Denoiser, tableau: Tableau, device: torch.device, trunk: Trunk | None = None
     ) -> None:
+        self.denoiser = denoiser
         with torch.inference_mode():
             self.nodes = denoiser.at(tableau.timesteps, torch.zeros((), device=device), trunk)
 
     def observe(self, inputs: State) -> State:
-        condition = inputs["condition"]
-        observed = {"given": self.nodes.observe(condition)}
-        if "scale" in inputs:
-            observed["blank"] = self.nodes.observe(torch.zeros_like(condition))
-            observed["scale"] = inputs["scale"]
-        return observed | {name: inputs[name] for name in COMMITTED if name in inputs}
+        return _observed(self.nodes, inputs)
 
-    def bound(self, observed: State) -> NodeDenoise:
-        if "scale" in observed:
-            denoise = classifier_free(self.nodes, observed["given"], observed["blank"], observed["scale"])
-        else:
-            denoise = self.nodes.bind(observed["given"])
-        if "committed" in observed:
-            return committed(denoise, *(observed[name] for name in COMMITTED))
-        return denoise
+    def at_nodes(self, observed: State) -> NodeDenoise:
+        return _bound(self.nodes, observed)
+
+    def at_times(self, inputs: State) -> BoundDenoise:
+        return _bound(self.denoiser, _observed(self.denoiser, inputs))
+
+
+def _observed(denoiser: Denoiser | NodeDenoiser, inputs: State) -> State:
+    condition = inputs["condition"]
+    observed = {"given": denoiser.observe(condition)}
+    if "scale" in inputs:
+        observed["blank"] = denoiser.observe(torch.zeros_like(condition))
+        observed["scale"] = inputs["scale"]
+    return observed | {name: inputs[name] for name in COMMITTED if name in inputs}
+
+
+def _bound(denoiser: Denoiser | NodeDenoiser, observed: State) -> BoundDenoise:
+    if "scale" in observed:
+        denoise = classifier_free(denoiser, observed["given"], observed["blank"], observed["scale"])
+    else:
+        denoise = denoiser.bind(observed["given"])
+    if "committed" in observed:
+        return committed(denoise, *(observed[name] for name in COMMITTED))
+    return denoise

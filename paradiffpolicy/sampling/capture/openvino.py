@@ -1,8 +1,8 @@
 """A whole plan as one OpenVINO model: a CPU's equivalent of a graph of kernels.
 
-The program's calls are recorded (``tape``) and translated (``openvino_ops``); the rounds are the body
-of a Loop, so that a plan is one call of the model, and its weights are there once, whatever the
-number of rounds.  A compiled model is kept on disk, so that only a first start waits for it.
+The program's calls are recorded (``tape``) and translated (``openvino_ops``); the iterations are
+the body of a Loop, so that a plan is one call of the model, and its weights are there once, whatever
+the number of iterations.  A compiled model is kept on disk, so that only a first start waits for it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ import torch
 from ...files import write_atomically
 from ..driver import State
 from .fingerprint import fingerprint
-from .program import CaptureError, Program, nbytes
-from .sampler import Backend
+from .program import Backend, CaptureError, Program, nbytes
 from .tape import Tape, record
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
-"""What a CPU must be capable of for a precision of arithmetic."""
+"""The capability that a CPU needs for a precision of arithmetic."""
 
 
 OUTPUT = "output."
@@ -61,7 +60,7 @@ def openvino_backend(
     pinning: bool | None = None,
     cache: Path | None = None,
 ) -> Backend:
-    """Freezes programs of CPU tensors.
+    """The backend that captures programs of CPU tensors.
 
     Args:
         precision: of the arithmetic, a name in ``PRECISIONS``.
@@ -124,9 +123,9 @@ class Compiled(NamedTuple):
     """A compiled model.
 
     Attributes:
-        model: it.
+        model: ready to be called.
         nbytes: of its constants, which is all that OpenVINO tells of its memory.
-        memory: what it lies in; must outlive it.
+        memory: that it lies in; must outlive it.
     """
 
     model: ov.CompiledModel
@@ -189,7 +188,7 @@ def prune(cache: Path) -> None:
 
 @functools.cache
 def surroundings() -> str:
-    """What a compiled model depends on besides its program: versions, this package's code, the CPU."""
+    """Hashes everything else that a compiled model depends on: versions, this package's code, the CPU."""
     package = Path(__file__).parents[2]
     sources = [path.read_bytes() for path in sorted(package.rglob("*.py"))]
     versions = [importlib.metadata.version(name) for name in ("openvino", "torch")]
@@ -206,24 +205,25 @@ def plan_model(program: Program) -> tuple[ov.Model, int]:
     import openvino as ov
     import openvino.opset13 as op
 
-    from .openvino_ops import WHOLE, Graph
+    from .openvino_graph import ModelGraph
+    from .openvino_ops import WHOLE
 
     def recorded(function: Callable[[], State]) -> Tape:
         return record(function, whole=WHOLE)
 
-    plan = Graph(program.inputs)
-    begin = recorded(lambda: program.init(program.inputs))
-    plan.add(begin)
+    plan = ModelGraph(program.inputs)
+    initial_tape = recorded(lambda: program.init(program.inputs))
+    plan.add(initial_tape)
 
-    # A round, on tensors of its own so that its graph has its own parameters.
-    state = {name: value.clone() for name, value in begin.result.items()}
-    one_round = recorded(lambda: program.iterate(state))
-    changed = [name for name in state if one_round.result[name] is not state[name]]
-    body = Graph(state)
-    body.add(one_round)
-    results = {name: op.result(body.value(one_round.result[name])) for name in changed}
+    # An iteration, on tensors of its own so that its graph has its own parameters.
+    state = {name: value.clone() for name, value in initial_tape.result.items()}
+    iteration = recorded(lambda: program.iterate(state))
+    changed = [name for name in state if iteration.result[name] is not state[name]]
+    body = ModelGraph(state)
+    body.add(iteration)
+    results = {name: op.result(body.value(iteration.result[name])) for name in changed}
     if program.count is None:
-        done = recorded(lambda: {"done": program.done(one_round.result)})
+        done = recorded(lambda: {"done": program.done(iteration.result)})
         body.add(done)
         again = op.result(op.logical_not(body.value(done.result["done"])))
     else:
@@ -231,10 +231,10 @@ def plan_model(program: Program) -> tuple[ov.Model, int]:
     limit = program.limit if program.count is None else program.count
 
     loop = op.loop(plan.constant(torch.tensor(limit)), plan.constant(torch.tensor(True)))
-    loop.set_function(ov.Model([again, *results.values()], list(body.parameters.values()), "round"))
+    loop.set_function(ov.Model([again, *results.values()], list(body.parameters.values()), "iteration"))
     loop.set_special_body_ports([-1, 0])
     for name, parameter in body.parameters.items():
-        initial = plan.output(begin.result[name])
+        initial = plan.output(initial_tape.result[name])
         if name in results:
             loop.set_merged_input(parameter, initial, results[name].output(0))
         else:
@@ -244,7 +244,7 @@ def plan_model(program: Program) -> tuple[ov.Model, int]:
         if name in results:
             plan.stands_for(value, loop.get_iter_value(results[name].output(0), -1))
         else:
-            plan.stands_for(value, plan.output(begin.result[name]))
+            plan.stands_for(value, plan.output(initial_tape.result[name]))
     loop.validate_and_infer_types()
 
     finish = recorded(lambda: program.finish(program.inputs, after))

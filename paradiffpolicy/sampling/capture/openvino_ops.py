@@ -1,136 +1,21 @@
-"""aten calls as OpenVINO operations.
-
-A tape of a function's calls becomes an OpenVINO graph, call by call.  Everything that doesn't come
-from the function's inputs is a constant, computed when the tape was made.
-"""
+"""aten calls as OpenVINO operations: one function per operation, registered in ``TRANSLATIONS``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import openvino.opset13 as op
 import torch
-from openvino import Node, Output, Type
 from torch import Tensor
 
+from .openvino_graph import TRANSLATIONS, ModelGraph, Value, translates
 from .program import CaptureError
-from .tape import Call, Tape
+from .tape import Call
 
 aten = torch.ops.aten
 
-TYPES = {
-    torch.float32: Type.f32,
-    torch.float64: Type.f64,
-    torch.int64: Type.i64,
-    torch.int32: Type.i32,
-    torch.int8: Type.i8,
-    torch.bool: Type.boolean,
-}
-
 WHOLE = frozenset({aten.linear.default, aten.layer_norm.default, aten.matmul.default})
 """Composite operations that have one of their own here."""
-
-Value = Any
-"""A node of the graph, or an output of one: ``Node | Output``."""
-Translation = Callable[["Graph", Call], Any]
-TRANSLATIONS: dict[Any, Translation] = {}
-"""From an aten overload packet to what builds it: an output, or a list of them."""
-
-
-def translates(*packets: Any) -> Callable[[Translation], Translation]:
-    def register(translation: Translation) -> Translation:
-        TRANSLATIONS.update(dict.fromkeys(packets, translation))
-        return translation
-
-    return register
-
-
-class Graph:
-    """A growing OpenVINO graph.
-
-    Args:
-        inputs: name and example of every input; they become parameters of those names.
-
-    Attributes:
-        parameters: by name.
-        nbytes: of its constants.
-    """
-
-    def __init__(self, inputs: dict[str, Tensor]) -> None:
-        self.parameters: dict[str, Node] = {}
-        self.nbytes = 0
-        self._values: dict[int, Value] = {}
-        self._keep: list[Any] = []  # ids are of living tensors only; constants share their memory
-        self._lengths: dict[tuple[Any, ...], Node] = {}
-        for name, example in inputs.items():
-            node = op.parameter(list(example.shape), TYPES[example.dtype], name=name)
-            node.output(0).set_names({name})
-            self.parameters[name] = node
-            self.stands_for(example, node)
-
-    def add(self, tape: Tape) -> None:
-        """Builds a tape's calls.
-
-        Raises:
-            CaptureError: it has one that isn't known here.
-        """
-        for call in tape.calls:
-            self._keep.append(call)
-            inputs = list(call.inputs)
-            known = [tensor for tensor in inputs if id(tensor) in self._values]
-            if not known and all(tensor.dtype is not torch.int8 for tensor in inputs):
-                continue  # of constants alone, hence one; 8-bit weights stay as they are
-            translation = TRANSLATIONS.get(call.op.overloadpacket)
-            if translation is None or call.op._schema.is_mutable:
-                raise CaptureError(f"has an operation that isn't translated to OpenVINO ({call.op})")
-            built = translation(self, call)
-            for tensor, value in zip(
-                call.outputs, built if isinstance(built, list) else [built], strict=True
-            ):
-                self._values[id(tensor)] = value
-
-    def value(self, tensor: Tensor) -> Value:
-        """What stands for a tensor: part of the graph, or a constant."""
-        if id(tensor) not in self._values:
-            self.stands_for(tensor, self.constant(tensor))
-        return self._values[id(tensor)]
-
-    def output(self, tensor: Tensor) -> Output:
-        """The same as an output, which some of OpenVINO's functions insist on."""
-        value = self.value(tensor)
-        return value.output(0) if isinstance(value, Node) else value
-
-    def stands_for(self, tensor: Tensor, value: Value) -> None:
-        """From here on ``value`` is what stands for ``tensor``."""
-        self._values[id(tensor)] = value
-        self._keep.append(tensor)
-
-    def constant(self, tensor: Tensor) -> Node:
-        array = tensor.detach().contiguous().numpy()
-        self._keep.append(array)
-        self.nbytes += array.nbytes
-        return op.constant(array, dtype=TYPES[tensor.dtype], shared_memory=array.nbytes > 1024)
-
-    def cast(self, operand: Tensor | float, dtype: torch.dtype) -> Value:
-        """A tensor or a Python number in a dtype."""
-        if not isinstance(operand, Tensor):
-            return op.constant(np.array(operand), dtype=TYPES[dtype])
-        value = self.value(operand)
-        return value if operand.dtype is dtype else op.convert(value, TYPES[dtype])
-
-    def ints(self, *values: int) -> Node:
-        """A constant vector; each is made once."""
-        if values not in self._lengths:
-            self._lengths[values] = op.constant(np.array(values, dtype=np.int64))
-        return self._lengths[values]
-
-    def axis(self, value: int) -> Node:
-        return op.constant(np.array(value, dtype=np.int64))
-
-    def reshaped(self, value: Value, shape: Sequence[int]) -> Value:
-        return op.reshape(value, self.ints(*shape), special_zero=False)
 
 
 def from_zero(dim: int, like: Tensor) -> int:
@@ -161,7 +46,7 @@ for packet, build in {
     aten.pow: op.power,
 }.items():
 
-    def arithmetic(graph: Graph, call: Call, build: Any = build) -> Value:
+    def arithmetic(graph: ModelGraph, call: Call, build: Any = build) -> Value:
         if call.kwargs.get("alpha", 1) != 1:
             raise CaptureError(f"has an operation that isn't translated to OpenVINO ({call.op} with alpha)")
         return build(*(graph.cast(arg, call.output.dtype) for arg in call.args[:2]))
@@ -170,7 +55,7 @@ for packet, build in {
 
 
 @translates(aten.rsub)
-def reverse_subtract(graph: Graph, call: Call) -> Value:
+def reverse_subtract(graph: ModelGraph, call: Call) -> Value:
     return op.subtract(*(graph.cast(arg, call.output.dtype) for arg in call.args[1::-1]))
 
 
@@ -183,7 +68,7 @@ for packet, build in {
     aten.ge: op.greater_equal,
 }.items():
 
-    def comparison(graph: Graph, call: Call, build: Any = build) -> Value:
+    def comparison(graph: ModelGraph, call: Call, build: Any = build) -> Value:
         dtype = torch.result_type(*call.args[:2])
         return build(*(graph.cast(arg, dtype) for arg in call.args[:2]))
 
@@ -198,7 +83,7 @@ for packet, build in {
     aten.bitwise_not: op.logical_not,
 }.items():
 
-    def logic(graph: Graph, call: Call, build: Any = build) -> Value:
+    def logic(graph: ModelGraph, call: Call, build: Any = build) -> Value:
         if any(tensor.dtype is not torch.bool for tensor in call.inputs):
             raise CaptureError(f"has an operation that isn't translated to OpenVINO ({call.op} of integers)")
         return build(*(graph.value(arg) for arg in call.inputs))
@@ -218,7 +103,7 @@ for packet, build in {
     aten.cos: op.cos,
 }.items():
 
-    def unary(graph: Graph, call: Call, build: Any = build) -> Value:
+    def unary(graph: ModelGraph, call: Call, build: Any = build) -> Value:
         return build(graph.value(call.args[0]))
 
     TRANSLATIONS[packet] = unary
@@ -228,12 +113,12 @@ for packet in (aten.alias, aten.detach, aten.clone, aten.contiguous):
 
 
 @translates(aten._to_copy)
-def to_copy(graph: Graph, call: Call) -> Value:
+def to_copy(graph: ModelGraph, call: Call) -> Value:
     return graph.cast(call.args[0], call.output.dtype)
 
 
 @translates(aten.clamp)
-def clamp(graph: Graph, call: Call) -> Value:
+def clamp(graph: ModelGraph, call: Call) -> Value:
     x, low, high = (*call.args, None, None)[:3]
     low, high = call.kwargs.get("min", low), call.kwargs.get("max", high)
     value = graph.value(x)
@@ -243,7 +128,7 @@ def clamp(graph: Graph, call: Call) -> Value:
 
 
 @translates(aten.where)
-def where(graph: Graph, call: Call) -> Value:
+def where(graph: ModelGraph, call: Call) -> Value:
     condition, yes, no = call.args
     dtype = call.output.dtype
     return op.select(graph.value(condition), graph.cast(yes, dtype), graph.cast(no, dtype))
@@ -253,12 +138,12 @@ def where(graph: Graph, call: Call) -> Value:
 
 
 @translates(aten.view, aten._unsafe_view, aten.reshape, aten.unsqueeze, aten.squeeze)
-def view(graph: Graph, call: Call) -> Value:
+def view(graph: ModelGraph, call: Call) -> Value:
     return graph.reshaped(graph.value(call.args[0]), call.output.shape)
 
 
 @translates(aten.expand, aten.repeat)
-def expand(graph: Graph, call: Call) -> Value:
+def expand(graph: ModelGraph, call: Call) -> Value:
     x, shape = call.args[0], tuple(call.output.shape)
     padded = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
     value = graph.value(x) if padded == tuple(x.shape) else graph.reshaped(graph.value(x), padded)
@@ -267,7 +152,7 @@ def expand(graph: Graph, call: Call) -> Value:
 
 
 @translates(aten.transpose, aten.permute, aten.t)
-def transpose(graph: Graph, call: Call) -> Value:
+def transpose(graph: ModelGraph, call: Call) -> Value:
     x = call.args[0]
     order = list(range(x.ndim))
     if call.op.overloadpacket is aten.permute:
@@ -280,7 +165,7 @@ def transpose(graph: Graph, call: Call) -> Value:
 
 
 @translates(aten.slice)
-def slice_(graph: Graph, call: Call) -> Value:
+def slice_(graph: ModelGraph, call: Call) -> Value:
     given: list[Any] = [*call.args, *(0, None, None, 1)[len(call.args) - 1 :]]
     x, dim, start, end, step = given
     dim, length = from_zero(dim, x), x.shape[from_zero(dim, x)]
@@ -291,14 +176,14 @@ def slice_(graph: Graph, call: Call) -> Value:
 
 
 @translates(aten.select)
-def select(graph: Graph, call: Call) -> Value:
+def select(graph: ModelGraph, call: Call) -> Value:
     x, dim, index = call.args
     dim = from_zero(dim, x)
     return op.gather(graph.value(x), graph.axis(index % x.shape[dim]), graph.axis(dim))
 
 
 @translates(aten.split, aten.split_with_sizes, aten.chunk)
-def split(graph: Graph, call: Call) -> list[Value]:
+def split(graph: ModelGraph, call: Call) -> list[Value]:
     dim = from_zero(dim_argument(call, 2), call.args[0])
     sizes = [part.shape[dim] for part in call.outputs]
     parts = op.variadic_split(graph.value(call.args[0]), graph.axis(dim), graph.ints(*sizes))
@@ -306,7 +191,7 @@ def split(graph: Graph, call: Call) -> list[Value]:
 
 
 @translates(aten.unbind)
-def unbind(graph: Graph, call: Call) -> list[Value]:
+def unbind(graph: ModelGraph, call: Call) -> list[Value]:
     x, dim = call.args[0], from_zero(dim_argument(call, 1), call.args[0])
     return [op.gather(graph.value(x), graph.axis(i), graph.axis(dim)) for i in range(x.shape[dim])]
 
@@ -316,18 +201,18 @@ def dim_argument(call: Call, position: int, default: int = 0) -> int:
 
 
 @translates(aten.cat)
-def cat(graph: Graph, call: Call) -> Value:
+def cat(graph: ModelGraph, call: Call) -> Value:
     return op.concat([graph.value(part) for part in call.args[0]], dim_argument(call, 1) % call.output.ndim)
 
 
 @translates(aten.stack)
-def stack(graph: Graph, call: Call) -> Value:
+def stack(graph: ModelGraph, call: Call) -> Value:
     dim = dim_argument(call, 1) % call.output.ndim
     return op.concat([op.unsqueeze(graph.value(part), graph.axis(dim)) for part in call.args[0]], dim)
 
 
 @translates(aten.constant_pad_nd)
-def constant_pad(graph: Graph, call: Call) -> Value:
+def constant_pad(graph: ModelGraph, call: Call) -> Value:
     x, pads = call.args[:2]
     untouched = [0] * (x.ndim - len(pads) // 2)
     starts, ends = untouched + pads[-2::-2], untouched + pads[::-2]
@@ -344,7 +229,7 @@ def constant_pad(graph: Graph, call: Call) -> Value:
     aten.new_full,
     aten.empty_like,
 )
-def filled(graph: Graph, call: Call) -> Value:
+def filled(graph: ModelGraph, call: Call) -> Value:
     return graph.constant(call.output)
 
 
@@ -352,30 +237,30 @@ def filled(graph: Graph, call: Call) -> Value:
 
 
 @translates(aten.sum)
-def sum_(graph: Graph, call: Call) -> Value:
+def sum_(graph: ModelGraph, call: Call) -> Value:
     value = graph.cast(call.args[0], call.output.dtype)
     return op.reduce_sum(value, graph.ints(*reduced_dims(call)), keeps_dims(call))
 
 
 @translates(aten.mean)
-def mean(graph: Graph, call: Call) -> Value:
+def mean(graph: ModelGraph, call: Call) -> Value:
     return op.reduce_mean(graph.value(call.args[0]), graph.ints(*reduced_dims(call)), keeps_dims(call))
 
 
 @translates(aten.amax, aten.amin)
-def extreme(graph: Graph, call: Call) -> Value:
+def extreme(graph: ModelGraph, call: Call) -> Value:
     build = op.reduce_max if call.op.overloadpacket is aten.amax else op.reduce_min
     return build(graph.value(call.args[0]), graph.ints(*reduced_dims(call)), keeps_dims(call))
 
 
 @translates(aten.all, aten.any)
-def logical(graph: Graph, call: Call) -> Value:
+def logical(graph: ModelGraph, call: Call) -> Value:
     build = op.reduce_logical_and if call.op.overloadpacket is aten.all else op.reduce_logical_or
     return build(graph.value(call.args[0]), graph.ints(*reduced_dims(call)), keeps_dims(call))
 
 
 @translates(aten.linalg_vector_norm)
-def vector_norm(graph: Graph, call: Call) -> Value:
+def vector_norm(graph: ModelGraph, call: Call) -> Value:
     x = call.args[0]
     if (call.args[1] if len(call.args) > 1 else 2) != 2:
         raise CaptureError(f"has an operation that isn't translated to OpenVINO ({call.op} but of order 2)")
@@ -385,7 +270,7 @@ def vector_norm(graph: Graph, call: Call) -> Value:
 
 
 @translates(aten.cumsum)
-def cumsum(graph: Graph, call: Call) -> Value:
+def cumsum(graph: ModelGraph, call: Call) -> Value:
     x, dim = call.args[:2]
     return op.cum_sum(graph.cast(x, call.output.dtype), graph.axis(from_zero(dim, x)))
 
@@ -394,19 +279,19 @@ def cumsum(graph: Graph, call: Call) -> Value:
 
 
 @translates(aten.index_select)
-def index_select(graph: Graph, call: Call) -> Value:
+def index_select(graph: ModelGraph, call: Call) -> Value:
     x, dim, index = call.args
     return op.gather(graph.value(x), graph.value(index), graph.axis(from_zero(dim, x)))
 
 
 @translates(aten.gather)
-def gather(graph: Graph, call: Call) -> Value:
+def gather(graph: ModelGraph, call: Call) -> Value:
     x, dim, index = call.args
     return op.gather_elements(graph.value(x), graph.value(index), from_zero(dim, x))
 
 
 @translates(aten.scatter)
-def scatter(graph: Graph, call: Call) -> Value:
+def scatter(graph: ModelGraph, call: Call) -> Value:
     x, dim, index, source = call.args
     values = graph.cast(source, x.dtype)
     return op.scatter_elements_update(
@@ -415,7 +300,7 @@ def scatter(graph: Graph, call: Call) -> Value:
 
 
 @translates(aten.index_copy)
-def index_copy(graph: Graph, call: Call) -> Value:
+def index_copy(graph: ModelGraph, call: Call) -> Value:
     x, dim, index, source = call.args
     axis = graph.axis(from_zero(dim, x))
     return op.scatter_update(graph.value(x), graph.value(index), graph.value(source), axis)
@@ -425,19 +310,19 @@ def index_copy(graph: Graph, call: Call) -> Value:
 
 
 @translates(aten.mm, aten.bmm, aten.matmul)
-def matmul(graph: Graph, call: Call) -> Value:
+def matmul(graph: ModelGraph, call: Call) -> Value:
     return op.matmul(*(graph.value(arg) for arg in call.args), False, False)
 
 
 @translates(aten.linear)
-def linear(graph: Graph, call: Call) -> Value:
+def linear(graph: ModelGraph, call: Call) -> Value:
     x, weight, bias = (*call.args, None)[:3]
     product = op.matmul(graph.value(x), graph.value(weight), False, True)
     return product if bias is None else op.add(product, graph.value(bias))
 
 
 @translates(aten.layer_norm)
-def layer_norm(graph: Graph, call: Call) -> Value:
+def layer_norm(graph: ModelGraph, call: Call) -> Value:
     x, shape, weight, bias, eps = (*call.args, *(None, None, 1e-5)[len(call.args) - 2 :])[:5]
     axes = graph.ints(*range(x.ndim - len(shape), x.ndim))
     value = op.mvn(graph.value(x), axes, True, eps, "INSIDE_SQRT")

@@ -1,16 +1,16 @@
-"""A whole plan as a program of pure functions, which a backend freezes.
+"""A whole plan as a program of pure functions, which a backend captures.
 
     state = init(inputs)
     count times, or until done(state):  state = iterate(state)
     outputs = finish(inputs, state)
 
-What a program must be for a backend to freeze it (``emulated`` checks it, without a GPU):
+A backend can capture a program if (``emulated`` checks it, without a GPU):
 
 - everything that changes from run to run comes in through ``inputs``;
 - nothing is read back to the host, no shape and no index there depends on data, no mask selects;
 - nothing is drawn at random, and nothing comes from the host once ``init`` runs;
 - a state always has the same keys, shapes and dtypes;
-- rounds after the last that is needed change nothing.
+- iterations after the last that is needed change nothing.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ from ..driver import State
 
 
 class CaptureError(InputError):
-    """A program that a backend can't freeze, or a backend that can't be had here."""
+    """A program that a backend can't capture, or a backend that can't be had here."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """See the module.
+    """A plan as pure functions of tensors; see the module.
 
     Attributes:
-        count: the number of rounds; None: until ``done``.
+        count: the number of iterations; None: until ``done``.
         limit: there are never more.
         inputs: an example: shapes, dtypes, device.
-        identity: gives what tells this program from all others, in other processes too; None: nothing
-            does.
+        identity: gives a name that no other program has, in other processes too; None: nothing does.
     """
 
     init: Callable[[State], State]
@@ -52,10 +51,10 @@ class Program:
 
 
 class CapturedProgram(Protocol):
-    """A program, frozen: inputs like the example's to outputs, which the next call may overwrite.
+    """A captured program: inputs like the example's to outputs, which the next call may overwrite.
 
     Attributes:
-        rung: how, in words.
+        method: how it runs, in words.
         nbytes: memory that it keeps.
     """
 
@@ -66,7 +65,31 @@ class CapturedProgram(Protocol):
 
 
 CaptureFunction = Callable[[Program], CapturedProgram]
-"""A backend.  Raises ``CaptureError``, and keeps nothing then."""
+"""Captures a program.  Raises ``CaptureError``, and keeps nothing then."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How plans are run.
+
+    Attributes:
+        name: for people.
+        capture_program: captures, for a few batch sizes, to which batches are padded; None: nothing is
+            captured, plans are run eagerly.
+        matmul: likes convolutions as matrix products.
+        arithmetic_in_half: computes in bf16 or f16 by itself if told to, from float32 weights.
+        largest_windowed_batch: of batches whose windows are at different places; larger ones are left to
+            the next backend.  None: it takes any.
+    """
+
+    name: str
+    capture_program: CaptureFunction | None
+    matmul: bool = False
+    arithmetic_in_half: bool = False
+    largest_windowed_batch: int | None = None
+
+
+EAGER = Backend("eager", None)
 
 
 def nbytes(*states: State) -> int:

@@ -1,4 +1,4 @@
-"""What a function of tensors does, as a list of aten calls."""
+"""Records a function of tensors as a list of aten calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Tape:
-    """The calls of one function, in order, and what it gave."""
+    """The calls of one function, in order, and its result."""
 
     calls: list[Call]
     result: State

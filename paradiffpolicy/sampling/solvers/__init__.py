@@ -1,7 +1,10 @@
 """Every solver by name.
 
 A solver is a function ``(schedule, grid, **options) -> Tableau``, where ``grid`` ``[n_steps + 1]``
-are falling times, the last of them the sample's; see ``sampling.trace`` for how one is written.
+are falling times, the last of them the sample's; see ``sampling.trace`` for how one is written.  One
+of your own works under every driver, given itself or by a name of its choice:
+
+    SOLVERS.register("mine", my_solver)
 """
 
 from __future__ import annotations
@@ -10,11 +13,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from ...diffusion.schedule import NoiseSchedule
 from ...errors import InputError, nearest
-from ..spacing import time_grid
+from ...registry import Registry
+from ..spacing import Spacing, time_grid
 from ..tableau import Tableau
 from .exponential import dpm_solver_pp_2m, dpm_solver_pp_3m, unipc
 from .one_step import ddim, ddpm, sde_dpm_solver_pp_2m
@@ -23,36 +25,40 @@ from .singlestep import dpm_solver_2, dpm_solver_3, dpm_solver_pp_2s
 
 Solver = Callable[..., Tableau]
 
-SOLVERS: dict[str, Solver] = {
-    # stochastic
-    "ddpm": ddpm,
-    "sde_dpm_solver_pp_1": ddpm,
-    "sde_dpm_solver_pp_2m": sde_dpm_solver_pp_2m,
-    # the probability flow, first order (eta over 0: stochastic)
-    "ddim": ddim,
-    "dpm_solver_1": ddim,
-    "dpm_solver_pp_1": ddim,
-    # multistep: one network call per step
-    "dpm_solver_pp_2m": dpm_solver_pp_2m,
-    "dpm_solver_pp_3m": dpm_solver_pp_3m,
-    "unipc": unipc,
-    "plms": plms,
-    "pndm": pndm,
-    # singlestep: a step takes as many points of the grid as its order
-    "dpm_solver_2": dpm_solver_2,
-    "dpm_solver_3": dpm_solver_3,
-    "dpm_solver_pp_2s": dpm_solver_pp_2s,
-    # Runge-Kutta: more than one network call per step
-    "heun": heun,
-    "rk4": rk4,
-}
+SOLVERS: Registry[Solver] = Registry(
+    "solver",
+    {
+        # stochastic
+        "ddpm": ddpm,
+        "sde_dpm_solver_pp_1": ddpm,
+        "sde_dpm_solver_pp_2m": sde_dpm_solver_pp_2m,
+        # the probability flow, first order (eta over 0: stochastic)
+        "ddim": ddim,
+        "dpm_solver_1": ddim,
+        "dpm_solver_pp_1": ddim,
+        # multistep: one network call per step
+        "dpm_solver_pp_2m": dpm_solver_pp_2m,
+        "dpm_solver_pp_3m": dpm_solver_pp_3m,
+        "unipc": unipc,
+        "plms": plms,
+        "pndm": pndm,
+        # singlestep: a step takes as many points of the grid as its order
+        "dpm_solver_2": dpm_solver_2,
+        "dpm_solver_3": dpm_solver_3,
+        "dpm_solver_pp_2s": dpm_solver_pp_2s,
+        # Runge-Kutta: more than one network call per step
+        "heun": heun,
+        "rk4": rk4,
+    },
+)
+"""Every solver by name.  Names that stand for the same function are the same method."""
 
 
 def solver_tableau(
     schedule: NoiseSchedule,
     solver: str | Solver,
     n_steps: int,
-    spacing: str = "leading",
+    spacing: str | Spacing = "leading",
     denoise_to_zero: bool = True,
     lambda_min: float | None = None,
     **options: Any,
@@ -64,18 +70,25 @@ def solver_tableau(
         n_steps, spacing, denoise_to_zero, lambda_min: the grid, see ``spacing.time_grid``.
 
     Raises:
-        InputError: a name is unknown, ``n_steps`` doesn't fit the schedule or the solver, or the
-            solver has no such option or refuses its value.
+        InputError: a name is unknown, ``n_steps`` doesn't fit the schedule or the solver, the solver has
+            no such option, refuses its value, isn't linear, or returns no table.
     """
-    if isinstance(solver, str):
-        if solver not in SOLVERS:
-            raise InputError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}")
-        name, solver = solver, SOLVERS[solver]
-    else:
-        name = solver.__name__
-    known = list(inspect.signature(solver).parameters)[2:]
+    function = solver if callable(solver) else SOLVERS.named(solver)
+    name = solver if isinstance(solver, str) else getattr(solver, "__name__", type(solver).__name__)
+    known = list(inspect.signature(function).parameters)[2:]
     for option in options:
         if option not in known:
             raise InputError(f"solver {name!r} has no option {option!r}{nearest(option, known)}")
-    grid: Tensor = time_grid(schedule, n_steps, spacing, denoise_to_zero, lambda_min)
-    return solver(schedule, grid, **options)
+    grid = time_grid(schedule, n_steps, spacing, denoise_to_zero, lambda_min)
+    try:
+        tableau = function(schedule, grid, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"solver {name!r} gives no table ({error})") from error
+    except InputError as error:
+        raise error if function in SOLVERS.values() else InputError(f"solver {name!r}: {error}") from error
+    if not isinstance(tableau, Tableau):
+        raise InputError(
+            f"solver {name!r} returned {type(tableau).__name__}, not a table: end it with "
+            "'return trace.tableau(x)'"
+        )
+    return tableau

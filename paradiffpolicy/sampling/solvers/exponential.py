@@ -19,10 +19,10 @@ from torch import Tensor
 from ...diffusion.schedule import NoiseSchedule, Point
 from ...errors import InputError
 from ..tableau import Tableau
-from ..trace import Form, Trace
+from ..trace import LinearForm, Trace
 from .one_step import flow_step
 
-Seen = list[tuple[Point, Form]]
+Seen = list[tuple[Point, LinearForm]]
 """Where the network has been called, and what it gave."""
 
 
@@ -109,8 +109,8 @@ def unipc(
     n = len(trace.steps)
     require_order(order, n)
 
-    def residual(seen: Seen, t: Point, p: int, D_t: Form | None = None) -> Form:
-        """What order p adds to ``flow_step`` from the last seen point to t, D there known or not."""
+    def residual(seen: Seen, t: Point, p: int, D_t: LinearForm | None = None) -> LinearForm:
+        """The term that order p adds to ``flow_step`` from the last seen point to t, D there known or not."""
         (s, D), h = seen[-1], t.lam - seen[-1][0].lam
         others = seen[-2 : -p - 1 : -1] + ([] if D_t is None else [(t, D_t)])
         r = np.array([(point.lam - s.lam) / h for point, _ in others])

@@ -9,10 +9,10 @@ from torch import Tensor
 from ...diffusion.schedule import NoiseSchedule, Point
 from ...errors import InputError, nearest
 from ..tableau import Tableau
-from ..trace import Form, Trace, posterior_variance
+from ..trace import LinearForm, Trace, posterior_variance
 
 
-def flow_step(x: Form, D: Form, s: Point, t: Point) -> Form:
+def flow_step(x: LinearForm, D: LinearForm, s: Point, t: Point) -> LinearForm:
     """The probability flow from s to t if D stayed as it is: ``x_t = alpha_t D + sigma_t eps``."""
     ratio = t.sigma / s.sigma
     return ratio * x + (t.alpha - ratio * s.alpha) * D

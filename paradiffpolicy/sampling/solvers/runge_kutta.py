@@ -10,7 +10,7 @@ from torch import Tensor
 from ...diffusion.schedule import NoiseSchedule, Point
 from ...errors import InputError
 from ..tableau import Tableau
-from ..trace import Form, Trace
+from ..trace import LinearForm, Trace
 from .one_step import flow_step
 
 
@@ -52,7 +52,7 @@ def rk4(schedule: NoiseSchedule, grid: Tensor) -> Tableau:
         middle = schedule.at(schedule.timestep((s.lam + t.lam) / 2))
         y = x / s.alpha
 
-        def slope(at: Point, stage: Form) -> Form:
+        def slope(at: Point, stage: LinearForm) -> LinearForm:
             return trace.denoise(at.alpha * stage, at) - stage
 
         k1 = trace.denoise(x, s) - y
@@ -71,18 +71,18 @@ ADAMS_BASHFORTH = {
 """Weights of the newest epsilon first, for equal strides."""
 
 
-def _multistep(eps: list[Form]) -> Form:
+def _multistep(eps: list[LinearForm]) -> LinearForm:
     weights = ADAMS_BASHFORTH[min(len(eps), 4)]
     terms = [weight * form for weight, form in zip(weights, reversed(eps), strict=False)]
     return sum(terms[1:], start=terms[0])
 
 
-def _transfer(x: Form, eps: Form, s: Point, t: Point) -> Form:
+def _transfer(x: LinearForm, eps: LinearForm, s: Point, t: Point) -> LinearForm:
     """PNDM's phi: the flow from s to t with epsilon as it is (Liu et al. 2022, equation 11)."""
     return t.alpha / s.alpha * x + (t.sigma - t.alpha / s.alpha * s.sigma) * eps
 
 
-def _epsilon(trace: Trace, x: Form, at: Point) -> Form:
+def _epsilon(trace: Trace, x: LinearForm, at: Point) -> LinearForm:
     return (x - at.alpha * trace.denoise(x, at)) / at.sigma
 
 
@@ -115,7 +115,7 @@ def pndm(schedule: NoiseSchedule, grid: Tensor) -> Tableau:
     trace = Trace(schedule, grid.tolist())
     if len(trace.steps) < 4:
         raise InputError(f"pndm needs at least 4 steps, got n_steps={len(trace.steps)}: plms takes fewer")
-    x, eps = trace.x_T, list[Form]()
+    x, eps = trace.x_T, list[LinearForm]()
     for s, t in trace.steps[:3]:
         middle = schedule.at((s.time + t.time) / 2)
         e1 = _epsilon(trace, x, s)

@@ -20,16 +20,16 @@ from torch import Tensor
 
 from ...diffusion.schedule import NoiseSchedule, Point
 from ..tableau import Tableau
-from ..trace import Form, Trace
+from ..trace import LinearForm, Trace
 from .exponential import require_order
 from .one_step import flow_step
 
 
 @dataclass(frozen=True)
 class _Prediction:
-    """What the formulas differ in: M from x and D; decay and scale of a step; w's sign."""
+    """The parts in which the formulas differ: M from x and D; decay and scale of a step; w's sign."""
 
-    M: Callable[[Form, Form, Point], Form]
+    M: Callable[[LinearForm, LinearForm, Point], LinearForm]
     decay: Callable[[Point, Point], float]
     scale: Callable[[Point], float]
     sign: float
@@ -88,20 +88,20 @@ def _singlestep(
     trace = Trace(schedule, grid.tolist())
     n = len(trace.steps)
     require_order(order, n)
-    x, begin = trace.x_T, 0
+    x, first = trace.x_T, 0
     for size in group_orders(n, order, lower_order_final, trace.points[-1].sigma == 0):
-        s, *stages = trace.points[begin : begin + size + 1]
+        s, *stages = trace.points[first : first + size + 1]
         D = trace.denoise(x, s)
         at, Ms, stage = [s], [kind.M(x, D, s)], flow_step(x, D, s, stages[0])
         for t, following in pairwise(stages):
             at.append(t)
             Ms.append(kind.M(stage, trace.denoise(stage, t), t))
             stage = _step(x, at, Ms, following, kind)
-        x, begin = stage, begin + size
+        x, first = stage, first + size
     return trace.tableau(x)
 
 
-def _step(x: Form, at: list[Point], Ms: list[Form], t: Point, kind: _Prediction) -> Form:
+def _step(x: LinearForm, at: list[Point], Ms: list[LinearForm], t: Point, kind: _Prediction) -> LinearForm:
     """From ``at[0]`` to t with two or three values of M; the third order takes the outer two."""
     s, last = at[0], at[-1]
     h = t.lam - s.lam

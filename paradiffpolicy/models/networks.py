@@ -1,0 +1,107 @@
+"""Every network by name.
+
+A network of your own is a ``torch.nn.Module`` that is called as ``network(x [rows, T, A], t [rows],
+condition [rows, G])`` and gives ``[rows, T, A]``, with G the flattened observation window.  Register
+what builds it, in a module that every process imports (``plugins``):
+
+    NETWORKS.register("mine", lambda spec: MyNetwork(spec.action_dim, **spec.network_options))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..registry import Registry
+from ..types import PolicySpec
+from .unet1d import ConditionalUnet1D
+
+
+def build_unet1d(spec: PolicySpec) -> ConditionalUnet1D:
+    """The U-Net of a spec, with fresh weights.
+
+    Raises:
+        InputError: the spec's sizes don't fit together.
+    """
+    try:
+        network = ConditionalUnet1D(
+            input_dim=spec.action_dim,
+            global_cond_dim=spec.n_obs_steps * spec.obs_dim,
+            diffusion_step_embed_dim=spec.diffusion_step_embed_dim,
+            down_dims=spec.down_dims,
+            kernel_size=spec.kernel_size,
+            n_groups=spec.n_groups,
+            cond_predict_scale=spec.cond_predict_scale,
+        )
+    except ValueError as error:
+        raise InputError(str(error))
+    if spec.horizon % network.horizon_multiple:
+        raise InputError(
+            f"horizon={spec.horizon} must be a multiple of {network.horizon_multiple}, since "
+            f"{len(spec.down_dims)} levels halve it {len(spec.down_dims) - 1} times"
+        )
+    return network
+
+
+NETWORKS: Registry[Callable[[PolicySpec], nn.Module]] = Registry("network", {"unet1d": build_unet1d})
+"""Every network by name: a builder from a policy's spec."""
+
+
+def build_network(spec: PolicySpec) -> nn.Module:
+    """The network of a spec, with fresh weights.
+
+    Raises:
+        InputError: the network is unknown, its builder returns no module, or the spec's sizes don't fit
+            together.
+    """
+    if not 0 <= spec.condition_dropout < 1:
+        raise InputError(f"condition_dropout={spec.condition_dropout} must be at least 0 and under 1")
+    if spec.executed.stop > spec.horizon:
+        raise InputError(
+            f"n_obs_steps={spec.n_obs_steps} - 1 + n_action_steps={spec.n_action_steps} must not be over "
+            f"horizon={spec.horizon}"
+        )
+    network = NETWORKS.named(spec.network)(spec)
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"network {spec.network!r}: its builder returned {type(network).__name__}, not a torch.nn.Module"
+        )
+    return network
+
+
+def check_network(spec: PolicySpec, network: nn.Module, device: torch.device) -> None:
+    """Calls a network once as a policy of this spec will.
+
+    Raises:
+        InputError: it can't be called like that, or its output has another shape.
+    """
+    shape = (2, spec.horizon, spec.action_dim)
+    condition = torch.zeros(2, spec.n_obs_steps * spec.obs_dim, device=device)
+    call = "network(x [rows, T, A], t [rows], condition [rows, G])"
+    try:
+        with torch.inference_mode():
+            output = network(torch.zeros(shape, device=device), torch.zeros(2, device=device), condition)
+    except Exception as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{type(network).__name__} can't be called as {call}: {line}") from error
+    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if found != shape:
+        raise InputError(f"{type(network).__name__} gives {found}, expected {shape}, called as {call}")
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device that can compute here.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"device={device} can't be used here ({line}): device=cpu") from error
+    return found

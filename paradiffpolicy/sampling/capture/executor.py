@@ -1,0 +1,271 @@
+"""Runs plans of a driver on a table: eagerly, or as one call of a captured program each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError, require_count
+from ...types import Noise, Solution
+from ..driver import Driver, IterativeDriver, Solve, State, evaluate_active, evaluate_all, run
+from ..tableau import Tableau
+from .fingerprint import fingerprint
+from .network import PlanNetwork
+from .program import EAGER, Backend, CapturedProgram, CaptureError, Program
+
+log = logging.getLogger(__name__)
+
+OBSERVED = "observed."
+"""Begins the names of the network's observations in a state."""
+
+
+class EagerProgram:
+    """An entry of ``Executor.programs``: plans that aren't captured."""
+
+    method = "eager"
+    nbytes = 0
+
+
+class Executor:
+    """Runs plans, by batch and device on the first of its backends that can.
+
+    A program is captured at the first use of its shapes.  May be used from any thread; calls of captured
+    programs wait for one another.
+
+    Args:
+        driver: in a captured program ``evaluate_active`` becomes ``evaluate_all``, since a capture's shapes
+            don't depend on data.
+        tableau: the solver.
+        network: gives the network in the form that a backend likes; asked once per backend.
+        backends: in order of preference; what one can't capture the next does, and a line in the log says
+            why.  ``EAGER`` can do everything.
+        identity: gives a name that no other weights or precision have, for backends that keep programs
+            on disk; None: nothing is kept.
+        budget: bytes that captured programs may keep; the least recently used are evicted, but the
+            newest always stays.
+
+    Raises:
+        CaptureError: the driver can't be captured, and ``EAGER`` isn't among the backends.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        tableau: Tableau,
+        network: Callable[[Backend], PlanNetwork],
+        backends: Sequence[Backend],
+        *,
+        identity: Callable[[], str] | None = None,
+        budget: int = 2**30,
+    ) -> None:
+        require_count(budget=budget)
+        self.driver, self.tableau, self.budget = driver, tableau, budget
+        self.backends, obstacle = list(backends), _obstacle(driver)
+        if obstacle is not None and any(backend.capture_program for backend in backends):
+            if EAGER not in self.backends:
+                raise CaptureError(f"{obstacle}: capture=eager")
+            log.warning("capture: %s; eager instead", obstacle)
+            self.backends = [EAGER]
+        own = type(driver).__module__.split(".")[0] == __name__.split(".")[0]
+        self.identity = identity if own else None  # another's driver may change under the same name
+        self._make_network, self._networks = network, dict[str, PlanNetwork]()
+        self._captured: OrderedDict[tuple[Any, ...], CapturedProgram | None] = OrderedDict()
+        self._eager: dict[tuple[Any, ...], EagerProgram] = {}
+        self._solves: dict[tuple[Any, ...], Solve] = {}
+        self._lock = threading.Lock()
+
+    def run(self, inputs: State, noise: Noise, guess: Tensor | None = None) -> Solution:
+        """Samples one batch.
+
+        Args:
+            inputs: the conditions, each ``[batch, …]``, as the network observes them.
+            noise: everything random.
+            guess: ``[N, batch, T, A]``, the first guess, or None.
+
+        Raises:
+            CaptureError: the program can't be captured.
+            InputError: the shapes don't fit together.
+        """
+        given, along = self._checked(inputs, noise, guess)
+        if self._captures(len(noise.x_T)):
+            size = padded_size(len(noise.x_T))
+            given = {name: _padded(value, 0, size) for name, value in given.items()}
+            along = {name: _padded(value, 1, size) for name, value in along.items()}
+            with self._lock, torch.inference_mode():
+                program = self._program({**given, **along})
+                if program is not None:
+                    return _solution(program({**given, **along}), noise)
+        with torch.inference_mode():
+            return self._run_eagerly(inputs, noise, guess)
+
+    def _captures(self, batch: int) -> bool:
+        """Whether a batch is for a captured program.  Where windows are at different places, a CPU gains
+        more from calling the network on active rows alone, which no capture can."""
+        first = self.backends[0]
+        windowed = getattr(self.driver, "evaluate", None) is evaluate_active
+        if windowed and first.largest_windowed_batch is not None and batch > first.largest_windowed_batch:
+            return False
+        return first.capture_program is not None
+
+    def _checked(self, inputs: State, noise: Noise, guess: Tensor | None) -> tuple[State, State]:
+        """A program's inputs: those that begin with the batch, and those that begin with the nodes."""
+        given, along = {**inputs, "x_T": noise.x_T}, {}
+        if self.tableau.stochastic:
+            along["z"] = noise.z
+        if getattr(self.driver, "decides_noise", False):
+            along["u"] = noise.u
+        if guess is not None:
+            along["guess"] = guess
+        n, batch = self.tableau.n_nodes, len(noise.x_T)
+        for name, value in given.items():
+            if value.shape[0] != batch:
+                raise InputError(f"{name} {tuple(value.shape)} must begin with the batch, {batch}")
+        for name, value in along.items():
+            if tuple(value.shape[:2]) != (n, batch):
+                raise InputError(f"{name} {tuple(value.shape)} must begin with nodes and batch, {(n, batch)}")
+        return given, along
+
+    def _run_eagerly(self, inputs: State, noise: Noise, guess: Tensor | None) -> Solution:
+        network, like, warm = self._network(EAGER), noise.x_T, guess is not None
+        if not isinstance(self.driver, IterativeDriver):
+            self._eager[()] = EagerProgram()
+            return self.driver(network.at_times(inputs), self.tableau, noise, guess)
+        key = (like.dtype, like.device, warm)
+        if key not in self._eager:
+            self._solves[key] = self.driver.on(self.tableau, like, warm)
+            self._eager[key] = EagerProgram()
+        return run(self._solves[key], network.at_nodes(network.observe(inputs)), noise, guess)
+
+    def _program(self, inputs: State) -> CapturedProgram | None:
+        """The captured program for such inputs; None: no backend can, but eagerly it goes."""
+        key = tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(inputs.items()))
+        if key in self._captured:
+            self._captured.move_to_end(key)
+            return self._captured[key]
+        captured = self._capture(inputs, key)
+        self._captured[key] = captured
+        while self.nbytes > self.budget and len(self._captured) > 1:
+            self._captured.popitem(last=False)
+        return captured
+
+    def _capture(self, inputs: State, key: tuple[Any, ...]) -> CapturedProgram | None:
+        example = {name: value.clone() for name, value in inputs.items()}
+        driver, weights = self.driver, self.identity
+        assert isinstance(driver, IterativeDriver)
+        if getattr(driver, "evaluate", None) is evaluate_active:
+            driver = replace(driver, evaluate=evaluate_all)  # type: ignore[type-var]
+        solve = driver.on(self.tableau, inputs["x_T"], "guess" in inputs)
+        identity = None if weights is None else lambda: fingerprint(weights(), driver, self.tableau, key)
+        for backend in self.backends:
+            if backend.capture_program is None:
+                return None
+            program = sampling_program(self._network(backend), solve, self.tableau, example, identity)
+            try:
+                return backend.capture_program(program)
+            except CaptureError as error:
+                if backend is self.backends[-1]:
+                    raise
+                log.warning("capture: %s: the plan %s; trying the next backend", backend.name, error)
+        return None
+
+    def _network(self, backend: Backend) -> PlanNetwork:
+        if backend.name not in self._networks:
+            self._networks[backend.name] = self._make_network(backend)
+        return self._networks[backend.name]
+
+    @property
+    def programs(self) -> list[CapturedProgram | EagerProgram]:
+        """How plans have been run: the captured programs that are kept, the least recently used first, and
+        an entry with the method ``eager`` for plans that weren't captured."""
+        captured = [program for program in self._captured.values() if program is not None]
+        return [*captured, *self._eager.values()]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that captured programs keep."""
+        return sum(program.nbytes for program in self.programs)
+
+
+def _obstacle(driver: Driver) -> str | None:
+    """Why a driver can't be captured; None: it can."""
+    if not isinstance(driver, IterativeDriver):
+        name = getattr(driver, "__name__", type(driver).__name__)
+        return f"driver {name} can't be captured, since it isn't an IterativeDriver"
+    evaluate = getattr(driver, "evaluate", evaluate_all)
+    if evaluate is evaluate_all or (evaluate is evaluate_active and is_dataclass(driver)):
+        return None
+    name = getattr(evaluate, "__name__", type(evaluate).__name__).lower()
+    return f"evaluate={name} can't be captured (evaluate=all can)"
+
+
+def padded_size(batch: int) -> int:
+    """The batch size to capture for: powers of two up to 8, then multiples of 8."""
+    return 1 << (batch - 1).bit_length() if batch <= 8 else -(-batch // 8) * 8
+
+
+def _padded(value: Tensor, dim: int, size: int) -> Tensor:
+    """Its last element again until ``size`` along ``dim``: padding must not be NaN, and not be slower."""
+    missing = size - value.shape[dim]
+    if not missing:
+        return value
+    last = value.narrow(dim, value.shape[dim] - 1, 1)
+    return torch.cat((value, last.expand(*value.shape[:dim], missing, *value.shape[dim + 1 :])), dim=dim)
+
+
+def _solution(outputs: State, noise: Noise) -> Solution:
+    """A program's outputs without the padding, in memory of their own: the next call overwrites them."""
+    batch = len(noise.x_T)
+    out = {
+        name: (value[:, :batch] if name in ("x0_hats", "z") else value[:batch]).clone()
+        for name, value in outputs.items()
+    }
+    decided = replace(noise, z=out["z"]) if "z" in out else noise
+    return Solution(out["sample"], out["x0_hats"], decided, out["iterations"], out["nfe"])
+
+
+def sampling_program(
+    network: PlanNetwork,
+    solve: Solve,
+    tableau: Tableau,
+    inputs: State,
+    identity: Callable[[], str] | None = None,
+) -> Program:
+    """Sampling as a program: noise, guess and conditions in, the solution's tensors out."""
+    n = tableau.n_nodes
+
+    def noise(inputs: State) -> Noise:
+        x_T = inputs["x_T"]
+        zero = x_T.new_zeros(())
+        z, u = inputs.get("z"), inputs.get("u")
+        return Noise(
+            x_T,
+            zero.expand(n, *x_T.shape) if z is None else z,
+            zero.expand(n, x_T.shape[0]) if u is None else u,
+        )
+
+    def init(inputs: State) -> State:
+        observed = {OBSERVED + name: value for name, value in network.observe(inputs).items()}
+        return {**observed, **solve.init(noise(inputs), inputs.get("guess"))}
+
+    def iterate(state: State) -> State:
+        observed = {key.removeprefix(OBSERVED): v for key, v in state.items() if key.startswith(OBSERVED)}
+        return solve.iterate(network.at_nodes(observed), state)
+
+    def finish(inputs: State, state: State) -> State:
+        solution = solve.finish(noise(inputs), state)
+        outputs = {
+            "sample": solution.sample,
+            "x0_hats": solution.x0_hats,
+            "iterations": solution.iterations,
+            "nfe": solution.nfe,
+        }
+        return {**outputs, "z": solution.noise.z} if "u" in inputs else outputs
+
+    return Program(init, iterate, solve.done, finish, solve.count, solve.limit, inputs, identity)
