@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .data.normalizer import Normalizer
-from .errors import InputError
+from .errors import InputError, nearest
 from .files import write_atomically
 from .types import PolicySpec
 
@@ -68,6 +68,18 @@ class Checkpoint:
             if stale.name != file_name:
                 stale.unlink()
 
+    def with_spec(self, **changes: Any) -> Checkpoint:
+        """The same with parts of its spec replaced, as ``n_action_steps=4``.
+
+        Raises:
+            InputError: the spec has no such part.
+        """
+        known = [field.name for field in dataclasses.fields(self.spec)]
+        for name in changes:
+            if name not in known:
+                raise InputError(f"a policy's spec has no {name!r}{nearest(name, known)}")
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, **changes))
+
     @staticmethod
     def load(folder: str | Path) -> Checkpoint:
         """Reads a checkpoint; weights come back as float32.
@@ -96,6 +108,17 @@ class Checkpoint:
             )
         weights = {name: w.float() for name, w in safetensors.torch.load(content).items()}
         return Checkpoint(spec, weights, observation, action, metadata.get("info", {}))
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """A checkpoint's folder: as given, else in the checkout or the installed package.
+
+    The shipped PushT checkpoint is found as ``checkpoints/pusht_keypoints`` from any working folder.
+    """
+    given = Path(folder).expanduser()
+    package = Path(__file__).resolve().parent
+    shipped = (package.parent / given, package / given)
+    return next((path for path in (given, *shipped) if (path / METADATA).exists()), given)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

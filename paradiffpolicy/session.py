@@ -1,4 +1,4 @@
-"""A session: a policy with the memory that its caller would else keep, for loops of the caller's own."""
+"""A session: a policy with the memory that a control loop of the caller's own would have to keep."""
 
 from __future__ import annotations
 
@@ -17,22 +17,31 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Plans one robot's actions from single observations.
+    """Plans one robot's actions; keeps the observation history, the last plan and the noise.
 
-    Keeps the observation history, the last plan (for warm starts) and the noise generator; the policy
-    itself keeps nothing.  It runs in the caller's thread: ``Controller`` plans beside the loop.
+    ::
+
+        observations = [robot.observe()]
+        while running:
+            actions = session.plan(observations)  # [Ta, A]
+            observations = [robot.step(action) for action in actions]
+
+    It plans in the caller's thread, so the loop waits for it; ``Controller`` plans beside the loop.
 
     >>> import paradiffpolicy as pdp
     >>> session = pdp.load_policy(capture="eager").session(seed=0)
-    >>> session.plan([256.0] * 20).shape  # Ta actions of A numbers
+    >>> session.plan([256.0] * 20).shape
     (8, 2)
 
     Args:
-        policy: plans.
+        policy: plans; it keeps nothing itself.
         seed: of the noise.
 
     Attributes:
-        last_plan: the whole last plan; None before the first.
+        last_plan: the whole last plan, its unexecuted steps included; None before the first.
+
+    Raises:
+        InputError: ``seed`` isn't a whole number.
     """
 
     def __init__(self, policy: Policy, seed: int = 0) -> None:
@@ -40,44 +49,46 @@ class Session:
         self.reset(seed)
 
     def reset(self, seed: int = 0) -> None:
-        """Begins a new episode: forgets observations and plans, and seeds the noise."""
+        """Starts a new episode: forgets observations and plans, and seeds the noise."""
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise InputError(f"seed={seed!r} must be a whole number")
         self._history = History(self.policy.spec.n_obs_steps)
         self._generator = torch.Generator().manual_seed(seed)
-        self._observed = 0
         self.last_plan: Plan | None = None
 
-    def observe(self, observation: Any) -> None:
-        """Takes the observation after an action: ``[O]``, or a dict by field name.
-
-        Raises:
-            InvalidObservationError: it has the wrong shape, or NaN or infinity in it.
-        """
-        self._history.push(self.policy.vector(observation))
-        self._observed += 1
-
-    def plan(self, observation: Any) -> NDArray[np.float32]:
+    def plan(self, observations: Any, executed: int | None = None) -> NDArray[np.float32]:
         """The next actions ``[Ta, A]``, in the environment's units.
 
-        Execute as many of them as you like, giving the observations in between to ``observe``, then call
-        ``plan`` with the newest one.
-
         Args:
-            observation: the newest, ``[O]`` or a dict by field name.
+            observations: all since the last plan ``[k, O]``, oldest first: one after each executed
+                action; or the newest alone, ``[O]``, which then stands for those not given.  Each may be
+                a dict by field name.
+            executed: how many of the last plan's actions were executed; None: k, or Ta for one
+                observation alone.
 
         Raises:
-            InvalidObservationError: it has the wrong shape, or NaN or infinity in it.
+            InputError: ``executed`` isn't a count.
+            InvalidObservationError: an observation has the wrong shape, or NaN or infinity in it.
             InvalidPlanError: the plan has NaN or infinity in it.
         """
-        self.observe(observation)
-        executed, self._observed = self._observed, 0
-        previous = self.last_plan if executed < self.policy.spec.horizon else None
+        spec = self.policy.spec
+        rows, single = self.policy.observations(observations)
+        if self.last_plan is None:
+            executed = 0
+        elif executed is None:
+            executed = spec.n_action_steps if single else len(rows)
+        elif isinstance(executed, bool) or not isinstance(executed, int) or executed < 0:
+            raise InputError(f"executed={executed!r} must be a number of actions, 0 or more")
+        if executed > len(rows):  # an old observation isn't the one before the newest
+            self._history.clear()
+        for row in rows:
+            self._history.push(row)
+        goes_on = self.last_plan is not None and executed < spec.horizon
         self.last_plan = self.policy.plan(
             self._history.window(),
-            previous,
+            self.last_plan if goes_on else None,
             generator=self._generator,
-            executed_steps=executed if previous is not None else None,
+            executed_steps=executed if goes_on else None,
         )
         return self.last_plan.executed_actions[0].cpu().numpy()
 

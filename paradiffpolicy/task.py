@@ -76,20 +76,21 @@ class Contract:
         """The observation vector ``[O]`` of a dict of fields.
 
         Raises:
-            InputError: a field is missing, or the policy's contract names none.
+            InputError: a field is missing or has another size, or the contract names no fields.
         """
         if not self.observation:
             raise InputError("the policy's contract names no observation fields: give a vector")
+        parts = []
         for field in self.observation:
             if field.key not in observation:
                 given = ", ".join(map(repr, sorted(observation)))
                 raise InputError(f"the observation has no {field.key!r}; it has {given}")
-        parts = [field.take(observation[field.key]) for field in self.observation]
-        for field, part in zip(self.observation, parts, strict=True):
+            part = field.take(observation[field.key])
             if field.size is not None and len(part) != field.size:
                 raise InputError(
                     f"observation {field.key!r} gives {len(part)} numbers, expected {field.size}"
                 )
+            parts.append(part)
         return np.concatenate(parts)
 
     def to_dict(self) -> dict[str, Any]:
