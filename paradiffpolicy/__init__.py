@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .control.loop import ControlLoop as ControlLoop
     from .errors import InputError as InputError
     from .loading import load_policy as load_policy
+    from .models.networks import NETWORKS as NETWORKS
     from .planning.blending import BLENDINGS as BLENDINGS
-    from .policy import NETWORKS as NETWORKS
     from .policy import Policy as Policy
     from .robots.env import EnvRobot as EnvRobot
     from .sampling.sample import sample as sample
@@ -48,7 +48,7 @@ PUBLIC = {
     "InputError": "errors",
     "SOLVERS": "sampling.solvers",
     "DRIVERS": "sampling.sampler",
-    "NETWORKS": "policy",
+    "NETWORKS": "models.networks",
     "BLENDINGS": "planning.blending",
     "PLANNERS": "planning",
     "ROBOTS": "robots",

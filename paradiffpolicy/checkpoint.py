@@ -95,7 +95,7 @@ class Checkpoint:
             observation = Normalizer.from_dict(metadata["normalizers"]["observation"])
             action = Normalizer.from_dict(metadata["normalizers"]["action"])
             digest = metadata["weights"]["sha256"]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, InputError) as error:
             raise InputError(f"{folder / METADATA} is not a policy's description ({error}): train it again")
         if len(observation.scale) != spec.obs_dim or len(action.scale) != spec.action_dim:
             raise InputError(f"{folder / METADATA}: the normalizers' sizes are not obs_dim and action_dim")

@@ -54,7 +54,7 @@ def load_policy(
     settings = preset(sampler) if isinstance(sampler, str) else dict(sampler)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = Policy(checkpoint, spec_sampler(checkpoint.spec, **settings), device)
+    policy = Policy.from_checkpoint(checkpoint, spec_sampler(checkpoint.spec, **settings), device)
     settings = {"cache": default_cache(), **capture_settings}
     policy = policy.captured(capture, precision=precision, **settings)
     return policy.warm_up() if warm_up else policy

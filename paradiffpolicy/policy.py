@@ -8,10 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
@@ -22,6 +20,7 @@ from .errors import InputError
 from .models.networks import build_network, check_network, usable_device
 from .models.precision import Model
 from .models.unet1d import ConditionalUnet1D
+from .observation import Observation, observation_window
 from .sampling.capture.backends import CaptureSettings
 from .sampling.capture.executor import EagerProgram, Executor
 from .sampling.capture.fingerprint import fingerprint
@@ -29,11 +28,8 @@ from .sampling.capture.network import COMMITTED, DenoiserNetwork
 from .sampling.capture.program import Backend, CapturedProgram
 from .sampling.noise import Seed, generators_for
 from .sampling.sampler import Sampler, make_sampler
+from .session import Session
 from .types import Committed, Plan, PolicySpec
-
-
-class InvalidObservationError(InputError):
-    """An observation that no plan should be made from: wrong shape, NaN or infinity."""
 
 
 class InvalidPlanError(InputError):
@@ -284,17 +280,18 @@ class Policy:
     @torch.inference_mode()
     def plan(
         self,
-        observation_window: ArrayLike | Tensor,
+        observation: Observation,
         previous: Plan | None = None,
         *,
-        generator: Seed | Sequence[Seed],
+        generator: Seed | Sequence[Seed] = 0,
         executed_steps: int | None = None,
         committed: Committed | None = None,
     ) -> Plan:
         """Samples an action sequence per batch element.
 
         Args:
-            observation_window: ``[To, O]`` or ``[batch, To, O]``, oldest first, raw units.
+            observation: ``[O]``, ``[To, O]`` or ``[batch, To, O]``, oldest first, in raw units, or a dict by
+                field name; see ``checked``.
             previous: the last plan, for samplers with a warm start.
             generator: seeds or generators of the noise, one per batch element; or one seed for all.
             executed_steps: how many steps of ``previous`` have been executed since; Ta by default.
@@ -309,7 +306,7 @@ class Policy:
             InputError: the number of generators, ``previous`` or ``committed`` doesn't fit the batch.
         """
         spec = self.spec
-        window = self.checked(observation_window)
+        window = self.checked(observation)
         generators = generators_for(generator, len(window), "observation windows")
         if previous is not None and previous.actions.shape[0] != len(window):
             raise InputError(f"{len(window)} observation windows, but {len(previous.actions)} previous plans")
@@ -353,27 +350,11 @@ class Policy:
             raise InputError("committed actions must be finite, and their weight from 0 to 1")
         return self.action_normalizer.normalize(actions), weight
 
-    def checked(self, observation_window: ArrayLike | Tensor) -> Tensor:
-        """An observation window, ready to plan from: float32 ``[batch, To, O]`` on the policy's device.
+    def session(self, seed: int = 0) -> Session:
+        """A session for a control loop of the caller's own: keeps history, last plan and noise."""
+        return Session(self, seed)
 
-        Raises:
-            InvalidObservationError: it has the wrong shape, or NaN or infinity in it.
-        """
-        if not isinstance(observation_window, Tensor):
-            observation_window = torch.from_numpy(np.asarray(observation_window, dtype=np.float32))
-        window = observation_window.to(self.device, torch.float32)
-        if window.ndim == 2:
-            window = window[None]
-        wanted = (self.spec.n_obs_steps, self.spec.obs_dim)
-        if window.ndim != 3 or tuple(window.shape[1:]) != wanted:
-            raise InvalidObservationError(
-                f"observation window {tuple(window.shape)} must be [batch, n_obs_steps={wanted[0]}, "
-                f"obs_dim={wanted[1]}] for task {self.spec.task!r}"
-            )
-        if not window.isfinite().all():
-            b, step, column = (int(i[0]) for i in torch.where(~window.isfinite()))
-            raise InvalidObservationError(
-                f"observation window {b} has NaN or infinity at step {step}, column {column}: "
-                "check the sensor"
-            )
-        return window
+    def checked(self, observation: Observation) -> Tensor:
+        """An observation window, ready to plan from: float32 ``[batch, To, O]`` on the policy's device; see
+        ``observation_window``."""
+        return observation_window(self.spec, observation).to(self.device)

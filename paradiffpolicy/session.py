@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 from .history import History
+from .observation import observation_rows
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -72,16 +73,16 @@ class Session:
             InvalidPlanError: the plan has NaN or infinity in it.
         """
         spec = self.policy.spec
-        rows, single = self.policy.observations(observations)
+        rows, alone = observation_rows(spec, observations)
         if self.last_plan is None:
             executed = 0
         elif executed is None:
-            executed = spec.n_action_steps if single else len(rows)
+            executed = spec.n_action_steps if alone else len(rows)
         elif isinstance(executed, bool) or not isinstance(executed, int) or executed < 0:
             raise InputError(f"executed={executed!r} must be a number of actions, 0 or more")
         if executed > len(rows):  # an old observation isn't the one before the newest
             self._history.clear()
-        for row in rows:
+        for row in rows.cpu().numpy():
             self._history.push(row)
         goes_on = self.last_plan is not None and executed < spec.horizon
         self.last_plan = self.policy.plan(

@@ -30,7 +30,8 @@ from paradiffpolicy.planning.process import Channel, ProcessPlanner
 from paradiffpolicy.planning.request import PlanMaker, PlanReply, PlanRequest
 from paradiffpolicy.planning.slot import HEAD, Slot
 from paradiffpolicy.planning.thread import ThreadPlanner
-from paradiffpolicy.policy import InvalidObservationError, Policy, spec_schedule
+from paradiffpolicy.observation import InvalidObservationError
+from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.types import Committed
 

@@ -15,7 +15,8 @@ import torch
 
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.networks import NETWORKS, build_network
-from paradiffpolicy.policy import InvalidObservationError, Policy, spec_schedule
+from paradiffpolicy.observation import InvalidObservationError
+from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.task import Contract, ObservationField
 from paradiffpolicy.types import PolicySpec
@@ -99,9 +100,9 @@ def test_with_sampler_shares_the_weights():
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        (torch.zeros(1, 2, 19), r"\(1, 2, 19\) must be \[batch, n_obs_steps=2, obs_dim=20\]"),
+        (torch.zeros(1, 2, 19), r"\(1, 2, 19\) .* must be \[obs_dim=20\], \[n_obs_steps=2, obs_dim\] or"),
         (torch.zeros(1, 3, 20), "n_obs_steps=2"),
-        (torch.zeros(20), "n_obs_steps=2"),
+        (torch.zeros(19), r"\(19,\) .* must be \[obs_dim=20\]"),
         (torch.zeros(1, 2, 20).index_fill(2, torch.tensor([7]), float("nan")), "step 0, column 7"),
         (torch.zeros(1, 2, 20).index_fill(1, torch.tensor([1]), float("inf")), "step 1, column 0"),
     ],

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import paradiffpolicy as pdp
-from paradiffpolicy.policy import InvalidObservationError
+from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.task import Contract, ObservationField, contract_size
 
 from .conftest import ROOT, tiny_checkpoint

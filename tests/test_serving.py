@@ -41,7 +41,8 @@ from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.history import History
 from paradiffpolicy.planning.blending import Latest, RealTimeChunking
-from paradiffpolicy.policy import InvalidObservationError, InvalidPlanError, Policy, spec_sampler
+from paradiffpolicy.observation import InvalidObservationError
+from paradiffpolicy.policy import InvalidPlanError, Policy, spec_sampler
 from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.serving.batching import Batcher, planned_together
 from paradiffpolicy.serving.messages import MAX_ITEMS, MessageError, pack, unpack

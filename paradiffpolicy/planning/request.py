@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..clock import Clock
-from ..policy import InvalidObservationError, InvalidPlanError
+from ..observation import InvalidObservationError
+from ..policy import InvalidPlanError
 from ..types import Committed, Plan, PolicySpec
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError, nearest
-from ..policy import InvalidObservationError, InvalidPlanError, Policy
+from ..observation import InvalidObservationError
+from ..policy import InvalidPlanError, Policy
 from ..types import Committed, Noise, Plan, PolicySpec, Solution
 from .messages import MessageError
 

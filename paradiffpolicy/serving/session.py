@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..history import History
-from ..policy import InvalidObservationError, InvalidPlanError, Policy
+from ..observation import InvalidObservationError
+from ..policy import InvalidPlanError, Policy
 from ..types import Plan
 from .messages import MessageError
 from .protocol import OPTIONS, PlanJob, checked_map, numbers, options_of, state_of, whole
