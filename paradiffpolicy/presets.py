@@ -13,7 +13,7 @@ from .errors import InputError, nearest
 @cache
 def presets() -> Mapping[str, Mapping[str, Any]]:
     """Every preset: its settings, as ``sampling.sampler.make_sampler`` takes them."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     content = yaml.safe_load((files("paradiffpolicy.configs") / "samplers.yaml").read_text())
     return dict(content["sampler"])

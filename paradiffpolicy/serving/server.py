@@ -33,7 +33,7 @@ from .batching import Batcher, TimedResult
 from .messages import MessageError, pack, unpack
 from .metrics import Metrics
 from .protocol import Metadata, PlanFormat, ServerError, checked_map, error_map, job_of, kind_of, line_of
-from .session import Session
+from .session import ClientSession
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ class PolicyServer:
         """Answers a connection's messages, one after the other."""
         self._connections += 1
         seed = np.random.SeedSequence([self._settings.seed, self._connections]).generate_state(1, np.uint64)
-        session, previous_seconds = Session(self._policy, int(seed[0] >> 1)), None
+        session, previous_seconds = ClientSession(self._policy, int(seed[0] >> 1)), None
         try:
             await self._send(connection, pack(self._metadata.to_map()))
             while not self._stopping:
@@ -283,7 +283,7 @@ class PolicyServer:
             await connection.send(answer)
 
     async def _answer(
-        self, session: Session, message: str | bytes, previous_seconds: float | None
+        self, session: ClientSession, message: str | bytes, previous_seconds: float | None
     ) -> bytes | str:
         """Answers one message; an answer in text is an error."""
         try:
@@ -303,7 +303,7 @@ class PolicyServer:
             return self._failed(error)
 
     async def _session_answer(
-        self, session: Session, request: Any, previous_seconds: float | None
+        self, session: ClientSession, request: Any, previous_seconds: float | None
     ) -> dict[str, Any]:
         planned = await self._batcher.plan(session.job(request))
         session.remember(planned.plan, planned.states[0])

@@ -31,7 +31,7 @@ from .protocol import OPTIONS, PlanJob, checked_map, numbers, options_of, state_
 OBSERVATION = ("observation", "observation/state")
 
 
-class Session:
+class ClientSession:
     """One connection's observations, last plan and noise.
 
     Args:
