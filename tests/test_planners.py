@@ -23,6 +23,7 @@ from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.record import Fault
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.planning.anytime import Anytime
 from paradiffpolicy.planning.blending import RealTimeChunking
 from paradiffpolicy.planning.inline import InlinePlanner
@@ -30,7 +31,6 @@ from paradiffpolicy.planning.process import Channel, ProcessPlanner
 from paradiffpolicy.planning.request import PlanMaker, PlanReply, PlanRequest
 from paradiffpolicy.planning.slot import HEAD, Slot
 from paradiffpolicy.planning.thread import ThreadPlanner
-from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.types import Committed

@@ -40,8 +40,8 @@ from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.history import History
-from paradiffpolicy.planning.blending import Latest, RealTimeChunking
 from paradiffpolicy.observation import InvalidObservationError
+from paradiffpolicy.planning.blending import Latest, RealTimeChunking
 from paradiffpolicy.policy import InvalidPlanError, Policy, spec_sampler
 from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.serving.batching import Batcher, planned_together
