@@ -183,6 +183,7 @@ def _conditioned(denoiser: Denoiser | NodeDenoiser, observed: State) -> BoundDen
             name.removeprefix(f"{CONDITION}."): value.index_select(0, element)
             for name, value in observed.items()
         }
-        return denoiser.threshold(denoiser.raw(x, at, rows.get(CONDITION, rows) if rows else None))
+        condition: Any = rows.get(CONDITION, rows) if rows else None
+        return denoiser.threshold(denoiser.raw(x, at, condition))
 
     return denoise
