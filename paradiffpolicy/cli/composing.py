@@ -39,18 +39,16 @@ def compose(command: str, overrides: list[str]) -> Any:
     schema = SCHEMAS[command]
     chosen = [override.partition("=")[2] for override in overrides if override.startswith("task=")]
     given = [as_override(schema, override) for override in overrides if not override.startswith("task=")]
-    added = []
+    shared: dict[str, Any] = {}
     if declared(schema, "sampler"):
-        STORE.store(group="shipped", name="samplers", node={"sampler": dict(presets())}, package="_global_")
-        added.append("+shipped=samplers")
+        shared["sampler"] = dict(presets())
     task = chosen[-1] if chosen else "pusht"
     if declared(schema, "task") and task != "null" and (chosen or command != "convert"):
-        STORE.store(group="task", name="chosen", node=task_node(task))
-        added.append("+task=chosen")
+        shared["task"] = task_node(task)
+    STORE.store(group="shared", name="chosen", node=shared, package="_global_")
     with initialize(config_path=None, version_base="1.3"):
-        name = command.replace(" ", "_")
         try:
-            node = hydra_compose(name, [*added, *given])
+            node = hydra_compose(command.replace(" ", "_"), ["+shared=chosen", *given])
             OmegaConf.resolve(node)
             config: Any = OmegaConf.to_object(node)
             for setting in settings_of(config):
@@ -58,11 +56,17 @@ def compose(command: str, overrides: list[str]) -> Any:
                     for key, entry in setting.value.items():
                         setting.value[key] = typed(setting.rule.entries, entry, f"{setting.name}.{key}")
         except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(_error_line(command, given, error, hydra_compose(name, added)))
+            defaults = OmegaConf.merge(OmegaConf.structured(schema), shared)
+            raise InputError(_error_line(command, given, error, defaults))
     import_plugins(config.plugins)
+    check(config)
+    return config
+
+
+def check(config: Any) -> None:
+    """Raises ``InputError`` unless every setting is one of its choices and within its bounds."""
     for setting in settings_of(config):
         setting.check(config)
-    return config
 
 
 def typed(cls: type, values: Any, name: str) -> Any:
@@ -138,7 +142,7 @@ def task_node(task: str) -> DictConfig:
     return node
 
 
-def _error_line(command: str, overrides: list[str], error: Exception, defaults: DictConfig) -> str:
+def _error_line(command: str, overrides: list[str], error: Exception, defaults: Any) -> str:
     known = list(_names(defaults))
     for override in overrides:
         name = override.split("=")[0].lstrip("+~").split("@")[0]
