@@ -97,8 +97,26 @@ def test_things_are_where_they_are_seen(lift, place):
     data.joint("cube_joint0").qpos[:3] = place
     mujoco.mj_forward(model, data)
     row, column = pixel(lift, "agentview", np.array(place), SIZE)
-    red, green, blue = lift.picture(SIZE)[row, column].astype(int)
-    assert red > 60 and red > 2 * green and red > 2 * blue
+    assert is_red(lift._draw("agentview", SIZE))[row, column]
+
+
+def is_red(picture):
+    """Which pixels ``[H, W]`` show the cube."""
+    red, green, blue = np.moveaxis(picture.astype(int), -1, 0)
+    return (red > 60) & (red > 2 * green) & (red > 2 * blue)
+
+
+def test_lifts_picture_shows_the_lift(lift):
+    """Raised by 10 cm, the cube is seen well above where it was, against the wall instead of the table."""
+    lift.reset(seed=0)
+    model, data = scene(lift)
+    rows = []
+    for height in (0.83, 0.93):
+        data.joint("cube_joint0").qpos[:3] = (0, 0, height)
+        mujoco.mj_forward(model, data)
+        rows.append(np.nonzero(is_red(lift.picture(SIZE)))[0])
+        assert 20 < len(rows[-1]) < SIZE**2 / 10
+    assert rows[1].max() + SIZE / 20 < rows[0].min()
 
 
 def test_pictures_are_of_now(lift):

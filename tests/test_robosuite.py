@@ -63,7 +63,8 @@ robosuite = pytest.importorskip("robosuite", reason="robosuite isn't installed")
 
 from paradiffpolicy.collection.demonstrations import demonstrate  # noqa: E402
 from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv  # noqa: E402
-from paradiffpolicy.envs.robosuite.experts import EXPERTS, LED, Scene, coming_down, up  # noqa: E402
+from paradiffpolicy.envs.robosuite.experts import EXPERTS  # noqa: E402
+from paradiffpolicy.envs.robosuite.motion import LED, SceneView, coming_down, up  # noqa: E402
 
 
 def deltas(env, n, seed=0):
@@ -257,7 +258,9 @@ def test_the_hand_comes_down_within_a_funnel(aside, wanted):
 
     def goal(*hand):
         seen = {"robot0_eef_pos": place + hand, "robot0_eef_quat_site": np.array([0, 0, 0, 1.0])}
-        return coming_down(Scene(seen), place, Rotation.identity(), hover=0.1, funnel=(0.01, 0.02)).position
+        return coming_down(
+            SceneView(seen), place, Rotation.identity(), hover=0.1, funnel=(0.01, 0.02)
+        ).position
 
     np.testing.assert_allclose(goal(aside, 0, 0.1), place + up(wanted), atol=1e-9)
     # beside it and low: up, hardly across

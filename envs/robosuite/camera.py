@@ -15,6 +15,7 @@ import platform
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -121,21 +122,37 @@ def _gl_context_of(process: int) -> GLContext:
     return GLContext(choose_kind())
 
 
+@dataclass(frozen=True)
+class View:
+    """A camera that the scene doesn't have: it looks at a point in the world.
+
+    Attributes:
+        at: the point ``[3]``, metres.
+        distance: of the camera from it, metres.
+        azimuth, elevation: of the direction in which it looks, degrees: azimuth 0 is along x, 90 along y.
+    """
+
+    at: tuple[float, float, float]
+    distance: float
+    azimuth: float
+    elevation: float
+
+
 class Camera:
-    """Draws a scene as its cameras see it: what is visible, not what collides, without shadows and
-    reflections, which would take most of the time."""
+    """Draws a scene: what is visible, not what collides, without shadows and reflections, which would take
+    most of the time."""
 
     def __init__(self) -> None:
         self._drawing: _Drawing | None = None
 
-    def picture(self, model: Any, data: Any, view: str, size: int) -> NDArray[np.uint8]:
+    def picture(self, model: Any, data: Any, view: str | View, size: int) -> NDArray[np.uint8]:
         """``[size, size, 3]`` RGB, the first row at the top.
 
         Args:
             model: ``mujoco.MjModel``; another one than before takes half a second longer.
             data: ``mujoco.MjData``, whose bodies have been placed; where cameras and lights are is
                 computed here, which changes nothing that physics depend on.
-            view: the camera's name.
+            view: one of the scene's cameras by name, or another.
             size: in pixels.
 
         Raises:
@@ -144,10 +161,16 @@ class Camera:
         """
         import mujoco
 
-        camera = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, view)
-        if camera < 0:
-            names = [model.camera(k).name for k in range(model.ncam)]
-            raise ValueError(f"there is no camera {view!r}; there are {', '.join(names)}")
+        camera = mujoco.MjvCamera()
+        if isinstance(view, View):
+            camera.type, camera.lookat = mujoco.mjtCamera.mjCAMERA_FREE, view.at
+            camera.distance, camera.azimuth, camera.elevation = view.distance, view.azimuth, view.elevation
+        else:
+            camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            camera.fixedcamid = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, view)
+            if camera.fixedcamid < 0:
+                names = [model.camera(k).name for k in range(model.ncam)]
+                raise ValueError(f"there is no camera {view!r}; there are {', '.join(names)}")
         if self._drawing is None or self._drawing.model is not model:
             self.close()
             self._drawing = _Drawing(model)
@@ -173,8 +196,6 @@ class _Drawing:
             self._scene.flags[flag] = 0
         self._option = mujoco.MjvOption()
         self._option.geomgroup[0], self._option.geomgroup[1] = 0, 1  # robosuite's: collide, are seen
-        self._view = mujoco.MjvCamera()
-        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         with self._gl:
             try:
                 self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
@@ -185,13 +206,13 @@ class _Drawing:
         self.free = weakref.finalize(self, _free, self._gl, self._context)
         self.free.atexit = False
 
-    def draw(self, data: Any, camera: int, size: int) -> NDArray[np.uint8]:
+    def draw(self, data: Any, camera: Any, size: int) -> NDArray[np.uint8]:
+        """A ``mujoco.MjvCamera``'s picture."""
         import mujoco
 
-        self._view.fixedcamid = camera
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(
-            self.model, data, self._option, mujoco.MjvPerturb(), self._view, everything, self._scene
+            self.model, data, self._option, mujoco.MjvPerturb(), camera, everything, self._scene
         )
         frame = mujoco.MjrRect(0, 0, size, size)
         picture = np.empty((size, size, 3), np.uint8)

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from .camera import Camera
+from .camera import Camera, View
 from .rotation import absolute_action, pose_action
 from .simulation import Simulation, Snapshot, import_robosuite
 
@@ -31,28 +31,28 @@ ROBOMIMIC_TYPE = 1
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a task is made of.
+class RobosuiteTask:
+    """One of robomimic's tasks.
 
     Attributes:
         name: robosuite's name of it.
+        view: of ``picture``: shows what the task is about, from the front.
         n_arms: one Panda each.
-        cameras: robomimic's, beside those in the hands.
-        view: the camera that shows people most.
+        cameras: of robomimic's image observation, beside those in the hands.
     """
 
     name: str
+    view: str | View
     n_arms: int = 1
     cameras: tuple[str, ...] = ("agentview",)
-    view: str = "agentview"
 
 
 TASKS = {
-    "lift": Task("Lift"),
-    "can": Task("PickPlaceCan"),
-    "square": Task("NutAssemblySquare"),
-    "transport": Task("TwoArmTransport", 2, ("shouldercamera0", "shouldercamera1"), "frontview"),
-    "tool_hang": Task("ToolHang", cameras=("sideview",)),
+    "lift": RobosuiteTask("Lift", View((-0.02, 0.0, 0.89), 0.7, azimuth=180, elevation=-10)),
+    "can": RobosuiteTask("PickPlaceCan", View((0.1, 0.05, 0.88), 1.5, azimuth=180, elevation=-30)),
+    "square": RobosuiteTask("NutAssemblySquare", View((0.08, 0.08, 0.88), 1.1, azimuth=215, elevation=-20)),
+    "transport": RobosuiteTask("TwoArmTransport", "frontview", 2, ("shouldercamera0", "shouldercamera1")),
+    "tool_hang": RobosuiteTask("ToolHang", "agentview", cameras=("sideview",)),
 }
 
 
@@ -62,7 +62,7 @@ def observation_keys(n_arms: int) -> list[str]:
     return ["object", *(f"robot{arm}_{part}" for arm in range(n_arms) for part in parts)]
 
 
-def camera_names(task: Task) -> list[str]:
+def camera_names(task: RobosuiteTask) -> list[str]:
     """The cameras of robomimic's image observation."""
     return [*task.cameras, *(f"robot{arm}_eye_in_hand" for arm in range(task.n_arms))]
 
@@ -80,7 +80,7 @@ def controller(input_type: str) -> dict[str, Any]:
     return {**config, "body_parts": {"right": arm}}
 
 
-def env_kwargs(task: Task, action_type: str, control_hz: float) -> dict[str, Any]:
+def env_kwargs(task: RobosuiteTask, action_type: str, control_hz: float) -> dict[str, Any]:
     """What robosuite makes the task from; robomimic's ``env_kwargs``."""
     import_robosuite()
     return {
@@ -229,7 +229,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         seen = self.simulation.observations()
         return {**{key: seen[key] for key in self._keys}, "states": self.simulation.states}
 
-    def _draw(self, view: str, size: int) -> NDArray[np.uint8]:
+    def _draw(self, view: str | View, size: int) -> NDArray[np.uint8]:
         simulation = self.simulation
         return self._camera.picture(simulation.mujoco_model, simulation.mujoco_data, view, size)
 
