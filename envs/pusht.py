@@ -71,14 +71,14 @@ def placed_t(x: float, y: float, angle: float) -> shapely.Geometry:
 
 
 def mirrored(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The recorded episode as it would have been in a mirror.
+    """Mirrors a recorded episode.
 
     The T is symmetric about its stem, and the target's stem lies on the world's diagonal
     ``x + y = 512``; reflecting everything there, ``(x, y) -> (512 - y, 512 - x)`` and
     ``angle -> pi / 2 - angle``, gives an episode of the same task (the walls shift by 1 px).
 
     Args:
-        episode: ``state`` ``[n, 5]``, ``action`` ``[n, 2]``, ``keypoint`` ``[n, 9, 2]``, maybe
+        episode: ``state`` ``[n, 5]``, ``action`` ``[n, 2]``, ``keypoint`` ``[n, 9, 2]``, optionally
             ``n_contacts``; pictures are left out.
     """
 
@@ -98,7 +98,7 @@ def mirrored(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     """Push the T.
 
-    Action: ``[2]``, where the pusher should go, 0 … 512 px; a PD controller takes it there.
+    Action: ``[2]``, the pusher's goal, 0 … 512 px, which a PD controller pursues.
 
     Observation, by ``obs_type``:
         ``state``: ``[5]``, pusher x, y, block x, y, block angle in [0, 2 pi).
@@ -108,11 +108,11 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     Reward: the share of the target that the block covers, over 0.95, at most 1; the episode
     terminates when the share is over 0.95.
 
-    ``control_hz`` is how often per second there is a new action; the physics don't depend on it.
+    ``control_hz`` is the rate of actions; the physics don't depend on it.
 
     ``reset(seed=s)`` draws the initial state as diffusion_policy does for its seed s;
-    ``reset(options={"state": [5 numbers]})`` sets it exactly, at rest.  ``info`` carries what
-    demonstrations record: ``state``, ``keypoint`` ``[9, 2]``, ``n_contacts``; and ``coverage``.
+    ``reset(options={"state": [5 numbers]})`` sets it exactly, at rest.  ``info`` has what demonstrations
+    record: ``state``, ``keypoint`` ``[9, 2]``, ``n_contacts``; and ``coverage``.
     """
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": CONTROL_HZ}
@@ -227,12 +227,12 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
             self._window = None
 
     def _observation(self, obs_type: str) -> tuple[Callable[[], Any], spaces.Space[Any]]:
-        """How to observe, and the space of that."""
+        """The function that observes, and the space of its observations."""
         angle = 2 * np.pi
         pusher = spaces.Box(0.0, float(WORLD), (2,), np.float64)
         image = spaces.Box(0, 255, (96, 96, 3), np.uint8)
         high = np.array([WORLD, WORLD, WORLD, WORLD, angle], dtype=np.float64)
-        # The block's keypoints can leave the walls by the T's length.
+        # The block's keypoints can pass the walls by the T's length.
         reach = np.full(20, 150.0)
         kinds: dict[str, tuple[Callable[[], Any], spaces.Space[Any]]] = {
             "state": (lambda: self.state, spaces.Box(np.zeros(5), high, dtype=np.float64)),

@@ -1,4 +1,4 @@
-"""Pictures show the scene as it is, the right way up; without OpenGL there is a line that says what to do."""
+"""Pictures show the present scene, the right way up; without OpenGL there is a line with the remedy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TestWithoutOpenGL:
             camera.choose_kind()
         assert "\n" not in str(caught.value)
 
-    def test_so_does_a_library_that_fails(self, monkeypatch):
+    def test_a_library_that_fails_says_what_to_install(self, monkeypatch):
         def fail(name):
             raise RuntimeError("no device\nat all")
 
@@ -45,11 +45,11 @@ class TestWithoutOpenGL:
     @pytest.mark.parametrize(
         ("installed", "kind"), [("libEGL.so.1 libOSMesa.so.8", "egl"), ("libOSMesa.so.6", "osmesa")]
     )
-    def test_the_first_that_is_there_is_taken(self, monkeypatch, installed, kind):
+    def test_the_first_installed_library_is_taken(self, monkeypatch, installed, kind):
         monkeypatch.setattr(camera, "_is_there", lambda library: library in installed)
         assert camera.choose_kind() == kind
 
-    def test_what_is_asked_for_is_taken(self, monkeypatch):
+    def test_mujoco_gl_is_obeyed(self, monkeypatch):
         monkeypatch.setenv("MUJOCO_GL", "OSMesa")
         assert camera.choose_kind() == "osmesa"
 
@@ -120,7 +120,7 @@ def test_lifts_picture_shows_the_lift(lift):
 
 
 def test_pictures_are_of_now(lift):
-    """Also what the hand's camera sees, which moves with it, after a control step."""
+    """After a control step, also in the hand's camera, which moves with it."""
     lift.reset(seed=0)
     lift.step(np.array([0.5, -0.5, -1, 0, 0, 0.5, 0]))
     now = lift._draw("robot0_eye_in_hand", SIZE)
@@ -129,7 +129,7 @@ def test_pictures_are_of_now(lift):
     np.testing.assert_array_equal(lift._draw("robot0_eye_in_hand", SIZE), now)
 
 
-def test_what_collides_is_not_seen(lift):
+def test_collision_shapes_are_not_seen(lift):
     lift.reset(seed=0)
     model, _ = scene(lift)
     before, colors = lift.picture(SIZE), np.array(model.geom_rgba)
@@ -210,7 +210,7 @@ def test_an_unknown_camera_is_named(lift):
         lift._draw("agentveiw", SIZE)
 
 
-def test_what_is_not_closed_is_freed(lift):
+def test_unclosed_cameras_are_freed(lift):
     lift.reset(seed=0)
     one = Camera()
     one.picture(*scene(lift), "agentview", SIZE)

@@ -30,7 +30,7 @@ from paradiffpolicy.task import ObservationField
 from .conftest import toy_episode
 
 
-def test_the_human_demonstrations_open_as_they_are(human_data):
+def test_the_human_demonstrations_open(human_data):
     buffer = ReplayBuffer.open(human_data)
     assert buffer.n_episodes == 206 and buffer.n_steps == 25_650
     assert buffer.fields == ["action", "img", "keypoint", "n_contacts", "state"]
@@ -38,7 +38,7 @@ def test_the_human_demonstrations_open_as_they_are(human_data):
     assert len(buffer.episode(205)["action"]) == buffer.episode_ends[205] - buffer.episode_ends[204]
 
 
-def test_what_is_appended_is_read_back(tmp_path):
+def test_appended_episodes_are_read_back(tmp_path):
     path = tmp_path / "store.zarr"
     episodes = [toy_episode(length, seed) for seed, length in enumerate((5, 1, 12))]
     buffer = ReplayBuffer.create(path)
@@ -103,7 +103,7 @@ def test_an_append_interrupted_anywhere_leaves_earlier_episodes():
         assert again.episode_ends.tolist() == ([6, 10] if finished else [6])
         for field, values in again.episode(0).items():
             np.testing.assert_array_equal(values, first[field])
-        # And the next append goes on as if nothing had been tried.
+        # The next append leaves no trace of it.
         again.append(third)
         last = ReplayBuffer(zarr.open_group(memory, mode="r"), "toy")
         assert last.episode_ends.tolist() == ([6, 10, 15] if finished else [6, 11])
@@ -217,12 +217,12 @@ def test_creating_over_something_is_refused(toy_store):
 def reference_windows(ends, horizon, pad_before, pad_after):
     """diffusion_policy's rule, step by step: every start from -pad_before to length - horizon +
     pad_after, steps outside the episode replaced by its first or last."""
-    windows, begin = [], 0
+    windows, first = [], 0
     for end in ends:
-        length = end - begin
+        length = end - first
         for start in range(-pad_before, length - horizon + pad_after + 1):
-            windows.append([begin + min(max(start + k, 0), length - 1) for k in range(horizon)])
-        begin = end
+            windows.append([first + min(max(start + k, 0), length - 1) for k in range(horizon)])
+        first = end
     return windows
 
 

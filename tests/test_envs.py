@@ -1,4 +1,4 @@
-"""What every environment of the project promises."""
+"""Every environment of the package: seeds, spaces, holding, bad actions, rates."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def env(request):
 
 
 def actions(env, seed=0):
-    """Around where it is, so that something happens and nothing breaks."""
+    """Small random motions around the present pose."""
     draw = np.random.default_rng(seed)
     scale = (env.action_space.high - env.action_space.low).min() / 40
     return [env.unwrapped.hold_action + draw.normal(0, scale, env.action_space.shape) for _ in range(N_STEPS)]
 
 
 def run(env, seed, chosen):
-    """Everything that comes out of an episode."""
+    """All results of an episode's steps."""
     out = [env.reset(seed=seed)]
     return out + [env.step(action) for action in chosen]
 
@@ -64,7 +64,7 @@ def test_gymnasiums_checker_passes(env):
 
 
 def test_a_seed_is_an_episode(env):
-    """Bit by bit, whatever was before, and in another instance."""
+    """Bit by bit, after another episode, and in another instance."""
     env.reset(seed=3)
     chosen = actions(env)
     first = run(env, 3, chosen)
@@ -95,8 +95,8 @@ def test_observations_are_within_the_space_and_of_its_type(env):
         assert observation.dtype == env.observation_space.dtype
 
 
-def test_what_was_returned_stays_as_it_was(env):
-    """Nothing that an environment hands out is its own memory."""
+def test_returned_arrays_never_change(env):
+    """An environment never returns its own memory."""
     env.reset(seed=0)
     chosen = actions(env)
     outs = run(env, 0, chosen)
@@ -131,7 +131,7 @@ def test_a_bad_action_is_refused(env, bad):
         env.unwrapped.step(action)
 
 
-def test_it_says_its_rate_and_what_it_records(env):
+def test_its_rate_and_its_infos_are_known(env):
     _, info = env.reset(seed=0)
     assert env.unwrapped.control_hz == env.unwrapped.metadata["render_fps"] > 0
     assert all(isinstance(value, np.ndarray | float) for value in info.values())

@@ -1,5 +1,5 @@
-"""robomimic's files, both ways: what is written is read back, actions in another form do the same, and
-whatever is wrong with a file is said in one line."""
+"""robomimic's files: written ones are read back, converted actions do the same, and every fault of a file
+is named in one line."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_the_command_goes_there_and_back(capsys, file, tmp_path):
     assert one.demos == other.demos == [f"demo_{k}" for k in range(11)] and one.masks == other.masks
     for name in one.demos:
         back, mine = other.read(name), one.read(name)
-        # The store's absolute poses are wanted by default.
+        # Absolute actions are the default.
         np.testing.assert_array_equal(back.actions, mine.poses)
         assert_same(replace(back, actions=mine.actions), mine)
     assert other.kind == "absolute" and one.kind == "delta"
@@ -195,7 +195,7 @@ def test_absolute_actions_of_a_file_become_two_rows_per_rotation(capsys, file, t
     assert wide.shape == (len(poses), 10)
     np.testing.assert_array_equal(wide, absolute_action(poses))
     np.testing.assert_allclose(pose_action(wide), poses, atol=1e-12)
-    # And a store that tells nothing but its environment, as 'collect' writes it, becomes playable.
+    # A store that states only its environment, as 'collect' writes it, becomes playable too.
     buffer = ReplayBuffer.create(tmp_path / "c.zarr", attributes={"env_args": env_args().to_dict()})
     buffer.append({"action": wide.astype(np.float32), "object": wide}, texts={"model": "<mujoco/>"})
     assert run(capsys, "convert", f"source={tmp_path / 'c.zarr'}", f"out={tmp_path / 'c.hdf5'}")[0] == 0
@@ -204,7 +204,7 @@ def test_absolute_actions_of_a_file_become_two_rows_per_rotation(capsys, file, t
     assert made.kind == "absolute" and made.read("demo_0").model == "<mujoco/>"
 
 
-def test_other_environments_are_converted_as_they_are(capsys, tmp_path, toy_store):
+def test_other_environments_keep_their_actions(capsys, tmp_path, toy_store):
     out = tmp_path / "toy.hdf5"
     code, _, err = run(capsys, "convert", f"source={toy_store}", f"out={out}")
     assert code == 2 and "name the task, as task=lift" in err
@@ -217,7 +217,7 @@ def test_other_environments_are_converted_as_they_are(capsys, tmp_path, toy_stor
     assert ReplayBuffer.open(tmp_path / "back.zarr").episode_ends.tolist() == [30, 55, 96]
 
 
-def test_a_file_has_what_robomimics_reader_asks_for(tmp_path):
+def test_a_file_has_all_that_robomimics_reader_needs(tmp_path):
     """Its SequenceDataset: these attributes, these types, numpy arrays of bytes as masks."""
     bare = demonstration("demo_7", rewards=None, dones=None)
     write_robomimic(tmp_path / "a.hdf5", [bare], env_args(), {"train": ["demo_7"]})
@@ -322,8 +322,8 @@ def test_an_append_with_texts_interrupted_anywhere_leaves_earlier_ones():
         assert again.n_episodes == kept + finished
         again.append(toy_episode(5), texts={"model": "third"})
         last = ReplayBuffer(zarr.open_group(memory, mode="r"), "toy")
-        told = [last.text("model", k) for k in range(last.n_episodes)]
-        assert told == ["first"] * kept + ["second"] * finished + ["third"]
+        texts = [last.text("model", k) for k in range(last.n_episodes)]
+        assert texts == ["first"] * kept + ["second"] * finished + ["third"]
         points += 1
     assert points > 12
 
@@ -331,7 +331,7 @@ def test_an_append_with_texts_interrupted_anywhere_leaves_earlier_ones():
 # -------------------------------------------------------------------------------------------- info
 
 
-def test_info_says_what_is_in_files(capsys, file, tmp_path, toy_store):
+def test_info_describes_files(capsys, file, tmp_path, toy_store):
     tiny_checkpoint().save(tmp_path / "tiny")
     assert run(capsys, "convert", f"source={file}", f"out={tmp_path / 'a.zarr'}")[0] == 0
     code, out, err = run(capsys, "info", file, tmp_path / "a.zarr", tmp_path / "tiny", toy_store)
@@ -375,7 +375,7 @@ def test_info_refuses(capsys, tmp_path, make, message):
 
 
 def edited(change):
-    """A file with something changed; h5py says what."""
+    """Makes the words for a file changed by h5py."""
 
     def make(path):
         with h5py.File(path, "r+") as file:
@@ -516,7 +516,7 @@ def test_convert_refuses(capsys, tmp_path, file, case):
     assert not out.parent.exists() or not list(out.parent.iterdir()), "something half-written is left"
 
 
-def test_what_exists_is_not_overwritten(capsys, tmp_path, file, toy_store):
+def test_existing_files_are_not_overwritten(capsys, tmp_path, file, toy_store):
     before = file.read_bytes()
     for source, out in ((toy_store, file), (file, toy_store)):
         code, _, err = run(capsys, "convert", f"source={source}", f"out={out}")
@@ -565,9 +565,11 @@ def test_poses_of_two_arms_are_checked():
 @pytest.fixture(scope="module")
 def lift(tmp_path_factory):
     """Twenty random deltas in Lift, recorded as robomimic does."""
-    from paradiffpolicy.envs.robosuite.env import RobosuiteEnv, observation_keys
+    from paradiffpolicy.envs.robosuite.env import observation_keys
 
-    env = RobosuiteEnv("lift", action_type="delta")
+    from .robosuite_envs import shared_env
+
+    env = shared_env("lift", "delta")
     draw = np.random.default_rng(0)
     _, info = env.reset(seed=3)
     infos, actions = [], []
@@ -591,9 +593,9 @@ def lift(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def absolute_lift():
-    from paradiffpolicy.envs.robosuite.env import RobosuiteEnv
+    from .robosuite_envs import shared_env
 
-    return RobosuiteEnv("lift", action_type="absolute").simulation
+    return shared_env("lift").simulation
 
 
 @needs_robosuite
@@ -681,7 +683,7 @@ def as_1_4(path, out, **changes):
 
 
 @needs_robosuite
-def test_an_older_robosuites_file_is_replayed_and_its_differences_told(capsys, lift, tmp_path):
+def test_an_older_robosuites_file_is_replayed_and_its_differences_are_named(capsys, lift, tmp_path):
     path, simulation = lift
     demo = RobomimicFile(path).read("demo_0")
     old = as_1_4(path, tmp_path / "old.hdf5")

@@ -29,17 +29,17 @@ def test_human_demonstrations_replay(human_data):
     """Recorded actions from recorded first states lead through the recorded states."""
     buffer = ReplayBuffer.open(human_data)
     states, actions = buffer.read("state").astype(float), buffer.read("action").astype(float)
-    env, worst, begin = PushTEnv(), [], 0
+    env, worst, start = PushTEnv(), [], 0
     for end in buffer.episode_ends:
-        env.reset(options={"state": states[begin]})
+        env.reset(options={"state": states[start]})
         error = 0.0
-        for step in range(begin, end - 1):
+        for step in range(start, end - 1):
             env.step(actions[step])
             error = max(error, np.abs(env.state[:4] - states[step + 1, :4]).max())
         worst.append(error)
-        begin = end
+        start = end
     assert len(worst) == 206
-    # 204 here; 183 is what any faithful copy keeps
+    # 204 here; any faithful copy keeps 183
     assert np.sum(np.array(worst) < 0.01) >= 183
     assert np.sum(np.array(worst) < 1.0) >= 205
 

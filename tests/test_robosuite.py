@@ -66,6 +66,8 @@ from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv  # noqa: E402
 from paradiffpolicy.envs.robosuite.experts import EXPERTS  # noqa: E402
 from paradiffpolicy.envs.robosuite.motion import LED, SceneView, coming_down, up  # noqa: E402
 
+from .robosuite_envs import shared_env  # noqa: E402
+
 
 def deltas(env, n, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (n, env.action_space.shape[0]))
@@ -73,21 +75,18 @@ def deltas(env, n, seed=0):
 
 @pytest.fixture(scope="module", params=TASKS)
 def delta_env(request):
-    env = RobosuiteEnv(request.param, action_type="delta")
-    yield env
-    env.close()
+    return shared_env(request.param, "delta")
 
 
 @pytest.mark.parametrize(
     ("task", "size"), {"lift": 19, "can": 23, "square": 23, "transport": 59, "tool_hang": 53}.items()
 )
 def test_observations_have_robomimics_sizes(task, size):
-    env, config = RobosuiteEnv(task), compose("train", [f"task={task}"]).task
+    env, config = shared_env(task), compose("train", [f"task={task}"]).task
     assert env.observation_space.shape == (size,)
     assert env.action_space.shape == (len(config.action.names),)
     _, info = env.reset(seed=0)
     assert set(config.record) <= set(info)
-    env.close()
 
 
 def test_a_snapshot_is_exact(delta_env):
@@ -142,7 +141,7 @@ def test_observations_are_of_now(delta_env):
 def test_absolute_goals_are_where_deltas_lead(task):
     """The goals that the delta controller pursues, given as absolute actions, are the same motion, but for
     goal rotations that robosuite rounds to single precision, whose effect grows."""
-    delta, absolute = RobosuiteEnv(task, action_type="delta"), RobosuiteEnv(task)
+    delta, absolute = shared_env(task, "delta"), shared_env(task)
     delta.reset(seed=4)
     absolute.reset(seed=4)
     for action in deltas(delta, 8):
@@ -155,12 +154,10 @@ def test_absolute_goals_are_where_deltas_lead(task):
         ]
         other = absolute.step(np.concatenate(arms))
         np.testing.assert_allclose(other[-1]["states"], one[-1]["states"], atol=1e-7)
-    delta.close()
-    absolute.close()
 
 
 def test_the_hand_goes_where_it_is_told():
-    env = RobosuiteEnv("lift")
+    env = shared_env("lift")
     env.reset(seed=0)
     goal = np.array(env.hold_action)
     goal[:3] += (0.05, -0.06, 0.04)
@@ -171,11 +168,10 @@ def test_the_hand_goes_where_it_is_told():
     # The controller has no integral term: it stays a little below.
     np.testing.assert_allclose(env.hold_action[:3], goal[:3], atol=0.03)
     assert (rotation_of(env.hold_action[3:9]) * turn.inv()).magnitude() < 0.1
-    env.close()
 
 
 def test_actions_outside_are_kept_inside():
-    env = RobosuiteEnv("lift")
+    env = shared_env("lift")
     env.reset(seed=0)
     inside = env.hold_action
     far = np.array(inside)
@@ -186,7 +182,6 @@ def test_actions_outside_are_kept_inside():
     env.reset(seed=0)
     env.step(inside)
     np.testing.assert_array_equal(far_state, env.simulation.states)
-    env.close()
 
 
 @pytest.mark.parametrize(
@@ -205,7 +200,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_a_recorded_state_is_a_start():
     """A state and its model, as robomimic keeps them."""
-    env = RobosuiteEnv("lift", action_type="delta")
+    env = shared_env("lift", "delta")
     env.reset(seed=1)
     for action in deltas(env, 5):
         *_, info = env.step(action)
@@ -216,7 +211,6 @@ def test_a_recorded_state_is_a_start():
     np.testing.assert_array_equal(again["object"], info["object"])
     with pytest.raises(ValueError, match="3 numbers; the model has"):
         env.reset(options={"model": model, "states": np.zeros(3)})
-    env.close()
 
 
 @pytest.mark.slow
@@ -232,7 +226,7 @@ def test_experts_succeed(task, episodes):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [72_040, 72_072])
 def test_square_is_done_where_the_wrist_has_far_to_turn(seed):
-    """Turned in a hurry, or the other way round, the arm came to its joints' ends, and stayed there."""
+    """Turned in a hurry, or the other way, the arm came to its joints' ends, and stayed there."""
     env = gymnasium.make("paradiffpolicy/Square-v0")
     assert len(demonstrate(env, EXPERTS["square"](), seed, 400, ["states"]).steps["action"]) < 200
     env.close()
@@ -267,18 +261,18 @@ def test_the_hand_comes_down_within_a_funnel(aside, wanted):
     np.testing.assert_allclose(goal(0.1, 0, 0), place + np.array([0.09, 0, 0.1]), atol=1e-9)
 
 
-def test_every_other_demonstration_begins_elsewhere():
+def test_every_other_demonstration_starts_elsewhere():
     """It is recorded from there, so that it can be played again from its first state."""
-    env, begun = gymnasium.make("paradiffpolicy/Can-v0"), []
+    env, elsewhere = gymnasium.make("paradiffpolicy/Can-v0"), []
     for seed in range(4):
         start = env.reset(seed=seed)[1]["states"]
         demo = demonstrate(env, EXPERTS["can"](), seed, 6, ["states"])
-        begun.append(not np.array_equal(demo.steps["states"][0], start))
-        if begun[-1]:
+        elsewhere.append(not np.array_equal(demo.steps["states"][0], start))
+        if elsewhere[-1]:
             assert demo.steps["states"][0][0] == pytest.approx(start[0] + LED / 20)
             hand, can = (env.unwrapped.simulation.observations()[k] for k in ("robot0_eef_pos", "Can_pos"))
             assert np.linalg.norm((hand - can)[:2]) < 0.15
-    assert sorted(set(begun)) == [False, True]
+    assert sorted(set(elsewhere)) == [False, True]
     env.close()
 
 
@@ -349,7 +343,7 @@ def test_collected_demonstrations_dont_depend_on_the_number_of_processes(tmp_pat
     for field in one.fields:
         np.testing.assert_array_equal(one.read(field), two.read(field))
     assert [one.text("seed", i) for i in range(3)] == [two.text("seed", i) for i in range(3)]
-    # what there is allows to play an episode again
+    # a recorded episode can be played again
     env = RobosuiteEnv("lift")
     episode = one.episode(2)
     env.reset(options={"model": one.text("model", 2), "states": episode["states"][0]})

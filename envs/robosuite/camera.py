@@ -1,7 +1,7 @@
-"""Pictures of a MuJoCo scene, drawn without a screen: by EGL, or by OSMesa where there is none.
+"""Pictures of a MuJoCo scene, drawn without a screen by EGL or OSMesa.
 
-Nothing of OpenGL is loaded before the first picture.  A process has one OpenGL context, which all its
-cameras share, and which is current only while one of them draws: they may draw in any thread.
+OpenGL is loaded at the first picture.  A process has one OpenGL context, which all its cameras share, and
+which is current only while one of them draws: they may draw in any thread.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from numpy.typing import NDArray
 
 PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri, or libosmesa6"
 LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
-"""By what ``MUJOCO_GL`` calls them, in the order of preference; each is known by several names."""
+"""Names of the libraries, by ``MUJOCO_GL``'s name, in the order of preference."""
 
 
 class MissingGLError(ImportError):
-    """There is nothing to draw with."""
+    """Neither EGL nor OSMesa can be used."""
 
 
 class GLContext:
-    """An OpenGL context; ``with`` it, OpenGL can be used in this thread.
+    """An OpenGL context; inside ``with``, OpenGL can be used in this thread.
 
     Args:
-        kind: ``egl`` or ``osmesa``; else MuJoCo's choice, as on machines that aren't Linux.
+        kind: ``egl`` or ``osmesa``; otherwise MuJoCo chooses, as on machines that aren't Linux.
 
     Raises:
-        MissingGLError: it can't be made.
+        MissingGLError: the context can't be made.
     """
 
     def __init__(self, kind: str) -> None:
         try:
             module = importlib.import_module(f"mujoco.{kind if kind in LIBRARIES else 'gl_context'}")
             self._context = module.GLContext(64, 64)  # scenes are drawn into buffers of their own
-        except Exception as error:  # each library has its own kinds
+        except Exception as error:  # each library raises its own
             cause = (str(error).splitlines() or [""])[0] or type(error).__name__
             raise MissingGLError(f"pictures can't be drawn with {kind or 'OpenGL'} ({cause}): {_advice()}")
         self._release = _release(kind, module)
         self._lock = threading.Lock()
-        # Before the library's own end, after which this raises.
+        # Before the library's own exit handler, after which this raises.
         atexit.register(self._context.free)
 
     def __enter__(self) -> GLContext:
@@ -69,7 +69,7 @@ class GLContext:
 
 
 def _release(kind: str, module: Any) -> Callable[[], object]:
-    """How another thread may have the context."""
+    """Makes the function that releases the context for other threads."""
     if kind == "egl":
         egl = module.EGL
         nothing = egl.EGL_NO_SURFACE, egl.EGL_NO_SURFACE, egl.EGL_NO_CONTEXT
@@ -84,11 +84,12 @@ def _advice() -> str:
 
 
 def choose_kind() -> str:
-    """What ``MUJOCO_GL`` says; if nothing, the first library that is installed.  It has to be known
-    beforehand: what loads one of them can't load the other any more.
+    """Chooses by ``MUJOCO_GL``, or else the first library that is installed.
+
+    The choice comes before loading: a process that has loaded one of them can't load the other.
 
     Raises:
-        MissingGLError: none is.
+        MissingGLError: no library is installed.
     """
     wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
     if wanted or platform.system() != "Linux":
@@ -108,10 +109,10 @@ def _is_there(library: str) -> bool:
 
 
 def gl_context() -> GLContext:
-    """This process's.
+    """This process's OpenGL context.
 
     Raises:
-        MissingGLError: there is nothing to draw with.
+        MissingGLError: it can't be made.
     """
     return _gl_context_of(os.getpid())
 
@@ -149,15 +150,15 @@ class Camera:
         """``[size, size, 3]`` RGB, the first row at the top.
 
         Args:
-            model: ``mujoco.MjModel``; another one than before takes half a second longer.
-            data: ``mujoco.MjData``, whose bodies have been placed; where cameras and lights are is
-                computed here, which changes nothing that physics depend on.
+            model: ``mujoco.MjModel``; the first picture of a model takes half a second longer.
+            data: ``mujoco.MjData``, whose bodies have been placed; cameras and lights are placed here,
+                which changes nothing that physics depend on.
             view: one of the scene's cameras by name, or another.
             size: in pixels.
 
         Raises:
-            MissingGLError: there is nothing to draw with.
-            ValueError: there is no such camera.
+            MissingGLError: neither EGL nor OSMesa can be used.
+            ValueError: the scene has no camera of that name.
         """
         import mujoco
 
@@ -178,14 +179,14 @@ class Camera:
         return self._drawing.draw(data, camera, size)
 
     def close(self) -> None:
-        """Frees what OpenGL keeps of the scene; another picture makes it anew."""
+        """Frees OpenGL's copy of the scene; another picture makes a new one."""
         if self._drawing is not None:
             self._drawing.free()
             self._drawing = None
 
 
 class _Drawing:
-    """A model's shapes and textures in OpenGL's hands."""
+    """OpenGL's copy of a model's shapes and textures."""
 
     def __init__(self, model: Any) -> None:
         import mujoco
@@ -202,7 +203,7 @@ class _Drawing:
             except mujoco.FatalError as error:  # as GLFW without a screen
                 raise MissingGLError(f"pictures can't be drawn ({error}): {_advice()}")
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        # Also where no one calls close(), but not at the process's end: then there is no OpenGL any more.
+        # Also without close(), but not at the process's exit: OpenGL is gone by then.
         self.free = weakref.finalize(self, _free, self._gl, self._context)
         self.free.atexit = False
 

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from .camera import Camera, View
 from .rotation import absolute_action, pose_action
-from .simulation import Simulation, Snapshot, import_robosuite
+from .simulation import Pose, Simulation, Snapshot, import_robosuite
 
 PHYSICS_HZ = 500
 CONTROL_HZ = 20
 REACH = 10.0
-"""Metres: nothing that is observed is farther away."""
+"""Metres: bound of all observations."""
 WORKSPACE = 1.5
 """Metres: absolute actions are kept within this distance of the origin, in each coordinate."""
 IMAGE_SIZE = 84
 """Pixels, of observed pictures."""
 ROBOMIMIC_TYPE = 1
-"""How robomimic's ``env_args`` say 'robosuite'."""
+"""robosuite's number in robomimic's ``env_args``."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def observation_keys(n_arms: int) -> list[str]:
 
 
 def camera_names(task: RobosuiteTask) -> list[str]:
-    """The cameras of robomimic's image observation."""
+    """Names of the cameras of robomimic's image observation."""
     return [*task.cameras, *(f"robot{arm}_eye_in_hand" for arm in range(task.n_arms))]
 
 
@@ -81,7 +81,7 @@ def controller(input_type: str) -> dict[str, Any]:
 
 
 def env_kwargs(task: RobosuiteTask, action_type: str, control_hz: float) -> dict[str, Any]:
-    """What robosuite makes the task from; robomimic's ``env_kwargs``."""
+    """The task's arguments of ``robosuite.make``; robomimic's ``env_kwargs``."""
     import_robosuite()
     return {
         "robots": ["Panda"] * task.n_arms,
@@ -101,10 +101,10 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     """One of robomimic's tasks.
 
     Action, by ``action_type``, for each arm in turn:
-        ``absolute``: ``[10]``, where the hand should go: position in the world, the first two rows of
-        its rotation, gripper (-1 opens, 1 closes).  Positions are kept within the workspace.
-        ``delta``: ``[7]``, by how much it should move: position over 0.05 m, rotation vector over
-        0.5 rad, gripper; kept within ±1.
+        ``absolute``: ``[10]``, the hand's goal: position in the world, the first two rows of its rotation,
+        gripper (-1 opens, 1 closes).  Positions are clipped to the workspace.
+        ``delta``: ``[7]``, the hand's motion: position over 0.05 m, rotation vector over 0.5 rad, gripper;
+        clipped to ±1.
 
     Observation, read at the end of the control step, by ``obs_type``:
         ``lowdim``: ``object`` as robosuite describes the task's objects, then for each arm the hand's
@@ -115,14 +115,14 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
 
     Reward: 1 when the task is done, else 0; then the episode terminates.
 
-    ``reset(seed=s)`` draws a start, the same for the same seed, whatever was before;
+    ``reset(seed=s)`` draws a start that depends on the seed alone;
     ``reset(options={"snapshot": Snapshot})`` goes back to ``save()``'s, exactly;
-    ``reset(options={"model": MJCF, "states": [...]})`` to a state as robomimic records them.
-    ``info`` carries what demonstrations record: the observation's parts by name, and ``states``.
+    ``reset(options={"model": MJCF, "states": [...]})`` to a state that robomimic recorded.
+    ``info`` has what demonstrations record: the observation's parts by name, and ``states``.
 
     Raises:
         MissingRobosuiteError: robosuite isn't installed.
-        MissingGLError: there is a picture to be drawn, and nothing to draw it with.
+        MissingGLError: a picture can't be drawn: neither EGL nor OSMesa can be used.
         ValueError: an argument is out of range.
     """
 
@@ -194,7 +194,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         return self._observe(info), float(success), success, False, info
 
     def save(self) -> Snapshot:
-        """Where everything stands, for ``reset(options={"snapshot": ...})``."""
+        """The whole state, for ``reset(options={"snapshot": ...})``."""
         return self.simulation.save()
 
     @property
@@ -217,7 +217,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         self.simulation.close()
 
     def command(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The action as robosuite's controllers take it."""
+        """The action in the form of robosuite's controllers."""
         if self.action_type == "delta":
             return action
         kept = action.clip(-self._bound, self._bound)
@@ -234,7 +234,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         return self._camera.picture(simulation.mujoco_model, simulation.mujoco_data, view, size)
 
     def _observation(self, obs_type: str) -> tuple[Callable[[Mapping[str, Any]], Any], spaces.Space[Any]]:
-        """How to observe, given the parts, and the space of that."""
+        """The function that observes, given the parts, and the space of its observations."""
 
         def box(*keys: str) -> spaces.Box:
             return spaces.Box(-REACH, REACH, (sum(len(seen[key]) for key in keys),), np.float64)
@@ -257,9 +257,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         return kinds[obs_type]
 
 
-def absolute_of(
-    poses: list[tuple[NDArray[np.float64], NDArray[np.float64]]], grippers: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def absolute_of(poses: list[Pose], grippers: NDArray[np.float64]) -> NDArray[np.float64]:
     """The absolute action ``[10 n]`` for a pose and a gripper command per arm."""
     from scipy.spatial.transform import Rotation
 

@@ -1,9 +1,8 @@
-"""Recorded actions in another form, and whether they do again what they did.
+"""Recorded actions converted between deltas and poses, and played again.
 
-A delta means 'from where the hand is'.  So the pose that a recorded delta made the controller pursue
-follows from the state recorded beside it, without any physics, and back; exactly, since an operational
-space controller adds a delta to where the hand is, not to what it pursued before.  Whether a whole
-episode can be played again is another matter: that is what ``follow`` finds out.
+An operational-space controller adds a delta to the hand's present pose, not to its previous goal.  So the
+goal of a recorded delta follows exactly from the state recorded beside it, without physics, and a delta
+from a goal.  ``follow`` finds out whether a whole episode can be played again.
 
 Poses are in the world's frame: per arm, position ``[3]`` in metres, rotation vector ``[3]`` in radians,
 gripper.  States are robomimic's: time, positions, velocities.
@@ -25,14 +24,14 @@ from scipy.spatial.transform import Rotation
 from .simulation import Simulation, import_robosuite
 
 ROUNDING = 1e-6
-"""How far beyond ±1 a delta may lie that has been computed."""
+"""Rounding error by which a computed delta may exceed ±1."""
 EXACT = 1e-5
-"""A replay that stays this near (m, rad) has begun as the recording did."""
+"""A replay that stays this near (m, rad) has started from the recording's state."""
 
 
 @dataclass(frozen=True)
 class Followed:
-    """What came of playing actions again.
+    """The result of playing actions again.
 
     Attributes:
         error: ``[N - 1]``, the largest difference of a position (m, or rad) to the recorded state, after
@@ -49,7 +48,7 @@ class Followed:
 
 
 def supported(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What of ``kwargs`` the installed robosuite's environment takes, and the names of the rest.
+    """Splits ``kwargs`` into those that the installed robosuite's environment takes and the others' names.
 
     Raises:
         MissingRobosuiteError: robosuite can't be imported.
@@ -69,8 +68,8 @@ def supported(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], lis
 
 
 def modern_model(model: str) -> str:
-    """A scene's MJCF with the names that robosuite has given its parts since 1.5, whichever version wrote
-    it: grippers belong to the right or left arm, and mounts are one kind of base.
+    """Renames the parts in a scene's MJCF, of any version, as robosuite does since 1.5: grippers belong to
+    the right or left arm, and mounts are one kind of base.
 
     Raises:
         ValueError: it isn't XML.
@@ -86,7 +85,7 @@ def modern_model(model: str) -> str:
         raise ValueError(f"the model isn't XML ({error})")
     bodies = {body.get("name", ""): body for body in scene.iter("body")}
     for name in [name for name in bodies if re.fullmatch(r"robot\d+_base", name)]:
-        # A site that 1.5 looks for: where an arm is mounted.
+        # 1.5 looks for a site where an arm is mounted.
         foot = bodies.get(name.replace("base", "link0"), bodies[name])
         ElementTree.SubElement(foot, "site", name=name.replace("base", "right_center"), size="0.01")
     return ElementTree.tostring(scene, encoding="unicode")
@@ -95,11 +94,11 @@ def modern_model(model: str) -> str:
 def to_poses(
     simulation: Simulation, model: str, states: NDArray[np.float64], actions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Where each action ``[N, 7 n]``, of the kind that the simulation takes, meant the hands to go.
+    """Converts actions ``[N, 7 n]``, of the simulation's kind, to the poses ``[N, 7 n]`` of their goals.
 
     Raises:
-        ValueError: the model can't be built, a state or action is of another size, or the controller
-            isn't one of poses.
+        ValueError: the model can't be built, a state or action is of another size, or actions aren't poses
+            and gripper commands.
     """
     simulation.reset_to(modern_model(model), states[0])
     poses = np.array(actions, dtype=np.float64)
@@ -115,8 +114,9 @@ def to_poses(
 def to_deltas(
     simulation: Simulation, model: str, states: NDArray[np.float64], poses: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], int]:
-    """The deltas ``[N, 7 n]``, over their scale, that mean the same as poses ``[N, 7 n]``; kept within
-    ±1, and in how many steps that changed them: these pursue a nearer goal.
+    """Converts poses ``[N, 7 n]`` to deltas ``[N, 7 n]`` over their scale, clipped to ±1.
+
+    Also returns the number of steps that clipping changed: these have nearer goals.
 
     Raises:
         ValueError: as ``to_poses``.
@@ -143,7 +143,7 @@ def to_deltas(
 def hands_at(
     simulation: Simulation, model: str, states: NDArray[np.float64]
 ) -> list[list[NDArray[np.float64]]]:
-    """Per state and arm, the hand's position ``[3]``.
+    """The hand's position ``[3]``, per state and arm.
 
     Raises:
         ValueError: the model can't be built, or a state is of another size.
@@ -159,7 +159,7 @@ def hands_at(
 def observations_at(
     simulation: Simulation, model: str, states: NDArray[np.float64], keys: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """What would have been observed in each state, ``[N, ...]`` by key.
+    """Observations ``[N, ...]`` by key in recorded states.
 
     Raises:
         ValueError: as ``hands_at``; a key isn't observed.
@@ -181,7 +181,7 @@ def observations_at(
 def follow(
     simulation: Simulation, model: str, states: NDArray[np.float64], actions: NDArray[np.float64]
 ) -> Followed:
-    """Plays actions ``[N, A]``, of the kind that the simulation takes, from the first state on.
+    """Plays actions ``[N, A]``, of the simulation's kind, from the first state on.
 
     Raises:
         ValueError: the model can't be built, or a state or action is of another size.
@@ -191,7 +191,7 @@ def follow(
     first = _follow(simulation, states, actions)
     if first.largest < EXACT:
         return first
-    # Which posture the null space preferred isn't recorded: of the two possible ones, the better.
+    # The posture that the null space preferred isn't recorded: of the two possible ones, take the better.
     simulation.reset_to_standard_posture(model, states[0])
     second = _follow(simulation, states, actions)
     return min(first, second, key=lambda followed: followed.largest)

@@ -1,5 +1,5 @@
-"""Rotations as networks predict them: the first two rows of the matrix (Zhou et al. 2019), and
-robomimic's rotation vectors."""
+"""Rotations for networks, the first two rows of the matrix (Zhou et al. 2019), and robomimic's rotation
+vectors."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from scipy.spatial.transform import Rotation
 
 
 def six_d(rotation: Rotation) -> NDArray[np.float64]:
-    """``[..., 6]``: the first two rows of the matrix, which are continuous in the rotation, as vectors
-    near a half turn (a gripper that points down) are not."""
+    """The first two rows of the matrix ``[..., 6]``: continuous in the rotation, unlike rotation vectors,
+    which jump near a half turn (a gripper that points down)."""
     matrix = rotation.as_matrix()
     return matrix[..., :2, :].reshape(*matrix.shape[:-2], 6)
 
 
 def rotation_of(rows: NDArray[np.float64]) -> Rotation:
-    """The rotation that two rows ``[..., 6]`` are nearest to, by Gram-Schmidt.
+    """The rotation of two rows ``[..., 6]``, made orthonormal by Gram-Schmidt.
 
     Raises:
         ValueError: they are parallel, or zero.
@@ -28,8 +28,8 @@ def rotation_of(rows: NDArray[np.float64]) -> Rotation:
 
 
 def absolute_action(pose_actions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """robomimic's absolute actions ``[..., 7 n]`` (per arm: position, rotation vector, gripper) as
-    ``[..., 10 n]`` (position, two rows, gripper)."""
+    """Converts robomimic's absolute actions ``[..., 7 n]`` (per arm: position, rotation vector, gripper)
+    to ``[..., 10 n]`` (position, two rows, gripper)."""
     arms = pose_actions.reshape(*pose_actions.shape[:-1], -1, 7)
     rows = six_d(Rotation.from_rotvec(arms[..., 3:6].reshape(-1, 3))).reshape(*arms.shape[:-1], 6)
     wide = np.concatenate((arms[..., :3], rows, arms[..., 6:]), axis=-1)

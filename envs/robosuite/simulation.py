@@ -1,4 +1,4 @@
-"""robosuite, as an experiment needs it: seeded, observed at the moment, saved and restored exactly."""
+"""robosuite's simulation, seeded, observed as of now, saved and restored exactly."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from .stepping import Step, lean_step
 SETUP = "scripts/setup robosuite, or pip install 'paradiffpolicy[robosuite]'"
 
 
+Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Position ``[3]`` and rotation matrix ``[3, 3]``."""
+
+
 class MissingRobosuiteError(ImportError):
-    """robosuite, or what it needs, isn't installed."""
+    """robosuite, or a package that it needs, isn't installed."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that the future depends on, but actions.
+    """The whole state of a simulation: with the same actions, the same future.
 
     Attributes:
         model: MJCF; objects' sizes may differ from reset to reset.
         physics: MuJoCo's integration state: time, positions, velocities, the solver's warm start, …
-        grippers: per robot and arm, what the gripper was told last, filtered.
-        initial_joints: per robot and arm, the posture that the controller's null space prefers.
-        goals: per robot and arm, the pose ``[3]``, ``[3, 3]`` that the controller pursues.
+        arms: per arm, the gripper's last command, filtered; the posture that the controller's null space
+            prefers; position ``[3]`` and rotation ``[3, 3]`` of its goal.
         step: control steps since the reset.
         time: seconds since the reset, as robosuite counts them.
     """
 
     model: str
     physics: NDArray[np.float64]
-    grippers: list[dict[str, NDArray[np.float64]]]
-    initial_joints: list[dict[str, NDArray[np.float64]]]
-    goals: list[dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]
+    arms: list[tuple[NDArray[np.float64], ...]]
     step: int
     time: float
 
 
 class Simulation:
-    """A robosuite environment, with actions as its controllers take them.
+    """A robosuite environment; actions are those of its controllers.
 
     Args:
         name: robosuite's, as ``NutAssemblySquare``.
@@ -70,28 +71,28 @@ class Simulation:
         self._take_over()
 
     def reset(self, seed: int) -> None:
-        """An episode from what the seed draws, whatever came before."""
+        """Starts the seed's episode, independent of all earlier ones."""
         env, start = self._env, np.random.default_rng(seed).bit_generator.state
         env.rng.bit_generator.state = start  # in place: placement samplers hold the generator itself
         env._observables = self._sensors  # it sets them up anew
-        # Where building the scene draws nothing, the one that there is will do: to compile it takes as
-        # long as thirty steps.
+        # Where building the scene draws nothing, the present one is kept: compiling it takes as long as
+        # thirty steps.
         env.hard_reset = not self._keeps_scene
         env.reset()
         if env.hard_reset:
             self._keeps_scene = self._after_building == start
             self._model = str(env.model.get_xml())
         self._take_over()
-        # The solver starts from its last solution, also those from before the reset.
+        # The solver starts from its last solution, also from one before the reset.
         self.mujoco_data.qacc_warmstart[:] = 0
         env.sim.forward()
         self._forget_derived()
 
     def step(self, action: NDArray[np.float64]) -> float:
-        """A control step; the reward after it.
+        """Takes a control step; returns the reward after it.
 
         Args:
-            action: ``[action_dim]``, as the controllers take it.
+            action: ``[action_dim]``, the controllers'.
 
         Raises:
             ValueError: it has another size.
@@ -105,11 +106,11 @@ class Simulation:
         return float(self._env.reward(action))
 
     def observations(self) -> dict[str, NDArray[np.float64]]:
-        """Everything that robosuite observes, now; and ``object``, what it observes of objects, in one
-        vector, as robomimic has it.
+        """All of robosuite's observations as of now, by name; and robomimic's ``object``, all those of
+        objects in one vector.
 
-        robosuite's own observations were taken at the beginning of the control step, and relative ones
-        even before.  Here sensors are asked directly; those that use others' values twice.
+        robosuite's own observations are taken at the start of the control step, and relative ones even
+        before.  Here sensors are read directly; those that use others' values twice.
         """
         values: dict[str, Any] = {}
         for name in (*self._observed, *self._relative):
@@ -124,12 +125,13 @@ class Simulation:
 
     @property
     def action_dim(self) -> int:
+        """Numbers in an action."""
         return int(self._env.action_dim)
 
     @property
     def model(self) -> str:
-        """The scene as MJCF, robomimic's ``model_file``: the text it was built from, since MuJoCo's own
-        is rounded."""
+        """The scene's MJCF, robomimic's ``model_file``: the text it was built from, since MuJoCo's own is
+        rounded."""
         return self._model
 
     @property
@@ -147,21 +149,12 @@ class Simulation:
         """``mujoco.MjData``."""
         return self._env.sim.data._data
 
-    @property
-    def control_hz(self) -> float:
-        return float(self._env.control_freq)
-
-    @property
-    def robots(self) -> list[Any]:
-        """robosuite's."""
-        return list(self._env.robots)
-
-    def goals(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """Per arm, the position ``[3]`` and rotation ``[3, 3]`` that the controller pursues, in its frame."""
+    def goals(self) -> list[Pose]:
+        """Each controller's goal, in its frame."""
         return [(np.array(part.goal_pos), np.array(part.goal_ori)) for _, _, part in self._arms()]
 
-    def hands(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """Per arm, position ``[3]`` and rotation ``[3, 3]`` of what the controllers move, in the world."""
+    def hands(self) -> list[Pose]:
+        """Each arm's hand (the site that its controller moves), in the world."""
         data = self._env.sim.data
         return [
             (np.array(data.get_site_xpos(part.ref_name)), np.array(data.get_site_xmat(part.ref_name)))
@@ -169,8 +162,8 @@ class Simulation:
         ]
 
     def reset_to(self, model: str, states: NDArray[np.float64]) -> None:
-        """To a recorded state ``[1 + nq + nv]``, at rest inside controllers and grippers: robomimic's way
-        to begin a replay.  For exactness there are ``save`` and ``restore``.
+        """Goes to a recorded state ``[1 + nq + nv]``, with controllers and grippers at rest: robomimic's
+        way to start a replay.  ``save`` and ``restore`` are exact.
 
         Raises:
             ValueError: the model can't be built, or the state is of another size.
@@ -178,13 +171,12 @@ class Simulation:
         self._load(model)
         self.place(states)
         for _, _, part in self._arms():
-            # An episode's first posture is the one that its controllers' null space prefers: as long as
-            # it's the beginning that is gone back to, a replay needs it.
+            # Null spaces prefer an episode's first posture, so a replay from the start needs it.
             part.update_initial_joints(self.mujoco_data.qpos[part.qpos_index])
 
     def reset_to_standard_posture(self, model: str, states: NDArray[np.float64]) -> None:
-        """Likewise, for episodes that began after such a reset themselves, as those that robosuite's and
-        robomimic's own tools record: their null space prefers the robot's standard posture.
+        """Goes to a recorded state as ``reset_to``, but null spaces prefer the robot's standard posture:
+        for episodes that started with such a reset themselves, as robosuite's and robomimic's tools record.
 
         Raises:
             ValueError: as ``reset_to``.
@@ -193,7 +185,7 @@ class Simulation:
         self.place(states)
 
     def place(self, states: NDArray[np.float64]) -> None:
-        """Everything to where a recorded state ``[1 + nq + nv]`` has it, in the scene as it is.
+        """Goes to a recorded state ``[1 + nq + nv]`` of the present scene.
 
         Raises:
             ValueError: the state is of another size.
@@ -209,7 +201,7 @@ class Simulation:
         self._forget_derived()
 
     def pursue(self, action: NDArray[np.float64]) -> None:
-        """Sets the goals that ``step`` would set here, and moves nothing.
+        """Sets the goals that ``step`` would set, without moving.
 
         Raises:
             ValueError: the action has another size, or an arm's isn't a pose and a gripper command.
@@ -223,19 +215,17 @@ class Simulation:
             part.update(force=True)
             part.set_goal(arm[:6])
 
-    def goals_in_world(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """``goals``, wherever their frame is."""
+    def goals_in_world(self) -> list[Pose]:
+        """Each controller's goal, in the world."""
         poses = []
         for (_, _, part), (position, rotation) in zip(self._arms(), self.goals(), strict=True):
             origin, turn = _frame(part)
             poses.append((origin + turn @ position, turn @ rotation))
         return poses
 
-    def deltas_to(
-        self, poses: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
-    ) -> list[NDArray[np.float64]]:
-        """Per arm, the delta ``[6]`` over its scale that makes the controller pursue a pose in the world
-        from here; beyond ±1 where that is farther than it goes in a step."""
+    def deltas_to(self, poses: list[Pose]) -> list[NDArray[np.float64]]:
+        """Per arm, the delta ``[6]`` over its scale whose goal is a pose in the world; beyond ±1 where that
+        is farther than a step goes."""
         from scipy.spatial.transform import Rotation
 
         deltas = []
@@ -253,51 +243,30 @@ class Simulation:
     def require_pose_actions(self) -> None:
         """Raises ``ValueError`` unless an action is, for each arm in turn, 6 numbers for the hand's pose
         and 1 for the gripper."""
-        for robot in self.robots:
-            for arm in robot.arms:
-                part = robot.part_controllers[arm]
-                hand = part.control_dim if part.name == "OSC_POSE" else 0
-                gripper = robot.gripper[arm].dof if robot.has_gripper[arm] else 0
-                if (hand, gripper) != (6, 1):
-                    raise ValueError(
-                        f"{robot.name}'s {arm} arm isn't moved by poses and one gripper command, but by "
-                        f"{part.name}: only OSC_POSE's actions have a meaning in the world"
-                    )
+        for robot, arm, part in self._arms():
+            hand = part.control_dim if part.name == "OSC_POSE" else 0
+            gripper = robot.gripper[arm].dof if robot.has_gripper[arm] else 0
+            if (hand, gripper) != (6, 1):
+                raise ValueError(
+                    f"{robot.name}'s {arm} arm isn't moved by poses and one gripper command, but by "
+                    f"{part.name}: only OSC_POSE's actions have a meaning in the world"
+                )
 
     def save(self) -> Snapshot:
-        """Where everything stands."""
+        """The whole state, for ``restore``."""
         import mujoco
 
         size = mujoco.mj_stateSize(self.mujoco_model, mujoco.mjtState.mjSTATE_INTEGRATION)
         physics = np.empty(size)
         mujoco.mj_getState(self.mujoco_model, self.mujoco_data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-        return Snapshot(
-            model=self.model,
-            physics=physics,
-            grippers=[
-                {arm: np.array(robot.gripper[arm].current_action) for arm in robot.arms}
-                for robot in self.robots
-            ],
-            initial_joints=[
-                {arm: np.array(robot.part_controllers[arm].initial_joint) for arm in robot.arms}
-                for robot in self.robots
-            ],
-            goals=[
-                {
-                    arm: (
-                        np.array(robot.part_controllers[arm].goal_pos),
-                        np.array(robot.part_controllers[arm].goal_ori),
-                    )
-                    for arm in robot.arms
-                }
-                for robot in self.robots
-            ],
-            step=int(self._env.timestep),
-            time=float(self._env.cur_time),
-        )
+        arms = []
+        for robot, arm, part in self._arms():
+            values = robot.gripper[arm].current_action, part.initial_joint, part.goal_pos, part.goal_ori
+            arms.append(tuple(np.array(value) for value in values))
+        return Snapshot(self.model, physics, arms, int(self._env.timestep), float(self._env.cur_time))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Back to there: the same actions then lead to the same numbers, bit by bit."""
+        """Goes back to a snapshot: the same actions then give the same numbers, bit by bit."""
         import mujoco
 
         if snapshot.model != self.model:
@@ -307,26 +276,18 @@ class Simulation:
         mujoco.mj_setState(model, data, snapshot.physics, state)
         mujoco.mj_forward(model, data)  # derived quantities; it changes the solver's warm start
         mujoco.mj_setState(model, data, snapshot.physics, state)
-        for robot, grippers, joints, goals in zip(
-            self.robots, snapshot.grippers, snapshot.initial_joints, snapshot.goals, strict=True
-        ):
-            for arm in robot.arms:
-                robot.gripper[arm].current_action = np.array(grippers[arm])
-                part = robot.part_controllers[arm]
-                part.initial_joint = np.array(joints[arm])
-                part.goal_pos, part.goal_ori = (np.array(value) for value in goals[arm])
+        for (robot, arm, part), values in zip(self._arms(), snapshot.arms, strict=True):
+            gripper, joints, position, rotation = (np.array(value) for value in values)
+            robot.gripper[arm].current_action, part.initial_joint = gripper, joints
+            part.goal_pos, part.goal_ori = position, rotation
         self._forget_derived()
         self._env.timestep, self._env.cur_time = snapshot.step, snapshot.time
-
-    def another(self) -> Any:
-        """robosuite's environment of the same kind, as robosuite made it: to compare with."""
-        return import_robosuite().make(self.name, **copy.deepcopy(self.kwargs))
 
     def close(self) -> None:
         self._env.close()
 
     def _load(self, model: str) -> None:
-        """Another scene."""
+        """Builds another scene."""
         self._env._observables, self._env.hard_reset, self._keeps_scene = self._sensors, True, False
         try:
             self._env.reset_from_xml_string(self._env.edit_model_xml(model))
@@ -336,24 +297,24 @@ class Simulation:
         self._take_over()
 
     def _settle(self) -> None:
-        """Where bodies are follows from positions alone: computing it changes no future."""
+        """Computes where bodies are, which follows from positions alone and changes no future."""
         import mujoco
 
         mujoco.mj_kinematics(self.mujoco_model, self.mujoco_data)
 
     def _forget_derived(self) -> None:
-        """What controllers have computed of another moment, they would use for the next torques."""
+        """Makes controllers compute anew: else the next torques use values of another moment."""
         for _, _, part in self._arms():
             part.new_update = True
 
     def _see_built(self, xml: str) -> str:
-        """Where the generator stands when the scene has been built, before anything is placed."""
+        """Notes the generator's state when the scene is built and nothing is placed yet."""
         self._after_building = self._env.rng.bit_generator.state
         return xml
 
     def _take_over(self) -> None:
-        """From robosuite, after each of its resets: how to take steps, and the observables, which it
-        would ask 25 times per step."""
+        """Takes over from robosuite, after each of its resets, the control step and the observables, which
+        it would read 25 times per step."""
         self._advance: Step = lean_step(self._env)
         self._sensors = dict(self._env._observables)
         self._env._observables = {}
@@ -366,11 +327,12 @@ class Simulation:
         ]
 
     def _arms(self) -> list[tuple[Any, str, Any]]:
-        return [(robot, arm, robot.part_controllers[arm]) for robot in self.robots for arm in robot.arms]
+        """Each arm's robot, name and controller."""
+        return [(robot, arm, robot.part_controllers[arm]) for robot in self._env.robots for arm in robot.arms]
 
 
 class _Asked(dict[str, Any]):
-    """Notes whether anyone has looked for something."""
+    """Notes whether a value has been looked up."""
 
     asked = False
 
@@ -380,31 +342,30 @@ class _Asked(dict[str, Any]):
 
 
 def _uses_others(sensor: Any) -> bool:
-    """Whether its value depends on others' values."""
+    """Whether a sensor's value depends on others' values."""
     values = _Asked()
     sensor._sensor(values)
     return values.asked
 
 
-def _frame(part: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Origin ``[3]`` and axes ``[3, 3]`` of what a controller's goals refer to, in the world."""
+def _frame(part: Any) -> Pose:
+    """Origin and axes, in the world, of the frame of a controller's goals."""
     if part.input_ref_frame == "world":
         return np.zeros(3), np.eye(3)
     return np.asarray(part.origin_pos), np.asarray(part.origin_ori)
 
 
 def import_robosuite() -> Any:
-    """The package, without what it has to say about itself.
+    """Imports robosuite without its warnings, and without its choice of ``MUJOCO_GL`` for the process.
 
     Raises:
-        MissingRobosuiteError: it isn't there, or with a MuJoCo that it doesn't work with.
+        MissingRobosuiteError: it isn't installed, or with a MuJoCo that it doesn't work with.
     """
     if find_spec("robosuite") is None or find_spec("mujoco") is None:
         raise MissingRobosuiteError(f"robosuite isn't installed: {SETUP}")
-    # It says how to draw, for everyone in the process; who draws here chooses what there is.
     drawing = os.environ.get("MUJOCO_GL")
     logger = logging.getLogger("robosuite_logs")
-    logger.disabled = True  # of optional parts that aren't installed, and of every config that is read
+    logger.disabled = True  # warns of optional parts that aren't installed, and of every config it reads
     try:
         import robosuite
     except ImportError as error:

@@ -6,10 +6,10 @@ A control step is 25 physics substeps, and before each the arms' torques are com
     f, m = kp * error + kd * (0 - velocity)
 
 with the hand's Jacobian J, the mass matrix M, the task-space inertias lambda and the null space N.
-robosuite looks up each of these by name, 25 times, several times over, which takes longer than the
-physics.  Here they are found once per model.  Numbers stay the same to the last bit: these are the same
-operations in the same order, on arrays of the same memory layout, since another layout takes another
-path through BLAS.
+robosuite looks up each of these by name several times per substep, which takes longer than the physics.
+Here they are looked up once per model.  Numbers stay the same to the last bit: the operations are the same
+in the same order, on arrays of the same memory layout, since another layout takes another path through
+BLAS.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 Step = Callable[[NDArray[np.float64]], object]
-"""A control step: takes the action, as the controllers take it."""
+"""Takes a control step, given the controllers' action."""
 
 
 def lean_step(env: Any) -> Step:
-    """How to take the control steps of a robosuite environment: as above if its robots are what that
-    was written for, else by its own ``step``.
+    """The control step of a robosuite environment: ``LeanStep`` if it ``fits``, else its own ``step``.
 
     Args:
-        env: robosuite's, after a reset; another reset that replaces its model outdates the answer.
+        env: robosuite's, after a reset; a reset that replaces its model needs a new step.
     """
     return LeanStep(env) if fits(env) else env.step
 
 
 def fits(env: Any) -> bool:
-    """Whether everything that ``env.step`` would do is known here: fixed arms under one
-    operational-space controller each, goals in the world's frame, position uncoupled from rotation,
-    simple grippers, no episode end, nothing shown."""
+    """Whether ``LeanStep`` does all that ``env.step`` does: fixed arms with one operational-space
+    controller each, goals in the world's frame, position uncoupled from rotation, simple grippers, no
+    episode end, no window."""
     from robosuite.environments.base import MujocoEnv
     from robosuite.environments.robot_env import RobotEnv
 
@@ -85,7 +84,7 @@ def _is_simple(robot: Any) -> bool:
 
 
 def _is_run(indices: Sequence[int]) -> bool:
-    """Whether they follow each other."""
+    """Whether indices are consecutive."""
     return list(indices) == list(range(indices[0], indices[0] + len(indices)))
 
 
@@ -97,10 +96,10 @@ def _is_fixed(part: Any) -> bool:
 
 
 class LeanStep:
-    """Takes control steps; all that it remembers is where things are in MuJoCo's arrays.
+    """Takes control steps; keeps only places in MuJoCo's arrays.
 
     Args:
-        env: one that ``fits``.
+        env: robosuite's, that ``fits``.
     """
 
     def __init__(self, env: Any) -> None:
@@ -128,18 +127,18 @@ class LeanStep:
         self._env.cur_time += self._env.control_timestep
 
     def _set_goals(self, action: NDArray[np.float64]) -> None:
-        """Once per control step, so robosuite itself may do it: it knows many kinds of actions."""
-        begin = 0
+        """By robosuite itself, since this happens once per control step."""
+        start = 0
         for robot in self._env.robots:
-            end = begin + robot.action_dim
-            robot.composite_controller.set_goal(action[begin:end])
-            begin = end
+            stop = start + robot.action_dim
+            robot.composite_controller.set_goal(action[start:stop])
+            start = stop
         for gripper in self._grippers:
             gripper.actuate()
 
 
 class _Gripper:
-    """Fingers: their actuators hold what they are told until the next control step."""
+    """A gripper; its actuators keep their command until the next control step."""
 
     def __init__(self, robot: Any, arm: str) -> None:
         name = robot.get_gripper_name(arm)
@@ -153,10 +152,7 @@ class _Gripper:
 
 
 class _Arm:
-    """An arm's torques.
-
-    Arrays that are MuJoCo's own are views: they are always as of now.
-    """
+    """Computes an arm's torques; MuJoCo's own arrays are views, always up to date."""
 
     def __init__(self, robot: Any, arm: str) -> None:
         import mujoco
@@ -177,7 +173,7 @@ class _Arm:
         actuators = _run(robot._ref_actuators_indexes_dict[arm])
         self._ctrl = data.ctrl[actuators]
         self._low, self._high = np.array(model.actuator_ctrlrange[actuators]).T
-        # Of the whole model, and of the arm's joints only; MuJoCo fills the former.
+        # Of the whole model, filled by MuJoCo, and of the arm's joints only.
         nv, n = model.nv, len(self._dq)
         self._all_jp, self._all_jr = np.zeros((3, nv)), np.zeros((3, nv))
         self._all_mass = np.zeros((nv, nv))
@@ -186,7 +182,7 @@ class _Arm:
         self._velocity, self._error, self._wrench = np.zeros(6), np.zeros(6), np.zeros(6)
 
     def actuate(self) -> None:
-        """Sets the torques that pursue the controller's goal from here; step1 has been taken."""
+        """Sets the torques towards the controller's goal, after ``mj_step1``."""
         part, dofs = self._part, self._dofs
         self._jacobian_of(self._model, self._data, self._all_jp, self._all_jr, self._site)
         self._mass_of(self._model, self._all_mass, self._inertia)
@@ -208,10 +204,10 @@ class _Arm:
         torques.clip(self._low, self._high, out=self._ctrl)
 
     def forget(self) -> None:
-        """What robosuite's controller knows is of the control step's beginning."""
+        """Marks robosuite's controller, which knows the control step's start, as out of date."""
         self._part.new_update = True
 
 
 def _run(indices: Sequence[int]) -> slice:
-    """Indices that follow each other, as what gives views."""
+    """Consecutive indices as a slice, which gives views."""
     return slice(int(indices[0]), int(indices[0]) + len(indices))

@@ -1,4 +1,4 @@
-"""Training windows cut from demonstrations, as diffusion_policy cuts them.
+"""Training windows of demonstrations, by diffusion_policy's rule.
 
 ::
 
@@ -90,7 +90,7 @@ def window_steps(
 
 @dataclass(frozen=True)
 class WindowDataset:
-    """Every window of a store, in memory.
+    """All windows of a store, in memory.
 
     Attributes:
         observations: ``[n_steps, O]`` raw units.
@@ -144,8 +144,8 @@ class WindowDataset:
 def batch_windows(n_windows: int, batch_size: int, step: int, seed: int) -> Tensor:
     """Window indices ``[batch_size]`` of training step ``step`` (0-based).
 
-    A pure function: each epoch is a permutation seeded by (seed, epoch) without its incomplete
-    last batch, so a resumed run continues exactly where it stopped.
+    A pure function, so that a resumed run continues exactly: each epoch is a permutation seeded by (seed,
+    epoch), without its incomplete last batch.
     """
     batch_size = min(batch_size, n_windows)
     epoch, position = divmod(step, n_windows // batch_size)

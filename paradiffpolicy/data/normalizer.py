@@ -21,13 +21,11 @@ class Normalizer:
 
     @staticmethod
     def fit(data: Tensor, min_range: float = 1e-4) -> Normalizer:
-        """The map that takes each dimension's minimum to -1 and maximum to 1.
-
-        A dimension whose range is under ``min_range`` carries nothing: it is only centred, so
-        that noise in it is not blown up.
+        """Maps each dimension's minimum to -1 and its maximum to 1.
 
         Args:
             data: ``[..., dim]``.
+            min_range: dimensions of a smaller range are only centred, so that noise isn't amplified.
         """
         flat = data.reshape(-1, data.shape[-1]).double()
         low, high = flat.min(dim=0).values, flat.max(dim=0).values
@@ -44,11 +42,14 @@ class Normalizer:
         return (normalized - self.offset) / self.scale
 
     def to(self, device: torch.device | str) -> Normalizer:
+        """The same on another device."""
         return Normalizer(self.scale.to(device), self.offset.to(device))
 
     def to_dict(self) -> dict[str, list[float]]:
+        """JSON values."""
         return {"scale": self.scale.tolist(), "offset": self.offset.tolist()}
 
     @staticmethod
     def from_dict(values: dict[str, list[float]]) -> Normalizer:
+        """From ``to_dict``'s values."""
         return Normalizer(torch.tensor(values["scale"]), torch.tensor(values["offset"]))

@@ -5,17 +5,17 @@
     STORE.zarr/
       data/<field>        [n_steps, ...]   every episode's steps, one after the other
       meta/episode_ends   [n_episodes]     exclusive end of each episode in data/*
-      meta/<text>         [n_bytes]        if there are any: a text per episode, one after the other, UTF-8
+      meta/<text>         [n_bytes]        optional: a text per episode, one after the other, UTF-8
       meta/<text>_ends    [n_episodes]     exclusive end of each in meta/<text>
 
-The store's attributes are about all of it: the environment that it was made in, for instance.
+The store's attributes describe all of it, as the environment in which it was made.
 
-zarr v2 stores (diffusion_policy's own) are read as they are; new stores are zarr v3.
+zarr v2 stores (diffusion_policy's own) are read too; new stores are zarr v3.
 
-An append writes the steps and texts first and ``episode_ends`` last.  Every file of a zarr store is replaced
-as a whole, so an append that is interrupted anywhere leaves the earlier episodes readable: steps
-past the last end, and zeros at the tail of ``episode_ends`` (its length grows before its values
-arrive), are an unfinished append, ignored by readers and overwritten by the next one.
+An append writes the steps and texts first and ``episode_ends`` last.  zarr replaces every file as a
+whole, so an append that is interrupted anywhere leaves the earlier episodes readable: steps past the last
+end, and zeros at the tail of ``episode_ends`` (its length grows before its values arrive), are an
+unfinished append, ignored by readers and overwritten by the next one.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ from ..errors import InputError, nearest
 CHUNK_BYTES = 2**20
 
 Augment = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
-"""An episode to another that is just as true: same fields, same dtypes."""
+"""Makes another valid episode of an episode: same fields, same dtypes."""
 
 
 class ReplayBuffer:
-    """Episodes in a zarr group; see the module's docstring for the layout.
-
-    Open one with ``ReplayBuffer.open`` or ``ReplayBuffer.create``.
+    """Episodes in a zarr group, in the layout above; made by ``ReplayBuffer.open`` or ``create``.
 
     Attributes:
+        name: for error lines.
         episode_ends: ``[n_episodes]`` int64.
     """
 
@@ -70,7 +69,7 @@ class ReplayBuffer:
             group = zarr.open_group(path, mode=mode)  # type: ignore[arg-type]
         except Exception as error:
             raise InputError(
-                f"{path} is not a zarr group ({_first_line(error)}): name the .zarr folder itself"
+                f"{path} is not a zarr group ({first_line(error)}): name the .zarr folder itself"
             )
         return ReplayBuffer(group, str(path))
 
@@ -78,12 +77,12 @@ class ReplayBuffer:
     def create(
         store: Any, name: str | None = None, attributes: Mapping[str, Any] | None = None
     ) -> ReplayBuffer:
-        """A new, empty store at a path or zarr store; fields and texts appear with the first episode.
+        """Creates an empty store; fields and texts appear with the first episode.
 
         Args:
-            store: where.
+            store: a path or zarr store.
             name: for error lines.
-            attributes: what to know about all of it, as JSON can say it.
+            attributes: describe the whole store; JSON values.
 
         Raises:
             InputError: something is there already.
@@ -106,22 +105,22 @@ class ReplayBuffer:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What is said about all of the store."""
+        """The description of the whole store."""
         return dict(self._group.attrs)
 
     @property
     def texts(self) -> list[str]:
-        """What is told about each episode."""
+        """Names of the texts that every episode has."""
         meta: Any = self._group["meta"]
         names = [name for name in meta.array_keys() if f"{name}_ends" in meta]
-        # An append that was interrupted may have begun texts that no episode has.
+        # An interrupted append may have left texts that no episode has.
         return sorted(name for name in names if 0 < self.n_episodes <= meta[f"{name}_ends"].shape[0])
 
     def text(self, name: str, index: int) -> str:
-        """What is told about one episode.
+        """A text of one episode.
 
         Raises:
-            InputError: there is no such text, or it can't be decoded.
+            InputError: the text doesn't exist, or can't be decoded.
         """
         if name not in self.texts:
             raise InputError(f"{self.name} has no meta/{name}{nearest(name, self.texts)}")
@@ -135,7 +134,7 @@ class ReplayBuffer:
             return content.tobytes().decode()
         except Exception as error:
             raise InputError(
-                f"{self.name}: meta/{name} can't be read ({_first_line(error)}): the store is damaged, "
+                f"{self.name}: meta/{name} can't be read ({first_line(error)}): the store is damaged, "
                 "copy it again"
             )
 
@@ -144,7 +143,7 @@ class ReplayBuffer:
         return sorted(self._data().array_keys())
 
     def shape(self, field: str) -> tuple[int, ...]:
-        """Of one field, per step.
+        """The shape of one step of a field.
 
         Raises:
             InputError: the field doesn't exist.
@@ -169,17 +168,11 @@ class ReplayBuffer:
             values = np.asarray(array[start:stop])
         except Exception as error:
             raise InputError(
-                f"{self.name}: data/{field} can't be read ({_first_line(error)}): the store is damaged, "
+                f"{self.name}: data/{field} can't be read ({first_line(error)}): the store is damaged, "
                 "copy it again"
             )
-        if np.issubdtype(values.dtype, np.floating):
-            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-            if not finite.all():
-                step = start + int(np.argmin(finite))
-                raise InputError(
-                    f"{self.name}: data/{field} has NaN or infinity at step {step}: "
-                    "remove that episode or repair the value"
-                )
+        where = f"{self.name}: data/{field}"
+        require_finite(values, where, "remove that episode or repair the value", start)
         return values
 
     def episode(self, index: int, fields: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -218,11 +211,7 @@ class ReplayBuffer:
         self.episode_ends = np.append(self.episode_ends, end)
 
     def check(self, episode: Mapping[str, NDArray[Any]]) -> None:
-        """Whether ``append`` would take it.
-
-        Raises:
-            InputError: as ``append``.
-        """
+        """Raises ``InputError`` where ``append`` would refuse the episode's fields, shapes or dtypes."""
         lengths = {field: len(values) for field, values in episode.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise InputError(f"{self.name}: an episode's fields must have one length above 0, got {lengths}")
@@ -240,7 +229,7 @@ class ReplayBuffer:
                 )
 
     def fingerprint(self, fields: list[str]) -> str:
-        """SHA-256 over the episode ends and the named fields' values: which data this is."""
+        """SHA-256 over the episode ends and the named fields' values: identifies the data."""
         digest = hashlib.sha256(self.episode_ends.tobytes())
         for field in sorted(fields):
             digest.update(field.encode())
@@ -271,7 +260,7 @@ class ReplayBuffer:
 
 
 def augmented(buffer: ReplayBuffer, augment: Augment, fields: Collection[str]) -> ReplayBuffer:
-    """In memory: the named fields of every episode, each followed by its augmented twin."""
+    """Copies the named fields of every episode into memory, each followed by its augmented twin."""
     both = ReplayBuffer.create(zarr.storage.MemoryStore(), f"{buffer.name}, augmented")
     for index in range(buffer.n_episodes):
         episode = buffer.episode(index, fields)
@@ -290,7 +279,7 @@ def _checked_episode_ends(group: zarr.Group, name: str) -> NDArray[np.int64]:
         raise
     except Exception as error:
         raise InputError(
-            f"{name}: meta/episode_ends can't be read ({_first_line(error)}): copy the store again"
+            f"{name}: meta/episode_ends can't be read ({first_line(error)}): copy the store again"
         )
     ends = np.trim_zeros(ends, "b")  # an append that was interrupted before its end was written
     if (np.diff(ends, prepend=0) <= 0).any():
@@ -302,12 +291,22 @@ def _checked_episode_ends(group: zarr.Group, name: str) -> NDArray[np.int64]:
 
 
 def _as_json(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Refused before anything is written, if JSON can't say it."""
+    """Raises ``InputError`` for values that JSON doesn't have, before anything is written."""
     try:
         return dict(json.loads(json.dumps(dict(attributes or {}))))
     except (TypeError, ValueError) as error:
         raise InputError(f"a store's attributes must be JSON's ({error})")
 
 
-def _first_line(error: Exception) -> str:
+def require_finite(values: NDArray[Any], where: str, remedy: str, first_step: int = 0) -> None:
+    """Raises ``InputError`` that names the first step of ``[N, ...]`` with NaN or infinity."""
+    if np.issubdtype(values.dtype, np.floating):
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            step = first_step + int(np.argmin(finite))
+            raise InputError(f"{where} has NaN or infinity at step {step}: {remedy}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message; its type's name if there is none."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""One demonstration, whatever file it came from or goes to."""
+"""A demonstration, independent of the file that it comes from or goes to."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ REACH = 1.5
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What somebody did, step by step: ``observations[t]`` and ``states[t]`` precede ``actions[t]``.
+    """One recorded episode; ``observations[t]`` and ``states[t]`` precede ``actions[t]``.
 
     Attributes:
         name: ``demo_0``, …
-        actions: ``[N, A]``, as its file has them.
+        actions: ``[N, A]``, those of its file.
         observations: ``[N, ...]`` each.
         states: ``[N, D]``: time, positions, velocities.
-        poses: ``[N, 7 n]`` for n arms: where each action meant the hands to go, in the world.
+        poses: ``[N, 7 n]`` for n arms: the goal that each action meant for the hands, in the world.
         rewards: ``[N]``.
         dones: ``[N]``.
         model: MJCF.
@@ -52,10 +52,10 @@ class Source(Protocol):
     Attributes:
         name: for error lines.
         env_args: the environment's description, if it is known.
-        kind: what the actions are: ``absolute``, ``delta``, or ``None``: whatever they are.
-        demos: names, in order.
-        masks: names of some demonstrations, by the subset's name.
-        keys: what is observed.
+        kind: of the actions: ``absolute``, ``delta``, ``recorded`` (neither), or ``None``: not known.
+        demos: names of the demonstrations, in order.
+        masks: names of demonstrations, by the name of their subset.
+        keys: of the observations.
     """
 
     @property
@@ -72,7 +72,7 @@ class Source(Protocol):
     def keys(self) -> Sequence[str]: ...
 
     def read(self, demo: str, keys: Sequence[str] | None = None) -> Demonstration:
-        """One demonstration, with some observations (all by default), checked.
+        """Reads and checks one demonstration, with some observations (all by default).
 
         Raises:
             InputError: a key doesn't exist, values don't fit together or aren't finite.
@@ -83,7 +83,7 @@ class Source(Protocol):
 
 
 def check_poses(poses: NDArray[Any], where: str) -> None:
-    """Whether pose actions ``[N, 7 n]`` are such.
+    """Checks pose actions ``[N, 7 n]``.
 
     Raises:
         InputError: positions are farther away than environments let hands go, rotation vectors are more
@@ -108,15 +108,3 @@ def check_poses(poses: NDArray[Any], where: str) -> None:
                 f"{where} has {what.format(excess[step])} at step {step}, at most {limit:.3g} is possible: "
                 "wrong units or another frame; write absolute poses in the world's frame, in m and rad"
             )
-
-
-def require_finite(values: NDArray[Any], where: str) -> None:
-    """Raises ``InputError`` that names the first step of ``[N, ...]`` with NaN or infinity."""
-    if not np.issubdtype(values.dtype, np.floating):
-        return
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if not finite.all():
-        raise InputError(
-            f"{where} has NaN or infinity at step {int(np.argmin(finite))}: leave the demo out with a mask, "
-            "or repair the value"
-        )

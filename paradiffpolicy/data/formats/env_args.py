@@ -1,4 +1,4 @@
-"""``env_args``: how robomimic's files describe the environment that a dataset was made in.
+"""robomimic's ``env_args``: the description of the environment in which a dataset was made.
 
 robosuite's controllers were configured in two ways::
 
@@ -25,9 +25,9 @@ ROBOSUITE_TYPE, GYM_TYPE = 1, 2
 PARTS = ("IK_POSE", "JOINT_POSITION", "JOINT_TORQUE", "JOINT_VELOCITY", "OSC_POSE", "OSC_POSITION")
 COMPOSITES = ("BASIC", "HYBRID_MOBILE_BASE", "WHOLE_BODY_EXTERNAL_IK", "WHOLE_BODY_IK", "WHOLE_BODY_MINK_IK")
 RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
-"""Settings of 1.2's controllers that have other names since."""
+"""Settings of 1.2's controllers that were renamed since."""
 NEEDED = {"interpolation": None, "ramp_ratio": 0.2}
-"""Settings that 1.5 doesn't do without."""
+"""Settings that 1.5 requires."""
 WIDTHS = {"OSC_POSE": 6, "OSC_POSITION": 3}
 ONE_COMMAND_GRIPPERS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
 """Robots whose own gripper takes one number."""
@@ -55,7 +55,7 @@ class EnvArgs:
 
     @staticmethod
     def parse(text: str | bytes | Mapping[str, Any], where: str) -> EnvArgs:
-        """From a file's JSON, or from what that says.
+        """Parses a file's JSON, or takes its values.
 
         Raises:
             InputError: it isn't robomimic's description of an environment.
@@ -76,7 +76,7 @@ class EnvArgs:
             )
 
     def to_dict(self) -> Settings:
-        """What ``parse`` reads."""
+        """The values that ``parse`` takes."""
         return {
             "env_name": self.env_name,
             "env_version": self.env_version,
@@ -95,7 +95,7 @@ class EnvArgs:
 
     @property
     def is_before_1_5(self) -> bool:
-        """Whether robosuite was older than 1.5; by the form of the controller where no version is told."""
+        """Whether robosuite was older than 1.5; without a version, the controller's form decides."""
         if self.env_version is not None:
             try:
                 return tuple(int(part) for part in self.env_version.split(".")[:2]) < (1, 5)
@@ -105,7 +105,7 @@ class EnvArgs:
 
     @property
     def controllers(self) -> list[Settings]:
-        """The settings of every arm's controller; none where the file leaves them to robosuite.
+        """The settings of every arm's controller; empty where the file leaves them to robosuite.
 
         Raises:
             InputError: a controller is unknown.
@@ -114,7 +114,7 @@ class EnvArgs:
 
     @property
     def kind(self) -> str | None:
-        """``absolute`` or ``delta``: what the arms' controllers take; ``None`` if that can't be told.
+        """``absolute`` or ``delta``: the kind of actions of the arms' controllers; ``None``: not known.
 
         Raises:
             InputError: a controller is unknown.
@@ -128,7 +128,7 @@ class EnvArgs:
 
     @property
     def action_dim(self) -> int | None:
-        """How many numbers an action must have, where the description settles it.
+        """Numbers that an action must have, if the description determines it.
 
         Raises:
             InputError: a controller is unknown.
@@ -149,7 +149,7 @@ class EnvArgs:
         """The same environment with controllers that take absolute poses in the world, or deltas.
 
         Raises:
-            InputError: an arm's controller isn't OSC_POSE, which alone takes both.
+            InputError: an arm's controller isn't OSC_POSE, the only one that takes both.
         """
         in_world = all(self._frame(part) == "world" for part in self.controllers)
         if kind == self.kind and (kind == "delta" or in_world):
@@ -172,8 +172,8 @@ class EnvArgs:
         return new
 
     def for_robosuite_1_5(self) -> tuple[Settings, list[str]]:
-        """``env_kwargs`` that mean to robosuite 1.5 what these meant where they were written, for a
-        simulation that nobody looks at; and what to know about it.
+        """``env_kwargs`` for robosuite 1.5 with the meaning that these had where they were written, without
+        pictures; and notes for the user.
 
         Raises:
             InputError: it isn't a robosuite environment, or a controller is unknown.
@@ -200,19 +200,19 @@ class EnvArgs:
         if translated:
             kwargs["controller_configs"] = translated[0] if len(translated) == 1 else translated
         if self.is_before_1_5:
-            # Earlier versions computed the dynamics twice in a step of the physics: this does so too.
+            # Earlier versions computed the dynamics twice per physics step.
             kwargs["lite_physics"] = False
         quiet = {"has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False}
         return {**kwargs, **quiet, "use_object_obs": True, "ignore_done": True, "hard_reset": True}, notes
 
     def describe(self) -> dict[str, str]:
-        """In words, by topic, for a table."""
+        """A description by topic, for a table."""
         rows = {"environment": self.env_name}
         if self.is_robosuite:
             rows["robosuite"] = self.env_version or (
                 "before 1.5" if self.is_before_1_5 else "version unknown"
             )
-            rows["robots"] = ", ".join(self.robots) or "not told"
+            rows["robots"] = ", ".join(self.robots) or "unknown"
             rows["controller"] = ", ".join(
                 f"{part['type']}, {_kind(part)}, {self._frame(part)} frame" for part in self.controllers
             )
@@ -221,7 +221,7 @@ class EnvArgs:
         return rows
 
     def _configs(self) -> list[Settings]:
-        """One per robot, or one for all."""
+        """Controller settings, one per robot, or one for all."""
         configs = self.env_kwargs.get("controller_configs")
         if configs is None:
             return []
@@ -251,7 +251,7 @@ class EnvArgs:
         return config
 
     def _frame(self, part: Settings) -> str:
-        """What deltas and poses refer to: 1.5's default is the robot's base, before there was the world."""
+        """The frame of deltas and poses: by default the robot's base in 1.5, the world before."""
         return str(part.get("input_ref_frame", "world" if self.is_before_1_5 else "base"))
 
     def _translated(self, config: Settings) -> Settings:

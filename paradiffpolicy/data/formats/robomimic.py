@@ -30,20 +30,21 @@ from numpy.typing import NDArray
 
 from ...errors import InputError, nearest
 from ...files import write_atomically
-from .demonstration import Demonstration, check_poses, require_finite
+from ..replay_buffer import first_line, require_finite
+from .demonstration import Demonstration, check_poses
 from .env_args import EnvArgs
 
 SUFFIXES = (".hdf5", ".h5")
 
 
 class RobomimicFile:
-    """A file to read; values are read when they are asked for.  A ``Source``.
+    """A ``Source`` that reads an HDF5 file; values are read on demand.
 
     Args:
         path: of the HDF5 file.
 
     Raises:
-        InputError: there is none, it is cut short, or isn't robomimic's.
+        InputError: the file doesn't exist, is cut short, or isn't robomimic's.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -56,7 +57,7 @@ class RobomimicFile:
         except OSError as error:
             if "truncated file" in str(error):
                 raise InputError(f"{path} is cut short ({path.stat().st_size} bytes are left): copy it again")
-            raise InputError(f"{path} is not an HDF5 file, or damaged ({_one_line(error)}): copy it again")
+            raise InputError(f"{path} is not an HDF5 file, or damaged ({first_line(error)}): copy it again")
         try:
             with self._reading("the file"):
                 data = self._file.get("data")
@@ -82,7 +83,7 @@ class RobomimicFile:
         return int(self._dataset(demo, "actions").shape[0])
 
     def fields(self, demo: str) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of everything that a demonstration has, by its path."""
+        """Shape and dtype of all of a demonstration's datasets, by path."""
         found: dict[str, tuple[tuple[int, ...], str]] = {}
 
         def visit(name: str, item: Any) -> None:
@@ -97,7 +98,7 @@ class RobomimicFile:
         """One field of a demonstration, ``[N, ...]``, finite.
 
         Raises:
-            InputError: it isn't there, damaged, of another length than the actions, or not finite.
+            InputError: it doesn't exist, is damaged, of another length than the actions, or not finite.
         """
         dataset = self._dataset(demo, field)
         where = f"{self.name}: {demo}/{field}"
@@ -110,7 +111,7 @@ class RobomimicFile:
                 f"{where} has {len(values)} steps, actions have {self.length(demo)}: write the demo anew, or "
                 "leave it out with a mask"
             )
-        require_finite(values, where)
+        require_finite(values, where, "leave the demo out with a mask, or repair the value")
         return values
 
     def read(self, demo: str, keys: Sequence[str] | None = None) -> Demonstration:
@@ -120,14 +121,14 @@ class RobomimicFile:
             known = sorted(group.get("obs", ()))
             has = set(group)
             model = group.attrs.get("model_file")
-            told = int(group.attrs.get("num_samples", self.length(demo)))
+            stated = int(group.attrs.get("num_samples", self.length(demo)))
         actions = self.values(demo, "actions")
         where = f"{self.name}: {demo}"
         if actions.ndim != 2 or not actions.size:
             raise InputError(f"{where}/actions is {actions.shape}: it must be steps x numbers, both above 0")
-        if told != len(actions):
+        if stated != len(actions):
             raise InputError(
-                f"{where} has {len(actions)} actions but num_samples {told}: copy the file again"
+                f"{where} has {len(actions)} actions but num_samples {stated}: copy the file again"
             )
         wanted = self.env_args.action_dim if self.env_args else None
         if wanted is not None and self.env_args and actions.shape[1] != wanted:
@@ -190,12 +191,12 @@ class RobomimicFile:
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """What h5py says of damage, in one line."""
+        """Turns h5py's errors on damaged files into one line."""
         try:
             yield
         except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{self.name}: {what} can't be read ({_one_line(error)}): it is damaged, copy it again"
+                f"{self.name}: {what} can't be read ({first_line(error)}): it is damaged, copy it again"
             )
 
 
@@ -205,13 +206,13 @@ def write_robomimic(
     env_args: EnvArgs,
     masks: Mapping[str, Sequence[str]],
 ) -> None:
-    """Writes a whole file, or none: demonstrations as they come, under their own names.
+    """Writes demonstrations to a new file, or leaves none.
 
-    Where rewards aren't known they are 0, and where ``dones`` aren't, the last step's is 1: robomimic
-    reads both from every demonstration.
+    Unknown rewards are written as 0, unknown ``dones`` as 1 at the last step: robomimic reads both from
+    every demonstration.
 
     Raises:
-        InputError: something is there already, or a demonstration can't be read.
+        InputError: the path exists, or a demonstration can't be read.
     """
     path = Path(path)
     if path.exists():
@@ -246,10 +247,6 @@ def _write_demo(group: h5py.Group, demo: Demonstration) -> None:
     if demo.poses is not None:
         group["actions_abs"] = demo.poses
     for key, values in demo.observations.items():
-        # Pictures shrink to a fraction; a chunk is one of them, as they are read.
+        # Pictures shrink to a fraction; they are read one by one, so a chunk is one of them.
         packed = {"chunks": (1, *values.shape[1:]), "compression": "gzip"} if values.ndim > 2 else {}
         group.create_dataset(f"obs/{key}", data=values, **packed)
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,18 +1,17 @@
-"""zarr stores that a robomimic file can be made from, and stores made from one.
+"""Demonstrations in zarr stores, in a form that robomimic files can be made from.
 
-A store's fields are the observations and, under names of their own, actions and what else a
-demonstration has.  The store's attributes: ``env_args``; ``actions``, what kind these are; ``demos``,
-names by episode; ``masks``, names by subset.  ``meta/model`` is each episode's scene.
+A store's fields are the observations and, under names of their own, a demonstration's other arrays.
+Its attributes: ``env_args``; ``actions``, their kind; ``demos``, names by episode; ``masks``, names by
+subset.  ``meta/model`` is each episode's scene.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import InputError, nearest
 from ...files import write_folder_atomically
@@ -21,23 +20,20 @@ from .demonstration import Demonstration
 from .env_args import EnvArgs
 
 OTHERS = {"action": "actions", "poses": "poses", "states": "states", "rewards": "rewards", "dones": "dones"}
-"""Fields that aren't observations, and what a demonstration calls them."""
+"""Fields that aren't observations, and the attributes of a ``Demonstration`` that they are."""
 WIDE_POSE = 10
 """Numbers per arm of an absolute action in a store: position, two rows of the rotation, gripper."""
 
-Narrow = Callable[[NDArray[Any]], NDArray[Any]]
-"""Absolute actions ``[N, 10 n]`` to poses ``[N, 7 n]``."""
-
 
 class StoreFile:
-    """A zarr store as a ``Source``.
+    """A ``Source`` that reads a zarr store.
 
     Args:
         path: of the store.
-        env_args: if the store itself doesn't tell.
+        env_args: of a store that has none in its attributes.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: the store doesn't exist, has no actions, or is damaged.
     """
 
     def __init__(self, path: str | Path, env_args: EnvArgs | None = None) -> None:
@@ -49,7 +45,7 @@ class StoreFile:
         self.env_args = env_args
         count = self._buffer.n_episodes
         names = [str(name) for name in attributes.get("demos", ())]
-        # Episodes appended since have names of their own.
+        # Episodes that were appended since are named by their index.
         self.demos = names[:count] + [f"demo_{index}" for index in range(len(names), count)]
         if len(set(self.demos)) != count:
             self.demos = [f"demo_{index}" for index in range(count)]
@@ -81,12 +77,12 @@ class StoreFile:
         )
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: a store isn't kept open."""
 
-    def _kind(self, told: Any) -> str | None:
-        """By what the store tells, else by how wide its actions are."""
-        if told is not None or self.env_args is None or not self.env_args.is_robosuite:
-            return told if told in ("absolute", "delta", "recorded") else None
+    def _kind(self, stated: Any) -> str | None:
+        """The actions' kind: as the store's attributes state it, else by the actions' width."""
+        if stated is not None or self.env_args is None or not self.env_args.is_robosuite:
+            return stated if stated in ("absolute", "delta", "recorded") else None
         width = self._buffer.read("action", 0, 1).shape[1]
         if width == WIDE_POSE * len(self.env_args.robots):
             return "absolute"
@@ -98,11 +94,10 @@ def write_store(
     demonstrations: Iterable[Demonstration],
     attributes: Mapping[str, Any],
 ) -> None:
-    """Writes a whole store, or none; dtypes as they are.
+    """Writes demonstrations to a new store, or leaves none; dtypes are kept.
 
     Raises:
-        InputError: something is there already, or a demonstration can't be read or doesn't fit to the
-            first.
+        InputError: the path exists, or a demonstration can't be read or differs from the first in form.
     """
 
     def write(temporary: Path) -> None:
