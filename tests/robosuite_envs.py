@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
 from paradiffpolicy.envs.robosuite.env import RobosuiteEnv
 
 
@@ -12,3 +14,17 @@ from paradiffpolicy.envs.robosuite.env import RobosuiteEnv
 def shared_env(task: str, action_type: str = "absolute") -> RobosuiteEnv:
     """The session's environment; reset it before use, and leave it open."""
     return RobosuiteEnv(task, action_type)
+
+
+def deltas(env, n, seed=0):
+    """Random actions ``[n, A]``."""
+    return np.random.default_rng(seed).uniform(-1, 1, (n, env.action_space.shape[0]))
+
+
+def last_states(seed):
+    """States after a few random actions in Lift; another process imports only this module for it."""
+    env = shared_env("lift", "delta")
+    env.reset(seed=seed)
+    for action in deltas(env, 15):
+        *_, info = env.step(action)
+    return info["states"]

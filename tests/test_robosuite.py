@@ -66,11 +66,7 @@ from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv  # noqa: E402
 from paradiffpolicy.envs.robosuite.experts import EXPERTS  # noqa: E402
 from paradiffpolicy.envs.robosuite.motion import LED, SceneView, coming_down, up  # noqa: E402
 
-from .robosuite_envs import shared_env  # noqa: E402
-
-
-def deltas(env, n, seed=0):
-    return np.random.default_rng(seed).uniform(-1, 1, (n, env.action_space.shape[0]))
+from .robosuite_envs import deltas, last_states, shared_env  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -105,16 +101,6 @@ def test_a_snapshot_is_exact(delta_env):
         got = env.step(action)
         np.testing.assert_array_equal(got[0], expected[0])
         np.testing.assert_array_equal(got[-1]["states"], expected[-1]["states"])
-
-
-def last_states(seed):
-    """After a few random actions."""
-    env = RobosuiteEnv("lift", action_type="delta")
-    env.reset(seed=seed)
-    for action in deltas(env, 15):
-        *_, info = env.step(action)
-    env.close()
-    return info["states"]
 
 
 def test_another_process_sees_the_same_episode():
@@ -319,7 +305,7 @@ def test_from_demonstrations_to_a_trained_policy_to_its_evaluation(task, tmp_pat
 
 def test_collecting_fails_with_one_line_where_there_is_no_expert(tmp_path, capsys):
     assert main(["collect", "task=transport", "expert=scripted", f"out={tmp_path / 'x.zarr'}"]) == 2
-    assert "no expert is scripted for task 'transport'" in capsys.readouterr().err
+    assert "task 'transport' has no scripted expert" in capsys.readouterr().err
     assert main(["collect", "task=lift", "expert=human", f"out={tmp_path / 'x.zarr'}"]) == 2
     assert "unknown expert 'human'" in capsys.readouterr().err
     assert not (tmp_path / "x.zarr").exists()
