@@ -496,7 +496,7 @@ BAD = {
         "actions of JOINT_POSITION can't be turned into absolute",
     ),
     "no source": (lambda path: path.unlink() or [], "no file at"),
-    "actions": (lambda path: ["actions=abs"], "unknown actions=abs; did you mean 'absolute'"),
+    "actions": (lambda path: ["actions=abs"], "unknown actions 'abs'; did you mean 'absolute'"),
     "check": (lambda path: ["check=-1"], "check=-1"),
 }
 
