@@ -46,9 +46,10 @@ def compose(command: str, overrides: list[str]) -> Any:
     if declared(schema, "task") and task != "null" and (chosen or command != "convert"):
         shared["task"] = task_node(task)
     STORE.store(group="shared", name="chosen", node=shared, package="_global_")
+    name = "convert_for_task" if command == "convert" and shared else command.replace(" ", "_")
     with initialize(config_path=None, version_base="1.3"):
         try:
-            node = hydra_compose(command.replace(" ", "_"), ["+shared=chosen", *given])
+            node = hydra_compose(name, ["+shared=chosen", *given])
             OmegaConf.resolve(node)
             config: Any = OmegaConf.to_object(node)
             for setting in settings_of(config):

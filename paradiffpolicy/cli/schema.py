@@ -339,3 +339,5 @@ SCHEMAS: dict[str, type] = {
 
 for _name, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=_name.replace(" ", "_"), node=_schema)
+# hydra can't merge a task into None.
+ConfigStore.instance().store(name="convert_for_task", node=ConvertConfig(task=TaskConfig()))
