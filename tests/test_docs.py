@@ -1,0 +1,261 @@
+"""README and docs are true: code runs, command lines compose, tables are fresh, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from paradiffpolicy.cli.main import COMMANDS, compose
+from paradiffpolicy.registry import Registry
+
+from .conftest import ROOT, SHIPPED
+from .pages import PAGES, blocks, read, save_files, steps
+
+REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
+ROBOMIMIC = {"lift": 0.98, "can": 0.9, "square": 0.7}
+"""Success that sequential DDPM must have."""
+
+OTHER_PROGRAMS = {"python", "pip", "git", "sed", "rerun"}
+"""Programs that command lines use beside ours."""
+
+PRELUDE = """
+paradiffpolicy() { printf '%s\\0' "$@" >&3; printf '\\1' >&3; }
+.venv/bin/paradiffpolicy() { paradiffpolicy "$@"; }
+torchrun() { while [ "$1" != -m ]; do shift; done; shift 2; paradiffpolicy "$@"; }
+command_not_found_handle() { printf '%s\\0%s\\0\\1' "not found" "$1" >&3; }
+PATH=/nowhere
+"""
+"""Commands are written to a pipe in place of being run; nothing else is found."""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with nothing but the shipped checkpoints, from which modules are imported."""
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def _own_registrations(monkeypatch):
+    """What a page registers is gone after it."""
+    registered, register = [], Registry.register
+
+    def spy(self, name, choice):
+        registered.append((self, name))
+        return register(self, name, choice)
+
+    monkeypatch.setattr(Registry, "register", spy)
+    yield
+    for registry, name in registered:
+        registry._choices.pop(name, None)
+
+
+# ------------------------------------------------------------------------------------------------ code
+
+
+@pytest.mark.usefixtures("_own_registrations")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_code_runs(page, here):
+    """In the page's order, names shared."""
+    save_files(page, here)
+    names: dict[str, object] = {"__name__": page}
+    for match in blocks(page, "python"):
+        if not match["name"] and not match["step"]:
+            line = read(page)[: match.start("body")].count("\n")
+            exec(compile("\n" * line + match["body"], str(ROOT / page), "exec"), names)
+
+
+def lines_of(page: str, folder: Path) -> list[list[str]]:
+    """The words of every command of ours in the page's shell blocks, as a shell splits them."""
+    script = PRELUDE + "\n".join(match["body"] for match in blocks(page, "sh"))
+    words = folder / "words"
+    subprocess.run(
+        ["/bin/bash", "-c", f"exec 3>{words}\n{script}"], cwd=folder, capture_output=True, env={}, check=False
+    )
+    return [line.split("\0")[:-1] for line in words.read_text().split("\1") if line]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
+def test_command_lines_are_valid(page, here):
+    """Every command exists and its settings compose; other programs are known; scripts exist."""
+    save_files(page, here)
+    lines = lines_of(page, here)
+    for words in lines:
+        if words[0] == "not found":
+            assert words[1] in OTHER_PROGRAMS, words[1]
+            continue
+        if words[0].startswith("-"):
+            continue
+        n = 2 if words[0] == "bench" else 1
+        command, settings = " ".join(words[:n]), words[n:]
+        assert command in COMMANDS, command
+        if "--help" not in settings:
+            compose(command, settings)
+    text = "".join(match["body"] for match in blocks(page, "sh"))
+    for script in re.findall(r"^(?:\.venv/bin/python )?(scripts/\S+)", text, flags=re.M):
+        assert (ROOT / script).exists(), script
+    assert len(lines) >= len(re.findall(r"^paradiffpolicy ", text, flags=re.M))
+
+
+SHORTER = """
+case $1 in
+    train) set -- "$@" training.n_steps=10 evaluation.seeds=1 task.max_steps=16 ;;
+    evaluate) set -- "$@" seeds=2 task.max_steps=16 latency_plans=2 paced_ticks=2 videos=1 ;;
+    run) set -- "$@" seconds=1 ;;
+esac
+case $1 in
+    train | evaluate | run) set -- "$@" capture=eager ;;
+esac
+"""
+"""Settings that make the steps quicker; the later of two holds."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "made"),
+    [
+        ("docs/quickstart.md", ["first/report.json", "first/rollout.png", "drive/record.npz"]),
+        (
+            "docs/train.md",
+            ["outputs/train/reach/checkpoint/policy.json", "report/report.json", "drive/report.json"],
+        ),
+    ],
+)
+def test_steps_work_as_printed(page, made, tmp_path):
+    """In an empty folder outside the repository, with the commands of this checkout."""
+    programs, here = tmp_path / "bin", tmp_path / "here"
+    for folder in (programs, here):
+        folder.mkdir()
+    for name, line in {
+        "python": 'exec {} "$@"',
+        "paradiffpolicy": SHORTER + 'exec {} -m paradiffpolicy "$@"',
+    }.items():
+        (programs / name).write_text("#!/bin/bash\n" + line.replace("{}", sys.executable))
+        (programs / name).chmod(0o755)
+    save_files(page, here)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["/bin/bash", "-c", steps(page)],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for path in made:
+        assert (here / path).exists(), path
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "tables.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_the_reports(tables):
+    assert not tables.stale(), "run scripts/tables"
+
+
+def test_every_table_stands_somewhere(tables):
+    shown = {match["name"] for page in PAGES for match in tables.BLOCK.finditer(read(page))}
+    assert shown == set(tables.TABLES)
+
+
+def test_a_changed_figure_or_report_is_stale(tables):
+    text = read("docs/samplers.md")
+    assert tables.renewed(text) == text
+    assert tables.renewed(text.replace("0.993 ±", "0.994 ±", 1)) == text
+    report = re.search(r"report \S+ (\w+)", text)[1]
+    assert tables.renewed(text.replace(report, "0" * 12)) == text
+
+
+def test_reports_of_other_weights_are_refused(tables):
+    text = read("docs/samplers.md")
+    weights = re.search(r"weights \S+ (\w+)", text)[1]
+    with pytest.raises(ValueError, match="evaluate them again"):
+        tables.renewed(text.replace(weights, "0" * 12))
+
+
+def test_transcribed_reports_say_so_and_from_where():
+    for path in (ROOT / "docs" / "reports").glob("*.json"):
+        report = json.loads(path.read_text())
+        assert report["transcribed"] is True and report["command"] and report["date"], path
+
+
+# ----------------------------------------------------------------------------------------------- links
+
+
+def slugs(text: str) -> set[str]:
+    """GitHub's names of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", read(page), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in slugs(linked.read_text()), target
+
+
+def test_every_page_is_linked_from_the_readme():
+    for page in PAGES[1:]:
+        assert f"]({page})" in read("README.md"), page
+
+
+def test_the_readme_is_short():
+    assert len(read("README.md").splitlines()) <= 150
+
+
+# ------------------------------------------------------------------------------------ shipped policies
+
+
+@pytest.mark.parametrize(("task", "wanted"), ROBOMIMIC.items())
+def test_the_shipped_policies_of_robomimics_tasks_keep_their_promise(task, wanted):
+    """At most 12 MB; success of sequential DDPM over at least 50 fresh seeds."""
+    folder = ROOT / "checkpoints" / task
+    assert sum(f.stat().st_size for f in folder.glob("weights-*")) <= 12e6
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert report["seeds"][1] - report["seeds"][0] + 1 >= 50
+    assert report["samplers"]["ddpm"]["score"]["mean"] >= wanted
+
+
+def test_the_shipped_policy_keeps_its_promise():
+    """At most 12 MB; sequential DDPM at least 0.92 over 50 seeds; ParaDDPM and speculation equivalent
+    within 0.05; iterations per plan; by the report that lies beside the weights."""
+    assert sum(f.stat().st_size for f in SHIPPED.glob("weights-*")) <= 12e6
+    samplers = REPORT["samplers"]
+    assert REPORT["seeds"][1] - REPORT["seeds"][0] + 1 >= 50
+    assert samplers["ddpm"]["score"]["mean"] >= 0.92
+    for name in ("paraddpm", "speculative"):
+        assert samplers[name]["difference_to_reference"]["verdict"] == "equivalent within 0.05"
+    for name, iterations in {
+        "paraddpm": 10,
+        "speculative": 10,
+        "paraddim": 5,
+        "paradpm_solver_pp": 5,
+    }.items():
+        assert samplers[name]["iterations_per_plan"]["mean"] <= iterations
