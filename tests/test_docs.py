@@ -64,6 +64,7 @@ def _own_registrations(monkeypatch):
 # ------------------------------------------------------------------------------------------------ code
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_own_registrations")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_code_runs(page, here):
