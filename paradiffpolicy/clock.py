@@ -1,4 +1,4 @@
-"""Clocks: an argument wherever time matters, so that everything timed can be tested exactly."""
+"""Clocks, which are arguments wherever time matters, so that everything timed can be tested exactly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Protocol
 
 
 class Clock(Protocol):
+    """Tells the time, and waits."""
+
     def now(self) -> float:
         """Seconds since some fixed moment; never goes back."""
         ...
@@ -29,7 +31,7 @@ class MonotonicClock:
 
 
 class VirtualClock:
-    """Time that passes only when told: by ``advance``, or by sleeping."""
+    """A clock whose time passes only by ``advance``, or by sleeping."""
 
     def __init__(self, start: float = 0.0) -> None:
         self._now = start

@@ -1,4 +1,4 @@
-"""The observation window that a policy sees."""
+"""Keeps the observation window of a policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class History:
-    """Observations by tick; before the first one it repeats, and in a gap the one before does.
+    """Keeps observations by tick.  The first one stands for all before it, and in a gap the one before does.
 
     Args:
         n_obs_steps: To, observations in a window.

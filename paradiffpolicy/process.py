@@ -33,6 +33,9 @@ Connection = multiprocessing.connection.Connection
 PATIENCE = 2.0
 """Seconds that a process has to finish its work before it is killed."""
 
+ENDING = 30.0
+"""Seconds that a process may take from closing its connection to its end."""
+
 _preparing = False
 
 
@@ -122,12 +125,12 @@ class ChildProcess:
             raise
 
     def ending(self) -> str:
-        """How the process ended, as ``ended by SIGKILL``; waits for the end for a moment."""
-        self._watcher.join(PATIENCE)
+        """How the process ended, as ``ended by SIGKILL``; waits for the end."""
+        self._watcher.join(ENDING)
         code = self.process.returncode
-        return (
-            f"ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
-        )
+        if code is None:
+            return "closed its connection"
+        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def join(self, timeout: float | None = None) -> None:
         """Waits for the process's end."""
@@ -181,7 +184,7 @@ class RemoteObject:
 
     def ask(self, method: str, *arguments: Any) -> None:
         """Calls a method; ``answer`` gives the result."""
-        content = pickled((method, arguments), f"what {self._child.name} gets", self._remedy)
+        content = pickled((method, arguments), f"a call of {self._child.name}", self._remedy)
         try:
             self._child.connection.send_bytes(content)
         except ConnectionError:
@@ -191,7 +194,7 @@ class RemoteObject:
         """Waits for the result of the last call.
 
         Raises:
-            Exception: what was raised there, with a note of its traceback.
+            Exception: the one that was raised there, with a note of its traceback.
         """
         try:
             error, result = pickle.loads(self._child.connection.recv_bytes())
@@ -243,7 +246,7 @@ def _end_with(parent: int) -> None:
 
 
 def _main_module() -> dict[str, Any]:
-    """What ``multiprocessing.spawn.prepare`` needs to find what this process's script defines."""
+    """Data with which ``multiprocessing.spawn.prepare`` finds the classes of this process's script."""
     data = multiprocessing.spawn.get_preparation_data("")
     return {key: data[key] for key in ("init_main_from_name", "init_main_from_path") if key in data}
 

@@ -184,7 +184,7 @@ def test_the_wall_clock_may_jump(monkeypatch):
 
 
 @pytest.mark.parametrize(("rate", "latency"), [(10, 0.0), (10, 0.012), (10, 0.25), (50, 0.05), (100, 0.033)])
-def test_a_late_plans_first_actions_are_dropped(rate, latency):
+def test_a_late_plans_first_actions_are_skipped(rate, latency):
     """Plans are made for ticks 0, 8 s, …; each acts from when it arrives, at the step that is due then."""
     clock, stride = VirtualClock(), rate // 10
     n = 20 * stride
@@ -256,7 +256,7 @@ def test_the_window_is_spaced_as_in_the_demonstrations():
     assert [request.step for request in asked][:11] == [0] * 5 + [1] * 5 + [2]
 
 
-def test_who_calls_late_gets_the_action_for_now():
+def test_a_late_call_gets_the_action_for_now():
     clock = VirtualClock()
     controller = controller_on(clock, planner=scripted(0.0))
     with controller:
@@ -288,7 +288,7 @@ def test_planning_within_a_tick_gives_the_action_for_when_it_is_done():
 GRID = Grid(TINY, 1)
 
 
-def test_switch_goes_on_with_the_old_plan_until_it_ends():
+def test_latest_acts_on_the_old_plan_until_it_ends():
     blender, out = Latest(GRID), np.zeros(2)
     assert blender.act(0, out) == -1
     blender.add(numbered(0))
@@ -302,7 +302,7 @@ def test_switch_goes_on_with_the_old_plan_until_it_ends():
     assert blender.act(12, out) == -1
 
 
-def test_ensemble_is_acts_weighted_mean():
+def test_temporal_ensemble_is_acts_weighted_mean():
     blender, out = TemporalEnsemble(GRID, decay=0.3), np.zeros(2)
     for tick, value in ((0, 1.0), (2, 5.0), (3, 11.0)):
         blender.add(numbered(tick, value=value))
@@ -315,7 +315,7 @@ def test_ensemble_is_acts_weighted_mean():
 
 @pytest.mark.parametrize("stride", [1, 5])
 @pytest.mark.parametrize("delay", [0, 1, 3, 7])
-def test_commit_keeps_what_will_have_run_and_less_of_what_comes_after(stride, delay):
+def test_rtc_keeps_actions_that_will_have_run_and_less_of_later_ones(stride, delay):
     blender = RealTimeChunking(Grid(TINY, stride), overlap=3)
     kept, weight = blender.commit(8 * stride, delay)
     assert not weight.any()
@@ -364,7 +364,7 @@ def test_committed_actions_are_what_runs():
     controller._blender.add = lambda plan: (seen.append(plan), real(plan))
     run(controller, clock, 30, observe=lambda k: np.full(20, 200.0 + 7 * k))
     first, second, third = seen[:3]
-    # Lateness is known from the first plan on.
+    # The delay is known from the first plan on.
     for old, new in ((first, second), (second, third)):
         kept = slice(0, 4)  # the action before, and three while it was made
         np.testing.assert_allclose(new.actions[kept], old.actions[8:12], atol=1e-3)
@@ -503,7 +503,7 @@ def test_a_plan_or_action_beyond_the_limits_is_refused(beyond):
 
 
 @pytest.mark.parametrize("beyond", [[np.nan, 0.0], [0.0, 1e7]])
-def test_an_action_is_checked_whoever_joined_it(beyond):
+def test_an_action_is_checked_whatever_blending_gave_it(beyond):
     class Broken(Latest):
         def act(self, tick, out):
             step = super().act(tick, out)
@@ -787,7 +787,7 @@ def test_history_repeats_the_first_observation():
     assert history.window().tolist() == [[5, 6]] * 3
 
 
-def test_what_the_system_does_not_allow_is_said_and_done_without():
+def test_refused_scheduling_is_logged_and_the_loop_runs_without():
     with scheduled(Scheduling(priority=1000, cores=[10_000], freeze_gc=True)) as refused:
         assert [line.split(":")[0] for line in refused] == ["cores [10000]", "real-time priority 1000"]
         import gc
@@ -812,7 +812,7 @@ def test_the_record_keeps_the_last_ticks_and_can_be_saved(tmp_path):
 
 
 def test_a_ticks_cost_is_all_of_it():
-    """From the observation to the decision, the joiner's and the fallback's time included."""
+    """From the observation to the decision, the blender's and the fallback's time included."""
     clock = VirtualClock()
 
     class Slow(Latest):
@@ -833,7 +833,7 @@ def test_joins_are_where_another_plan_acts():
     assert np.flatnonzero(controller.record.joins()).tolist() == [9, 17]
 
 
-def test_an_ensemble_in_the_loop():
+def test_a_temporal_ensemble_in_the_loop():
     clock = VirtualClock()
     controller = controller_on(
         clock, planner=scripted(0.0), blending=partial(TemporalEnsemble, decay=0.0), replan_every=1

@@ -273,7 +273,7 @@ def test_the_process_ends_with_its_parent_however_that_ends(tmp_path):
         os.close(handle)
 
 
-def test_what_cannot_go_to_another_process_says_so():
+def test_a_policy_that_cannot_go_to_another_process_is_named():
     policy = tiny_policy()
     policy = replace(policy, info={"callback": lambda: None})
     planner = ProcessPlanner(policy, seeded(), MonotonicClock())
@@ -290,12 +290,14 @@ class Unready(Policy):
         raise SystemExit(3)
 
 
-def test_a_process_that_does_not_get_ready_says_so():
+def test_a_process_that_does_not_get_ready_says_so(caplog):
+    caplog.set_level("INFO")
     policy = tiny_policy()
     object.__setattr__(policy, "__class__", Unready)
     planner = ProcessPlanner(policy, seeded(), MonotonicClock())
     with pytest.raises(InputError, match="planner's process ended with exit code 3 before it was ready"):
         planner.start()
+    assert caplog.messages[0].startswith("starting the planner's process")
     assert not planner.alive
 
 
@@ -438,7 +440,7 @@ def anytime(budget, seconds=(0.1, 0.03, 0.01), **options):
     clock = VirtualClock()
     policies = [tiny_policy(n_steps=20), tiny_policy(**{**REALTIME, "iterations": 3})]
     made = Anytime(policies, budget, clock, **options)
-    for policy, taken in zip([*policies, made.one_round], seconds, strict=True):
+    for policy, taken in zip([*policies, made.one_iteration], seconds, strict=True):
         Timed(clock, taken).slow(policy)
     return made.warm_up(), clock
 
@@ -457,7 +459,7 @@ def test_the_best_sampler_that_fits_plans(budget, first):
 
 
 @pytest.mark.parametrize(("budget", "iterations"), [(0.029, 2), (0.0201, 2), (0.012, 1), (0.001, 1)])
-def test_when_none_fits_it_is_walked_round_by_round_until_the_time_is_over(budget, iterations):
+def test_when_none_fits_iterations_fill_the_budget(budget, iterations):
     made, clock = anytime(budget)
     assert made.chosen() is None
     first = made.plan(WINDOW, generator=seeded())
@@ -465,11 +467,11 @@ def test_when_none_fits_it_is_walked_round_by_round_until_the_time_is_over(budge
     plan = made.plan(WINDOW + 3, first, generator=seeded(1), executed_steps=4)
     assert plan.solution.iterations.tolist() == [iterations]
     assert clock.now() - begun <= max(budget, 0.01) + 1e-9
-    # A whole plan: that of the realtime driver with as many rounds.
+    # A whole plan: that of rti with as many iterations.
     same = tiny_policy(**{**REALTIME, "iterations": iterations})
     expected = same.plan(WINDOW + 3, first, generator=seeded(1), executed_steps=4)
     torch.testing.assert_close(plan.actions, expected.actions, atol=1e-3, rtol=0)
-    # And what its last round still changed.
+    # And the change by its last iteration.
     if iterations == 2:
         fewer = tiny_policy(**{**REALTIME, "iterations": 1})
         before = fewer.plan(WINDOW + 3, first, generator=seeded(1), executed_steps=4)
@@ -477,13 +479,13 @@ def test_when_none_fits_it_is_walked_round_by_round_until_the_time_is_over(budge
         torch.testing.assert_close(plan.residual[0], change, atol=1e-3, rtol=0)
 
 
-def test_rounds_that_change_nothing_any_more_are_saved():
+def test_iterations_that_change_nothing_any_more_are_saved():
     made, _ = anytime(0.029, settled=1e9)
     first = made.plan(WINDOW, generator=seeded())
     assert made.plan(WINDOW, first, generator=seeded(1)).solution.iterations.tolist() == [1]
 
 
-def test_another_tables_plan_is_not_continued():
+def test_another_tableaus_plan_is_not_continued():
     made, _ = anytime(0.05)
     other = made.policies[0].plan(WINDOW, generator=seeded())
     plan = made.plan(WINDOW, other, generator=seeded(1))
@@ -580,7 +582,7 @@ def test_captured_plans_commit_too():
         (torch.zeros(1, 16, 2), torch.full((1, 16), 1.5), "weight from 0 to 1"),
     ],
 )
-def test_what_cannot_be_committed_is_named(actions, weight, message):
+def test_actions_that_cannot_be_committed_are_named(actions, weight, message):
     with pytest.raises(InputError, match=message):
         tiny_policy().plan(WINDOW, generator=seeded(), committed=Committed(actions, weight))
 

@@ -3,6 +3,7 @@ clock that goes on only when it is told."""
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
@@ -16,6 +17,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from paradiffpolicy.cli.main import main
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
@@ -23,8 +25,10 @@ from paradiffpolicy.control.record import Fault
 from paradiffpolicy.envs.pusht import PushTEnv
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.robots import ROBOTS
 from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.robots.packets import MAX_NUMBERS, Kind, Packet, PacketError, unpack
+from paradiffpolicy.robots.robot import RobotSettings
 from paradiffpolicy.robots.udp import Link, UdpRobot
 from paradiffpolicy.sampling.sampler import make_sampler
 
@@ -150,7 +154,7 @@ GOOD = (1, 3, 1, 7, 8, 0.5)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_is_said(datagram, reason):
+def test_a_malformed_packet_is_explained(datagram, reason):
     with pytest.raises(PacketError, match=reason):
         unpack(datagram)
     assert unpack(packed(GOOD, numbers=bytes(8))).kind == Kind.COMMAND
@@ -224,7 +228,7 @@ def test_a_robot_that_was_started_again_is_recognised_and_stays_so(near, far):
     assert near.traffic.restarts == 1 and near.traffic.lost == 0 and near.traffic.stale == 1
 
 
-def test_what_is_no_observation_of_this_robot_is_refused(near, far, caplog):
+def test_packets_that_are_no_observation_of_this_robot_are_refused(near, far, caplog):
     tell(far, where(near), 0, 1, n=3)
     tell(far, where(near), 1, 1, n=20)
     tell(far, where(near), 2, 1, kind=Kind.COMMAND)
@@ -270,7 +274,7 @@ def test_a_wrong_action_is_an_error_before_it_is_sent(near, far, action):
     assert heard(far) == []
 
 
-def test_nobody_there_is_counted_and_who_comes_back_gets_the_next_command(clock, opened):
+def test_an_absent_robot_is_counted_and_gets_the_next_command_when_it_is_back(clock, opened):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
         gone.bind(("127.0.0.1", 0))
         address = gone.getsockname()
@@ -344,7 +348,7 @@ def pass_time(clock, arm, until):
     clock.sleep_until(until)
 
 
-def test_who_says_hello_is_answered_at_once_and_then_every_period(cart, driver, clock):
+def test_hello_is_answered_at_once_and_then_every_period(cart, driver, clock):
     arm = cart()
     pass_time(clock, arm, 0.055)
     assert arm.traffic.errors == {} and arm.dropped == 0  # nobody to send to
@@ -387,7 +391,7 @@ def test_commands_move_it_from_the_period_in_which_they_arrive(cart, driver, clo
 
 
 @pytest.mark.parametrize("late", [1, 3, 7])
-def test_what_happens_does_not_depend_on_when_it_is_looked_after(late, cart, driver, clock):
+def test_the_arm_does_not_depend_on_when_it_is_pumped(late, cart, driver, clock):
     """A world that was left alone for some periods is where it would have been; its observations too."""
     arm = cart(delay=0.001, jitter=0.004, watchdog=0.05)
     robot = driver(arm)
@@ -441,7 +445,7 @@ def test_where_there_are_no_limits_a_command_is_finite_still(value, clock, opene
     assert arm.commands == 1 and arm.traffic.refused == 1
 
 
-def test_what_comes_at_the_same_moment(cart, clock, opened):
+def test_packets_that_come_at_the_same_moment(cart, clock, opened):
     """Hello as a period begins: one observation.  A command as the watchdog would hold: no hold."""
     arm = cart(watchdog=0.125)  # exact in binary
     client = opened(Link(remote=arm.address))
@@ -468,7 +472,7 @@ def test_hello_again_stops_nothing(cart, clock, opened):
     assert not arm.fallback_active and list(client.receive()) == []
 
 
-def test_what_is_no_command_for_this_arm_is_refused(cart, opened):
+def test_packets_that_are_no_command_for_this_arm_are_refused(cart, opened):
     arm = cart()
     client = opened(Link(remote=arm.address))
     client.send(client.packet(Kind.COMMAND, 0.0, np.zeros(1)))  # before hello
@@ -484,7 +488,7 @@ def test_what_is_no_command_for_this_arm_is_refused(cart, opened):
     assert arm.traffic.refused == 8 and arm.traffic.received == 1 and arm.commands == 0
 
 
-def test_the_last_who_said_hello_is_obeyed(cart, driver, clock):
+def test_the_last_client_that_said_hello_is_obeyed(cart, driver, clock):
     arm = cart()
     first = driver(arm)
     arm.pump()
@@ -497,7 +501,7 @@ def test_the_last_who_said_hello_is_obeyed(cart, driver, clock):
     assert arm.fallback_active and arm.traffic.restarts == 1
     assert second.observe() is not None
     first.apply(np.array([1.0]))
-    # Who was replaced says hello again in vain: two drivers don't take the arm from each other in turns.
+    # The replaced driver says hello again in vain: two drivers don't take the arm from each other in turns.
     first.observe()
     clock.sleep_until(0.5)
     assert first.observe() is None
@@ -800,7 +804,27 @@ def test_a_second_in_real_time_leaves_nothing_behind():
     assert sockets() == before and threading.active_count() == threads
 
 
-def test_what_fails_in_the_thread_is_raised(opened):
+def test_a_run_drives_a_robot_at_an_address(tmp_path, monkeypatch):
+    """``paradiffpolicy run robot=udp``, in real time; its report counts the traffic."""
+    monkeypatch.chdir(tmp_path)
+    tiny_checkpoint().save(tmp_path / "tiny")
+    settings = ["checkpoint=tiny", "planner=inline", "capture=eager", "seconds=0.5", "out=run"]
+    arm = SimulatedArm(PushTEnv("keypoints"), 0, MonotonicClock(), generator=draw())
+    with arm, arm.running():
+        host, port = arm.address
+        assert main(["run", "robot=udp", f"robot_address={host}:{port}", *settings]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["traffic"]["sent"] > 0 and report["traffic"]["errors"] == {} and "score" not in report
+    assert arm.commands > 0 and arm.stops == 1
+
+
+@pytest.mark.parametrize("address", [None, "localhost", ":5005", "localhost:port"])
+def test_a_run_without_a_robots_address_is_an_error(address):
+    with pytest.raises(InputError, match=f"robot_address={address} must be HOST:PORT"):
+        ROBOTS["udp"](RobotSettings(TINY, 10.0, VirtualClock(), address=address))
+
+
+def test_an_exception_in_the_thread_is_raised(opened):
     class Broken(Cart):
         def step(self, action):
             raise RuntimeError("the motor burns")

@@ -28,7 +28,7 @@ OF_A_PROCESS = ("pid", "open", "torch")
 
 
 def content(episode):
-    """All of an episode, but for what tells in which process it was."""
+    """All of an episode, except for the values that depend on its process."""
     infos = [{k: v for k, v in info.items() if k not in OF_A_PROCESS} for info in episode.infos]
     return asdict(episode) | {"infos": infos}
 
@@ -70,7 +70,7 @@ def test_processes_give_what_this_one_gives(count, seeds):
     assert sum(steps) == 20 * len(seeds)
 
 
-def test_what_is_kept_is_what_was():
+def test_results_are_copies():
     """The environment goes on with its arrays and its info."""
     (episode,) = rollout(tiny_policy(), ToyEnv, [3], **RECORDED)
     assert [info["steps"] for info in episode.infos] == list(range(20))
@@ -108,7 +108,7 @@ def test_an_environment_is_closed_when_its_episode_ends():
     assert [info["open"] for info in episodes[0].infos][1::8] == [5, 4, 2] and ToyEnv.n_open == 0
 
 
-def test_what_is_left_is_closed_by_the_next_begin():
+def test_begin_closes_environments_that_are_left():
     with contextlib.closing(InlineWorkers()) as workers:
         for seeds in ({0: 3, 1: 5}, {0: 3, 1: 5, 2: 7}):
             observations = workers.begin(EpisodeSettings(ToyEnv, 20), seeds)
@@ -132,14 +132,14 @@ def test_no_episodes_need_no_process():
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
-        ("input", InputError, "^the toy is broken: mend it$"),
+        ("input", InputError, "^the toy is broken: repair it$"),
         ("value", ValueError, "^no such value$"),
         ("awkward", RuntimeError, "^AwkwardError: awkward: toy$"),
         ("kill", InputError, "^the process environments-1 ended by SIGKILL: .*; workers=1 needs no process$"),
         ("exit", InputError, "^the process environments-1 ended with exit code 3: "),
     ],
 )
-def test_what_is_raised_there_is_raised_here(two, fault, error, words):
+def test_an_exception_there_is_raised_here(two, fault, error, words):
     with pytest.raises(error) as raised:
         rollout(tiny_policy(), partial(ToyEnv, fault), [3, 5], 20, workers=two)
     assert re.match(words, str(raised.value)) and type(raised.value) is error
@@ -163,7 +163,7 @@ def test_a_process_killed_between_plans_is_named(two):
         two.execute({0: np.zeros((8, 2)), 1: np.zeros((8, 2))})
 
 
-def test_what_cannot_be_sent_is_refused():
+def test_an_environment_that_cannot_be_sent_is_refused():
     with processes(2) as workers, pytest.raises(InputError, match=r"functions of a module.*or workers=1"):
         rollout(tiny_policy(), lambda: ToyEnv(), [3], 20, workers=workers)
 
@@ -198,6 +198,44 @@ def test_close_leaves_no_process():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     workers.close()
+
+
+SCRIPT = """
+import contextlib
+from paradiffpolicy.evaluation.workers import EpisodeSettings, ProcessWorkers
+from tests.toy_env import ToyEnv
+
+class Mine(ToyEnv):
+    pass
+
+{guard}
+    with contextlib.closing(ProcessWorkers(1)) as workers:
+        (observation,) = workers.begin(EpisodeSettings({make}, 100), {{0: 3}}).values()
+        print(len(observation))
+"""
+
+
+@pytest.mark.parametrize(
+    ("guard", "make", "out"),
+    [
+        ("if __name__ == '__main__':", "Mine", "20"),
+        ("if True:", "ToyEnv", "20"),
+        ("if True:", "Mine", "processes are started below `if __name__ == '__main__':`"),
+    ],
+)
+def test_a_scripts_own_environment_is_found_in_another_process(tmp_path, guard, make, out):
+    """The script is imported there, which needs the guard; without classes of the script it doesn't."""
+    (tmp_path / "script.py").write_text(SCRIPT.format(guard=guard, make=make))
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert out in (done.stdout if out == "20" else done.stderr), done.stderr
+    assert (done.returncode == 0) == (out == "20")
 
 
 HANGING = """

@@ -18,15 +18,15 @@ from paradiffpolicy.errors import InputError
 class AwkwardError(Exception):
     """Pickling makes another of it."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"awkward: {what}")
+    def __init__(self, text: str) -> None:
+        super().__init__(f"awkward: {text}")
 
 
 class ToyEnv(gymnasium.Env):
-    """A random walk ``[20]``; it uses its arrays and its info again, as environments may.
+    """A random walk ``[20]``; it reuses its arrays and its info, as environments may.
 
     Args:
-        fault: what ``step`` does from the tenth on: "input", "value", "awkward", "exit", "kill", "hang".
+        fault: of ``step`` from the tenth on: "input", "value", "awkward", "exit", "kill", "hang".
     """
 
     observation_space = spaces.Box(-np.inf, np.inf, (20,))
@@ -65,7 +65,7 @@ class ToyEnv(gymnasium.Env):
 
     def fail(self):
         if self.fault == "input":
-            raise InputError("the toy is broken: mend it")
+            raise InputError("the toy is broken: repair it")
         if self.fault == "value":
             raise ValueError("no such value")
         if self.fault == "awkward":

@@ -1,7 +1,7 @@
 """A robot behind a UDP socket that isn't there: any gymnasium environment, in the clock's time.
 
-What a controller has to live with is simulated too: datagrams that come late, in another order or not at
-all, in both directions, and an arm that holds itself when commands stay away.  By hand, until Ctrl-C::
+A bad network is simulated too: datagrams that come late, in another order or not at all, in both directions,
+and an arm that holds still by itself when no commands come.  By hand, until Ctrl-C::
 
     env = gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints")
     with SimulatedArm(env, 0, MonotonicClock(), generator=default_rng(0), address=("0.0.0.0", 5005)) as arm:
@@ -33,14 +33,14 @@ from paradiffpolicy.robots.packets import Kind, Packet, PacketError, require_for
 from paradiffpolicy.robots.udp import Address, Link
 
 Event = tuple[float, int, Callable[[], None]]
-"""When, which goes first of those at the same moment, and what."""
+"""Moment, order among events of one moment, and effect."""
 
 
 class SimulatedArm:
     """Sends an observation every control period to the client that said hello last, and does what that
     client commands.  A new client is sent one at once, and the arm holds still until it commands.
 
-    What happens does so at its own moment, in order, whenever ``pump`` is called; so a run under a
+    Every event has its own moment and order, whenever ``pump`` is called; so a run under a
     virtual clock is the same however often that is.  A command counts for the whole control period in
     which it arrives (see ``EnvRobot``).
 
@@ -60,12 +60,12 @@ class SimulatedArm:
     Attributes:
         address: where it waits.
         robot: the environment, in time: its ``score``, ``success`` and ``finished``.
-        traffic: what happened at the socket, counted.
+        traffic: counts of the socket.
         delay, jitter, loss: as above; may be changed at any time.
         dropped: datagrams that the simulated network lost, in both directions.
         commands, stops: those that were taken.
         holds: how often the watchdog stopped it.
-        holding: it holds still, and waits for a command.
+        fallback_active: it holds still, and waits for a command.
 
     Raises:
         InputError: the environment isn't such a one, a setting is out of range, or the address is taken.
@@ -137,8 +137,8 @@ class SimulatedArm:
             happen()
 
     def _next(self) -> Event:
-        # At the same moment: who says hello as a period begins isn't sent the same twice, and a command
-        # that comes at the last moment keeps the watchdog quiet.
+        # At the same moment: a client that says hello as a period begins isn't sent the same twice, and a
+        # command that comes at the last moment keeps the watchdog quiet.
         period = self._begun + self._periods / self.robot.control_hz
         events: list[Event] = [(period, 0, self._begin_period), (self._trusted_until, 2, self._hold)]
         if self._under_way:
@@ -178,7 +178,7 @@ class SimulatedArm:
         self._trusted_until, self.fallback_active = math.inf, True
         self.robot.stop()
 
-    # ---------------------------------------------------------------------------------- what comes in
+    # ---------------------------------------------------------------------------------- received datagrams
 
     def _arrive(self, datagram: bytes, address: Address) -> None:
         try:
@@ -203,7 +203,7 @@ class SimulatedArm:
             self.robot.apply(packet.numbers)
 
     def _welcome(self) -> None:
-        """Who is new needn't wait for the next period, and doesn't find the last one's command at work."""
+        """A new client needn't wait for the next period, and doesn't inherit the last one's command."""
         if not self.fallback_active:
             self._stop()
         self._send_observation()
@@ -234,7 +234,7 @@ class SimulatedArm:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[SimulatedArm]:
-        """Pumps in a thread meanwhile.  What fails there is raised at the end."""
+        """Pumps in a thread meanwhile.  Its exceptions are raised at the end."""
         self._ended.clear()
         with ThreadPoolExecutor(1, thread_name_prefix="arm") as threads:
             self._thread = threads.submit(self.run, self._ended.is_set)

@@ -1,7 +1,7 @@
 """A policy as a part of the caller's control loop: ``tick(observation) -> action``, which never blocks.
 
 A tick observes (is it good?), asks for a plan if one is due, and acts on the newest plan that arrived.  The
-watchdog rejects what isn't fresh, finite and within the limits; then the fallback acts::
+watchdog rejects data that isn't fresh, finite and within the limits; without a plan the fallback acts::
 
     observation  missing, NaN      the plan goes on until the last good one is ``max_observation_age`` old
     planner      late              the old plan goes on until it ends, or is ``max_plan_age`` old

@@ -1,4 +1,4 @@
-"""The watchdog of a control loop: what isn't fresh, finite and within the limits is rejected."""
+"""The watchdog of a control loop rejects data that isn't fresh, finite and within the limits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Watchdog:
     # ------------------------------------------------------------------------------------ observations
 
     def check_observation(self, given: object, now: float) -> tuple[NDArray[np.float64] | None, Fault]:
-        """An observation as floats (None: it can't be), and what is wrong with it.
+        """An observation as floats (None: it can't be), and its fault.
 
         Raises:
             InputError: it is the first one ever, and has the wrong shape.
@@ -101,7 +101,7 @@ class Watchdog:
     # ------------------------------------------------------------------------------- plans and actions
 
     def check_plan(self, reply: PlanReply) -> Fault:
-        """What is wrong with a plan, from its step for now on."""
+        """The fault of a plan, from its step for ``reply.tick`` on."""
         actions = reply.actions[self._executed_from :]
         if reply.fault or not self._plan_within(actions):
             self.details[Fault.PLAN_REFUSED] = reply.fault or f"made for tick {reply.tick}"
@@ -140,7 +140,7 @@ class Watchdog:
         return not math.isnan(self._waiting_since)
 
     def check_planner(self, alive: bool, now: float) -> Fault:
-        """Whether the planner is dead or hangs; what it was asked for is forgotten then."""
+        """Whether the planner is dead or hangs; its unanswered requests are forgotten then."""
         hung = now - self._waiting_since > self._planner_timeout
         if alive and not hung:
             return Fault.NONE

@@ -1,7 +1,7 @@
 """Steps the environments of episodes, in this process or spread over several.
 
 The unit of work is the actions of a whole plan.  ``execute`` takes them for every environment that still
-runs, and gives back what was observed on the way::
+runs, and gives back the observations::
 
     rollout --- actions [n, A] of every running episode ---> Workers
     rollout <-- a Stretch of each ------------------------- Workers
@@ -41,7 +41,7 @@ class EpisodeSettings:
     Attributes:
         make_env: called once per episode, where its environment lives.
         max_steps: an episode's length in control steps, if nothing ends it before.
-        keep_infos: give back what the environment's info held before every action.
+        keep_infos: give back the environment's info before every action.
         picture, n_pictured: give back pictures of the episodes below ``n_pictured``.
         success_key: of the environment's info; see ``environment.succeeded``.
     """

@@ -1,10 +1,10 @@
-"""Plans within a time budget: the best sampler that is fast enough here, or as many rounds as there is
-time for.
+"""Plans within a time budget: by the best sampler that is fast enough on this machine, or by as many
+iterations as there is time for.
 
 How long a sampler takes on this machine is measured at the start, and the first in the list that fits
-the budget plans.  Where none does, the last one's table is walked round by round: every round of Picard's
-iteration over all nodes leaves a whole plan, so whenever the time is over the plan at hand is the answer,
-and by how much its last round still changed it says how far it is from done.
+the budget plans.  Where none does, the last one's tableau is solved iteration by iteration: every Picard
+iteration over all nodes leaves a whole plan, so the plan at hand when the time is over is the answer, and
+the change by its last iteration tells how far it is from convergence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..types import Committed, Plan, PolicySpec
 class Anytime:
     """Plans like a ``Policy``, each plan within a budget.
 
-    A first plan, which has nothing to continue, may take longer where it is walked round by round: it is
+    A first plan, which has nothing to continue, may take longer where no sampler fits: it is
     the last policy's own.
 
     Args:
@@ -36,11 +36,11 @@ class Anytime:
         budget: seconds per plan.
         clock: times them.
         repeats: plans per sampler that are timed at the start; the slowest of them counts.
-        settled: a change of the executed actions, in the environment's units, under which more rounds
-            are not worth their time.
+        settled: a change of the executed actions, in the environment's units, below which more
+            iterations are not worth their time.
 
     Attributes:
-        latencies: seconds of each policy and, last, of one round; empty before ``warm_up``.
+        latencies: seconds of each policy and, last, of one iteration; empty before ``warm_up``.
 
     Raises:
         InputError: there is no policy, or a number is out of range.
@@ -63,7 +63,7 @@ class Anytime:
         self.repeats, self.settled = repeats, settled
         last = self.policies[-1]
         tableau = last.sampler.tableau
-        self.one_round = last.with_sampler(Sampler(tableau, RTI(iterations=1), warm_start_same_noise))
+        self.one_iteration = last.with_sampler(Sampler(tableau, RTI(iterations=1), warm_start_same_noise))
         self.latencies: list[float] = []
 
     @property
@@ -71,9 +71,9 @@ class Anytime:
         return self.policies[0].spec
 
     def warm_up(self, batch: int = 1, *, committed: bool = False) -> Anytime:
-        """Makes what the first plans need, and times every sampler; this."""
+        """Warms up and times every sampler; returns itself."""
         self.latencies = [
-            self._timed(policy, batch, committed=committed) for policy in [*self.policies, self.one_round]
+            self._timed(policy, batch, committed=committed) for policy in [*self.policies, self.one_iteration]
         ]
         return self
 
@@ -107,23 +107,22 @@ class Anytime:
         executed_steps: int | None = None,
         committed: Committed | None = None,
     ) -> Plan:
-        """As ``Policy.plan``, within the budget; ``Plan.residual`` is there if it was walked round by
-        round."""
+        """As ``Policy.plan``, within the budget; with ``Plan.residual`` if it was solved by iterations."""
         deadline = self.clock.now() + self.budget
         policy = self.chosen()
         if previous is not None and previous.solution.x0_hats.shape[0] != self._nodes(policy):
-            previous = None  # another table's walk
+            previous = None  # another tableau's solution
         given: dict[str, Any] = {"generator": generator, "committed": committed}
         if policy is not None:
             return policy.plan(observation_window, previous, executed_steps=executed_steps, **given)
         if previous is None:
             return self.policies[-1].plan(observation_window, None, **given)
-        plan = self.one_round.plan(observation_window, previous, executed_steps=executed_steps, **given)
+        plan = self.one_iteration.plan(observation_window, previous, executed_steps=executed_steps, **given)
         moved = self.spec.n_action_steps if executed_steps is None else executed_steps
         residual, iterations = _change(plan, previous, moved), 1
         while self.clock.now() + self.latencies[-1] <= deadline and bool((residual > self.settled).any()):
-            # The same noise, and nothing executed in between: one round more.
-            further = self.one_round.plan(observation_window, plan, executed_steps=0, **given)
+            # The same noise, and nothing executed in between: one more iteration.
+            further = self.one_iteration.plan(observation_window, plan, executed_steps=0, **given)
             plan, residual, iterations = further, _change(further, plan, 0), iterations + 1
         solution = plan.solution
         solution = replace(
@@ -132,7 +131,7 @@ class Anytime:
         return replace(plan, solution=solution, residual=residual)
 
     def _nodes(self, policy: Policy | None) -> int:
-        return (policy or self.one_round).sampler.tableau.n_nodes
+        return (policy or self.one_iteration).sampler.tableau.n_nodes
 
 
 def _change(plan: Plan, before: Plan, moved: int) -> Tensor:

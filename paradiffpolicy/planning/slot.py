@@ -1,9 +1,9 @@
-"""Some bytes in memory that two processes share: the newest win, and are read whole or not at all.
+"""Bytes in memory that two processes share: the newest win, and are read whole or not at all.
 
-The writer counts up before and after it writes; a reader that finds the count odd, or changed, or a
-checksum that doesn't fit, has met a writer at work, and looks again later.  The checksum is there because
-Python can't order writes to memory: on some machines they may be seen in another order.  Nobody waits
-for anybody.
+The writer counts up before and after it writes (a sequence lock); a reader that finds the count odd, or
+changed, or a checksum that doesn't match, has met a writer at work, and looks again later.  The checksum is
+there because Python can't order writes to memory: on some machines they may be seen in another order.
+Neither waits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 import zlib
 
 HEAD = struct.Struct("=QI4x")
-"""The count, and the checksum of what follows."""
+"""The count, and the checksum of the content."""
 
 COUNT = struct.Struct("=Q")
 
@@ -23,7 +23,7 @@ class Slot:
     Args:
         memory: shared by both.
         offset: where the slot begins; it takes ``Slot.taken(size)`` bytes.
-        size: of what is written, always.
+        size: of the content, always.
     """
 
     def __init__(self, memory: memoryview, offset: int, size: int) -> None:
@@ -37,16 +37,16 @@ class Slot:
         return HEAD.size + -(-size // 8) * 8
 
     def write(self, content: bytes) -> None:
-        """Puts ``content`` in the place of what is there."""
+        """Replaces the content."""
         (count,) = COUNT.unpack_from(self._memory, self._offset)
-        count += 1 + count % 2  # odd; so it is too after a writer that died at work
+        count += 1 + count % 2  # odd, also after a writer that died at work
         COUNT.pack_into(self._memory, self._offset, count)
         self._content[:] = content
         HEAD.pack_into(self._memory, self._offset, count, zlib.crc32(content))
         COUNT.pack_into(self._memory, self._offset, count + 1)
 
     def read(self) -> bytes | None:
-        """What is there if it is new and whole, else None."""
+        """The content if it is new and whole, else None."""
         count, checksum = HEAD.unpack_from(self._memory, self._offset)
         if count == self._seen or count % 2:
             return None

@@ -1,4 +1,4 @@
-"""Robots: what a control loop drives.
+"""Robots that a control loop drives.
 
 ``paradiffpolicy run robot=NAME`` builds the robot that ``ROBOTS`` calls so.  One of one's own, in a module
 that ``plugins`` names::

@@ -85,17 +85,17 @@ def unknown() -> None:
 
 @dataclass(frozen=True)
 class RobotSetup:
-    """A robot, and what a run may record, show and report of it.
+    """A robot, and its part in a run's recordings, pictures and report.
 
     Attributes:
         robot: to drive.
-        fields: gives what is known at the last observation beside the observation vector, by name.
+        fields: gives values to record beside the observation vector, by name, of the last observation.
         picture: gives a picture ``[size, size, 3]``; None: there is none.
         project: maps actions ``[..., A]`` to pixels ``[..., 2]`` of the picture; None: it can't be done.
         progress: gives how the episode goes; None: there is no reward.
         finished: whether there is no more to do.
-        outcome: gives what the report says of the run.
-        close: releases what the robot holds.
+        outcome: gives the report's entries on the robot.
+        close: releases its environment, socket or device.
     """
 
     robot: Robot

@@ -261,7 +261,7 @@ class UdpRobot(Closing):
 
     def stop(self) -> None:
         """Sends a stop, newer than every command so far, several times."""
-        # All with one number: late copies don't stop what was commanded after.
+        # All with one number: late copies don't stop a later command.
         datagram = self._link.packet(Kind.STOP, self._clock.now())
         for _ in range(self._stops):
             self._link.send(datagram)
