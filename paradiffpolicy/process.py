@@ -36,7 +36,9 @@ PATIENCE = 2.0
 ENDING = 30.0
 """Seconds that a process may take from closing its connection to its end."""
 
-_preparing = False
+_main_module: dict[str, Any] = {}
+"""In a child process: where its parent's script is, until that was imported."""
+_importing_main = False
 
 
 def pickled(value: object, what: str, remedy: str) -> bytes:
@@ -71,7 +73,7 @@ class ChildProcess:
     def __init__(
         self, target: Callable[..., object], content: bytes, *, name: str, files: Sequence[int] = ()
     ) -> None:
-        if _preparing:
+        if _importing_main:
             raise InputError("processes are started below `if __name__ == '__main__':` of a script")
         self.name, self.alive = name, True
         here, there = socket.socketpair()
@@ -88,7 +90,7 @@ class ChildProcess:
         # A thread that sleeps until the process ends: asking whether it lives costs nothing.
         self._watcher = threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True)
         self._watcher.start()
-        head = pickle.dumps((target, files, _main_module() if b"__main__" in content else {}))
+        head = pickle.dumps((target, files, _own_main_module()))
         with contextlib.suppress(ConnectionError):  # it ended already, which the next call tells
             self.connection.send_bytes(head)
             self.connection.send_bytes(content)
@@ -223,7 +225,7 @@ def end_all(remotes: Sequence[RemoteObject]) -> None:
 
 def main() -> None:
     """Runs the target in a child process."""
-    global _preparing
+    global _main_module
     parent = os.dup(0)
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -231,12 +233,8 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     with contextlib.suppress(EOFError, ConnectionError):
         head, content = connection.recv_bytes(), connection.recv_bytes()
-        target, files, main_module = pickle.loads(head)
-        if main_module:
-            _preparing = True
-            multiprocessing.spawn.prepare(main_module)
-            _preparing = False
-        target(connection, pickle.loads(content), *files)
+        target, files, _main_module = pickle.loads(head)
+        target(connection, _unpickled(content), *files)
 
 
 def _end_with(parent: int) -> None:
@@ -245,10 +243,23 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _main_module() -> dict[str, Any]:
+def _own_main_module() -> dict[str, Any]:
     """Data with which ``multiprocessing.spawn.prepare`` finds the classes of this process's script."""
     data = multiprocessing.spawn.get_preparation_data("")
     return {key: data[key] for key in ("init_main_from_name", "init_main_from_path") if key in data}
+
+
+def _unpickled(content: bytes) -> Any:
+    """An object from the parent process; imports the parent's script when it is of a class of that."""
+    global _importing_main, _main_module
+    if _main_module and b"__main__" in content:
+        data, _main_module = _main_module, {}
+        _importing_main = True
+        try:
+            multiprocessing.spawn.prepare(data)
+        finally:
+            _importing_main = False
+    return pickle.loads(content)
 
 
 def _serve_object(connection: Connection, make: Callable[[], Any]) -> None:
@@ -262,7 +273,7 @@ def _serve_object(connection: Connection, make: Callable[[], Any]) -> None:
 def _answer(served: Any, order: bytes) -> bytes:
     """``(None, result)`` or ``(exception, None)``, pickled."""
     try:
-        method, arguments = pickle.loads(order)
+        method, arguments = _unpickled(order)
         return pickle.dumps((None, getattr(served, method)(*arguments)), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         error.add_note(f"In the process {os.getpid()}:\n{traceback.format_exc()}")
