@@ -27,7 +27,7 @@ FALLBACK: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.55", "hatch": "
 COLORS = ["C0", "C1", "C2", "C4", "C5", "C9", "C8", "C6"]
 """Colors of plans, in turn; red and gray are for faults and the fallback."""
 
-FAULT_MARKS = "xv^<>sPD"
+FAULT_MARKS = "x*v^<>sPD"
 """Markers, one for each of ``FAULTS``."""
 
 WIDTH, MOST_BINS = 11.0, 40
