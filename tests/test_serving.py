@@ -1,4 +1,4 @@
-"""Served plans are the local ones; whatever clients do, the server goes on, and grows no larger."""
+"""Served plans equal local ones; no client can stop the server or make it grow."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def metric(uri: str, name: str) -> float:
 
 
 def until(condition) -> None:
-    """Asks again and again; what is asked for must come true without help."""
+    """Polls until the condition holds, for 20 s."""
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -149,20 +149,20 @@ def equal(one: Plan, other: Plan) -> None:
 
 
 class Gated(Policy):
-    """Plans only once its gate is open; says when it has begun."""
+    """Plans only once its gate is open; says when it has started."""
 
     gate: threading.Event
-    begun: threading.Event
+    started: threading.Event
 
     def plan(self, *args, **kwargs):
-        self.begun.set()
+        self.started.set()
         assert self.gate.wait(10)
         return super().plan(*args, **kwargs)
 
 
 def gated() -> Gated:
     policy = tiny_policy.__wrapped__(Gated)
-    vars(policy).update(gate=threading.Event(), begun=threading.Event())
+    vars(policy).update(gate=threading.Event(), started=threading.Event())
     return policy
 
 
@@ -170,7 +170,7 @@ POISON = 13.0
 
 
 class Poisoned(Policy):
-    """Has a plan full of NaN for an observation that begins with 13, and fails altogether for one with 14."""
+    """Has a plan full of NaN for an observation that starts with 13, and fails altogether for one with 14."""
 
     def plan(self, window, previous=None, **kwargs):
         plan = super().plan(window, previous, **kwargs)
@@ -412,7 +412,7 @@ def test_a_plan_of_another_policy_is_refused():
 
 
 def test_the_published_clients_conversation():
-    """What openpi's WebsocketClientPolicy does, with msgpack alone."""
+    """Sends and reads what openpi's WebsocketClientPolicy does, with msgpack alone."""
     policy = tiny_policy()
     observation = windows(1)[0, 0]
     packed = {
@@ -556,10 +556,10 @@ class Plugged:
     """A policy whose first plan lasts until it is told to go on, so that more can be asked meanwhile."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy, self.begun, self.go_on = policy, threading.Event(), threading.Event()
+        self._policy, self.started, self.go_on = policy, threading.Event(), threading.Event()
 
     def plan(self, *args, **kwargs):
-        self.begun.set()
+        self.started.set()
         assert self.go_on.wait(30)
         return self._policy.plan(*args, **kwargs)
 
@@ -573,7 +573,7 @@ def planned(policy: Policy, asked: list[PlanJob], max_batch: int = 8, max_queue:
         batcher = Batcher(plugged, max_batch, max_queue, MonotonicClock(), lambda n, s: sizes.append(n))
         (other,) = jobs(policy, [1])
         plug = asyncio.create_task(batcher.plan(other))
-        await asyncio.to_thread(plugged.begun.wait, 30)
+        await asyncio.to_thread(plugged.started.wait, 30)
         tasks = [asyncio.create_task(batcher.plan(job)) for job in asked]
         await asyncio.sleep(0)  # each asks
         plugged.go_on.set()
@@ -611,7 +611,7 @@ def test_only_what_fits_is_planned_together():
     assert planned(policy, jobs(policy, [1] * 5), max_batch=1)[1] == [1] * 5
 
 
-def test_a_bad_neighbour_harms_nobody():
+def test_a_bad_request_harms_no_other_in_its_batch():
     policy = tiny_policy(Poisoned)
     asked = jobs(policy, [1] * 4)
     asked[1].window[0, 0, 0], asked[2].window[0, 0, 0] = POISON, POISON + 1
@@ -631,7 +631,7 @@ def test_a_bad_observation_never_reaches_the_batch():
     state = state_of(seeded(0)[0])
     with running(policy) as uri, client(uri) as one, client(uri) as other, client(uri) as third:
         one.send(pack(request_map(windows(1), None, [state])))
-        assert policy.begun.wait(10)
+        assert policy.started.wait(10)
         other.send(pack(request_map(windows(1), None, [state])))
         answer = ask(third, **request_map(bad, None, [state]))  # while the others still wait
         assert answer["error"] == "invalid_observation"
@@ -646,7 +646,7 @@ def test_a_full_queue_answers_busy_at_once():
     state = state_of(seeded(0)[0])
     with running(policy, max_batch=1, max_queue=1) as uri, client(uri) as one, client(uri) as other:
         one.send(pack({"observation": windows(1)[0]}))
-        assert policy.begun.wait(10)
+        assert policy.started.wait(10)
         other.send(pack({"observation": windows(1)[0]}))
         until(lambda: metric(uri, "paradiffpolicy_queue_length") == 1)
         with client(uri) as third:
@@ -906,7 +906,7 @@ def test_stopping_answers_what_was_asked():
         idle = stack.enter_context(client(uri))
         for connection in asking:
             connection.send(pack({"observation": windows(1)[0]}))
-        assert policy.begun.wait(10)
+        assert policy.started.wait(10)
         until(lambda: metric(uri, "paradiffpolicy_queue_length") == 2)
         stopping = threading.Thread(target=server.close)
         stopping.start()
@@ -931,7 +931,7 @@ def test_a_server_that_comes_back_is_used_again():
     local = served = None
 
     class Helped(VirtualClock):
-        """Somebody starts the server while the client waits for it."""
+        """Starts the server while the client waits for it."""
 
         waits = 0
 
@@ -963,7 +963,7 @@ def test_a_server_that_comes_back_is_used_again():
         assert 14 < clock.waits < 40 and [*map(state_of, here)] == [*map(state_of, there)]
 
 
-def test_an_answer_that_comes_too_late_is_for_nobody():
+def test_an_answer_that_comes_too_late_is_discarded():
     policy = gated()
     with running(policy, max_batch=1) as uri, RemotePolicy(uri, timeout=0.5) as remote:
         with pytest.raises(ServerError, match=r"no answer from .* within 0\.5 s"):

@@ -1,4 +1,4 @@
-"""A run can be seen: as a dataset, a video, pictures, in the viewer; and what was seen is what happened."""
+"""Telemetry shows what happened in a run: as a dataset, a video, pictures and in the viewer."""
 
 from __future__ import annotations
 
@@ -362,7 +362,7 @@ def test_the_view_shows_the_run(tmp_path):
     acting = [t for t in ticks if t.action is not None]
     points = np.array(shown["/scene/action"]["Points2D:positions"])[:, 0]
     np.testing.assert_allclose(points[-len(acting) :], [t.action for t in acting], rtol=1e-6)
-    # Each plan when it begins to act: the first at tick 2, the next asked for 8 ticks after it.
+    # Each plan when it starts to act: the first at tick 2, the next asked for 8 ticks after it.
     assert shown["/scene/plan"]["tick"] == [2, 10, 18]
     fan = np.array(shown["/scene/plan"]["LineStrips2D:strips"][0][0])
     np.testing.assert_allclose(fan, acting[0].plan.actions[1:], rtol=1e-6)
@@ -388,7 +388,7 @@ def test_actions_that_are_no_points_are_shown_over_time(tmp_path):
         bench_run(40, [view], rate_hz=20.0, policy=tiny_policy(spec))
     shown = rrd_columns(path)
     assert not any(name.startswith("/scene") for name in shown)
-    # A plan's 15 steps ahead last 30 ticks, the next one begins after 16: two lanes, with a gap each.
+    # A plan's 15 steps ahead last 30 ticks, the next one starts after 16: two lanes, with a gap each.
     lanes = {name: shown[name] for name in shown if name.startswith("/plan")}
     assert {name: columns["tick"][0] for name, columns in lanes.items()} == {"/plan/0": 0, "/plan/1": 16}
     assert lanes["/plan/0"]["tick"] == [*range(0, 31, 2), *range(32, 63, 2)]
@@ -675,7 +675,7 @@ def test_a_run_that_is_terminated_writes_what_there_is(checkpoint, tmp_path):
 
 
 class Interrupting:
-    """A robot during whose fourth observation somebody presses Ctrl-C."""
+    """A robot during whose fourth observation Ctrl-C is pressed."""
 
     def __init__(self, robot):
         self.robot, self.observed, self.stopped = robot, 0, False

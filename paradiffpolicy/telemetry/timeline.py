@@ -105,10 +105,8 @@ def timeline(
     at = ticks["deadline"] - origin
     bars = _bars(record, ticks, origin, period, low, high, ticks_per_step)
     lanes = 1 + max((bar.lane for bar in bars), default=0)
-
     n_faults = sum(bool((ticks["faults"] & fault.value).any()) for fault in FAULTS)
     below = 0.75 + FAULT_ROW * max(0, n_faults - 1)
-
     figure = Figure(figsize=(WIDTH, 1.4 + 0.62 * (lanes + below)), dpi=110, layout="constrained")
     axes = figure.subplots()
     axes.set_xlim(low - 0.01 * (high - low), high + 0.005 * (high - low))
@@ -125,9 +123,9 @@ def timeline(
     axes.spines[["top", "right", "left"]].set_visible(False)
     handles = [
         Patch(facecolor=COLORS[0], alpha=0.9, label="a plan is computed"),
-        Patch(facecolor=COLORS[0], alpha=0.3, label="and waits for the loop's next tick"),
-        _dot(COLORS[0], COLORS[0], "step that acted (its index in the plan)"),
-        _dot("white", COLORS[0], "dropped: its time was over when the plan arrived"),
+        Patch(facecolor=COLORS[0], alpha=0.3, label="and waits for the next tick"),
+        _dot(COLORS[0], COLORS[0], "step that acted (its index)"),
+        _dot("white", COLORS[0], "step that came too late"),
         Patch(**FALLBACK, label="fallback active"),
         *marks,
     ]
