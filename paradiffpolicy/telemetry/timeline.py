@@ -27,8 +27,8 @@ FALLBACK: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.55", "hatch": "
 COLORS = ["C0", "C1", "C2", "C4", "C5", "C9", "C8", "C6"]
 """Colors of plans, in turn; red and gray are for faults and the fallback."""
 
-FAULT_MARKS = "x*v^<>sPD"
-"""Markers, one for each of ``FAULTS``."""
+FAULT_MARKS = "xv^<>sPDdphH*X"
+"""Markers of ``FAULTS``, in turn."""
 
 WIDTH, MOST_BINS = 11.0, 40
 """Width of a picture in inches, bins of a histogram."""
@@ -240,7 +240,7 @@ def _draw_ticks(
         else:
             axes.broken_barh([span], (-0.4, 0.35), color=color, alpha=0.9)
     legend: list[Line2D] = []
-    for fault, mark in zip(FAULTS, FAULT_MARKS, strict=True):
+    for fault, mark in zip(FAULTS, FAULT_MARKS, strict=False):
         when = at[(ticks["faults"] & fault.value) != 0]
         if len(when):
             row = -0.58 - FAULT_ROW * len(legend)  # a row for each fault, since several may occur together
