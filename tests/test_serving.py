@@ -325,6 +325,8 @@ def test_a_remote_plan_is_the_local_one_bit_for_bit(sampler):
             served = remote.plan(window, served, generator=there, **steps)
             equal(local, served)
         assert [*map(state_of, here)] == [*map(state_of, there)]
+        equal(policy.plan(windows(2), generator=7), remote.plan(windows(2), generator=7))
+        equal(policy.plan(windows(1)[0, 0]), remote.plan(windows(1)[0, 0]))  # one vector, the default seed
 
 
 def test_a_control_loop_cannot_tell():
@@ -363,9 +365,11 @@ def test_errors_come_back_as_what_they_were():
     with running(policy, max_batch=2) as uri, RemotePolicy(uri) as remote:
         with pytest.raises(InvalidObservationError, match="step 1, column 4"):
             remote.plan(bad, generator=seeded(0))
-        with pytest.raises(InvalidObservationError, match=r"must be \[batch, n_obs_steps=2"):
+        with pytest.raises(
+            InvalidObservationError, match=r"\(1, 2, 7\) for task .pusht. must be \[obs_dim=20\]"
+        ):
             remote.plan(windows(1)[:, :, :7], generator=seeded(0))
-        with pytest.raises(InputError, match="list of 2 states"):
+        with pytest.raises(InputError, match="2 observation windows need as many generators, got 1"):
             remote.plan(windows(2), generator=seeded(0))
         with pytest.raises(InputError, match="1 to max_batch=2 at a time"):
             remote.plan(windows(3), generator=seeded(0, 1, 2))

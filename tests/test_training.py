@@ -279,4 +279,9 @@ def test_without_evaluation_training_needs_no_environment(capsys, toy_store, tmp
     assert "Nowhere" in capsys.readouterr().err and not (tmp_path / "run").exists()
     small = ["policy.down_dims=[16]", "policy.diffusion_step_embed_dim=16", "training.batch_size=8"]
     assert main(["train", *settings, *small, "training.n_steps=2", "evaluation.seeds=0"]) == 0
-    assert Checkpoint.load(tmp_path / "run" / "checkpoint").info["training"]["step"] == 2
+    trained = Checkpoint.load(tmp_path / "run" / "checkpoint")
+    assert trained.info["training"]["step"] == 2
+    # Its observation contract is the task's, with the shapes of the dataset.
+    fields = trained.spec.contract.observation
+    assert [(field.key, field.shape) for field in fields] == [("keypoint", (9, 2)), ("state", (5,))]
+    assert main(["train", *settings, *small, "training.n_steps=2", "evaluation.seeds=0"]) == 0  # resumed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,7 @@ def training_data(cfg: TrainConfig) -> tuple[WindowDataset, dict[str, Any], Poli
         obs_dim=data.observations.shape[1],
         action_dim=data.actions.shape[1],
         control_hz=task_rate(cfg),
+        contract=replace(contract(cfg.task), observation=fields),
         **network,
     )
     about = {

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from torch import Tensor
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from ..clock import Clock, MonotonicClock
 from ..errors import InputError, require_positive
 from ..files import Closing
+from ..observation import Observation, observation_window
+from ..sampling.noise import Seed, generators_for
 from ..types import Committed, Plan, PolicySpec
 from .messages import MessageError, pack, unpack
 from .protocol import (
@@ -108,19 +108,18 @@ class RemotePolicy(Closing):
         """Makes a plan of the batch size and one that continues it, and discards both; returns the policy."""
         spec = self.spec
         window = np.zeros((batch, spec.n_obs_steps, spec.obs_dim), np.float32)
-        generators = [torch.Generator().manual_seed(0) for _ in range(batch)]
         actions = torch.zeros(batch, spec.horizon, spec.action_dim)
         kept = Committed(actions, torch.zeros(actions.shape[:2])) if committed else None
-        first = self.plan(window, generator=generators, committed=kept)
-        self.plan(window, first, generator=generators, committed=kept)
+        first = self.plan(window, committed=kept)
+        self.plan(window, first, committed=kept)
         return self
 
     def plan(
         self,
-        observation_window: ArrayLike | Tensor,
+        observation: Observation,
         previous: Plan | None = None,
         *,
-        generator: torch.Generator | Sequence[torch.Generator],
+        generator: Seed | Sequence[Seed] = 0,
         executed_steps: int | None = None,
         committed: Committed | None = None,
     ) -> Plan:
@@ -130,12 +129,13 @@ class RemotePolicy(Closing):
             InvalidObservationError, InvalidPlanError, InputError: as ``Policy.plan`` does.
             ServerError: the server couldn't be reached within the timeout, or failed.
         """
-        generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+        window = observation_window(self.spec, observation)
+        generators = generators_for(generator, len(window), "observation windows")
         if any(each.device.type != "cpu" for each in generators):
             raise InputError("a remote policy's generators must be on the CPU: torch.Generator()")
         form = self._known.form
         request = request_map(
-            _as_array(observation_window),
+            window,
             None if previous is None else form.plan_map(previous),
             [state_of(each) for each in generators],
             executed_steps=executed_steps,
@@ -259,10 +259,3 @@ def _tls(uri: str, certificate: str | Path | None) -> ssl.SSLContext | None:
         return ssl.create_default_context(cafile=None if certificate is None else str(certificate))
     except (ssl.SSLError, OSError) as error:
         raise InputError(f"certificate={certificate} can't be used ({error}): name a PEM file")
-
-
-def _as_array(window: ArrayLike | Tensor) -> np.ndarray[Any, Any]:
-    """Reads a window as ``Policy.checked`` does."""
-    if isinstance(window, Tensor):
-        return window.detach().to("cpu", torch.float32).numpy()
-    return np.asarray(window, dtype=np.float32)

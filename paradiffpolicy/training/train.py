@@ -121,7 +121,7 @@ class Trainer:
     ) -> None:
         self.settings, self.spec, self.folder, self.info = settings, spec, folder, info or {}
         self.evaluate, self.device = evaluate, torch.device(device)
-        if init is not None and init.spec != spec:
+        if init is not None and replace(init.spec, contract=spec.contract) != spec:
             raise InputError("init has another spec than policy: its weights wouldn't mean the same")
         self.observation_normalizer = (
             init.observation_normalizer if init else Normalizer.fit(data.observations)
