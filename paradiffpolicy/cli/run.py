@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import datetime
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..provenance import describe, machine
+from ..tables import console
 from .building import env_maker_at, load_policy, named_blending, named_planner, sampling_policy
 
 if TYPE_CHECKING:
     from ..clock import Clock
+    from ..control.loop import Observer
     from ..control.record import Tick
     from ..planning.request import Plans
     from ..robots.robot import RobotSetup
@@ -25,42 +26,29 @@ if TYPE_CHECKING:
 
 
 def run(cfg: RunConfig) -> None:
-    """A policy drives a robot in real time, to be looked at now and later."""
-    from rich.console import Console
+    """A policy drives a robot in real time; its run is recorded, shown and summed up."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from ..clock import MonotonicClock
     from ..control.controller import Controller, ticks_per_step
-    from ..control.loop import ControlLoop, Observer
+    from ..control.loop import ControlLoop
     from ..control.scheduling import Scheduling
     from ..files import require_writable
-    from ..planning.anytime import Anytime
-    from ..telemetry.caption import episode_lines
-    from ..telemetry.recorder import DatasetRecorder, VideoRecorder
-    from ..telemetry.rerun import RerunView
     from ..telemetry.summary import summary, summary_table, write_run
 
     planner, blending = named_planner(cfg.planner), named_blending(cfg.blending)
-    scheduling = Scheduling(**vars(cfg.scheduling))
     sink, shown = view_sink(cfg.view), shown_seconds(cfg)
     folder = Path(cfg.out or f"outputs/run/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
     files = {name: Path(path) for name, path in (("record", cfg.record), ("video", cfg.video)) if path}
     require_writable(**files)
-    clock, loaded = MonotonicClock(), load_policy(cfg)
-    policy: Plans = sampling_policy(cfg, cfg.sampler_name, loaded)
-    if cfg.budget_ms is not None:
-        policies = [sampling_policy(cfg, name, loaded) for name in cfg.anytime]
-        policy = Anytime(policies, cfg.budget_ms / 1e3, clock)
-    spec = policy.spec
-    rate_hz = spec.control_hz if cfg.rate_hz is None else cfg.rate_hz
-    stride = ticks_per_step(rate_hz, spec.control_hz)
-    n_ticks = max(1, round(cfg.seconds * rate_hz))
-    per_picture = max(1, round(rate_hz / PICTURES_PER_SECOND))
-    named = Path(cfg.checkpoint or "").name
+    clock = MonotonicClock()
+    policy = timed_policy(cfg, clock)
+    rate_hz = policy.spec.control_hz if cfg.rate_hz is None else cfg.rate_hz
+    stride, n_ticks = ticks_per_step(rate_hz, policy.spec.control_hz), max(1, round(cfg.seconds * rate_hz))
     title = (
-        f"{cfg.task.name}, {named}, {cfg.sampler_name}, seed {cfg.seed}, {rate_hz:g} Hz, "
-        f"planner: {cfg.planner}, {cfg.blending['name']}"
+        f"{cfg.task.name}, {Path(cfg.checkpoint or '').name}, {cfg.sampler_name}, seed {cfg.seed}, "
+        f"{rate_hz:g} Hz, planner: {cfg.planner}, {cfg.blending['name']}"
     )
     controller = Controller(
         policy,
@@ -73,81 +61,91 @@ def run(cfg: RunConfig) -> None:
         capacity=n_ticks,
     )
     with contextlib.ExitStack() as stack:
-        driven = build_robot(cfg, spec, rate_hz, clock)
+        driven = build_robot(cfg, policy.spec, rate_hz, clock)
         stack.callback(driven.close)
-        observers: list[Observer] = []
-
-        def caption(tick: Tick) -> list[str]:
-            now = driven.progress()
-            if now is None:
-                return []
-            scores = now.seconds, now.reward, now.best, now.best_at
-            return episode_lines(cfg.sampler_name, cfg.seed, *scores, ended=now.ended)
-
-        if cfg.record:
-            fields = driven.fields
-            recorder = DatasetRecorder(files["record"], spec, n_ticks, every=stride, fields=fields)
-            observers.append(stack.enter_context(recorder))
-        if cfg.video:
-            if driven.picture is None:
-                raise InputError(f"video={cfg.video}: robot={cfg.robot} gives no pictures")
-            video = VideoRecorder(
-                files["video"], driven.picture, rate_hz, n_ticks, every=per_picture, caption=caption
-            )
-            observers.append(stack.enter_context(video))
-        if sink is not None:
-            view = RerunView(
-                sink,
-                spec,
-                rate_hz,
-                picture=driven.picture,
-                every=per_picture,
-                project=driven.project,
-                caption=caption,
-            )
-            observers.append(stack.enter_context(view))
+        watching = recorders(cfg, driven, policy.spec, rate_hz, n_ticks, sink)
+        observers: list[Observer] = [stack.enter_context(recorder) for recorder in watching]
         require_writable(out=folder / "report.json")
         stack.enter_context(controller)
         stack.enter_context(logging_redirect_tqdm())
         noted = stack.enter_context(noted_signals(signal.SIGINT, signal.SIGTERM))
         bar = stack.enter_context(tqdm(total=n_ticks, unit="tick", desc=cfg.robot, dynamic_ncols=True))
         observers.append(lambda tick: bar.update(1 + tick.missed))
+        scheduling = Scheduling(**vars(cfg.scheduling))
         loop = ControlLoop(controller, driven.robot, observers=observers, scheduling=scheduling)
-        report: dict[str, Any] = {}
         try:
             loop.run(n_ticks, until=lambda: bool(noted) or driven.finished())
         finally:
             bar.close()
-            report |= summary(controller.record) | driven.outcome()
-            about = {
-                "task": cfg.task.name,
-                "checkpoint": str(cfg.checkpoint),
-                "sampler": cfg.sampler[cfg.sampler_name],
-                "rate_hz": rate_hz,
-                "planner": cfg.planner,
-                "budget_ms": cfg.budget_ms,
-                "blending": cfg.blending,
-                "replan_every": cfg.replan_every,
-                "scheduling": vars(cfg.scheduling),
-                "seed": cfg.seed,
-                "machine": machine(),
-            }
-            paths = write_run(
-                *(folder, controller.record, about | report, title), ticks_per_step=stride, seconds=shown
-            )
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(summary_table(report, title))
-    console.print(f"on {describe(machine())}", highlight=False)
-    written = [*paths, *files.values(), *([Path(cfg.view)] if cfg.view and cfg.view.endswith(".rrd") else [])]
-    for path in written:
-        if path.exists():
-            console.print(str(path), highlight=False)
+            report = about(cfg, rate_hz) | summary(controller.record) | driven.outcome()
+            paths = write_run(folder, controller.record, report, title, ticks_per_step=stride, seconds=shown)
+    screen = console()
+    screen.print(summary_table(report, title))
+    screen.print(f"on {describe(machine())}", highlight=False)
+    written = [*paths, *files.values(), *([Path(cfg.view)] if sink and cfg.view else [])]
+    for path in filter(Path.exists, written):
+        screen.print(str(path), highlight=False)
     if noted:
         raise StoppedError(noted[0])
 
 
 PICTURES_PER_SECOND = 25
 """As many as a view or a video of a run shows, or fewer."""
+
+
+def timed_policy(cfg: RunConfig, clock: Clock) -> Plans:
+    """The policy with its sampler, or within a budget with the first of several that fits."""
+    from ..planning.anytime import Anytime
+
+    loaded = load_policy(cfg)
+    if cfg.budget_ms is None:
+        return sampling_policy(cfg, cfg.sampler_name, loaded)
+    return Anytime([sampling_policy(cfg, name, loaded) for name in cfg.anytime], cfg.budget_ms / 1e3, clock)
+
+
+def recorders(
+    cfg: RunConfig, driven: RobotSetup, spec: PolicySpec, rate_hz: float, n_ticks: int, sink: Sink | None
+) -> Iterator[Any]:
+    """Makes what records and shows a run: each observes ticks, and is a context manager."""
+    from ..control.controller import ticks_per_step
+    from ..telemetry.caption import episode_lines
+    from ..telemetry.recorder import DatasetRecorder, VideoRecorder
+    from ..telemetry.rerun import RerunView
+
+    def caption(tick: Tick) -> list[str]:
+        now = driven.progress()
+        if now is None:
+            return []
+        scores = now.seconds, now.reward, now.best, now.best_at
+        return episode_lines(cfg.sampler_name, cfg.seed, *scores, ended=now.ended)
+
+    shown: dict[str, Any] = {"every": max(1, round(rate_hz / PICTURES_PER_SECOND)), "caption": caption}
+    if cfg.record:
+        stride = ticks_per_step(rate_hz, spec.control_hz)
+        yield DatasetRecorder(Path(cfg.record), spec, n_ticks, every=stride, fields=driven.fields)
+    if cfg.video:
+        if driven.picture is None:
+            raise InputError(f"video={cfg.video}: robot={cfg.robot} gives no pictures")
+        yield VideoRecorder(Path(cfg.video), driven.picture, rate_hz, n_ticks, **shown)
+    if sink is not None:
+        yield RerunView(sink, spec, rate_hz, picture=driven.picture, project=driven.project, **shown)
+
+
+def about(cfg: RunConfig, rate_hz: float) -> dict[str, Any]:
+    """What the report says of a run's settings."""
+    return {
+        "task": cfg.task.name,
+        "checkpoint": str(cfg.checkpoint),
+        "sampler": cfg.sampler[cfg.sampler_name],
+        "rate_hz": rate_hz,
+        "planner": cfg.planner,
+        "budget_ms": cfg.budget_ms,
+        "blending": cfg.blending,
+        "replan_every": cfg.replan_every,
+        "scheduling": vars(cfg.scheduling),
+        "seed": cfg.seed,
+        "machine": machine(),
+    }
 
 
 def build_robot(cfg: RunConfig, spec: PolicySpec, rate_hz: float, clock: Clock) -> RobotSetup:
@@ -160,7 +158,7 @@ def build_robot(cfg: RunConfig, spec: PolicySpec, rate_hz: float, clock: Clock) 
         rate_hz,
         clock,
         cfg.seed,
-        make_env=env_maker_at(cfg),
+        make_env=env_maker_at(cfg, spec),
         success_key=cfg.task.success_key,
         recorded=tuple(cfg.task.record),
         picture_size=cfg.picture_size,

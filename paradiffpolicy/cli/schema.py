@@ -40,6 +40,8 @@ from .settings import among, listed, setting
 class NetworkConfig:
     """The policy that is trained."""
 
+    network: str = setting("unet1d", "kind of network", choices=listed("models.networks", "NETWORKS"))
+    network_options: dict[str, Any] = setting({}, "options of a network of your own")
     n_obs_steps: int = setting(2, "observations that a plan is made from (To)", minimum=1)
     horizon: int = setting(16, "steps of a plan (T)", minimum=1)
     n_action_steps: int = setting(8, "steps of a plan that are executed (Ta)", minimum=1)
@@ -214,8 +216,8 @@ class RunConfig(PolicyConfig):
         "env: the task's environment, at the clock's pace; udp: in the network; or of a plugin",
         choices=listed("robots", "ROBOTS"),
     )
-    robot_address: str | None = setting(None, "HOST:PORT of robot=udp")
-    robot_options: dict[str, Any] = setting({}, "any others, for robots of plugins")
+    robot_address: str | None = setting(None, "HOST:PORT of a robot in the network, as of robot=udp")
+    robot_options: dict[str, Any] = setting({}, "options of a robot of your own")
     seconds: float = setting(30, "length of the run", above=0)
     rate_hz: float | None = setting(
         None, "rate of the loop, a multiple of the policy's; null: the policy's", above=0

@@ -20,7 +20,7 @@ from .picard import Picard, PicardPublished
 from .rti import RTI
 from .sequential import Sequential
 from .sharded import Sharded
-from .solvers import Solver, solver_tableau
+from .solvers import SOLVERS, Solver, solver_tableau
 from .spacing import Spacing
 from .speculative import Speculative
 from .tableau import Tableau
@@ -107,6 +107,8 @@ def make_sampler(
     Raises:
         InputError: a name or an option is unknown, a value is out of range, or the parts don't fit.
     """
+    if isinstance(solver, str) and solver in DRIVERS and solver not in SOLVERS:
+        raise InputError(f"{solver!r} is a driver, not a solver: driver={solver!r}, with a solver as 'ddim'")
     tableau = solver_tableau(
         schedule, solver, n_steps, spacing, denoise_to_zero, lambda_min, **(solver_options or {})
     )
