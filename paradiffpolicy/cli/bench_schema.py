@@ -27,7 +27,17 @@ SPACINGS = listed("sampling.spacing", "SPACINGS")
 
 @dataclass
 class BenchLatencyConfig(PolicyConfig):
-    """Settings."""
+    """Times plans and network calls, eager and captured, interleaved in one run, as ratios to the loops
+    that diffusion_policy and LeRobot run (diffusers). Prints tables, then one JSON line.
+
+    Examples:
+      paradiffpolicy bench latency
+          the latency of every sampler
+      paradiffpolicy bench latency 'samplers=[paraddpm]' sampler.paraddpm.window=20
+          one, changed
+      paradiffpolicy bench latency threads=1 out=latency.json
+          one thread, kept in a file
+    """
 
     samplers: list[str] = setting(
         ["ddpm", "dpm_solver_pp_6", "paraddpm", "speculative", "speculative_sde", "rti", "rti_5"],
@@ -61,7 +71,17 @@ class BenchLatencyConfig(PolicyConfig):
 
 @dataclass
 class BenchControlConfig(PolicyConfig):
-    """Settings."""
+    """Runs a control loop beside planners in another process, in a thread and inline, taking turns.
+    Reports deadline errors, missed ticks and what a tick costs. Prints a table, then one JSON line.
+
+    Examples:
+      paradiffpolicy bench control
+          100 Hz for 60 s beside each, plans back to back
+      paradiffpolicy bench control 'planners=[process]' rate_hz=500 seconds=20
+          one, faster
+      paradiffpolicy bench control scheduling.priority=null scheduling.awake=false
+          without privileges
+    """
 
     sampler_name: str = sampler_setting()
     planners: list[str] = setting(["process", "thread", "inline"], "planners to run beside", choices=PLANNERS)
@@ -79,7 +99,17 @@ class BenchControlConfig(PolicyConfig):
 
 @dataclass
 class BenchSolversConfig(PolicyConfig):
-    """Settings."""
+    """Compares solvers, numbers of steps and drivers: iterations, NFE, wall time, error to the sequential
+    sample, error to the exact flow. Writes a table, JSON and a work-precision plot.
+
+    Examples:
+      paradiffpolicy bench solvers
+          all of them, a few minutes
+      paradiffpolicy bench solvers 'solvers=[ddpm]' 'steps=[100]'
+          one solver, every driver
+      paradiffpolicy bench solvers spacing=karras lambda_min=null
+          on another grid
+    """
 
     capture: str = setting("eager", "backend, of a hundred samplers for a few plans each", choices=BACKENDS)
     solvers: list[str] = setting(
@@ -120,7 +150,17 @@ class BenchSolversConfig(PolicyConfig):
 
 @dataclass
 class BenchServeConfig(PolicyConfig):
-    """Settings."""
+    """Starts a server and times it: one client (round trip, planning, and what is between), then many at
+    once (requests per second, batches, errors, memory). Prints tables, then one JSON line.
+
+    Examples:
+      paradiffpolicy bench serve
+          a thousand requests, then 16 clients for five minutes
+      paradiffpolicy bench serve seconds=10 requests=100
+          quickly
+      paradiffpolicy bench serve clients=50 rate_hz=1
+          fifty robots that ask once a second
+    """
 
     sampler_name: str = sampler_setting()
     max_batch: int = setting(8, "robots planned for at once", minimum=1)
@@ -138,7 +178,17 @@ class BenchServeConfig(PolicyConfig):
 
 @dataclass
 class BenchEnvsConfig(CommandConfig):
-    """Settings."""
+    """Times the environments' control steps and resets on one core, taking turns, and robosuite's own step
+    beside ours. Prints a table, then one JSON line.
+
+    Examples:
+      paradiffpolicy bench envs
+          all of them, some minutes
+      paradiffpolicy bench envs 'envs=[paradiffpolicy/Lift-v0]'
+          one
+      paradiffpolicy bench envs own=false turns=20
+          longer, without robosuite's own step
+    """
 
     envs: list[str] = setting(
         [f"paradiffpolicy/{name}-v0" for name in ("PushT", "Lift", "Can", "Square", "Transport", "ToolHang")],

@@ -57,7 +57,7 @@ def sections(config: Any) -> Iterator[tuple[str, list[Setting]]]:
         if cls is SamplersConfig:
             yield f"{cls.__doc__} They are {', '.join(config.sampler)}", []
         elif simple := [everything[name] for name in own if name in everything]:
-            yield str(cls.__doc__), simple
+            yield "Settings" if cls is type(config) else str(cls.__doc__), simple
         for name, part in parts:
             inner = [setting for key, setting in everything.items() if key.startswith(f"{name}.")]
             yield str(type(part).__doc__ if cls is not TaskedConfig else cls.__doc__), inner

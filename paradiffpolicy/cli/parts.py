@@ -119,6 +119,53 @@ class TaskConfig:
 
 
 @dataclass
+class NetworkConfig:
+    """The policy that is trained."""
+
+    network: str = setting("unet1d", "kind of network", choices=listed("models.networks", "NETWORKS"))
+    network_options: dict[str, Any] = setting({}, "options of a network of your own")
+    n_obs_steps: int = setting(2, "observations that a plan is made from (To)", minimum=1)
+    horizon: int = setting(16, "steps of a plan (T)", minimum=1)
+    n_action_steps: int = setting(8, "steps of a plan that are executed (Ta)", minimum=1)
+    down_dims: list[int] = setting([64, 128, 256], "channels of the U-Net's levels", minimum=1)
+    diffusion_step_embed_dim: int = setting(256, "numbers that encode the timestep", minimum=1)
+    kernel_size: int = setting(5, "width of the convolutions", minimum=1)
+    n_groups: int = setting(8, "groups of group normalization", minimum=1)
+    cond_predict_scale: bool = setting(True, "whether FiLM scales, or only shifts")
+    schedule: str = setting(
+        "squared_cosine", "noise schedule", choices=listed("diffusion.schedule", "SCHEDULES")
+    )
+    n_train_steps: int = setting(100, "timesteps of the noise schedule", minimum=1)
+    prediction: str = setting(
+        "epsilon", "what the network predicts", choices=listed("diffusion.denoiser", "PREDICTIONS")
+    )
+    clip: float | None = setting(1.0, "bound of normalized actions; null: none", above=0)
+    condition_dropout: float = setting(
+        0.0, "share of windows trained without observation, for guidance", minimum=0, below=1
+    )
+
+
+@dataclass
+class TrainingConfig:
+    """Optimization; counts are optimizer steps."""
+
+    n_steps: int = setting(7000, "steps in all", minimum=1)
+    batch_size: int = setting(128, "windows per step", minimum=1)
+    learning_rate: float = setting(3e-4, "highest learning rate of AdamW", above=0)
+    warmup_steps: int = setting(500, "steps until the learning rate is at its highest", minimum=0)
+    weight_decay: float = setting(1e-6, "weight decay of AdamW", minimum=0)
+    seed: int = setting(0, "seed of weights, noise and order", minimum=0, maximum=2**63 - 1)
+    precision: str = setting(
+        "auto",
+        "arithmetic; auto: bfloat16 where the hardware multiplies it",
+        choices=among("auto", "float32", "bfloat16"),
+    )
+    log_every: int = setting(20, "steps between points of the curves", minimum=1)
+    save_every: int = setting(250, "steps between saves, from which a stopped run resumes", minimum=1)
+    evaluate_every: int = setting(0, "steps between evaluations; 0: only at the end", minimum=0)
+
+
+@dataclass
 class SchedulingConfig:
     """What the loop's thread asks of the operating system."""
 

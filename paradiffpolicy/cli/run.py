@@ -82,7 +82,7 @@ def run(cfg: RunConfig) -> None:
     screen = console()
     screen.print(summary_table(report, title))
     screen.print(f"on {describe(machine())}", highlight=False)
-    written = [*paths, *files.values(), *([Path(cfg.view)] if sink and cfg.view else [])]
+    written = [*paths, *files.values(), *([Path(cfg.view)] if cfg.view and cfg.view.endswith(".rrd") else [])]
     for path in filter(Path.exists, written):
         screen.print(str(path), highlight=False)
     if noted:

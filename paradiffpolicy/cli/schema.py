@@ -21,11 +21,13 @@ from .parts import (
     CommandConfig,
     DeviceConfig,
     MachineConfig,
+    NetworkConfig,
     PolicyConfig,
     SamplersConfig,
     SchedulingConfig,
     TaskConfig,
     TaskedConfig,
+    TrainingConfig,
     blending_setting,
     replan_setting,
     sampler_names,
@@ -34,53 +36,6 @@ from .parts import (
     workers_setting,
 )
 from .settings import among, listed, setting
-
-
-@dataclass
-class NetworkConfig:
-    """The policy that is trained."""
-
-    network: str = setting("unet1d", "kind of network", choices=listed("models.networks", "NETWORKS"))
-    network_options: dict[str, Any] = setting({}, "options of a network of your own")
-    n_obs_steps: int = setting(2, "observations that a plan is made from (To)", minimum=1)
-    horizon: int = setting(16, "steps of a plan (T)", minimum=1)
-    n_action_steps: int = setting(8, "steps of a plan that are executed (Ta)", minimum=1)
-    down_dims: list[int] = setting([64, 128, 256], "channels of the U-Net's levels", minimum=1)
-    diffusion_step_embed_dim: int = setting(256, "numbers that encode the timestep", minimum=1)
-    kernel_size: int = setting(5, "width of the convolutions", minimum=1)
-    n_groups: int = setting(8, "groups of group normalization", minimum=1)
-    cond_predict_scale: bool = setting(True, "whether FiLM scales, or only shifts")
-    schedule: str = setting(
-        "squared_cosine", "noise schedule", choices=listed("diffusion.schedule", "SCHEDULES")
-    )
-    n_train_steps: int = setting(100, "timesteps of the noise schedule", minimum=1)
-    prediction: str = setting(
-        "epsilon", "what the network predicts", choices=listed("diffusion.denoiser", "PREDICTIONS")
-    )
-    clip: float | None = setting(1.0, "bound of normalized actions; null: none", above=0)
-    condition_dropout: float = setting(
-        0.0, "share of windows trained without observation, for guidance", minimum=0, below=1
-    )
-
-
-@dataclass
-class TrainingConfig:
-    """Optimization; counts are optimizer steps."""
-
-    n_steps: int = setting(7000, "steps in all", minimum=1)
-    batch_size: int = setting(128, "windows per step", minimum=1)
-    learning_rate: float = setting(3e-4, "highest learning rate of AdamW", above=0)
-    warmup_steps: int = setting(500, "steps until the learning rate is at its highest", minimum=0)
-    weight_decay: float = setting(1e-6, "weight decay of AdamW", minimum=0)
-    seed: int = setting(0, "seed of weights, noise and order", minimum=0, maximum=2**63 - 1)
-    precision: str = setting(
-        "auto",
-        "arithmetic; auto: bfloat16 where the hardware multiplies it",
-        choices=among("auto", "float32", "bfloat16"),
-    )
-    log_every: int = setting(20, "steps between points of the curves", minimum=1)
-    save_every: int = setting(250, "steps between saves, from which a stopped run resumes", minimum=1)
-    evaluate_every: int = setting(0, "steps between evaluations; 0: only at the end", minimum=0)
 
 
 @dataclass
@@ -160,7 +115,16 @@ class RealtimeConfig:
 
 @dataclass
 class TrainConfig(SamplersConfig, MachineConfig, TaskedConfig):
-    """Settings."""
+    """Trains a diffusion policy on demonstrations. The same command resumes a run that was stopped.
+
+    Examples:
+      paradiffpolicy train
+          PushT on the human demonstrations
+      paradiffpolicy train dataset=my.zarr run=outputs/train/mine
+          your own demonstrations
+      paradiffpolicy train training.n_steps=20000 'policy.down_dims=[256,512,1024]'
+          larger, longer
+    """
 
     dataset: str | None = setting("${task.dataset}", "a zarr store in diffusion_policy's layout")
     augmentation: str | None = setting(
@@ -178,7 +142,17 @@ class TrainConfig(SamplersConfig, MachineConfig, TaskedConfig):
 
 @dataclass
 class EvaluateConfig(PolicyConfig):
-    """Settings."""
+    """Runs samplers of one policy in closed loop on the same seeds. Reports rewards with intervals,
+    iterations per plan, plan latency and missed deadlines; writes report.json, a picture and videos.
+
+    Examples:
+      paradiffpolicy evaluate
+          DDPM, ParaDDPM, speculative and rti on PushT, 50 seeds
+      paradiffpolicy evaluate 'samplers=[ddim,rti]' seeds=10
+          others, quickly
+      paradiffpolicy evaluate mode=realtime
+          what latency costs, in virtual time
+    """
 
     samplers: list[str] = setting(
         ["ddpm", "paraddpm", "speculative", "rti"], "samplers to evaluate", choices=sampler_names
@@ -208,7 +182,18 @@ class EvaluateConfig(PolicyConfig):
 
 @dataclass
 class RunConfig(PolicyConfig):
-    """Settings."""
+    """Lets a policy drive a robot in real time (the task's environment by default) and reports the loop's
+    timing. Shows it in the Rerun viewer; keeps it as a dataset, video, pictures. Ctrl-C or SIGTERM
+    stops the robot and writes what there is.
+
+    Examples:
+      paradiffpolicy run
+          PushT for 30 s, planning in a process of its own
+      paradiffpolicy run view=rerun rate_hz=50 blending.name=rtc
+          faster, smoother, watched
+      paradiffpolicy run planner=inline video=inline.mp4 record=runs.zarr
+          waiting for plans
+    """
 
     sampler_name: str = sampler_setting()
     robot: str = setting(
@@ -251,7 +236,17 @@ class RunConfig(PolicyConfig):
 
 @dataclass
 class CollectConfig(PolicyConfig):
-    """Settings."""
+    """Rolls a policy out and appends the episodes to a dataset that 'train' reads. Stopping it at any
+    moment loses nothing that was there before.
+
+    Examples:
+      paradiffpolicy collect
+          50 PushT episodes to outputs/collect/pusht.zarr
+      paradiffpolicy collect out=my.zarr episodes=200 min_score=0.9
+          good ones only
+      paradiffpolicy collect sampler_name=ddpm first_seed=1000
+          another sampler, other seeds
+    """
 
     sampler_name: str = sampler_setting()
     expert: str | None = setting(
@@ -271,7 +266,17 @@ class CollectConfig(PolicyConfig):
 
 @dataclass
 class ConvertConfig(CommandConfig):
-    """Settings."""
+    """Turns a robomimic HDF5 file into a zarr store that 'train' reads, or a store into such a file, with
+    absolute or delta actions. Half a dataset is never written.
+
+    Examples:
+      paradiffpolicy convert source=demo.hdf5 out=lift.zarr
+          robomimic's, to absolute actions
+      paradiffpolicy convert source=demo.hdf5 out=train.zarr mask=train observations=states
+          a subset, with observations computed from the states
+      paradiffpolicy convert source=outputs/collect/lift.zarr out=lift.hdf5 actions=delta
+          for robomimic
+    """
 
     source: str | None = setting(None, "a robomimic HDF5 file or a zarr store")
     out: str | None = setting(None, "what to write, NAME.zarr or NAME.hdf5; must not exist")
@@ -295,7 +300,17 @@ class ConvertConfig(CommandConfig):
 
 @dataclass
 class ServeConfig(PolicyConfig):
-    """Settings."""
+    """Serves a policy over websockets: openpi's clients, and paradiffpolicy's RemotePolicy, plan on it.
+    GET /healthz answers while it runs, GET /metrics counts. SIGTERM ends it after pending answers.
+
+    Examples:
+      paradiffpolicy serve
+          the shipped policy, on this machine only
+      paradiffpolicy serve port=8001 sampler_name=speculative_sde
+          another port, another sampler
+      paradiffpolicy serve host=0.0.0.0 certificate=cert.pem private_key=key.pem
+          to other machines, with TLS and the API key in PARADIFFPOLICY_API_KEY
+    """
 
     sampler_name: str = sampler_setting()
     host: str = setting(
@@ -316,7 +331,17 @@ class ServeConfig(PolicyConfig):
 
 @dataclass
 class InfoConfig(DeviceConfig, TaskedConfig):
-    """Settings."""
+    """Describes zarr stores, robomimic's HDF5 files and checkpoints; without any, the machine, the task
+    and its environment, the checkpoint and the dataset.
+
+    Examples:
+      paradiffpolicy info task=./mine.yaml
+          whether a task is complete: its environment, dataset, policy
+      paradiffpolicy info demo.hdf5 outputs/collect/lift.zarr
+          datasets
+      paradiffpolicy info outputs/train/pusht/checkpoint
+          a checkpoint
+    """
 
     paths: list[str] = setting([], "zarr stores, robomimic HDF5 files, checkpoints: these alone")
     checkpoint: str | None = setting("${task.checkpoint}", "a policy's folder")
