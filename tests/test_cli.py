@@ -187,7 +187,7 @@ def test_a_commands_help_has_examples_that_compose_and_every_setting(capsys, mon
     assert len(examples) == 3
     for example in examples:
         compose(command, [word for word in shlex.split(example) if "=" in word])
-    listed = set(re.findall(r"^  ([a-z_.]+)=", out, flags=re.M))
+    listed = set(re.findall(r"^  ([a-z0-9_.]+)=", out, flags=re.M))
     config = compose(command, [])
     assert {entry.name for entry in dataclasses.fields(config)} <= {
         *(name.split(".")[0] for name in listed),
@@ -493,7 +493,7 @@ def test_settings_that_dont_exist_or_have_another_type_are_refused(command, over
         ({"videos": -1}, "videos=-1 must be a whole number, 0 or above"),
         ({"margin": math.nan}, "margin=nan must be a number above 0"),
         ({"margin": math.inf}, "margin=inf must be a number above 0"),
-        ({"margin": 0.0}, "margin=0.0 must be a number above 0"),
+        ({"margin": 0.0}, "margin=0 must be a number above 0"),
         ({"workers": 0}, "workers=0 must be a whole number above 0, or auto"),
         ({"workers": "all"}, "workers=all must be a whole number above 0, or auto"),
         ({"side_by_side": 0}, "side_by_side=0 must be a whole number above 0, or null"),
@@ -503,11 +503,11 @@ def test_settings_that_dont_exist_or_have_another_type_are_refused(command, over
         ({"realtime.clock": "wal"}, "realtime.clock: unknown clock 'wal'; did you mean 'wall'?"),
         (
             {"realtime.rates_hz": [10.0, -1.0]},
-            "realtime.rates_hz=[10.0, -1.0] must be a list, each entry a number above 0",
+            "realtime.rates_hz=[10,-1] must be a list, each entry a number above 0",
         ),
         (
             {"realtime.cases": {"a": CaseConfig("ddpm", [3, "x"])}},
-            "realtime.cases.a.latency_ms=[3, 'x'] must be a number",
+            "realtime.cases.a.latency_ms=[3,x] must be a number",
         ),
         ({"dynamic_threshold": 1.5}, "dynamic_threshold=1.5 must be a number from"),
     ],

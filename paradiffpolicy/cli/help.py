@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from ..registry import Registry
 from .parts import SamplersConfig, TaskedConfig
-from .settings import Setting, settings_of
+from .settings import Setting, settings_of, written
 
 INDENT = 26
 """Columns of settings' names; a longer one has its text below."""
@@ -77,17 +77,3 @@ def shown(value: Any) -> str:
     """A value as one writes it on the command line, if it isn't long."""
     text = written(value)
     return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def written(value: Any) -> str:
-    """A value as one writes it on the command line."""
-    if is_dataclass(value):
-        value = {entry.name: getattr(value, entry.name) for entry in fields(value)}
-        value = {name: inner for name, inner in value.items() if inner not in (None, "")}
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return "[" + ",".join(map(written, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {written(inner)}" for key, inner in value.items()) + "}"
-    return f"{value:g}" if isinstance(value, float) else str(value)

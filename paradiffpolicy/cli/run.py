@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..provenance import describe, machine
 from ..tables import console
 from .building import env_maker_at, load_policy, named_blending, named_planner, sampling_policy
+from .settings import written
 
 if TYPE_CHECKING:
     from ..clock import Clock
@@ -192,7 +193,9 @@ def shown_seconds(cfg: RunConfig) -> tuple[float, float] | None:
         return None
     values = cfg.timeline
     if len(values) != 2 or not values[0] < min(values[1], cfg.seconds):
-        raise InputError(f"timeline={values} must be [from, to], in seconds of a run of {cfg.seconds}")
+        raise InputError(
+            f"timeline={written(values)} must be [from, to], in seconds of a run of {cfg.seconds:g}"
+        )
     return values[0], values[1]
 
 

@@ -335,7 +335,7 @@ class InfoConfig(DeviceConfig, TaskedConfig):
     and its environment, the checkpoint and the dataset.
 
     Examples:
-      paradiffpolicy info task=./mine.yaml
+      paradiffpolicy info task=lift
           whether a task is complete: its environment, dataset, policy
       paradiffpolicy info demo.hdf5 outputs/collect/lift.zarr
           datasets

@@ -140,7 +140,7 @@ class Setting:
             else:
                 good = value is None or self.rule.kind is None
             if not good:
-                raise InputError(f"{self.name}={self.value} must be {self.allowed(config)}")
+                raise InputError(f"{self.name}={written(self.value)} must be {self.allowed(config)}")
 
 
 def _range(rule: Rule) -> str:
@@ -191,3 +191,17 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[Setting]:
                 yield from settings_of(
                     part, f"{name}.{key}." if isinstance(value, dict) else f"{name}[{key}]."
                 )
+
+
+def written(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if is_dataclass(value):
+        value = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+        value = {name: inner for name, inner in value.items() if inner not in (None, "")}
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(map(written, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {written(inner)}" for key, inner in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
