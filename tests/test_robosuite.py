@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from paradiffpolicy.checkpoint import Checkpoint
-from paradiffpolicy.cli.collect import stored
 from paradiffpolicy.cli.composing import compose
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
@@ -61,7 +60,8 @@ class TestRotations:
 
 robosuite = pytest.importorskip("robosuite", reason="robosuite isn't installed")
 
-from paradiffpolicy.collection.demonstrations import demonstrate  # noqa: E402
+from paradiffpolicy.collection.collecting import stored  # noqa: E402
+from paradiffpolicy.collection.demonstrators import demonstrate  # noqa: E402
 from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv  # noqa: E402
 from paradiffpolicy.envs.robosuite.experts import EXPERTS  # noqa: E402
 from paradiffpolicy.envs.robosuite.motion import LED, SceneView, coming_down, up  # noqa: E402
@@ -214,21 +214,23 @@ def test_experts_succeed(task, episodes):
 def test_square_is_done_where_the_wrist_has_far_to_turn(seed):
     """Turned in a hurry, or the other way, the arm came to its joints' ends, and stayed there."""
     env = gymnasium.make("paradiffpolicy/Square-v0")
-    assert len(demonstrate(env, EXPERTS["square"](), seed, 400, ["states"]).steps["action"]) < 200
+    assert len(demonstrate(env, EXPERTS["square"](), seed, 400, ["states"]).actions) < 200
     env.close()
 
 
 def test_demonstrations_differ_and_repeat():
     env = gymnasium.make("paradiffpolicy/Lift-v0")
     first, again, other = (demonstrate(env, EXPERTS["lift"](), s, 400, ["states"]) for s in (1, 1, 2))
-    np.testing.assert_array_equal(first.steps["action"], again.steps["action"])
-    np.testing.assert_array_equal(first.steps["states"], again.steps["states"])
-    assert first.success and first.steps["action"].shape[1:] == (10,)
+    names = ["action", "states", "rewards"]
+    columns, repeated, others = (episode.columns(names) for episode in (first, again, other))
+    np.testing.assert_array_equal(columns["action"], repeated["action"])
+    np.testing.assert_array_equal(columns["states"], repeated["states"])
+    assert first.success and columns["action"].shape[1:] == (10,)
     # how high and how fast differ, not only where the cube is
-    assert len(first.steps["action"]) != len(other.steps["action"]) or not np.allclose(
-        first.steps["action"][:, 2], other.steps["action"][:, 2], atol=1e-3
+    assert len(columns["action"]) != len(others["action"]) or not np.allclose(
+        columns["action"][:, 2], others["action"][:, 2], atol=1e-3
     )
-    assert first.steps["rewards"][-1] == 1 and first.steps["rewards"][0] == 0
+    assert columns["rewards"][-1] == 1 and columns["rewards"][0] == 0
     env.close()
 
 
@@ -253,9 +255,9 @@ def test_every_other_demonstration_starts_elsewhere():
     for seed in range(4):
         start = env.reset(seed=seed)[1]["states"]
         demo = demonstrate(env, EXPERTS["can"](), seed, 6, ["states"])
-        elsewhere.append(not np.array_equal(demo.steps["states"][0], start))
+        elsewhere.append(not np.array_equal(demo.infos[0]["states"], start))
         if elsewhere[-1]:
-            assert demo.steps["states"][0][0] == pytest.approx(start[0] + LED / 20)
+            assert demo.infos[0]["states"][0] == pytest.approx(start[0] + LED / 20)
             hand, can = (env.unwrapped.simulation.observations()[k] for k in ("robot0_eef_pos", "Can_pos"))
             assert np.linalg.norm((hand - can)[:2]) < 0.15
     assert sorted(set(elsewhere)) == [False, True]
@@ -313,7 +315,7 @@ def test_collecting_fails_with_one_line_where_there_is_no_expert(tmp_path, capsy
 
 @pytest.mark.slow
 def test_collected_demonstrations_dont_depend_on_the_number_of_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr("paradiffpolicy.collection.demonstrations.CHUNK", 2)
+    monkeypatch.setattr("paradiffpolicy.collection.demonstrators.CHUNK", 2)
 
     def collect(episodes, workers, name):
         arguments = [f"episodes={episodes}", f"workers={workers}", f"out={tmp_path / name}"]

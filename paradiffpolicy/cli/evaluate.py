@@ -109,6 +109,7 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
             n_pictured=cfg.videos,
             workers=workers,
             side_by_side=cfg.side_by_side,
+            success_key=cfg.task.success_key,
         )
     screen, paths = console(), write(results)
     screen.print(sampler_table(results, title))
@@ -146,7 +147,11 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
         setting.blending["name"],
         named_blending(setting.blending),
         cfg.margin,
-        options={"replan_every": setting.replan_every, "side_by_side": cfg.side_by_side},
+        options={
+            "replan_every": setting.replan_every,
+            "side_by_side": cfg.side_by_side,
+            "success_key": cfg.task.success_key,
+        },
         on_result=lambda: write_realtime_report(folder, run.results, run.sweep, title, head),
         progress=bar,
     )

@@ -141,7 +141,8 @@ def evaluation(cfg: TrainConfig, spec: PolicySpec, device: str) -> Callable[[Che
     def evaluate(checkpoint: Checkpoint) -> dict[str, float]:
         policy = Policy.from_checkpoint(checkpoint, sampler, device).captured(**capture)
         with contextlib.closing(workers):  # until the next evaluation
-            episodes = rollout(policy, make_env, seeds, cfg.task.max_steps, workers=workers)
+            options = {"workers": workers, "success_key": cfg.task.success_key}
+            episodes = rollout(policy, make_env, seeds, cfg.task.max_steps, **options)
         scores = [episode.score for episode in episodes]
         return {
             "score": round(sum(scores) / len(scores), 4),

@@ -128,7 +128,7 @@ def paced_run(policy: Policy, make_env: MakeEnv, seed: int, n_ticks: int, clock:
     generator = torch.Generator().manual_seed(seed)
     try:
         with Controller(policy, policy.spec.control_hz, generator=generator, clock=clock) as controller:
-            robot = EnvRobot(env, seed, clock)
+            robot = EnvRobot(env, seed, clock, control_hz=policy.spec.control_hz)
             return ControlLoop(controller, robot).run(n_ticks, until=lambda: robot.finished)
     finally:
         env.close()

@@ -110,6 +110,7 @@ def realtime_rollout(
     blending: Blending = Latest,
     replan_every: int | None = None,
     side_by_side: int | None = None,
+    success_key: str | None = None,
     on_ticks: Callable[[int], object] = lambda ticks: None,
 ) -> list[Episode]:
     """Runs one episode per seed in virtual time.
@@ -121,6 +122,7 @@ def realtime_rollout(
         latencies: seconds per plan, to draw from.
         blending, replan_every: see ``Controller``.
         side_by_side: episodes at a time, where an environment takes much memory; None: all.
+        success_key: of the environment's info; see ``environment.succeeded``.
         on_ticks: told how many ticks of all episodes together went by, or were spared by an early end.
 
     Raises:
@@ -128,11 +130,12 @@ def realtime_rollout(
             no count.
     """
     n_ticks, latency = round(seconds * rate_hz), drawn_from(latencies)
+    robot = partial(EnvRobot, control_hz=rate_hz, success_key=success_key)
     return [
         episode
         for group in in_groups(seeds, side_by_side)
         for episode in _run_together(
-            policy, make_env, group, n_ticks, rate_hz, latency, blending, replan_every, on_ticks
+            policy, make_env, robot, group, n_ticks, rate_hz, latency, blending, replan_every, on_ticks
         )
     ]
 
@@ -140,6 +143,7 @@ def realtime_rollout(
 def _run_together(
     policy: Plans,
     make_env: MakeEnvAt,
+    make_robot: Callable[..., EnvRobot],
     seeds: Sequence[int],
     n_ticks: int,
     rate_hz: float,
@@ -170,7 +174,7 @@ def _run_together(
             capacity=n_ticks,
         )
         controllers.append(controller.start())
-        robots.append(EnvRobot(make_env(rate_hz), int(seed), clock))
+        robots.append(make_robot(make_env(rate_hz), int(seed), clock))
     running = list(range(len(seeds)))
     for tick in range(n_ticks):
         clock.sleep_until(tick / rate_hz)
@@ -226,6 +230,7 @@ def wall_rollout(
     planner: MakePlanner = ThreadPlanner,
     blending: Blending = Latest,
     replan_every: int | None = None,
+    success_key: str | None = None,
     on_ticks: Callable[[int], object] = lambda ticks: None,
 ) -> list[Episode]:
     """Runs one episode per seed at the real rate, planning beside every loop.
@@ -251,7 +256,7 @@ def wall_rollout(
             replan_every=replan_every,
             capacity=round(seconds * rate_hz),
         ) as controller:
-            robot = EnvRobot(env, seed, clock)
+            robot = EnvRobot(env, seed, clock, control_hz=rate_hz, success_key=success_key)
             loop = ControlLoop(controller, robot, observers=[lambda tick: on_ticks(1 + tick.missed)])
             record = loop.run(round(seconds * rate_hz), until=lambda: robot.finished)
         robot.advance()

@@ -30,6 +30,7 @@ def rollout(
     n_pictured: int = 0,
     workers: Workers | None = None,
     side_by_side: int | None = None,
+    success_key: str | None = None,
     on_steps: Callable[[int], object] = lambda steps: None,
     on_stage: Callable[[str], object] = lambda stage: None,
 ) -> list[Episode]:
@@ -46,6 +47,7 @@ def rollout(
         picture, n_pictured: record pictures of the first episodes.
         workers: where the environments live, which changes no bit of the result; None: in this process.
         side_by_side: episodes at a time, where an environment takes much memory; None: all.
+        success_key: of the environment's info; see ``environment.succeeded``.
         on_steps: told how many environment steps (or steps spared by an early end) went by.
         on_stage: told what is starting, since it may take a minute; "" when all goes on.
 
@@ -54,7 +56,7 @@ def rollout(
             environment raises is raised as it is.
     """
     require_count(max_steps=max_steps)
-    settings = EpisodeSettings(make_env, max_steps, keep_infos, picture, n_pictured)
+    settings = EpisodeSettings(make_env, max_steps, keep_infos, picture, n_pictured, success_key)
     episodes = [Episode(int(seed)) for seed in seeds]
     with contextlib.closing(InlineWorkers()) as here:
         for group in in_groups(list(enumerate(episodes)), side_by_side):

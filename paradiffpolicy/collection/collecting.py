@@ -1,0 +1,173 @@
+"""Appends episodes to a dataset: a policy's rollouts, or an expert's successes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.replay_buffer import ReplayBuffer
+from ..errors import InputError
+from ..evaluation.compare import Progress, no_progress
+from ..evaluation.episodes import Episode
+from ..evaluation.rollout import rollout
+from ..evaluation.workers import MakeEnv, Workers
+from ..policy import Policy
+from .demonstrators import Demonstrator, demonstrations
+
+MANY_FAILURES = 20
+"""Failures that an expert may have, however few its successes."""
+DOUBLE = ("states",)
+"""Fields kept in double precision: episodes are replayed from them."""
+
+
+@dataclass
+class Collection:
+    """A dataset that episodes are appended to, and how many were.
+
+    Attributes:
+        path: of the zarr store; made if it isn't there.
+        record: fields of the environment's info to store, beside ``action``.
+        attributes: of a new store.
+        written, failed: episodes stored and left out.
+        scores: of all.
+    """
+
+    path: Path
+    record: Sequence[str]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    written: int = field(default=0, init=False)
+    failed: int = field(default=0, init=False)
+    scores: list[float] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.buffer = (
+            ReplayBuffer.open(self.path, "r+")
+            if self.path.exists()
+            else ReplayBuffer.create(self.path, attributes=self.attributes)
+        )
+
+    @property
+    def mean_score(self) -> float:
+        return float(np.mean(self.scores))
+
+    def next_seed(self, given: int | None = None) -> int:
+        """The seed given, or the one after the last that the store's episodes came from; failures in
+        between are not counted."""
+        if given is not None:
+            return given
+        if "seed" in self.buffer.texts:
+            return int(self.buffer.text("seed", self.buffer.n_episodes - 1)) + 1
+        return self.buffer.n_episodes
+
+    def add(self, episode: Episode, good: bool, *more: str) -> None:
+        """Stores an episode if it is good; ``more`` are further columns."""
+        self.scores.append(episode.score)
+        if not good:
+            self.failed += 1
+            return
+        self.buffer.append(stored(episode.columns([*self.record, "action", *more])), episode.texts)
+        self.written += 1
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.buffer.n_episodes} episodes, {self.buffer.n_steps} steps"
+
+
+def stored(columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Columns in single precision, except those in ``DOUBLE``."""
+    return {name: v if name in DOUBLE else v.astype("float32") for name, v in columns.items()}
+
+
+def environment_attributes(make_env: MakeEnv) -> dict[str, Any]:
+    """A description of the environment, from which a dataset's episodes can be replayed, if it has one."""
+    env = make_env()
+    try:
+        described = getattr(env.unwrapped, "env_args", None)
+        return {} if described is None else {"env_args": described}
+    finally:
+        env.close()
+
+
+def scene_model(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
+    """The model of an episode's objects, whose sizes may have been drawn: replaying it needs that."""
+    simulation = getattr(env.unwrapped, "simulation", None)
+    return {} if simulation is None else {"model": simulation.model}
+
+
+def collect_demonstrations(
+    path: Path,
+    make_env: MakeEnv,
+    expert: Demonstrator,
+    n_episodes: int,
+    max_steps: int,
+    record: Sequence[str],
+    *,
+    first_seed: int | None = None,
+    workers: int = 1,
+    progress: Progress = no_progress,
+) -> Collection:
+    """Appends an expert's next ``n_episodes`` successes to a dataset.
+
+    Args:
+        first_seed: None: goes on after the dataset's last.
+        workers: processes.
+
+    Raises:
+        InputError: it fails more often than it succeeds.
+    """
+    attributes = {} if path.exists() else environment_attributes(make_env)
+    made = Collection(path, record, attributes)
+    first = made.next_seed(first_seed)
+    episodes = demonstrations(make_env, expert, first, max_steps, record, scene_model, workers)
+    with progress("demonstrations", n_episodes, "episode") as bar, contextlib.closing(episodes):
+        for episode in episodes:
+            made.add(episode, episode.success, "rewards")
+            if made.failed > max(MANY_FAILURES, made.written):
+                tried = made.failed + made.written
+                raise InputError(
+                    f"the expert failed {made.failed} of {tried} times: it isn't for this task as configured"
+                )
+            bar.update(int(episode.success))
+            bar.set_postfix(failed=made.failed)
+            if made.written == n_episodes:
+                break
+    return made
+
+
+def collect_rollouts(
+    path: Path,
+    policy: Policy,
+    make_env: MakeEnv,
+    n_episodes: int,
+    max_steps: int,
+    record: Sequence[str],
+    *,
+    min_score: float = -np.inf,
+    first_seed: int | None = None,
+    batch: int = 50,
+    workers: Workers | None = None,
+    progress: Progress = no_progress,
+) -> Collection:
+    """Appends those of a policy's next ``n_episodes`` rollouts that score at least ``min_score``.
+
+    Args:
+        first_seed: None: goes on after the dataset's last.
+        batch: episodes side by side.
+        workers: see ``rollout``.
+    """
+    made = Collection(path, record)
+    first = made.next_seed(first_seed)
+    with progress("rollouts", n_episodes * max_steps, "step") as bar:
+        for begin in range(first, first + n_episodes, batch):
+            seeds = range(begin, min(begin + batch, first + n_episodes))
+            options = {"workers": workers, "on_steps": bar.update}
+            for episode in rollout(policy, make_env, seeds, max_steps, keep_infos=True, **options):
+                made.add(episode, episode.score >= min_score)
+            bar.set_postfix(written=made.written, score=f"{made.mean_score:.3f}")
+    return made

@@ -1,0 +1,127 @@
+"""Scripted experts demonstrate a task, in several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from ..evaluation.episodes import Episode
+from ..evaluation.workers import MakeEnv
+from ..process import RemoteObject, end_all
+
+HELD = 3
+"""Control steps that an episode goes on after its success, which must last as long."""
+CHUNK = 4
+"""Episodes that a process is given at a time: making an environment takes as long as one of them."""
+
+
+class Demonstrator(Protocol):
+    """An expert that does a task from everything the environment knows."""
+
+    def begin(
+        self, env: gymnasium.Env[Any, Any], info: dict[str, Any], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """Begins an episode; ``rng`` draws its manner.  It may go elsewhere first: returns the info there."""
+        ...
+
+    def act(self, env: gymnasium.Env[Any, Any]) -> NDArray[Any]:
+        """The action ``[A]`` for the environment's present state."""
+        ...
+
+
+Describe = Callable[[gymnasium.Env[Any, Any]], Mapping[str, str]]
+"""Texts about an episode that has begun, by name."""
+
+
+def no_texts(_: gymnasium.Env[Any, Any]) -> dict[str, str]:
+    """Describes nothing."""
+    return {}
+
+
+def demonstrate(
+    env: gymnasium.Env[Any, Any],
+    demonstrator: Demonstrator,
+    seed: int,
+    max_steps: int,
+    record: Sequence[str],
+    describe: Describe = no_texts,
+) -> Episode:
+    """Demonstrates one episode; successful if the task was done, and stayed so for ``HELD`` steps.
+
+    Args:
+        record: fields of the environment's info to keep.
+        describe: gives texts to keep.
+    """
+    _, info = env.reset(seed=seed)
+    episode = Episode(seed, texts={**describe(env), "seed": str(seed)})
+    info = demonstrator.begin(env, info, np.random.default_rng((seed, 1)))  # the environment drew from (seed)
+    done = 0
+    for _ in range(max_steps):
+        action = demonstrator.act(env)
+        episode.infos.append({name: info[name] for name in record})
+        episode.actions.append(action)
+        _, reward, terminated, _, info = env.step(action)
+        episode.add_rewards([float(reward)])
+        done = done + 1 if terminated else 0
+        if done > HELD:
+            break
+    episode.success = done > HELD
+    return episode
+
+
+@dataclass(frozen=True)
+class Demonstrating:
+    """Demonstrates seeds, in one environment; see ``demonstrate``."""
+
+    make_env: MakeEnv
+    demonstrator: Demonstrator
+    max_steps: int
+    record: Sequence[str]
+    describe: Describe = no_texts
+
+    def all(self, seeds: Sequence[int]) -> list[Episode]:
+        """An episode per seed."""
+        env = self.make_env()
+        try:
+            common = (self.max_steps, self.record, self.describe)
+            return [demonstrate(env, self.demonstrator, seed, *common) for seed in seeds]
+        finally:
+            env.close()
+
+    def close(self) -> None:
+        """Does nothing: environments are closed already."""
+
+
+def demonstrations(
+    make_env: MakeEnv,
+    demonstrator: Demonstrator,
+    first_seed: int,
+    max_steps: int,
+    record: Sequence[str],
+    describe: Describe,
+    workers: int,
+) -> Generator[Episode, None, None]:
+    """Yields episodes of one seed after the other, without an end; ``workers`` processes work ahead.
+
+    The episodes don't depend on their number.  ``make_env``, ``demonstrator`` and ``describe`` are pickled.
+    """
+    make = partial(Demonstrating, make_env, demonstrator, max_steps, record, describe)
+    remotes: list[RemoteObject] = []
+    try:
+        for k in range(workers):
+            name = f"demonstrations-{k + 1}"
+            remotes.append(RemoteObject(make, name=name, remedy="fewer workers need less memory"))
+        for chunk in count():
+            remote, first = remotes[chunk % workers], first_seed + CHUNK * chunk
+            done = remote.answer() if chunk >= workers else []
+            remote.ask("all", range(first, first + CHUNK))
+            yield from done
+    finally:
+        end_all(remotes)
