@@ -141,8 +141,8 @@ def evaluation(cfg: TrainConfig, spec: PolicySpec, device: str) -> Callable[[Che
     def evaluate(checkpoint: Checkpoint) -> dict[str, float]:
         policy = Policy.from_checkpoint(checkpoint, sampler, device).captured(**capture)
         with contextlib.closing(workers):  # until the next evaluation
-            options = {"workers": workers, "success_key": cfg.task.success_key}
-            episodes = rollout(policy, make_env, seeds, cfg.task.max_steps, **options)
+            success_key, max_steps = cfg.task.success_key, cfg.task.max_steps
+            episodes = rollout(policy, make_env, seeds, max_steps, workers=workers, success_key=success_key)
         scores = [episode.score for episode in episodes]
         return {
             "score": round(sum(scores) / len(scores), 4),
