@@ -1,4 +1,4 @@
-"""The sampling loops that people run today, on diffusers: what the benchmark compares with.
+"""Sampling loops on diffusers, as diffusion_policy and LeRobot run them: the baselines of the benchmark.
 
 Each takes normalised conditions ``[batch, G]`` to samples ``[batch, T, A]``.
 """
@@ -123,7 +123,7 @@ BASELINES: dict[str, Loop] = {
 def baseline_plan(
     loop: Loop, policy: Policy, window: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, int]:
-    """A loop from a raw observation window ``[batch, To, O]`` to raw actions, and its rounds."""
+    """Plans by a loop: raw observation windows ``[batch, To, O]`` to raw actions, and its iterations."""
     normalized = policy.observation_normalizer.normalize(window.to(policy.device))
     sample, iterations = loop(policy, rearrange(normalized, "b t o -> b (t o)"), generator)
     return policy.action_normalizer.unnormalize(sample), iterations

@@ -1,4 +1,4 @@
-"""What a comparison of rewards on the same seeds can show."""
+"""Paired comparisons of rewards on the same seeds: intervals, equivalence, non-inferiority."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PairedDifference:
     Attributes:
         mean: of the differences.
         low, high: 95 % confidence interval of the mean; NaN for fewer than two seeds.
-        p_below: of the one-sided test against a mean of ``-margin`` or less; NaN likewise.
+        p_below: of the one-sided test against a mean of ``-margin`` or less; NaN for fewer than two seeds.
         p_above: of the one-sided test against a mean of ``margin`` or more.
         margin: that was tested.
     """
@@ -87,8 +87,9 @@ def paired_difference(
     return _compared(mean, mean, se, stats.t(n - 1), margin)
 
 
-def _compared(mean: float, centre: float, se: float, law: Any, margin: float) -> PairedDifference:
-    """From an estimate and its standard error, and what their quotient is distributed as."""
-    half = float(law.ppf(0.975)) * se
-    below, above = float(law.sf((centre + margin) / se)), float(law.cdf((centre - margin) / se))
+def _compared(mean: float, centre: float, se: float, distribution: Any, margin: float) -> PairedDifference:
+    """Compares an estimate, whose quotient with its standard error has a known distribution."""
+    half = float(distribution.ppf(0.975)) * se
+    below = float(distribution.sf((centre + margin) / se))
+    above = float(distribution.cdf((centre - margin) / se))
     return PairedDifference(mean, centre - half, centre + half, below, above, margin)
