@@ -122,7 +122,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
     """Reward while simulated time goes on: by sampler and control rate, and against latency."""
     from ..control.controller import ticks_per_step
     from ..evaluation.compare import RealtimeComparison
-    from ..evaluation.report import realtime_table, write_realtime_report
+    from ..evaluation.report import realtime_table, write_realtime_report, write_results
 
     setting = cfg.realtime
     policy = load_policy(cfg)
@@ -152,7 +152,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
             "side_by_side": cfg.side_by_side,
             "success_key": cfg.task.success_key,
         },
-        on_result=lambda: write_realtime_report(folder, run.results, run.sweep, title, head),
+        on_result=lambda: write_results(folder, run.results, run.sweep, head),
         progress=bar,
     )
     run_cases(cfg, run, policy)
@@ -161,8 +161,8 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
     if run.sweep:
         screen.print(realtime_table(run.sweep, f"{setting.sweep.sampler} under injected latency"))
     screen.print(f"on {describe(machine())}", highlight=False)
-    for path in ("report.json", "latency.png"):
-        screen.print(str(folder / path), highlight=False)
+    for path in write_realtime_report(folder, run.results, run.sweep, title, head):
+        screen.print(str(path), highlight=False)
 
 
 def run_cases(cfg: EvaluateConfig, run: RealtimeComparison, policy: Policy) -> None:

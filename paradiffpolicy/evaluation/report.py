@@ -112,6 +112,22 @@ def write_episodes(folder: Path, result: SamplerResult, control_hz: float) -> li
     return [path]
 
 
+def write_results(
+    folder: Path,
+    results: Sequence[RealtimeResult],
+    sweep: Sequence[RealtimeResult],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes report.json; returns its content."""
+    content = {
+        **about,
+        "cases": [result.to_dict() for result in results],
+        "sweep": [result.to_dict() for result in sweep],
+    }
+    write_json(folder / "report.json", content)
+    return content
+
+
 def write_realtime_report(
     folder: Path,
     results: Sequence[RealtimeResult],
@@ -120,12 +136,7 @@ def write_realtime_report(
     about: Mapping[str, Any],
 ) -> list[Path]:
     """Writes report.json and the picture; returns their paths."""
-    content = {
-        **about,
-        "cases": [result.to_dict() for result in results],
-        "sweep": [result.to_dict() for result in sweep],
-    }
+    figure = realtime_figure(write_results(folder, results, sweep, about), title)
     paths = [folder / "report.json", folder / "latency.png"]
-    write_json(paths[0], content)
-    write_atomically(paths[1], realtime_figure(content, title).savefig)
+    write_atomically(paths[1], figure.savefig)
     return paths
