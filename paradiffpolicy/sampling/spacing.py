@@ -100,6 +100,6 @@ def time_grid(
     usable = max(last + 1, 0) - (not denoise_to_zero)
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or not 0 < n_steps <= usable:
         clipped = "" if lambda_min is None else f" with lambda_min={lambda_min:g}"
-        raise InputError(f"n_steps={n_steps} must be 1 to {usable}, the policy's training steps{clipped}")
+        raise InputError(f"n_steps={n_steps} must be 1 to {usable}, the schedule's training steps{clipped}")
     times = space(schedule, n_times, last).clamp(0, last)  # against rounding at the ends
     return torch.cat((times, times.new_tensor([CLEAN]))) if denoise_to_zero else times
