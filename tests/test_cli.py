@@ -210,7 +210,7 @@ def test_evaluate_writes_its_report(capsys, checkpoint, tmp_path):
     assert code == 0
     assert "rti" in out and "[95 % interval]" in out
     names = sorted(p.name for p in (tmp_path / "report").iterdir())
-    assert names == ["ddim.mp4", "rti.mp4", "report.json", "rollout.png", "score_latency.png"]
+    assert names == ["ddim.mp4", "report.json", "rollout.png", "rti.mp4", "score_latency.png"]
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["seeds"] == [100_000, 100_001]
     assert report["samplers"]["ddim"]["iterations_per_plan"]["mean"] == 15
