@@ -163,6 +163,20 @@ def test_modules_of_the_current_folder_are_found(tmp_path, monkeypatch):
     assert cfg.augmentation == "mine"
 
 
+def test_an_expert_of_ones_own_is_registered_by_a_plugin(tmp_path, monkeypatch):
+    from paradiffpolicy.cli.collect import named_expert
+    from paradiffpolicy.collection.experts import EXPERTS
+
+    module = "from paradiffpolicy.collection.experts import EXPERTS\nEXPERTS.register('own', list)\n"
+    (tmp_path / "own_expert.py").write_text(module)
+    (tmp_path / "mine.yaml").write_text("expert: own\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(EXPERTS, "_choices", {**EXPERTS})
+    cfg = compose("collect", ["plugins=own_expert", "task=mine.yaml", "expert=scripted"])
+    assert named_expert(cfg) == []
+
+
 def test_fewer_steps_of_a_plan_can_be_executed(checkpoint):
     policy = load_policy(compose("evaluate", [checkpoint, "n_action_steps=4"]))
     assert policy.spec.n_action_steps == 4 and policy.spec.executed == slice(1, 5)

@@ -69,10 +69,10 @@ def rollouts(cfg: CollectConfig) -> Collection:
 
 def named_expert(cfg: CollectConfig) -> Demonstrator:
     """The task's scripted expert."""
-    from ..envs.robosuite.experts import EXPERTS
+    from ..collection.experts import EXPERTS
 
     if cfg.task.expert is None:
         raise InputError(
             f"task {cfg.task.name!r} has no scripted expert: tasks with one are {', '.join(EXPERTS)}"
         )
-    return EXPERTS[cfg.task.expert]()
+    return EXPERTS.named(cfg.task.expert)()

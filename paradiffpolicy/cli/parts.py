@@ -105,7 +105,7 @@ class TaskConfig:
     expert: str | None = setting(
         None,
         "scripted demonstrator, for collect expert=scripted",
-        choices=listed("envs.robosuite.experts", "EXPERTS"),
+        choices=listed("collection.experts", "EXPERTS"),
     )
     augmentation: str | None = setting(
         None, "how the dataset is augmented; null: not at all", choices=AUGMENTATIONS
