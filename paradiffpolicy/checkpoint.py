@@ -129,7 +129,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """
     path = folder / METADATA
     if not path.exists():
-        raise InputError(f"no checkpoint at {folder} (no {METADATA}): name its folder with checkpoint=FOLDER")
+        raise InputError(f"no checkpoint at {folder}: name the folder that has its {METADATA}")
     try:
         metadata = json.loads(path.read_text())
     except (ValueError, OSError) as error:

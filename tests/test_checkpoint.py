@@ -94,7 +94,7 @@ def edit(change):
     [
         (damage_weights, "truncated or changed"),
         (lambda folder: weights_file(folder).unlink(), "is missing"),
-        (lambda folder: (folder / "policy.json").unlink(), r"no checkpoint at .*no policy\.json"),
+        (lambda folder: (folder / "policy.json").unlink(), r"no checkpoint at .*has its policy\.json"),
         (lambda folder: (folder / "policy.json").write_text('{"format": 1, "spec"'), "can't be read"),
         (lambda folder: (folder / "policy.json").write_text("[1]"), "not a format-1 checkpoint"),
         (edit(lambda m: m["spec"].pop("task")), "not a policy's description"),
