@@ -1,6 +1,6 @@
 """A checkpoint is a folder: ``policy.json``, to read, and a safetensors file, to compute with.
 
-``policy.json`` names the weights' file and its SHA-256, and is written last: whoever opens the
+``policy.json`` names the weights' file and its SHA-256, and is written last: a reader of the
 folder sees the old policy or the new one.  Nothing in it is ever unpickled or imported by name.
 """
 
@@ -122,7 +122,7 @@ def find_checkpoint(folder: str | Path) -> Path:
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """``policy.json`` as it stands, without the weights.
+    """The content of ``policy.json``, without the weights.
 
     Raises:
         InputError: it doesn't exist or isn't a checkpoint's.

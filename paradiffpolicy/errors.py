@@ -1,4 +1,4 @@
-"""The one exception for input that a person can mend."""
+"""The one exception for input that a person can correct."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class InputError(Exception):
-    """Bad input: its message is one line that says what, where, and the mend.
+    """Bad input: its message is one line that says what, where, and the remedy.
 
     The console command prints the line and exits with code 2.
     """
