@@ -84,8 +84,8 @@ def solver_tableau(
         tableau = function(schedule, grid, **options)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"solver {name!r} gives no table ({error}): it must be linear in x, in the denoiser's outputs and "
-            "in the noise"
+            f"solver {name!r} gives no table ({error}): it must be linear in x, the denoiser's outputs and "
+            "the noise"
         ) from error
     except InputError as error:
         raise error if function in SOLVERS.values() else InputError(f"solver {name!r}: {error}") from error
