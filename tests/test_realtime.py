@@ -271,7 +271,7 @@ def test_the_command_at_the_real_rate(tmp_path, checkpoint):
     [
         (["mode=realtim"], "unknown mode 'realtim'; did you mean 'realtime'?"),
         (["realtime.clock=wal"], "unknown clock 'wal'; did you mean 'wall'?"),
-        (["realtime.rates_hz=[-1]"], "realtime.rates_hz=[-1.0] must be a list, each entry a number above 0"),
+        (["realtime.rates_hz=[-1]"], "realtime.rates_hz=[-1] must be a list, each entry a number above 0"),
         (["realtime.side_by_side=0"], "realtime.side_by_side=0 must be a whole number above 0"),
         (replaced(["x={sampler: nix}"]), "realtime.cases.x.sampler: unknown sampler 'nix'"),
         (replaced(["x={sampler: ddim, latency: 3}"]), "realtime.cases.x has no setting 'latency'"),

@@ -1074,8 +1074,8 @@ def test_bench_serve_prints_tables_and_a_line_of_json(capsys, tmp_path):
     captured = capsys.readouterr()
     assert code == 0, captured.err
     line = captured.out.strip().splitlines()[-1]
-    assert line == out.read_text().strip()
     content = json.loads(line)
+    assert content == json.loads(out.read_text())
     alone, many = content["one_client"], content["many_clients"]
     assert alone["round_trip_p50"] > alone["inference_p50"] > 0 and alone["between_p99"] > 0
     assert many["errors"] == 0 and many["answers"] > 5 and 1 <= many["batch"] <= 2
