@@ -33,7 +33,7 @@ def settings_help(config: Any) -> str:
     blocks = []
     for heading, settings in sections(config):
         lines = [
-            entry(f"{setting.name}={shown(setting.value)}", described(setting, config))
+            entry(shown(f"{setting.name}={written(setting.value)}"), described(setting, config))
             for setting in settings
         ]
         blocks.append("\n".join([*textwrap.wrap(f"{heading.strip('.')}:", width()), *lines]))
@@ -73,7 +73,7 @@ def described(setting: Setting, config: Any) -> str:
     return text if explained else f"{text} [{' | '.join(names)}]"
 
 
-def shown(value: Any) -> str:
-    """A value as one writes it on the command line, if it isn't long."""
-    text = written(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+def shown(text: str) -> str:
+    """A setting with its default, cut off where the line ends."""
+    room = min(width() - 2, 86)
+    return text if len(text) <= room else f"{text[: room - 1]}…"
