@@ -249,16 +249,13 @@ def choose_device(cfg: DeviceConfig) -> str:
     """Sets the number of threads and names the device."""
     import torch
 
+    from ..models.networks import usable_device
+
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     if cfg.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=cfg.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device={cfg.device} can't be used here ({str(error).splitlines()[0]}): device=cpu can"
-        )
+    usable_device(cfg.device)
     return cfg.device
 
 
