@@ -12,6 +12,7 @@ from .files import plain_json, write_json
 from .provenance import describe, machine
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from rich.console import Console
     from rich.table import Table
     from tqdm import tqdm
@@ -27,14 +28,12 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
-def table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[object]], left: Sequence[str] = ()
-) -> Table:
+def table(title: str, rows: Iterable[Mapping[str, object]], left: Sequence[str] = ()) -> Table:
     """Builds an aligned table of plain text.
 
     Args:
-        headings: one per column; a line break in one is kept.
-        rows: of as many cells each; None is an empty cell.
+        rows: cells by heading, which are the first row's; a line break in a heading is kept, and None is an
+            empty cell.
         left: headings of columns of words, aligned to the left as the first column is; others hold
             numbers and are aligned to the right.
     """
@@ -42,16 +41,17 @@ def table(
     from rich.table import Table
 
     view = Table(title=escape(title) or None, title_justify="left")
-    for k, heading in enumerate(headings):
-        view.add_column(escape(heading), justify="left" if k == 0 or heading in left else "right")
     for row in rows:
-        view.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+        if not view.columns:
+            for k, heading in enumerate(row):
+                view.add_column(escape(heading), justify="left" if k == 0 or heading in left else "right")
+        view.add_row(*("" if cell is None else escape(str(cell)) for cell in row.values()))
     return view
 
 
 def pairs(title: str, values: Mapping[str, object]) -> Table:
     """Builds a table of names and values, without headings."""
-    view = table(title, ("", " "), values.items(), left=(" ",))
+    view = table(title, ({"": name, " ": value} for name, value in values.items()), left=(" ",))
     view.show_header = False
     return view
 
@@ -63,9 +63,41 @@ def bar(label: str, total: float, unit: str = "turn", *, shown: bool = True) -> 
     return tqdm(total=total, unit=unit, desc=label, dynamic_ncols=True, disable=not shown)
 
 
-def spread(low: float, middle: float, high: float, digits: int = 1) -> str:
-    """A median with its quartiles, as ``2.1 [1.9, 2.4]``."""
+def spread(quartiles: Sequence[float], digits: int = 1) -> str:
+    """A median between its quartiles, as ``2.1 [1.9, 2.4]``."""
+    low, middle, high = quartiles
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+TAIL = {"p99": (99, 1_000), "p99.9": (99.9, 10_000)}
+"""Percentiles of a tail, and the number of values from which on they are stated: ten are beyond each then.
+A percentile of fewer is some large value by chance; the largest of n says what it is."""
+
+
+def quantiles(values: NDArray[Any] | Sequence[float]) -> dict[str, float | None]:
+    """``n``, ``p50``, those of ``TAIL`` that n values support, and ``max``, of values that are finite; None
+    where there is none."""
+    import numpy as np
+
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+
+    def share(percent: float, least: int = 1) -> float | None:
+        return float(np.percentile(known, percent)) if len(known) >= least else None
+
+    return {
+        "n": len(known),
+        "p50": share(50),
+        **{name: share(*needs) for name, needs in TAIL.items()},
+        "max": share(100),
+    }
+
+
+def tail(values: Mapping[str, float | None], digits: int = 1) -> str:
+    """``quantiles`` in words, as ``12.1, p99 14.0, max 15.2 (n = 1000)``; what isn't stated is left out."""
+    known = {name: value for name, value in values.items() if name != "n" and value is not None}
+    shown = (f"{name} {value:.{digits}f}".removeprefix("p50 ") for name, value in known.items())
+    return f"{', '.join(shown)} (n = {values['n']})" if known else "-"
 
 
 def publish(

@@ -15,12 +15,13 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from paradiffpolicy.evaluation.statistics import paired_difference
+from paradiffpolicy.tables import tail
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/*.md", "checkpoints/README.md")
@@ -30,8 +31,8 @@ PUSHT = "checkpoints/pusht_keypoints"
 ROBOSUITE = ("lift", "can", "square")
 
 Report = Mapping[str, Any]
-Rows = list[Sequence[str]]
-"""A table: its headings, then its rows."""
+Rows = Iterable[Mapping[str, str]]
+"""A table's rows: cells by heading."""
 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., Rows]]] = {}
 """Per table: the reports that it is made from, and the function that makes it."""
@@ -54,46 +55,60 @@ def score(values: Report) -> str:
     return f"{values['mean']:.3f} ± {values['standard_error']:.3f}"
 
 
-def difference(values: Report | None, *, low: float = -1.0) -> str:
+def success(values: Report) -> str:
+    return f"{values['success_rate']:.0%}"
+
+
+def difference(values: Report | None) -> str:
     if values is None:
         return "reference"
-    return (
-        f"{values['mean']:+.3f} [{max(values['interval_95'][0], low):+.3f}, {values['interval_95'][1]:+.3f}]"
-    )
+    low, high = values["interval_95"]
+    return f"{values['mean']:+.3f} [{max(low, -1):+.3f}, {high:+.3f}]"
 
 
-def compared(values: Report | None) -> tuple[str, str]:
-    """The difference, and the verdict."""
-    return difference(values), "" if values is None else values["verdict"]
+def verdict(values: Report | None) -> str:
+    return "" if values is None else values["verdict"]
 
 
-def p50_p99(values: Report) -> str:
-    return f"{values['p50']:.0f} / {values['p99']:.0f}"
+def latency_ms(values: Report) -> str:
+    """Of plans; a report of few that has their p99, and not the largest, is shown without."""
+    return tail(values, 0) if "n" in values else f"{values['p50']:.0f} (n = {values['n_plans']})"
 
 
 def paired(values: Report, reference: Report, margin: float = 0.05) -> Report:
     """The difference of two rows of a report, seed by seed, as reports hold one."""
     a, b = (report["score"]["per_seed"] for report in (values, reference))
-    found = paired_difference(list(a.values()), [b[seed] for seed in a], margin)
+    return compared(list(a.values()), [b[seed] for seed in a], margin)
+
+
+def compared(scores: Sequence[float], reference: Sequence[float], margin: float = 0.05) -> Report:
+    found = paired_difference(scores, reference, margin)
     return {"mean": found.mean, "interval_95": [found.low, found.high], "verdict": found.verdict}
 
 
 def success_difference(values: Report, reference: Report) -> str:
     """Of PushT, where an episode succeeds when its score reaches 1."""
-    reached = [
-        [float(report["score"]["per_seed"][seed] >= 1) for seed in values["score"]["per_seed"]]
-        for report in (values, reference)
-    ]
-    found = paired_difference(*reached)
-    return difference({"mean": found.mean, "interval_95": [found.low, found.high]})
+    if values is reference:
+        return "reference"
+    seeds = values["score"]["per_seed"]
+    reached = ([float(row["score"]["per_seed"][s] >= 1) for s in seeds] for row in (values, reference))
+    return difference(compared(*reached))
 
 
 def n_seeds(report: Report) -> int:
     return int(report["seeds"][1] - report["seeds"][0] + 1)
 
 
+def task_n(report: Report) -> str:
+    return f"{report['task'].capitalize()}, n = {n_seeds(report)}"
+
+
 def number(value: float | None, form: str = "g") -> str:
     return "" if value is None else f"{value:{form}}"
+
+
+def slashed(values: Iterable[float] | None, form: str) -> str:
+    return " / ".join(f"{value:{form}}" for value in values or ())
 
 
 # ----------------------------------------------------------------------------------------------- PushT
@@ -102,33 +117,20 @@ def number(value: float | None, form: str = "g") -> str:
 @table(f"{PUSHT}/report/report.json", "docs/reports/latency.json")
 def summary(report: Report, latency: Report) -> Rows:
     captured = {row["plan"]: row["shipped"] for row in latency["plans"] if row["capture"] == "captured"}
-    n = n_seeds(report)
-    rows: Rows = [
-        (
-            "sampler",
-            f"score ± s.e., n = {n}",
-            f"success, n = {n}",
-            "iterations per plan",
-            f"ms per plan, n = {latency['networks']['shipped']['plans_per_row']}",
-            f"score against `ddpm` [95 %], n = {n}",
-            f"success against `ddpm` [95 %], n = {n}",
-        )
-    ]
-    reference = report["samplers"]["ddpm"]
+    n, reference = n_seeds(report), report["samplers"]["ddpm"]
     for name in ("ddpm", "paraddpm", "speculative", "speculative_sde", "rti"):
         values = report["samplers"][name]
-        rows.append(
-            (
-                f"`{name}`",
-                score(values["score"]),
-                f"{values['success_rate']:.0%}",
-                f"{values['iterations_per_plan']['mean']:.1f}",
-                f"{captured[name]['p50']:.3g}",
-                difference(values["difference_to_reference"]),
-                "reference" if values is reference else success_difference(values, reference),
-            )
-        )
-    return rows
+        yield {
+            "sampler": f"`{name}`",
+            f"score ± s.e., n = {n}": score(values["score"]),
+            f"success, n = {n}": success(values),
+            "iterations per plan": f"{values['iterations_per_plan']['mean']:.1f}",
+            f"ms per plan, n = {latency['networks']['shipped']['plans_per_row']}": (
+                f"{captured[name]['p50']:.3g}"
+            ),
+            f"score against `ddpm` [95 %], n = {n}": difference(values["difference_to_reference"]),
+            f"success against `ddpm` [95 %], n = {n}": success_difference(values, reference),
+        }
 
 
 HOW = {
@@ -157,37 +159,21 @@ HOW = {
 
 @table(f"{PUSHT}/report/report.json")
 def samplers(report: Report) -> Rows:
-    rows: Rows = [
-        (
-            "sampler",
-            "what it is",
-            "score ± s.e.",
-            "success",
-            "iterations",
-            "NFE",
-            "eager latency p50 / p99, ms",
-            "score against `ddpm` [95 %]",
-            "verdict on the score",
-            "success against `ddpm` [95 %]",
-        )
-    ]
     reference = report["samplers"]["ddpm"]
     for name, how in HOW.items():
         values = report["samplers"][name]
-        rows.append(
-            (
-                f"`{name}`",
-                how,
-                score(values["score"]),
-                f"{values['success_rate']:.0%}",
-                f"{values['iterations_per_plan']['mean']:.1f}",
-                f"{values['nfe_per_plan']['mean']:.0f}",
-                p50_p99(values["plan_latency_ms"]),
-                *compared(values["difference_to_reference"]),
-                "reference" if values is reference else success_difference(values, reference),
-            )
-        )
-    return rows
+        yield {
+            "sampler": f"`{name}`",
+            "what it is": how,
+            "score ± s.e.": score(values["score"]),
+            "success": success(values),
+            "iterations": f"{values['iterations_per_plan']['mean']:.1f}",
+            "NFE": f"{values['nfe_per_plan']['mean']:.0f}",
+            "eager latency p50, ms": latency_ms(values["plan_latency_ms"]),
+            "score against `ddpm` [95 %]": difference(values["difference_to_reference"]),
+            "verdict on the score": verdict(values["difference_to_reference"]),
+            "success against `ddpm` [95 %]": success_difference(values, reference),
+        }
 
 
 FEW = {
@@ -205,21 +191,16 @@ FEW = {
 
 @table(f"{PUSHT}/captured/report.json")
 def few_steps(report: Report) -> Rows:
-    rows: Rows = [
-        ("sampler", "score ± s.e.", "success", "latency p50, ms", "against `rti` [95 %]", "verdict")
-    ]
     for name, how in FEW.items():
         values = report["samplers"][name]
-        rows.append(
-            (
-                how,
-                score(values["score"]),
-                f"{values['success_rate']:.0%}",
-                f"{values['plan_latency_ms']['p50']:.0f}",
-                *compared(values["difference_to_reference"]),
-            )
-        )
-    return rows
+        yield {
+            "sampler": how,
+            "score ± s.e.": score(values["score"]),
+            "success": success(values),
+            "latency p50, ms": f"{values['plan_latency_ms']['p50']:.0f}",
+            "against `rti` [95 %]": difference(values["difference_to_reference"]),
+            "verdict": verdict(values["difference_to_reference"]),
+        }
 
 
 PRECISION = {
@@ -235,234 +216,214 @@ PRECISION = {
 
 @table(f"{PUSHT}/precision/report.json")
 def precision(report: Report) -> Rows:
-    rows: Rows = [
-        ("sampler, precision", "score ± s.e.", "success", "eager float32", "difference [95 %]", "verdict")
-    ]
     for name, (reference, how) in PRECISION.items():
         values, base = (report["samplers"][key] for key in (name, reference))
-        rows.append(
-            (
-                how,
-                score(values["score"]),
-                f"{values['success_rate']:.0%}",
-                f"{score(base['score'])}, {base['success_rate']:.0%}",
-                *compared(paired(values, base)),
-            )
-        )
-    return rows
+        found = paired(values, base)
+        yield {
+            "sampler, precision": how,
+            "score ± s.e.": score(values["score"]),
+            "success": success(values),
+            "eager float32": f"{score(base['score'])}, {success(base)}",
+            "difference [95 %]": difference(found),
+            "verdict": verdict(found),
+        }
 
 
 @table("docs/reports/rti_200_seeds.json")
 def rti_200_seeds(report: Report) -> Rows:
-    rows: Rows = [
-        ("solver", "nodes", "iterations", "spacing", "score ± s.e.", "against `ddpm` [95 %]", "verdict")
-    ]
     for row in report["rows"]:
-        name = f"{row['solver']} (`{row['preset']}`)" if row["preset"] else row["solver"]
-        about = (name, str(row["nodes"]), str(row["iterations"]), f"`{row['spacing']}`")
-        rows.append((*about, score(row["score"]), *compared(row["difference_to_reference"])))
-    return rows
+        yield {
+            "solver": f"{row['solver']} (`{row['preset']}`)" if row["preset"] else row["solver"],
+            "nodes": str(row["nodes"]),
+            "iterations": str(row["iterations"]),
+            "spacing": f"`{row['spacing']}`",
+            "score ± s.e.": score(row["score"]),
+            "against `ddpm` [95 %]": difference(row["difference_to_reference"]),
+            "verdict": verdict(row["difference_to_reference"]),
+        }
 
 
 @table("docs/reports/stopping.json")
 def stopping(report: Report) -> Rows:
-    rows: Rows = [("driver", "iterations", "error to the sequential plan, pixels")]
     for row in report["rows"]:
-        rows.append((row["driver"], f"{row['iterations']:.1f}", number(row["error_px"]) or "another sample"))
-    return rows
+        yield {
+            "driver": row["driver"],
+            "iterations": f"{row['iterations']:.1f}",
+            "error to the sequential plan, pixels": number(row["error_px"]) or "another sample",
+        }
 
 
 @table("docs/reports/digits.json")
 def digits(report: Report) -> Rows:
-    pixel = f"{report['largest_pixel_error']:g} of a range of {report['pixel_range']}"
-    return [
-        ("sampler", "images", "iterations", "largest error of a pixel to the sequential sample"),
-        ("`ddpm`", f"{report['images']}", "100", "reference"),
-        ("`paraddpm`", f"{report['images']}", f"{report['iterations']['paraddpm']:g}", pixel),
-        (
-            "`speculative`",
-            f"{report['images']}",
-            f"{report['iterations']['speculative']:g}",
-            "another sample of the same distribution",
-        ),
-    ]
+    errors = {
+        "ddpm": "reference",
+        "paraddpm": f"{report['largest_pixel_error']:g} of a range of {report['pixel_range']}",
+        "speculative": "another sample of the same distribution",
+    }
+    for name, error in errors.items():
+        yield {
+            "sampler": f"`{name}`",
+            "images": f"{report['images']}",
+            "iterations": f"{report['iterations'].get(name, 100):g}",
+            "largest error of a pixel to the sequential sample": error,
+        }
 
 
 # --------------------------------------------------------------------------------- latency, deadlines
 
+NETWORKS = {"shipped": "5.4 M", "large": "65.8 M"}
+
+
+def by_network(row: Report, cells: Callable[[Report], Mapping[str, str]]) -> dict[str, str]:
+    """Cells of both networks; the first heading of each names it."""
+    found: dict[str, str] = {}
+    for network, size in NETWORKS.items():
+        (first, cell), *others = cells(row[network]).items()
+        # Markdown's headings may be equal, a dict's keys may not.
+        found |= {
+            f"{size}: {first}": cell,
+            **{heading + " " * (network == "large"): c for heading, c in others},
+        }
+    return found
+
+
+def times(row: Report, baseline: str) -> str:
+    low, high = row[f"{baseline}_quartiles"]
+    return f"{row[baseline]:.1f} [{low:.1f}, {high:.1f}]"
+
 
 @table("docs/reports/latency.json")
 def latency_plans(report: Report) -> Rows:
-    def cells(row: Report) -> tuple[str, ...]:
-        low, high = row["times_ddpm_quartiles"]
-        return (
-            f"{row['p50']:g} / {row['p99']:g}",
-            f"{row['floor']:g}",
-            f"{row['times_ddpm']:.1f} [{low:.1f}, {high:.1f}]",
-            f"{row['times_ddim']:.1f}",
-        )
-
-    headings = ("ms p50 / p99", "floor, ms", "times DDPM-100 [quartiles]", "times DDIM-10")
-    rows: Rows = [
-        (
-            "plan, one robot",
-            *(f"{net}: {h}" if i == 0 else h for net in ("5.4 M", "65.8 M") for i, h in enumerate(headings)),
-            "memory, MB",
-        )
-    ]
     for row in report["plans"]:
-        name = row["plan"] if row["capture"] is None else f"`{row['plan']}`, {row['capture']}"
-        memory = ", ".join(f"{row[net]['memory_mb']:.0f}" for net in ("shipped", "large"))
-        rows.append((name, *cells(row["shipped"]), *cells(row["large"]), memory))
-    return rows
+        yield {
+            "plan, one robot": row["plan"]
+            if row["capture"] is None
+            else f"`{row['plan']}`, {row['capture']}",
+            **by_network(
+                row,
+                lambda cell: {
+                    "ms p50": f"{cell['p50']:g}",
+                    "floor, ms": f"{cell['floor']:g}",
+                    "times DDPM-100 [quartiles]": times(cell, "times_ddpm"),
+                    "times DDIM-10": f"{cell['times_ddim']:.1f}",
+                },
+            ),
+            "memory, MB": ", ".join(f"{row[network]['memory_mb']:.0f}" for network in NETWORKS),
+        }
 
 
 @table("docs/reports/latency.json")
 def latency_calls(report: Report) -> Rows:
-    def cells(row: Report) -> tuple[str, ...]:
-        low, high = row["times_eager_quartiles"]
-        return f"{row['p50']:g}", f"{row['floor']:g}", f"{row['times_eager']:.1f} [{low:.1f}, {high:.1f}]"
-
-    headings = ("ms p50", "floor, ms", "times eager [quartiles]")
-    rows: Rows = [
-        (
-            "network call",
-            "rows",
-            *(f"{net}: {h}" if i == 0 else h for net in ("5.4 M", "65.8 M") for i, h in enumerate(headings)),
-        )
-    ]
     for row in report["calls"]:
-        rows.append((row["call"], str(row["rows"]), *cells(row["shipped"]), *cells(row["large"])))
-    return rows
+        yield {
+            "network call": row["call"],
+            "rows": str(row["rows"]),
+            **by_network(
+                row,
+                lambda cell: {
+                    "ms p50": f"{cell['p50']:g}",
+                    "floor, ms": f"{cell['floor']:g}",
+                    "times eager [quartiles]": times(cell, "times_eager"),
+                },
+            ),
+        }
 
 
 @table("docs/reports/latency.json")
 def latency_first_plan(report: Report) -> Rows:
-    rows: Rows = [("network", "first start, s", "later starts, from the cache of compiled models, s")]
     for name, values in report["first_plan_s"].items():
         if name != "note":
-            rows.append((name, *map(number, values)))
-    return rows
+            first, later = map(number, values)
+            yield {
+                "network": name,
+                "first start, s": first,
+                "later starts, from the cache of compiled models, s": later,
+            }
 
 
 @table("docs/reports/control.json")
 def control(report: Report) -> Rows:
-    rows: Rows = [
-        (
-            "planner",
-            "ticks",
-            "over a period",
-            "missed",
-            "deadline error, ms p50 / p99 / p99.9 / maximum",
-            "a tick, µs p50 / p99",
-            "plans per s",
-            "plan latency, ms p50 / p99",
-        )
-    ]
     for row in report["rows"]:
-        rows.append(
-            (
-                row["planner"],
-                *(str(row[key]) for key in ("ticks", "over_a_period", "missed")),
-                " / ".join(f"{value:.2f}" for value in row["deadline_error_ms"]),
-                " / ".join(f"{value:.0f}" for value in row["tick_us"] or ()),
-                number(row["plans_per_s"]),
-                " / ".join(f"{value:.1f}" for value in row["plan_latency_ms"] or ()),
-            )
-        )
-    return rows
+        p50, p99, _, largest = row["deadline_error_ms"]  # four ticks are beyond the p99.9 of 4,000
+        yield {
+            "planner": row["planner"],
+            "ticks": str(row["ticks"]),
+            "over a period": str(row["over_a_period"]),
+            "missed": str(row["missed"]),
+            "deadline error, ms p50 / p99 / maximum": slashed((p50, p99, largest), ".2f"),
+            "a tick, µs p50 / p99": slashed(row["tick_us"], ".0f"),
+            "plans per s": number(row["plans_per_s"]),
+            "plan latency, ms p50 / p99": slashed(row["plan_latency_ms"], ".1f"),
+        }
 
 
 @table("docs/reports/serve.json")
 def serve(report: Report) -> Rows:
     one, many = report["one_client"], report["many_clients"]
     over = one["over_inference_ms"]
-    return [
-        ("clients", "requests", "result"),
-        (
-            "1",
-            f"{one['requests']}",
-            f"a round trip takes {over['p50']} ms (p50; p99 {over['p99']}) longer than the inference in it",
+    yield {
+        "clients": "1",
+        "requests": f"{one['requests']}",
+        "result": f"a round trip takes {over['p50']} ms (p50) longer than the inference in it",
+    }
+    yield {
+        "clients": f"{many['clients']}, for {many['seconds']} s",
+        "requests": f"{many['answers']:,}",
+        "result": (
+            f"{many['per_second']} answers per second, {many['per_batch']} a batch, {many['errors']} errors"
         ),
-        (
-            f"{many['clients']}, for {many['seconds']} s",
-            f"{many['answers']:,}",
-            f"{many['per_second']} answers per second, {many['per_batch']} a batch, {many['errors']} errors",
-        ),
-    ]
+    }
 
 
 # --------------------------------------------------------------------------------- what latency costs
 
 
-def lived(cell: Report) -> tuple[str, ...]:
+def lived(cell: Report) -> dict[str, str]:
     """A cell of an evaluation in real time, after its name and rate."""
-    return (
-        f"{cell['latency_ms']['p50']:g}",
-        number(cell["delay_ticks"], ".1f"),
-        score(cell["score"]),
-        f"{cell['success_rate']:.0%}",
-        f"{cell['fallback_share']:.0%}",
-        *compared(cell["difference_to_unlimited"]),
-    )
-
-
-LIVED = (
-    "plan latency, ms",
-    "delay, ticks",
-    "score ± s.e.",
-    "success",
-    "fallback active",
-    "score against unlimited time [95 %]",
-    "verdict",
-)
+    return {
+        "plan latency, ms": f"{cell['latency_ms']['p50']:g}",
+        "delay, ticks": number(cell["delay_ticks"], ".1f"),
+        "score ± s.e.": score(cell["score"]),
+        "success": success(cell),
+        "fallback active": f"{cell['fallback_share']:.0%}",
+        "score against unlimited time [95 %]": difference(cell["difference_to_unlimited"]),
+        "verdict": verdict(cell["difference_to_unlimited"]),
+    }
 
 
 @table(f"{PUSHT}/realtime/report.json")
 def under_latency(report: Report) -> Rows:
-    rows: Rows = [("case", "control, Hz", *LIVED)]
-    rows += [(cell["case"], f"{cell['rate_hz']:g}", *lived(cell)) for cell in report["cases"]]
-    return rows
+    for cell in report["cases"]:
+        yield {"case": cell["case"], "control, Hz": f"{cell['rate_hz']:g}", **lived(cell)}
 
 
 @table(f"{PUSHT}/realtime/wall.json")
 def at_the_real_rate(report: Report) -> Rows:
-    rows: Rows = [
-        ("case", "score ± s.e.", "success", "missed ticks", "against unlimited time [95 %]", "verdict")
-    ]
     for cell in report["cases"]:
-        about = (cell["case"], score(cell["score"]), f"{cell['success_rate']:.0%}", f"{cell['missed_ticks']}")
-        rows.append((*about, *compared(cell["difference_to_unlimited"])))
-    return rows
+        yield {
+            "case": cell["case"],
+            "score ± s.e.": score(cell["score"]),
+            "success": success(cell),
+            "missed ticks": f"{cell['missed_ticks']}",
+            "against unlimited time [95 %]": difference(cell["difference_to_unlimited"]),
+            "verdict": verdict(cell["difference_to_unlimited"]),
+        }
 
 
 @table(f"{PUSHT}/realtime/report.json")
 def blendings(report: Report) -> Rows:
-    rows: Rows = [
-        (
-            "latency, ms",
-            "blending",
-            "score ± s.e.",
-            "jump where chunks join, px p50 / p95",
-            "jerk, px p50",
-            "fallback active",
-        )
-    ]
     for cell in sorted(report["sweep"], key=lambda cell: cell["latency_ms"]["p50"]):
         jump = cell["jump_at_boundaries"]
         if jump["median"] is None or cell["latency_ms"]["p50"] == 100:  # the same delay as 12 ms
             continue
-        rows.append(
-            (
-                f"{cell['latency_ms']['p50']:g}",
-                f"`{cell['blending']}`",
-                score(cell["score"]),
-                f"{jump['median']:.0f} / {jump['p95']:.0f}",
-                f"{cell['jerk']['median']:.1f}",
-                f"{cell['fallback_share']:.0%}",
-            )
-        )
-    return rows
+        yield {
+            "latency, ms": f"{cell['latency_ms']['p50']:g}",
+            "blending": f"`{cell['blending']}`",
+            "score ± s.e.": score(cell["score"]),
+            "jump where chunks join, px p50 / p95": slashed((jump["median"], jump["p95"]), ".0f"),
+            "jerk, px p50": f"{cell['jerk']['median']:.1f}",
+            "fallback active": f"{cell['fallback_share']:.0%}",
+        }
 
 
 # ------------------------------------------------------------------------------------------- robosuite
@@ -470,96 +431,81 @@ def blendings(report: Report) -> Rows:
 
 @table(*(f"checkpoints/{task}/report/report.json" for task in ROBOSUITE))
 def robosuite(*reports: Report) -> Rows:
-    rows: Rows = [
-        (
-            "task",
-            "sampler",
-            "success ± s.e.",
-            "iterations",
-            "NFE",
-            "plan latency p50 / p99, ms",
-            "times `ddpm`",
-            "against `ddpm` [95 %]",
-            "verdict",
-        )
-    ]
     for report in reports:
         slowest = report["samplers"]["ddpm"]["plan_latency_ms"]["p50"]
         for name, values in report["samplers"].items():
             latency = values["plan_latency_ms"]
-            rows.append(
-                (
-                    f"{report['task'].capitalize()}, n = {n_seeds(report)}",
-                    f"`{name}`",
-                    score(values["score"]),
-                    f"{values['iterations_per_plan']['mean']:.1f}",
-                    f"{values['nfe_per_plan']['mean']:.0f}",
-                    p50_p99(latency),
-                    f"{slowest / latency['p50']:.1f}",
-                    *compared(values["difference_to_reference"]),
-                )
-            )
-    return rows
+            yield {
+                "task": task_n(report),
+                "sampler": f"`{name}`",
+                "success ± s.e.": score(values["score"]),
+                "iterations": f"{values['iterations_per_plan']['mean']:.1f}",
+                "NFE": f"{values['nfe_per_plan']['mean']:.0f}",
+                "plan latency p50, ms": latency_ms(latency),
+                "times `ddpm`": f"{slowest / latency['p50']:.1f}",
+                "against `ddpm` [95 %]": difference(values["difference_to_reference"]),
+                "verdict": verdict(values["difference_to_reference"]),
+            }
 
 
 @table(*(f"checkpoints/{task}/realtime/report.json" for task in ROBOSUITE))
 def under_latency_robosuite(*reports: Report) -> Rows:
-    rows: Rows = [("task", "case", *LIVED)]
     for report in reports:
         for cell in report["cases"]:
             if cell["difference_to_unlimited"]:
-                task = f"{report['task'].capitalize()}, n = {n_seeds(report)}"
-                rows.append((task, f"`{cell['case']}`", *lived(cell)))
-    return rows
+                yield {"task": task_n(report), "case": f"`{cell['case']}`", **lived(cell)}
 
 
 @table("docs/reports/paradigms_paper.json", *(f"checkpoints/{task}/report/report.json" for task in ROBOSUITE))
 def paradigms(paper: Report, *reports: Report) -> Rows:
-    rows: Rows = [
-        (
-            "",
-            "ParaDDPM: iterations, times DDPM-100",
-            "ParaDDIM: iterations",
-            "ParaDPMSolver: iterations",
-            "`rti`: iterations, times DDPM-100",
-        ),
-        (
-            f"ParaDiGMS: {', '.join(paper['tasks'])}",
-            f"{paper['iterations']['ParaDDPM']}; {', '.join(map(number, paper['times_ddpm']))}",
-            f"{paper['iterations']['ParaDDIM']}",
-            f"{paper['iterations']['ParaDPMSolver']}",
-            "",
-        ),
-    ]
+    headings = (
+        "",
+        "ParaDDPM: iterations, times DDPM-100",
+        "ParaDDIM: iterations",
+        "ParaDPMSolver: iterations",
+        "`rti`: iterations, times DDPM-100",
+    )
+    theirs = paper["iterations"]
+    yield dict(
+        zip(
+            headings,
+            (
+                f"ParaDiGMS: {', '.join(paper['tasks'])}",
+                f"{theirs['ParaDDPM']}; {', '.join(map(number, paper['times_ddpm']))}",
+                f"{theirs['ParaDDIM']}",
+                f"{theirs['ParaDPMSolver']}",
+                "",
+            ),
+            strict=True,
+        )
+    )
     for report in reports:
-        found = report["samplers"]
-        slowest = found["ddpm"]["plan_latency_ms"]["p50"]
-        taken = {name: values["iterations_per_plan"]["mean"] for name, values in found.items()}
-
-        def times(name: str) -> str:
-            return f"{taken[name]:.1f}; {slowest / found[name]['plan_latency_ms']['p50']:.1f}"  # noqa: B023
-
-        parallel = (f"{taken['paraddim']:.1f}", f"{taken['paradpm_solver_pp']:.1f}")
-        about = f"here: {report['task'].capitalize()}, n = {n_seeds(report)}"
-        rows.append((about, times("paraddpm"), *parallel, times("rti")))
-    return rows
+        taken = {name: f"{v['iterations_per_plan']['mean']:.1f}" for name, v in report["samplers"].items()}
+        latency = {name: v["plan_latency_ms"]["p50"] for name, v in report["samplers"].items()}
+        timed = {name: f"{taken[name]}; {latency['ddpm'] / ms:.1f}" for name, ms in latency.items()}
+        ours = (timed["paraddpm"], taken["paraddim"], taken["paradpm_solver_pp"], timed["rti"])
+        yield dict(zip(headings, (f"here: {task_n(report)}", *ours), strict=True))
 
 
 @table("docs/reports/environments.json")
 def environments(report: Report) -> Rows:
-    rows: Rows = [("task", "control steps per second, median", "times robosuite's own step")]
     for row in report["rows"]:
-        rows.append((row["task"], f"{row['steps_per_second']}", f"{row['times_robosuite']}"))
-    return rows
+        yield {
+            "task": row["task"],
+            "control steps per second, median": f"{row['steps_per_second']}",
+            "times robosuite's own step": f"{row['times_robosuite']}",
+        }
 
 
 @table("docs/reports/experts.json")
 def experts(report: Report) -> Rows:
-    rows: Rows = [("task", "episodes that succeeded", "of", "seconds to collect them")]
     for row in report["rows"]:
-        time = ", ".join(filter(None, (number(row["seconds"]), row["note"])))
-        rows.append((row["task"], f"{row['succeeded']}", f"{row['tried']}", time))
-    return rows
+        yield {
+            "task": row["task"],
+            "episodes that succeeded": f"{row['succeeded']}",
+            "of": f"{row['tried']}",
+            "seconds to collect them": ", ".join(filter(None, (number(row["seconds"]), row["note"]))),
+        }
 
 
 # ----------------------------------------------------------------------------------------------- pages
@@ -584,8 +530,9 @@ def hashes(name: str) -> str:
 def markdown(name: str) -> str:
     """A table's lines, made from its reports."""
     reports, build = TABLES[name]
-    headings, *rows = build(*(json.loads((ROOT / path).read_text()) for path in reports))
-    lines = [headings, ["---"] * len(headings), *rows]
+    rows = list(build(*(json.loads((ROOT / path).read_text()) for path in reports)))
+    headings = [heading.strip() for heading in rows[0]]
+    lines = [headings, ["---"] * len(headings), *(row.values() for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

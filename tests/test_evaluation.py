@@ -38,6 +38,7 @@ from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.sampling.capture.backends import CaptureSettings
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.tables import quantiles, tail
 
 from .conftest import TINY, tiny_checkpoint
 
@@ -191,6 +192,16 @@ def test_the_interval_of_successes_holds_the_truth_as_often_as_it_says():
     assert hits >= 940
 
 
+def test_a_percentile_is_stated_only_where_enough_values_are_beyond_it():
+    for n, stated in ((20, set()), (999, set()), (1_000, {"p99"}), (10_000, {"p99", "p99.9"})):
+        found = quantiles([*range(n), math.nan])
+        assert {name for name in ("p99", "p99.9") if found[name] is not None} == stated
+        assert (found["n"], found["max"], found["p50"]) == (n, n - 1, (n - 1) / 2)
+    assert tail(quantiles([1.0, 2.0, 6.0])) == "2.0, max 6.0 (n = 3)"
+    assert tail(quantiles(range(1_000)), 0) == "500, p99 989, max 999 (n = 1000)"
+    assert tail(quantiles([])) == "-" and quantiles([])["max"] is None
+
+
 def test_tasks_take_turns_and_the_first_turns_are_not_counted():
     clock, order = VirtualClock(), []
 
@@ -234,8 +245,8 @@ def test_latency_rows_compare_with_the_baseline():
     parallel = rows[2].iterations
     assert 3 < parallel < 60
     assert [row.iterations for row in rows] == [100, 10, parallel, 3, 2]
-    assert [row.p50 for row in rows] == [100e3, 10e3, parallel * 1e3, 3e3, 2e3]
-    assert [row.speedup for row in rows] == pytest.approx([1, 10, 100 / parallel, 100 / 3, 50])
+    assert [row.ms["p50"] for row in rows] == [100e3, 10e3, parallel * 1e3, 3e3, 2e3]
+    assert [row.speedup[1] for row in rows] == pytest.approx([1, 10, 100 / parallel, 100 / 3, 50])
     assert [row.speedup_ddim for row in rows] == pytest.approx([0.1, 1, 10 / parallel, 10 / 3, 5])
     work = trunk_cost(policy.denoiser.network, 16)
     assert rows[3].floor == pytest.approx(3 * 1e-6 * max(work.nbytes, work.operations))
@@ -266,7 +277,7 @@ def test_calls_are_timed_eager_and_captured():
     settings = {"captured": CaptureSettings("emulated")}
     rows = call_rows(policy, settings, [1, 2], 2, MonotonicClock(), Rates(1e9, 1e9))
     assert [(row.name, row.batch) for row in rows] == [(n, b) for b in (1, 2) for n in ("eager", "captured")]
-    assert all(row.p50 > 0 and row.floor > 0 for row in rows)
+    assert all(row.ms["p50"] > 0 and row.floor > 0 for row in rows)
 
 
 def test_a_steady_state_is_many_plans():
@@ -275,8 +286,8 @@ def test_a_steady_state_is_many_plans():
     steady = steady_state(
         policy, [np.full((2, 20), 256.0)] * 3, 12, MonotonicClock(), lambda: plans.append(1)
     )
-    assert steady.plans == len(plans) == 12
-    assert 0 < steady.p50 <= steady.p99 <= steady.p999 and abs(steady.growth) < 100
+    assert steady.ms["n"] == len(plans) == 12
+    assert 0 < steady.ms["p50"] <= steady.ms["max"] and abs(steady.growth) < 100
 
 
 def given_noise(monkeypatch, noise):
@@ -367,7 +378,8 @@ def test_the_table_shows_every_sampler():
     with console.capture() as capture:
         console.print(sampler_table(toy_results(), "toy"))
     text = capture.get()
-    for part in ("ddpm", "fast", "0.917 ± 0.056", "67%", "reference", "equivalent within 0.05", "20 / 30"):
+    parts = ("ddpm", "fast", "0.917 ± 0.056", "67%", "reference", "equivalent within 0.05", "max 30 (n = 3)")
+    for part in parts:
         assert part in text, text
 
 

@@ -18,23 +18,17 @@ from ..policy import Policy
 from ..sampling.capture.backends import CaptureSettings
 from ..sampling.capture.program import CapturedProgram, CaptureError, Program
 from ..sampling.driver import State
-from ..tables import spread, table
+from ..tables import spread, table, tail
 from .floors import Rates, trunk_cost
-from .timing import Task, interleaved, timings
+from .timing import Task, Timing, interleaved, timings
 
 
-@dataclass(frozen=True)
-class CallRow:
-    """A network call of ``batch`` rows; see ``timings``, with eager as the baseline."""
+@dataclass(frozen=True, kw_only=True)
+class CallRow(Timing):
+    """A network call of ``batch`` rows; the baseline is eager."""
 
     name: str
     batch: int
-    p50: float
-    p99: float
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    floor: float
 
 
 def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> CapturedProgram:
@@ -99,7 +93,7 @@ def call_rows(
         seconds = interleaved(tasks, [np.zeros(1)] * repeats, clock)
         floor = cost.floor(rates, 1, batch) * 1e3
         rows += [
-            CallRow(name, batch, **timings(values, seconds["eager"]), floor=floor)
+            CallRow(name=name, batch=batch, floor=floor, **timings(values, seconds["eager"]))
             for name, values in seconds.items()
         ]
     return rows
@@ -121,16 +115,14 @@ def call_table(rows: Sequence[CallRow], title: str) -> Table:
     """One row per way of calling and batch."""
     return table(
         title,
-        ("network call", "rows", "ms p50", "ms p99", "floor ms", "times faster [quartiles]"),
         (
-            (
-                row.name,
-                row.batch,
-                f"{row.p50:.1f}",
-                f"{row.p99:.1f}",
-                f"{row.floor:.1f}",
-                spread(row.speedup_low, row.speedup, row.speedup_high),
-            )
+            {
+                "network call": row.name,
+                "rows": row.batch,
+                "ms p50": tail(row.ms),
+                "floor ms": f"{row.floor:.1f}",
+                "times faster [quartiles]": spread(row.speedup),
+            }
             for row in rows
         ),
     )

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ..clock import Clock
 from ..tables import spread, table
+from .timing import percentiles
 
 
 @dataclass
@@ -80,39 +81,34 @@ def measure(
 
 
 def figures(rows: Sequence[EnvironmentRow]) -> dict[str, dict[str, Any]]:
-    """Medians and quartiles by name; ``times_baseline`` is a ratio within turns."""
-    by_name = {row.name: row for row in rows}
-    return {row.name: _figures(row, by_name) for row in rows}
+    """Quartiles by name; ``times_baseline`` is a ratio within turns."""
 
+    def quartiles(values: Any) -> list[float]:
+        return [round(value, 3) for value in percentiles(values, 25, 50, 75)]
 
-def _figures(row: EnvironmentRow, by_name: Mapping[str, EnvironmentRow]) -> dict[str, Any]:
-    def spread(values: Any) -> list[float]:
-        return [round(float(v), 3) for v in np.percentile(values, [25, 50, 75])]
-
-    ratio = None
-    if row.baseline is not None:
-        ratio = spread(np.array(row.steps_hz) / np.array(by_name[row.baseline].steps_hz))
+    rates = {row.name: np.array(row.steps_hz) for row in rows}
     return {
-        "steps_hz": spread(row.steps_hz),
-        "reset_ms": spread(1e3 * np.array(row.resets)),
-        "times_baseline": ratio,
+        row.name: {
+            "steps_hz": quartiles(row.steps_hz),
+            "reset_ms": quartiles(1e3 * np.array(row.resets)),
+            "times_baseline": row.baseline and quartiles(rates[row.name] / rates[row.baseline]),
+        }
+        for row in rows
     }
 
 
 def environments_table(values: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per environment."""
-
-    def text(quartiles: Sequence[float] | None, digits: int) -> str:
-        if quartiles is None:
-            return ""
-        low, middle, high = quartiles
-        return spread(low, middle, high, digits)
-
     return table(
         "One core: median and quartiles",
-        ("environment", "control steps\n/ s", "reset, ms", "times\nrobosuite's own step"),
         (
-            (name, text(row["steps_hz"], 0), text(row["reset_ms"], 0), text(row["times_baseline"], 2))
+            {
+                "environment": name,
+                "control steps\n/ s": spread(row["steps_hz"], digits=0),
+                "reset, ms": spread(row["reset_ms"], digits=0),
+                "times\nrobosuite's own step": row["times_baseline"]
+                and spread(row["times_baseline"], digits=2),
+            }
             for name, row in values.items()
         ),
     )

@@ -15,10 +15,10 @@ from rich.table import Table
 from ..clock import Clock
 from ..models.unet1d import ConditionalUnet1D
 from ..policy import Policy
-from ..tables import spread, table
+from ..tables import quantiles, spread, table, tail
 from .baselines import BASELINES, Loop, baseline_plan
 from .floors import Rates, measured_rates, trunk_cost
-from .timing import WARM_UPS, ContinuedPlans, interleaved, percentiles, resident, timings
+from .timing import WARM_UPS, ContinuedPlans, Timing, interleaved, resident, timings
 
 
 class _BaselinePlans:
@@ -36,26 +36,19 @@ class _BaselinePlans:
         self.iterations.append(iterations)
 
 
-@dataclass(frozen=True)
-class LatencyRow:
-    """One row of the benchmark; times in milliseconds, speed-ups over the first baseline as in ``timings``.
+@dataclass(frozen=True, kw_only=True)
+class LatencyRow(Timing):
+    """One row of the benchmark, compared with the first baseline.
 
     Attributes:
         speedup_ddim: over the second baseline, median.
         iterations: mean per plan.
-        floor: of a plan.
         memory: megabytes by which the process grew when this row's first plans were made.
     """
 
     name: str
-    p50: float
-    p99: float
-    speedup: float
-    speedup_low: float
-    speedup_high: float
     speedup_ddim: float
     iterations: float
-    floor: float
     memory: float
 
 
@@ -98,7 +91,7 @@ def latency_rows(
         nfe = float(np.mean(task.nfe[WARM_UPS:])) if isinstance(task, ContinuedPlans) else iterations
         rows.append(
             LatencyRow(
-                name,
+                name=name,
                 **timings(values, ddpm),
                 speedup_ddim=float(np.median(np.divide(ddim, values))),
                 iterations=iterations,
@@ -111,21 +104,18 @@ def latency_rows(
 
 def latency_table(rows: Sequence[LatencyRow], title: str) -> Table:
     """One row per baseline and policy."""
-    headings = ("plan", "iterations", "ms p50", "ms p99", "floor ms")
     return table(
         title,
-        (*headings, "times faster than\nDDPM-100 [quartiles]", "than\nDDIM-10", "memory\nMB"),
         (
-            (
-                row.name,
-                f"{row.iterations:.1f}",
-                f"{row.p50:.1f}",
-                f"{row.p99:.1f}",
-                f"{row.floor:.1f}",
-                spread(row.speedup_low, row.speedup, row.speedup_high),
-                f"{row.speedup_ddim:.1f}",
-                f"{row.memory:.0f}",
-            )
+            {
+                "plan": row.name,
+                "iterations": f"{row.iterations:.1f}",
+                "ms p50": tail(row.ms),
+                "floor ms": f"{row.floor:.1f}",
+                "times faster than\nDDPM-100 [quartiles]": spread(row.speedup),
+                "than\nDDIM-10": f"{row.speedup_ddim:.1f}",
+                "memory\nMB": f"{row.memory:.0f}",
+            }
             for row in rows
         ),
     )
@@ -137,22 +127,17 @@ class Steady:
 
     Attributes:
         first: milliseconds of the very first, which captures.
-        p50, p99, p999: milliseconds of the others.
+        ms: ``quantiles`` of the others' milliseconds.
         growth: megabytes by which the process grew from the first tenth of the plans to the last.
     """
 
-    plans: int
     first: float
-    p50: float
-    p99: float
-    p999: float
+    ms: Mapping[str, float | None]
     growth: float
 
     def __str__(self) -> str:
-        return (
-            f"{self.plans} plans in a row: first {self.first:.0f} ms, p50 {self.p50:.1f}, "
-            f"p99 {self.p99:.1f}, p99.9 {self.p999:.1f} ms; memory grew by {self.growth:.1f} MB"
-        )
+        grown = f"memory grew by {self.growth:.1f} MB"
+        return f"plans in a row, ms: first {self.first:.0f}, then p50 {tail(self.ms)}; {grown}"
 
 
 def steady_state(
@@ -172,6 +157,4 @@ def steady_state(
         if k == plans // 10:
             before = resident()
         on_plan()
-    p50, p99, p999 = percentiles(seconds, 50, 99, 99.9)
-    growth = resident() - before
-    return Steady(plans, first * 1e3, p50 * 1e3, p99 * 1e3, p999 * 1e3, growth)
+    return Steady(first * 1e3, quantiles(1e3 * np.asarray(seconds)), resident() - before)

@@ -265,8 +265,8 @@ def alone_table(alone: Alone, title: str) -> Table:
         ("inference", alone.inference_p50, alone.inference_p99),
         ("round trip - inference", alone.between_p50, alone.between_p99),
     ]
-    shown = [(name, f"{p50:.2f}", f"{p99:.2f}") for name, p50, p99 in rows]
-    return table(f"{title}: one client, {alone.requests} requests", ("", "ms p50", "ms p99"), shown)
+    shown = [{"": name, "ms p50": f"{p50:.2f}", "ms p99": f"{p99:.2f}"} for name, p50, p99 in rows]
+    return table(f"{title}: one client, {alone.requests} requests", shown)
 
 
 def crowd_table(crowd: Crowd, title: str) -> Table:
@@ -285,4 +285,4 @@ def crowd_table(crowd: Crowd, title: str) -> Table:
         "grown by\nMB": "?" if crowd.growth is None else f"{crowd.growth:+.1f}",
     }
     title = f"{title}: {crowd.clients} clients, {rate}, {crowd.seconds:.0f} s"
-    return table(title, list(row), [list(row.values())])
+    return table(title, [row])

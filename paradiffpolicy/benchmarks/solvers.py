@@ -162,19 +162,19 @@ def solver_rows(
 
 def solver_table(rows: Sequence[SolverRow], title: str) -> Table:
     """One row per solver, number of steps and driver."""
-    headings = ("solver", "steps", "driver", "iterations", "NFE", "ms p50")
     return table(
         title,
-        (*headings, "error to\nsequential", "error to\nthe flow"),
         (
-            (
-                *(row.solver, row.n_steps, row.driver),
-                f"{row.iterations:.1f}",
-                f"{row.nfe:.0f}",
-                f"{row.ms:.0f}",
-                f"{row.error:.2g}",
-                "-" if row.flow_error is None else f"{row.flow_error:.1e}",
-            )
+            {
+                "solver": row.solver,
+                "steps": row.n_steps,
+                "driver": row.driver,
+                "iterations": f"{row.iterations:.1f}",
+                "NFE": f"{row.nfe:.0f}",
+                "ms p50": f"{row.ms:.0f}",
+                "error to\nsequential": f"{row.error:.2g}",
+                "error to\nthe flow": "-" if row.flow_error is None else f"{row.flow_error:.1e}",
+            }
             for row in rows
         ),
         left=("driver",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..clock import Clock
 from ..policy import Policy
+from ..tables import quantiles
 from ..types import Plan
 
 WARM_UPS = 2
@@ -92,18 +94,25 @@ def percentiles(values: Sequence[float] | NDArray[Any], *which: float) -> list[f
     return [float(value) for value in np.percentile(np.asarray(values), which)]
 
 
-def timings(seconds: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
-    """``p50`` and ``p99`` in milliseconds, and ``speedup``, ``speedup_low``, ``speedup_high``: the baseline's
-    time over this one's in the same turn, median and quartiles."""
-    p50, p99 = percentiles(seconds, 50, 99)
-    low, middle, high = percentiles(np.divide(baseline, seconds), 25, 50, 75)
-    return {
-        "p50": p50 * 1e3,
-        "p99": p99 * 1e3,
-        "speedup": middle,
-        "speedup_low": low,
-        "speedup_high": high,
-    }
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """A task's time.
+
+    Attributes:
+        ms: ``quantiles`` of milliseconds.
+        speedup: a baseline's time over this one's in the same turn, quartiles.
+        floor: milliseconds that it takes at least; see ``floors``.
+    """
+
+    ms: Mapping[str, float | None]
+    speedup: Sequence[float]
+    floor: float
+
+
+def timings(seconds: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """``ms`` and ``speedup`` of a ``Timing``."""
+    ratios = percentiles(np.divide(baseline, seconds), 25, 50, 75)
+    return {"ms": quantiles(1e3 * np.asarray(seconds)), "speedup": ratios}
 
 
 def resident() -> float:

@@ -117,8 +117,6 @@ def per_network(cfg: BenchLatencyConfig, name: str, otherwise: int) -> dict[str,
 
 def bench_control(cfg: BenchControlConfig) -> None:
     """Times a control loop beside every kind of planner."""
-    from dataclasses import asdict
-
     import numpy as np
 
     from ..benchmarks.control import control_rows, control_table, timed_runs
@@ -146,7 +144,7 @@ def bench_control(cfg: BenchControlConfig) -> None:
     rows = control_rows(records, cfg.rate_hz)
     loop = f"{cfg.rate_hz:g} Hz for {cfg.seconds:g} s beside each planner"
     title = f"{cfg.task.name}, {cfg.sampler_name}, {loop}"
-    content = {"config": vars(cfg.scheduling), "rows": [asdict(row) for row in rows]}
+    content = {"config": vars(cfg.scheduling), "rows": rows}
     publish([control_table(rows, title)], content, cfg.out)
 
 

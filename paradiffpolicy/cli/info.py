@@ -53,13 +53,13 @@ def describe_task(task: TaskConfig, plugins: list[str]) -> Table:
     from ..task import ACTION_KINDS, contract_size
 
     agreed = contract(task)
-    rows: list[tuple[str, object, str]] = []
+    rows: list[dict[str, object]] = []
 
     def need(name: str, where: str, find: Callable[[], object]) -> None:
         try:
-            rows.append((name, find(), where))
+            rows.append({"need": name, "found": find(), "from": where})
         except InputError as error:
-            rows.append((name, f"MISSING: {error}", where))
+            rows.append({"need": name, "found": f"MISSING: {error}", "from": where})
 
     need("observed fields", "observation", lambda: ", ".join(f.key for f in agreed.observation) or "none")
     need("numbers observed", "observation's shapes", lambda: contract_size(agreed.observation) or "not known")
@@ -67,8 +67,8 @@ def describe_task(task: TaskConfig, plugins: list[str]) -> Table:
     try:
         env = task_env(task, plugins)
     except InputError as error:
-        rows.append(("environment", f"MISSING: {error}", "env"))
-        return table(f"task {task.name}", ("need", "found", "from"), rows, left=("found", "from"))
+        rows.append({"need": "environment", "found": f"MISSING: {error}", "from": "env"})
+        return table(f"task {task.name}", rows, left=("found", "from"))
     with contextlib.closing(env):
         env.reset(seed=0)
         hold = hold_action(env)
@@ -93,7 +93,7 @@ def describe_task(task: TaskConfig, plugins: list[str]) -> Table:
             "info",
             lambda: f"MISSING: {missing}" if missing else ", ".join(task.record) or "nothing",
         )
-    return table(f"task {task.name}", ("need", "found", "from"), rows, left=("found", "from"))
+    return table(f"task {task.name}", rows, left=("found", "from"))
 
 
 def describe_path(path: Path) -> list[Table]:
@@ -234,8 +234,8 @@ def fields_table(ranges: Mapping[str, Span]) -> Table:
     for field, span in ranges.items():
         shape = " x ".join(map(str, span.shape or ())) or "1"
         low, high = (f"{value:.4g}" if math.isfinite(value) else "" for value in (span.low, span.high))
-        rows.append((field, shape, span.dtype, low, high))
-    return table("", ("field", "per step", "dtype", "from", "to"), rows, left=("per step", "dtype"))
+        rows.append({"field": field, "per step": shape, "dtype": span.dtype, "from": low, "to": high})
+    return table("", rows, left=("per step", "dtype"))
 
 
 def _of_episodes(lengths: NDArray[Any], masks: Mapping[str, Sequence[str]]) -> dict[str, Any]:

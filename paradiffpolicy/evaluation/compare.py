@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..benchmarks.timing import plan_latencies
 from ..clock import Clock
@@ -56,11 +57,7 @@ class SamplerResult(Outcome):
             **self.compared(),
             "iterations_per_plan": _spread(self.per_plan("iterations")),
             "nfe_per_plan": _spread(self.per_plan("nfe")),
-            "plan_latency_ms": {
-                "p50": self.latency_ms(50),
-                "p99": self.latency_ms(99),
-                "n_plans": len(self.latencies),
-            },
+            "plan_latency_ms": self.latency_ms,
             "deadlines": {
                 "ticks": 0 if self.record is None else self.record.n_ticks,
                 "missed": self.missed,
@@ -161,7 +158,7 @@ class RealtimeResult(Outcome):
             "case": self.name,
             "rate_hz": self.rate_hz,
             "blending": self.blending,
-            "latency_ms": {"p50": self.latency_ms(50), "p99": self.latency_ms(99)},
+            "latency_ms": self.latency_ms,
             "delay_ticks": float(np.mean(delay)) if len(delay) else None,
             **self.compared(),
             "fallback_share": float(ticks["fallback_active"].mean()),
@@ -173,10 +170,15 @@ class RealtimeResult(Outcome):
         }
 
 
-def _median_p95(values: Any) -> dict[str, float | None]:
+def _median_p95(values: NDArray[Any]) -> dict[str, float | None]:
+    """Of finite values; the p95 of 200 or more, as in ``tables.quantiles``."""
     values = values[np.isfinite(values)]
-    shares = {"median": 50, "p95": 95}
-    return {name: float(np.percentile(values, p)) if len(values) else None for name, p in shares.items()}
+    n = len(values)
+    return {
+        "n": n,
+        "median": float(np.median(values)) if n else None,
+        "p95": float(np.percentile(values, 95)) if n >= 200 else None,
+    }
 
 
 @dataclass

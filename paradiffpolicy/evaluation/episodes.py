@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..control.record import Record
+from ..tables import quantiles
 from .statistics import PairedDifference, paired_difference, standard_error
 
 
@@ -111,9 +112,10 @@ class Outcome:
             return None
         return paired_difference(self.scores, self.reference, self.margin)
 
-    def latency_ms(self, percentile: float) -> float:
-        """Of a plan; NaN if none was timed."""
-        return float(np.percentile(self.latencies, percentile)) * 1e3 if len(self.latencies) else math.nan
+    @cached_property
+    def latency_ms(self) -> dict[str, float | None]:
+        """``quantiles`` of the milliseconds per plan."""
+        return quantiles(1e3 * np.asarray(self.latencies))
 
     def compared(self) -> dict[str, Any]:
         """Score, success and difference as plain values, for report.json."""

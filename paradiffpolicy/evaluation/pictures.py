@@ -30,9 +30,9 @@ def score_latency(results: Sequence[SamplerResult], title: str, control_hz: floa
     """Draws score over latency, both with their spread, and the end of a control period."""
     figure = Figure(figsize=(9.5, 5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    timed = sorted((result for result in results if result.latencies), key=lambda r: r.latency_ms(50))
+    timed = sorted((result for result in results if result.latencies), key=lambda r: r.latency_ms["p50"] or 0)
     for i, result in enumerate(timed):
-        middle, high = result.latency_ms(50), result.latency_ms(99)
+        middle, high = (result.latency_ms[name] or 0.0 for name in ("p50", "max"))
         error = standard_error(result.scores)
         axes.errorbar(
             middle,
@@ -52,7 +52,7 @@ def score_latency(results: Sequence[SamplerResult], title: str, control_hz: floa
     )
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)
-    axes.set_xlabel("plan latency, ms (median; bar: to p99), one robot")
+    axes.set_xlabel("plan latency, ms (median; bar: to the largest), one robot")
     axes.set_ylabel("score (mean; bar: 95 % interval)")
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(visible=True, which="both", alpha=0.25)

@@ -6,73 +6,74 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from ..files import write_atomically, write_json
-from ..tables import table
+from ..tables import table, tail
 from .compare import RealtimeResult, SamplerResult
 from .episodes import Outcome
 from .pictures import episodes_video, film_strip, realtime_figure, score_latency
 from .statistics import standard_error
 
 
-def _score_cells(result: Outcome) -> tuple[str, str]:
-    return (
-        f"{result.compared()['score']['mean']:.3f} ± {standard_error(result.scores):.3f}",
-        f"{result.success_rate:.0%}",
-    )
+def _score_cells(result: Outcome) -> dict[str, str]:
+    return {
+        "score ± s.e.": f"{np.mean(result.scores):.3f} ± {standard_error(result.scores):.3f}",
+        "success": f"{result.success_rate:.0%}",
+    }
 
 
-def _difference_cells(result: Outcome) -> tuple[str, str]:
+def _difference_cells(result: Outcome, to: str) -> dict[str, str]:
     found = result.difference
-    if found is None:
-        return "reference", ""
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]", found.verdict
+    return {
+        f"difference to {to}\n[95 % interval]": (
+            "reference" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        ),
+        "verdict": "" if found is None else found.verdict,
+    }
 
 
 def sampler_table(results: Sequence[SamplerResult], title: str) -> Table:
     """One row per sampler."""
-    headings = ("sampler", "score ± s.e.", "success", "iterations\n/ plan", "NFE\n/ plan")
-    timing = ("latency ms\np50 / p99", "deadlines\nmissed")
-    rows = []
-    for result in results:
-        values = result.to_dict()
-        rows.append(
-            (
-                result.name,
-                *_score_cells(result),
-                f"{values['iterations_per_plan']['mean']:.1f}",
-                f"{values['nfe_per_plan']['mean']:.0f}",
-                f"{result.latency_ms(50):.0f} / {result.latency_ms(99):.0f}" if result.latencies else "-",
-                f"{result.missed} in {result.record.n_ticks} ticks" if result.record else "-",
-                *_difference_cells(result),
-            )
-        )
-    compared = ("difference to reference\n[95 % interval]", "verdict")
-    return table(title, (*headings, *timing, *compared), rows, left=("verdict",))
+    rows = (
+        {
+            "sampler": result.name,
+            **_score_cells(result),
+            "iterations\n/ plan": f"{np.mean(result.per_plan('iterations')):.1f}",
+            "NFE\n/ plan": f"{np.mean(result.per_plan('nfe')):.0f}",
+            "latency\nms": tail(result.latency_ms, 0),
+            "deadlines\nmissed": f"{result.missed} in {result.record.n_ticks} ticks"
+            if result.record
+            else "-",
+            **_difference_cells(result, "reference"),
+        }
+        for result in results
+    )
+    return table(title, rows, left=("verdict",))
 
 
 def realtime_table(results: Sequence[RealtimeResult], title: str) -> Table:
     """One row per case and rate."""
-    headings = ("case", "Hz", "blending", "latency ms\np50 / p99", "delay\nticks", "score ± s.e.", "success")
-    actions = ("fallback\nactive", "jump at boundaries\nmedian / p95")
     rows = []
     for result in results:
         values = result.to_dict()
         jump, delay = values["jump_at_boundaries"], values["delay_ticks"]
+        jumps = (f"{jump[name]:.1f}" for name in ("median", "p95") if jump[name] is not None)
         rows.append(
-            (
-                *(result.name, f"{result.rate_hz:g}", result.blending),
-                f"{result.latency_ms(50):.0f} / {result.latency_ms(99):.0f}",
-                "-" if delay is None else f"{delay:.1f}",
-                *_score_cells(result),
-                f"{values['fallback_share']:.1%}",
-                "-" if jump["median"] is None else f"{jump['median']:.1f} / {jump['p95']:.0f}",
-                *_difference_cells(result),
-            )
+            {
+                "case": result.name,
+                "Hz": f"{result.rate_hz:g}",
+                "blending": result.blending,
+                "latency\nms": tail(result.latency_ms, 0),
+                "delay\nticks": "-" if delay is None else f"{delay:.1f}",
+                **_score_cells(result),
+                "fallback\nactive": f"{values['fallback_share']:.1%}",
+                "jump at boundaries\nmedian / p95": " / ".join(jumps) or "-",
+                **_difference_cells(result, "unlimited time"),
+            }
         )
-    compared = ("difference to unlimited time\n[95 % interval]", "verdict")
-    return table(title, (*headings, *actions, *compared), rows, left=("blending", "verdict"))
+    return table(title, rows, left=("blending", "verdict"))
 
 
 def write_report(

@@ -6,55 +6,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..control.record import Record
+from ..control.record import Record, total_faults
 from ..files import write_atomically, write_json
-from ..tables import pairs
+from ..tables import pairs, quantiles, tail
 from .timeline import latencies, timeline
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def summary(record: Record) -> dict[str, Any]:
-    """Sums a run up: times in ms, a tick's cost in µs; None where nothing was measured."""
-    ticks, plans = record.ticks, record.plans
+def summary(*records: Record) -> dict[str, Any]:
+    """Sums runs up: times in ms, a tick's cost in µs, each as its ``quantiles``."""
+    ticks = np.concatenate([record.ticks for record in records])
+    plans = np.concatenate([record.plans for record in records])
     return {
         "ticks": len(ticks),
-        "missed": record.missed,
-        "deadline_error_ms": _percentiles(1e3 * record.deadline_errors, 50, 99, 99.9),
-        "tick_us": _percentiles(1e6 * (ticks["ended"] - ticks["started"]), 50, 99),
+        "missed": sum(record.missed for record in records),
+        "deadline_error_ms": quantiles(1e3 * (ticks["started"] - ticks["deadline"])),
+        "tick_us": quantiles(1e6 * (ticks["ended"] - ticks["started"])),
         "plans": len(plans),
         "refused_plans": int(plans["refused"].sum()),
-        "plan_latency_ms": _percentiles(1e3 * plans["latency"], 50, 99),
+        "plan_latency_ms": quantiles(1e3 * plans["latency"]),
         "delay_mean": float(plans["delay"].mean()) if len(plans) else None,
         "fallback_share": float(ticks["fallback_active"].mean()) if len(ticks) else None,
-        "faults": record.faults(),
+        "faults": total_faults(records),
     }
-
-
-def _percentiles(values: NDArray[np.float64], *shares: float) -> dict[str, float | None]:
-    known = values[np.isfinite(values)]
-    return {f"p{share:g}": float(np.percentile(known, share)) if len(known) else None for share in shares}
 
 
 def summary_table(values: dict[str, Any], title: str) -> Table:
     """Tabulates what ``summary`` returns, and ``score``, if there is one."""
-    rows: dict[str, str] = {}
-
-    def add(name: str, numbers: dict[str, float | None], digits: int) -> None:
-        shown = ("-" if value is None else f"{value:.{digits}f}" for value in numbers.values())
-        rows[f"{name}, {' / '.join(numbers)}"] = " / ".join(shown)
-
     delay, share = values["delay_mean"], values["fallback_share"]
-    rows["ticks, of which missed"] = f"{values['ticks'] + values['missed']}, {values['missed']}"
-    add("deadline error, ms", values["deadline_error_ms"], 2)
-    add("a tick's cost, µs", values["tick_us"], 0)
-    rows["plans, of which refused"] = f"{values['plans']}, {values['refused_plans']}"
-    add("plan latency, ms", values["plan_latency_ms"], 1)
-    rows["plans' delay, ticks, mean"] = "-" if delay is None else f"{delay:.2f}"
-    rows["fallback active"] = "-" if share is None else f"{share:.1%}"
+    rows = {
+        "ticks, of which missed": f"{values['ticks'] + values['missed']}, {values['missed']}",
+        "deadline error, ms": tail(values["deadline_error_ms"], 2),
+        "a tick's cost, µs": tail(values["tick_us"], 0),
+        "plans, of which refused": f"{values['plans']}, {values['refused_plans']}",
+        "plan latency, ms": tail(values["plan_latency_ms"], 1),
+        "plans' delay, ticks, mean": "-" if delay is None else f"{delay:.2f}",
+        "fallback active": "-" if share is None else f"{share:.1%}",
+    }
     for name, count in values["faults"].items():
         rows[f"fault: {name.replace('_', ' ')}, ticks"] = str(count)
     if values.get("score") is not None:

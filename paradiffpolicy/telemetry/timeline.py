@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..control.record import FAULTS, Record
 from ..errors import InputError
+from ..tables import quantiles
 from .axes import plain_ticks
 
 matplotlib.use("Agg")
@@ -44,6 +45,9 @@ LEAST_ERROR = 1e-2
 
 FAULT_ROW = 0.22
 """Height of a row of faults, where a plan's is 1."""
+
+SHOWN_QUANTILES = ("p50", "p99", "max")
+"""Those that a histogram shows; see ``tables.quantiles``."""
 
 SHOWN_PLANS, LEAST_TICKS = 4, 20
 """Plans, and at least so many ticks, that a picture shows by default."""
@@ -252,7 +256,7 @@ def _draw_ticks(
 
 
 def latencies(record: Record, title: str = "") -> Figure:
-    """Draws histograms of plan latencies and deadline errors, with the median and the 99th percentile."""
+    """Draws histograms of plan latencies and deadline errors, with the median and the tail."""
     figure = Figure(figsize=(WIDTH, 3.4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     plans = 1e3 * record.plans["latency"]
@@ -279,12 +283,12 @@ def _histogram(axes: Axes, values: NDArray[np.float64], name: str, counted: str,
     n_bins = int(np.clip(2 * math.sqrt(len(values)), 8, MOST_BINS))
     space = np.geomspace if axes.get_xscale() == "log" else np.linspace
     axes.hist(values, bins=space(low, high, n_bins + 1).tolist(), color=color, alpha=0.75)
-    p50, p99 = np.percentile(values, [50, 99])
-    axes.axvline(p50, color="black", linewidth=1.2, label=f"p50 {p50:.3g}")
-    axes.axvline(p99, color="black", linewidth=1.2, linestyle="--", label=f"p99 {p99:.3g}")
+    marks = {name: value for name, value in quantiles(values).items() if value and name in SHOWN_QUANTILES}
+    for (name, value), style in zip(marks.items(), ("-", "--", ":"), strict=False):
+        axes.axvline(value, color="black", linewidth=1.2, linestyle=style, label=f"{name} {value:.3g}")
     axes.set_title(f"{len(values)} {counted}", loc="left", fontsize="medium")
     # Beside the title, where there is no bar.
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.99), ncols=2, frameon=False, borderaxespad=0.0)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.99), ncols=3, frameon=False, borderaxespad=0.0)
     if axes.get_xscale() == "log":
         plain_ticks(axes.xaxis)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
