@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(Exception):
@@ -11,6 +12,22 @@ class InputError(Exception):
 
     The console command prints the line and exits with code 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message; its type's name if there is none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def reading(what: str, remedy: str = "it is damaged, copy it again") -> Iterator[None]:
+    """Turns whatever reading raises, other than ``InputError``, into one that names ``what`` and a remedy."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} can't be read ({first_line(error)}): {remedy}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

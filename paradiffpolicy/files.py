@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from .errors import InputError
+
+UNFINISHED = ".unfinished-"
+"""Begins the names of hidden folders in which files are made."""
 
 
 class Closing:
@@ -28,20 +33,26 @@ class Closing:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` on a temporary sibling of ``path`` and moves the result over ``path``.
-
-    The suffix is kept, since many writers choose their format by it.  A crash, or an exception
-    from ``write``, leaves whatever was at ``path``.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    """Calls ``write`` on a temporary file of the same name and moves the result over ``path``.  A crash, or
+    an exception from ``write``, leaves whatever was at ``path``."""
+    with _unfinished(path) as temporary:
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def write_new(path: Path, write: Callable[[Path], object]) -> None:
+    """As ``write_atomically``, but ``write`` may also make a folder.
+
+    Raises:
+        InputError: something is at ``path``.
+    """
+    require_absent(path)
+    with _unfinished(path) as temporary:
+        write(temporary)
+        _flush(temporary)
+        require_absent(path)  # nobody else made it meanwhile
+        temporary.rename(path)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -59,21 +70,10 @@ def plain_json(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` on a temporary sibling of ``path``, where it makes a folder, and renames that.
-
-    Raises:
-        InputError: something is at ``path``.
-    """
-    if path.exists():
+def require_absent(path: Path) -> None:
+    """Raises ``InputError`` where something is at ``path``."""
+    if os.path.lexists(path):
         raise InputError(f"{path} exists: choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def require_writable(**paths: Path) -> None:
@@ -86,3 +86,69 @@ def require_writable(**paths: Path) -> None:
                 pass
         except OSError as error:
             raise InputError(f"{name}={path} can't be written ({error.strerror}): name another place")
+
+
+def lock(folder: Path) -> int | None:
+    """Locks a folder until the file descriptor that it returns is closed, or this process ends; ``None`` if
+    it is locked, by this process or another.
+
+    Raises:
+        OSError: there is no such folder, or its file system has no locks.
+    """
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        if not isinstance(error, BlockingIOError):
+            raise
+        return None
+    return file
+
+
+@contextlib.contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """Yields a path of the same name in a new hidden folder beside ``path``, which is removed at the end.
+
+    The folder is locked meanwhile: those that aren't were left by killed writers, and are removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            held = lock(left)
+            if held is not None:
+                _remove(left, held)
+    folder, held = _new_folder(path.parent)
+    try:
+        yield folder / path.name
+    finally:
+        _remove(folder, held)
+
+
+def _new_folder(parent: Path) -> tuple[Path, int | None]:
+    """A new hidden folder and its lock, ``None`` where the file system has none."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+        try:
+            held = lock(folder)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return folder, None
+        # Before it was locked, another writer may have taken it for a killed one's.
+        if held is not None and folder.exists():
+            return folder, held
+        _remove(folder, held)
+
+
+def _remove(folder: Path, held: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if held is not None:
+        os.close(held)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file is on the disk."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

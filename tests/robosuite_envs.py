@@ -4,6 +4,7 @@ before (``test_stepping`` shows it)."""
 from __future__ import annotations
 
 import functools
+import gc
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from paradiffpolicy.envs.robosuite.env import RobosuiteEnv
 @functools.cache
 def shared_env(task: str, action_type: str = "absolute") -> RobosuiteEnv:
     """The session's environment; reset it before use, and leave it open."""
+    gc.freeze()  # robosuite collects garbage in every reset: not among what the session has imported
     return RobosuiteEnv(task, action_type)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -84,22 +83,6 @@ def stored(columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {name: v if name in DOUBLE else v.astype("float32") for name, v in columns.items()}
 
 
-def environment_attributes(make_env: MakeEnv) -> dict[str, Any]:
-    """A description of the environment, from which a dataset's episodes can be replayed, if it has one."""
-    env = make_env()
-    try:
-        described = getattr(env.unwrapped, "env_args", None)
-        return {} if described is None else {"env_args": described}
-    finally:
-        env.close()
-
-
-def scene_model(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
-    """The model of an episode's objects, whose sizes may have been drawn: replaying it needs that."""
-    simulation = getattr(env.unwrapped, "simulation", None)
-    return {} if simulation is None else {"model": simulation.model}
-
-
 def collect_demonstrations(
     path: Path,
     make_env: MakeEnv,
@@ -121,10 +104,14 @@ def collect_demonstrations(
     Raises:
         InputError: it fails more often than it succeeds.
     """
-    attributes = {} if path.exists() else environment_attributes(make_env)
+    attributes = {}
+    if not path.exists():
+        with contextlib.closing(make_env()) as env:
+            described = getattr(env.unwrapped, "env_args", None)
+            attributes = {} if described is None else {"env_args": described}
     made = Collection(path, record, attributes)
     first = made.next_seed(first_seed)
-    episodes = demonstrations(make_env, expert, first, max_steps, record, scene_model, workers)
+    episodes = demonstrations(make_env, expert, first, max_steps, record, workers)
     with progress("demonstrations", n_episodes, "episode") as bar, contextlib.closing(episodes):
         for episode in episodes:
             made.add(episode, episode.success, "rewards")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+import contextlib
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -36,31 +37,23 @@ class Demonstrator(Protocol):
         ...
 
 
-Describe = Callable[[gymnasium.Env[Any, Any]], Mapping[str, str]]
-"""Texts about an episode that has begun, by name."""
-
-
-def no_texts(_: gymnasium.Env[Any, Any]) -> dict[str, str]:
-    """Describes nothing."""
-    return {}
-
-
 def demonstrate(
     env: gymnasium.Env[Any, Any],
     demonstrator: Demonstrator,
     seed: int,
     max_steps: int,
     record: Sequence[str],
-    describe: Describe = no_texts,
 ) -> Episode:
     """Demonstrates one episode; successful if the task was done, and stayed so for ``HELD`` steps.
 
     Args:
         record: fields of the environment's info to keep.
-        describe: gives texts to keep.
     """
     _, info = env.reset(seed=seed)
-    episode = Episode(seed, texts={**describe(env), "seed": str(seed)})
+    episode = Episode(seed, texts={"seed": str(seed)})
+    simulation = getattr(env.unwrapped, "simulation", None)
+    if simulation is not None:  # objects' sizes may have been drawn: replaying needs the model
+        episode.texts["model"] = simulation.model
     info = demonstrator.begin(env, info, np.random.default_rng((seed, 1)))  # the environment drew from (seed)
     done = 0
     for _ in range(max_steps):
@@ -84,16 +77,11 @@ class Demonstrating:
     demonstrator: Demonstrator
     max_steps: int
     record: Sequence[str]
-    describe: Describe = no_texts
 
     def all(self, seeds: Sequence[int]) -> list[Episode]:
         """An episode per seed."""
-        env = self.make_env()
-        try:
-            common = (self.max_steps, self.record, self.describe)
-            return [demonstrate(env, self.demonstrator, seed, *common) for seed in seeds]
-        finally:
-            env.close()
+        with contextlib.closing(self.make_env()) as env:
+            return [demonstrate(env, self.demonstrator, seed, self.max_steps, self.record) for seed in seeds]
 
     def close(self) -> None:
         """Does nothing: environments are closed already."""
@@ -105,14 +93,13 @@ def demonstrations(
     first_seed: int,
     max_steps: int,
     record: Sequence[str],
-    describe: Describe,
     workers: int,
 ) -> Generator[Episode, None, None]:
     """Yields episodes of one seed after the other, without an end; ``workers`` processes work ahead.
 
-    The episodes don't depend on their number.  ``make_env``, ``demonstrator`` and ``describe`` are pickled.
+    The episodes don't depend on their number.  ``make_env`` and ``demonstrator`` are pickled.
     """
-    make = partial(Demonstrating, make_env, demonstrator, max_steps, record, describe)
+    make = partial(Demonstrating, make_env, demonstrator, max_steps, record)
     remotes: list[RemoteObject] = []
     try:
         for k in range(workers):

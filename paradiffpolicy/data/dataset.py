@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..task import ObservationField, contract_size
+from ..task import ObservationField
 from .replay_buffer import ReplayBuffer
 
 
@@ -49,23 +49,6 @@ def recorded_fields(
                 f"the task's observation:{since}"
             )
     return tuple(replace(field, shape=buffer.shape(field.key)) for field in fields)
-
-
-def observation_size(buffer: ReplayBuffer, fields: Sequence[ObservationField]) -> int:
-    """O, the numbers in the observation vector; raises as ``recorded_fields``."""
-    return contract_size(recorded_fields(buffer, fields)) or 0
-
-
-def action_size(buffer: ReplayBuffer) -> int:
-    """A, the numbers in an action.
-
-    Raises:
-        InputError: the store has no actions, or they aren't vectors.
-    """
-    shape = buffer.shape("action")
-    if len(shape) != 1:
-        raise InputError(f"{buffer.name}: data/action is {shape} per step, it must be a vector")
-    return shape[0]
 
 
 def observation_matrix(buffer: ReplayBuffer, fields: Sequence[ObservationField]) -> NDArray[np.float32]:
@@ -116,10 +99,14 @@ class WindowDataset:
         """Cuts all windows.
 
         Raises:
-            InputError: the store has no episodes, no windows, or no readable field of that name.
+            InputError: the store has no episodes, no windows, no readable field of that name, or actions
+                that aren't vectors.
         """
         fields = recorded_fields(buffer, fields)
-        action_size(buffer)
+        if len(buffer.shape("action")) != 1:
+            raise InputError(
+                f"{buffer.name}: data/action is {buffer.shape('action')} per step, it must be a vector"
+            )
         steps = window_steps(buffer.episode_ends, horizon, n_obs_steps - 1, n_action_steps - 1)
         if not len(steps):
             raise InputError(

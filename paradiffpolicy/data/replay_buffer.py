@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ import zarr
 import zarr.storage
 from numpy.typing import NDArray
 
-from ..errors import InputError, nearest
+from ..errors import InputError, first_line, nearest, reading
 
 CHUNK_BYTES = 2**20
+ENDS_PER_CHUNK = 4096
 
 Augment = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 """Makes another valid episode of an episode: same fields, same dtypes."""
@@ -50,7 +52,7 @@ class ReplayBuffer:
     def __init__(self, group: zarr.Group, name: str) -> None:
         self._group = group
         self.name = name
-        self.episode_ends = _checked_episode_ends(group, name)
+        self.episode_ends = _episode_ends(group, name)
 
     @staticmethod
     def open(path: str | Path, mode: str = "r") -> ReplayBuffer:
@@ -66,12 +68,13 @@ class ReplayBuffer:
                 "dataset=PATH, or record one with 'paradiffpolicy collect'"
             )
         try:
-            group = zarr.open_group(path, mode=mode)  # type: ignore[arg-type]
+            return ReplayBuffer(zarr.open_group(path, mode=mode), str(path))  # type: ignore[arg-type]
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(
                 f"{path} is not a zarr group ({first_line(error)}): name the .zarr folder itself"
             )
-        return ReplayBuffer(group, str(path))
 
     @staticmethod
     def create(
@@ -91,8 +94,7 @@ class ReplayBuffer:
             raise InputError(f"{store} exists: choose another path, or append to it")
         group = zarr.open_group(store, mode="w-", zarr_format=3, attributes=_as_json(attributes))
         group.create_group("data")
-        meta = group.create_group("meta")
-        meta.create_array("episode_ends", shape=(0,), chunks=(4096,), dtype="int64", fill_value=0)
+        _write(group.create_group("meta"), "episode_ends", 0, np.array([], dtype=np.int64))
         return ReplayBuffer(group, name or str(store))
 
     @property
@@ -125,18 +127,13 @@ class ReplayBuffer:
         if name not in self.texts:
             raise InputError(f"{self.name} has no meta/{name}{nearest(name, self.texts)}")
         meta: Any = self._group["meta"]
-        try:
+        with reading(f"{self.name}: meta/{name}"):
             ends = np.asarray(meta[f"{name}_ends"][max(0, index - 1) : index + 1])
             start = int(ends[0]) if index else 0
             content = np.asarray(meta[name][start : int(ends[-1])])
             if len(content) != ends[-1] - start:
                 raise ValueError("it is shorter than its ends say")
             return content.tobytes().decode()
-        except Exception as error:
-            raise InputError(
-                f"{self.name}: meta/{name} can't be read ({first_line(error)}): the store is damaged, "
-                "copy it again"
-            )
 
     @property
     def fields(self) -> list[str]:
@@ -164,14 +161,9 @@ class ReplayBuffer:
                 f"{self.n_steps}: the store is truncated, copy it again"
             )
         stop = self.n_steps if stop is None else min(stop, self.n_steps)
-        try:
-            values = np.asarray(array[start:stop])
-        except Exception as error:
-            raise InputError(
-                f"{self.name}: data/{field} can't be read ({first_line(error)}): the store is damaged, "
-                "copy it again"
-            )
         where = f"{self.name}: data/{field}"
+        with reading(where):
+            values = np.asarray(array[start:stop])
         require_finite(values, where, "remove that episode or repair the value", start)
         return values
 
@@ -192,22 +184,16 @@ class ReplayBuffer:
         self.check(episode)
         if self.n_episodes and set(texts) != set(self.texts):
             raise InputError(f"{self.name} has texts {self.texts}, the episode has {sorted(texts)}")
-        data, start = self._data(), self.n_steps
-        end = start + len(next(iter(episode.values())))
+        meta: Any = self._group["meta"]
         for field, values in episode.items():
-            if field not in data:
-                row_bytes = max(1, values[0].nbytes)
-                chunks = (max(1, CHUNK_BYTES // row_bytes), *values.shape[1:])
-                data.create_array(field, shape=(0, *values.shape[1:]), chunks=chunks, dtype=values.dtype)
-        for field, values in episode.items():
-            array = data[field]
-            array.resize((end, *array.shape[1:]))
-            array[start:end] = values
+            _write(self._data(), field, self.n_steps, values)
         for name, text in texts.items():
-            self._append_text(name, text)
-        ends: Any = self._group["meta/episode_ends"]
-        ends.resize((self.n_episodes + 1,))
-        ends[self.n_episodes] = end
+            start = int(meta[f"{name}_ends"][self.n_episodes - 1]) if self.n_episodes else 0
+            content = np.frombuffer(text.encode(), dtype=np.uint8)
+            _write(meta, name, start, content)
+            _write(meta, f"{name}_ends", self.n_episodes, np.array([start + len(content)]))
+        end = np.array([self.n_steps + len(next(iter(episode.values())))])
+        _write(meta, "episode_ends", self.n_episodes, end)
         self.episode_ends = np.append(self.episode_ends, end)
 
     def check(self, episode: Mapping[str, NDArray[Any]]) -> None:
@@ -236,20 +222,6 @@ class ReplayBuffer:
             digest.update(np.ascontiguousarray(self.read(field)).tobytes())
         return digest.hexdigest()
 
-    def _append_text(self, name: str, text: str) -> None:
-        meta: Any = self._group["meta"]
-        content = np.frombuffer(text.encode(), dtype=np.uint8)
-        if name not in meta:
-            meta.create_array(name, shape=(0,), chunks=(CHUNK_BYTES,), dtype="uint8")
-        if f"{name}_ends" not in meta:
-            meta.create_array(f"{name}_ends", shape=(0,), chunks=(4096,), dtype="int64", fill_value=0)
-        ends = meta[f"{name}_ends"]
-        start = int(ends[self.n_episodes - 1]) if self.n_episodes else 0
-        meta[name].resize((start + len(content),))
-        meta[name][start:] = content
-        ends.resize((self.n_episodes + 1,))
-        ends[self.n_episodes] = start + len(content)
-
     def _array(self, field: str) -> Any:
         if field not in self.fields:
             raise InputError(f"{self.name} has no data/{field}{nearest(field, self.fields)}")
@@ -269,21 +241,28 @@ def augmented(buffer: ReplayBuffer, augment: Augment, fields: Collection[str]) -
     return both
 
 
-def _checked_episode_ends(group: zarr.Group, name: str) -> NDArray[np.int64]:
-    try:
+def _write(group: Any, name: str, start: int, values: NDArray[Any]) -> None:
+    """Writes values from index ``start`` on, where the array then ends; makes the array if there is none."""
+    shape = values.shape[1:]
+    if name not in group:
+        row_bytes = max(1, values.dtype.itemsize * math.prod(shape))
+        rows = ENDS_PER_CHUNK if name.endswith("_ends") else max(1, CHUNK_BYTES // row_bytes)
+        group.create_array(name, shape=(0, *shape), chunks=(rows, *shape), dtype=values.dtype)
+    array = group[name]
+    array.resize((start + len(values), *shape))
+    array[start:] = values
+
+
+def _episode_ends(group: zarr.Group, name: str) -> NDArray[np.int64]:
+    with reading(f"{name}: meta/episode_ends"):
         if "meta/episode_ends" not in group or "data" not in group:
             raise InputError(f"{name} has no data/ and meta/episode_ends: it isn't a diffusion_policy store")
         stored: Any = group["meta/episode_ends"]
         ends = np.asarray(stored[:], dtype=np.int64)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{name}: meta/episode_ends can't be read ({first_line(error)}): copy the store again"
-        )
     ends = np.trim_zeros(ends, "b")  # an append that was interrupted before its end was written
-    if (np.diff(ends, prepend=0) <= 0).any():
-        bad = int(np.argmax(np.diff(ends, prepend=0) <= 0))
+    rises = np.diff(ends, prepend=0) > 0
+    if not rises.all():
+        bad = int(np.argmin(rises))
         raise InputError(
             f"{name}: meta/episode_ends must rise, but entry {bad} is {ends[bad]}: rebuild the store"
         )
@@ -305,8 +284,3 @@ def require_finite(values: NDArray[Any], where: str, remedy: str, first_step: in
         if not finite.all():
             step = first_step + int(np.argmin(finite))
             raise InputError(f"{where} has NaN or infinity at step {step}: {remedy}")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's message; its type's name if there is none."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from ..control.controller import ticks_per_step
 from ..control.record import FAULTS, Fault, Tick
-from ..errors import InputError, require_count
+from ..errors import InputError, first_line, require_count
 from ..files import Closing
 from ..planning.request import PlanReply
 from ..types import PolicySpec
@@ -80,7 +80,7 @@ def to_file(path: Path) -> Sink:
             path.parent.mkdir(parents=True, exist_ok=True)
             stream.save(path, default_blueprint=blueprint)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"view={path} can't be written ({_first_line(error)})")
+            raise InputError(f"view={path} can't be written ({first_line(error)})")
 
     return connect
 
@@ -90,7 +90,7 @@ def to_viewer(stream: Any, blueprint: Any) -> None:
     try:
         stream.spawn(default_blueprint=blueprint)
     except RuntimeError as error:
-        raise InputError(f"the viewer doesn't open ({_first_line(error)}): save with view=PATH.rrd")
+        raise InputError(f"the viewer doesn't open ({first_line(error)}): save with view=PATH.rrd")
 
 
 def to_url(url: str) -> Sink:
@@ -100,13 +100,9 @@ def to_url(url: str) -> Sink:
         try:
             stream.connect_grpc(url, default_blueprint=blueprint)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"view={url}: {_first_line(error)}")
+            raise InputError(f"view={url}: {first_line(error)}")
 
     return connect
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class RerunView(Closing):
@@ -286,6 +282,6 @@ class RerunView(Closing):
         try:
             self._stream.flush(timeout_sec=CLOSING_SECONDS)
         except (RuntimeError, ValueError) as error:
-            log.warning("the viewer doesn't answer (%s): it misses the end of the run", _first_line(error))
+            log.warning("the viewer doesn't answer (%s): it misses the end of the run", first_line(error))
         self._stream.disconnect()
         self._stream = None

@@ -37,7 +37,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class EnvArgs:
-    """A parsed ``env_args``.
+    """A parsed ``env_args``; all but ``parse`` raise ``InputError`` where a controller is unknown.
 
     Attributes:
         env_name: robosuite's name, as ``NutAssemblySquare``.
@@ -105,20 +105,12 @@ class EnvArgs:
 
     @property
     def controllers(self) -> list[Settings]:
-        """The settings of every arm's controller; empty where the file leaves them to robosuite.
-
-        Raises:
-            InputError: a controller is unknown.
-        """
+        """The settings of every arm's controller; empty where the file leaves them to robosuite."""
         return [part for config in self._configs() for part in self._arms(config)]
 
     @property
     def kind(self) -> str | None:
-        """``absolute`` or ``delta``: the kind of actions of the arms' controllers; ``None``: not known.
-
-        Raises:
-            InputError: a controller is unknown.
-        """
+        """``absolute`` or ``delta``: the kind of actions of the arms' controllers; ``None``: not known."""
         if not self.is_robosuite:
             return None
         kinds = {_kind(part) for part in self.controllers}
@@ -128,11 +120,7 @@ class EnvArgs:
 
     @property
     def action_dim(self) -> int | None:
-        """Numbers that an action must have, if the description determines it.
-
-        Raises:
-            InputError: a controller is unknown.
-        """
+        """Numbers that an action must have, if the description determines it."""
         kwargs = self.env_kwargs
         plain_hands = kwargs.get("gripper_types", "default") in ("default", None)
         if not self.is_robosuite or not plain_hands or set(self.robots) - set(ONE_COMMAND_GRIPPERS):
@@ -176,7 +164,7 @@ class EnvArgs:
         pictures; and notes for the user.
 
         Raises:
-            InputError: it isn't a robosuite environment, or a controller is unknown.
+            InputError: it isn't a robosuite environment.
         """
         if not self.is_robosuite:
             raise InputError(
@@ -190,12 +178,10 @@ class EnvArgs:
         configs = copy.deepcopy(self._configs())
         translated = [self._translated(config) for config in configs]
         if old:
-            kinds = " and ".join(
-                sorted({_kind(part) for config in translated for part in self._arms(config)})
-            )
+            kinds = sorted({_kind(part) for config in translated for part in self._arms(config)})
             notes.append(
                 f"{self.where}: controller_configs with control_delta are an older robosuite's, 1.5 ignores "
-                f"it; taken as input_type={kinds} in the world's frame"
+                f"it; taken as input_type={' and '.join(kinds)} in the world's frame"
             )
         if translated:
             kwargs["controller_configs"] = translated[0] if len(translated) == 1 else translated
@@ -209,9 +195,8 @@ class EnvArgs:
         """A description by topic, for a table."""
         rows = {"environment": self.env_name}
         if self.is_robosuite:
-            rows["robosuite"] = self.env_version or (
-                "before 1.5" if self.is_before_1_5 else "version unknown"
-            )
+            unknown = "before 1.5" if self.is_before_1_5 else "version unknown"
+            rows["robosuite"] = self.env_version or unknown
             rows["robots"] = ", ".join(self.robots) or "unknown"
             rows["controller"] = ", ".join(
                 f"{part['type']}, {_kind(part)}, {self._frame(part)} frame" for part in self.controllers
@@ -223,13 +208,11 @@ class EnvArgs:
     def _configs(self) -> list[Settings]:
         """Controller settings, one per robot, or one for all."""
         configs = self.env_kwargs.get("controller_configs")
-        if configs is None:
-            return []
-        configs = configs if isinstance(configs, list) else [configs]
+        configs = [c for c in (configs if isinstance(configs, list) else [configs]) if c is not None]
         for config in configs:
-            if config is not None and not isinstance(config, dict):
+            if not isinstance(config, dict):
                 raise InputError(f"{self.where}: controller_configs must be settings, not {config!r}")
-        return [config for config in configs if config is not None]
+        return configs
 
     def _arms(self, config: Settings) -> Iterator[Settings]:
         """The arms' part of a robot's configuration."""

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError, nearest
-from ...files import write_atomically
-from ..replay_buffer import first_line, require_finite
+from ...errors import InputError, first_line, nearest, reading
+from ...files import write_new
+from ..replay_buffer import require_finite
 from .demonstration import Demonstration, check_poses
 from .env_args import EnvArgs
 
@@ -59,7 +58,7 @@ class RobomimicFile:
                 raise InputError(f"{path} is cut short ({path.stat().st_size} bytes are left): copy it again")
             raise InputError(f"{path} is not an HDF5 file, or damaged ({first_line(error)}): copy it again")
         try:
-            with self._reading("the file"):
+            with reading(f"{path}: the file"):
                 data = self._file.get("data")
                 if not isinstance(data, h5py.Group):
                     raise InputError(f"{path} has no group data: it isn't a robomimic dataset")
@@ -90,7 +89,7 @@ class RobomimicFile:
             if isinstance(item, h5py.Dataset):
                 found[name] = (item.shape, str(item.dtype))
 
-        with self._reading(demo):
+        with reading(f"{self.name}: {demo}"):
             self._group(demo).visititems(visit)
         return found
 
@@ -102,7 +101,7 @@ class RobomimicFile:
         """
         dataset = self._dataset(demo, field)
         where = f"{self.name}: {demo}/{field}"
-        with self._reading(f"{demo}/{field}"):
+        with reading(where):
             values = np.asarray(dataset[()])
         if values.dtype.kind not in "biuf" or not values.ndim:
             raise InputError(f"{where} holds {values.dtype} {values.shape}, not numbers per step")
@@ -116,14 +115,13 @@ class RobomimicFile:
 
     def read(self, demo: str, keys: Sequence[str] | None = None) -> Demonstration:
         """See ``Source.read``."""
-        group = self._group(demo)
-        with self._reading(demo):
+        group, where = self._group(demo), f"{self.name}: {demo}"
+        with reading(where):
             known = sorted(group.get("obs", ()))
             has = set(group)
             model = group.attrs.get("model_file")
             stated = int(group.attrs.get("num_samples", self.length(demo)))
         actions = self.values(demo, "actions")
-        where = f"{self.name}: {demo}"
         if actions.ndim != 2 or not actions.size:
             raise InputError(f"{where}/actions is {actions.shape}: it must be steps x numbers, both above 0")
         if stated != len(actions):
@@ -178,26 +176,16 @@ class RobomimicFile:
     def _group(self, demo: str) -> h5py.Group:
         if demo not in self.demos:
             raise InputError(f"{self.name} has no {demo}{nearest(demo, self.demos)}")
-        with self._reading(demo):
+        with reading(f"{self.name}: {demo}"):
             return self._file["data"][demo]
 
     def _dataset(self, demo: str, field: str) -> h5py.Dataset:
         group = self._group(demo)
-        with self._reading(f"{demo}/{field}"):
+        with reading(f"{self.name}: {demo}/{field}"):
             found = group.get(field)
             if not isinstance(found, h5py.Dataset):
                 raise InputError(f"{self.name}: {demo} has no {field}{nearest(field, list(group))}")
             return found
-
-    @contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
-        """Turns h5py's errors on damaged files into one line."""
-        try:
-            yield
-        except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{self.name}: {what} can't be read ({first_line(error)}): it is damaged, copy it again"
-            )
 
 
 def write_robomimic(
@@ -214,9 +202,6 @@ def write_robomimic(
     Raises:
         InputError: the path exists, or a demonstration can't be read.
     """
-    path = Path(path)
-    if path.exists():
-        raise InputError(f"{path} exists: choose another path")
 
     def write(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:
@@ -230,7 +215,7 @@ def write_robomimic(
             for name, names in masks.items():
                 file.create_dataset(f"mask/{name}", data=np.array(names, dtype="S"))
 
-    write_atomically(path, write)
+    write_new(Path(path), write)
 
 
 def _write_demo(group: h5py.Group, demo: Demonstration) -> None:

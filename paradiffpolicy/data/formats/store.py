@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, nearest
-from ...files import write_folder_atomically
+from ...files import write_new
 from ..replay_buffer import ReplayBuffer
 from .demonstration import Demonstration
 from .env_args import EnvArgs
@@ -118,4 +118,4 @@ def write_store(
             except InputError as error:
                 raise InputError(f"{demo.name} isn't like those before it: {error}")
 
-    write_folder_atomically(Path(path), write)
+    write_new(Path(path), write)
