@@ -39,11 +39,6 @@ class History:
         place = tick % self._length
         self._kept[place] = self._kept[place + self._length] = observation
 
-    def repeat(self, tick: int) -> None:
-        """The last observation stands for ``tick``'s too; nothing before there is one."""
-        if self._tick is not None:
-            self.push(self._kept[self._tick % self._length].copy(), tick)
-
     def window(self) -> NDArray[Any]:
         """``[To, O]``, oldest first."""
         assert self._tick is not None

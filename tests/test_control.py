@@ -752,21 +752,21 @@ def test_the_real_clock_does_not_go_back_and_wakes_late_at_most():
 @given(
     st.integers(1, 4),
     st.integers(1, 5),
-    st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=30),
+    st.lists(st.integers(1, 9), min_size=1, max_size=30),
 )
+@settings(max_examples=40)
 def test_history_is_what_a_list_of_all_observations_says(n, stride, steps):
     """Against the plain form: every tick's observation, gaps filled with the one before."""
     history, seen, tick, value = History(n, stride), {}, 5, 0.0
-    for jump, repeated in steps:
+    for jump in steps:
         value += 1
         if not seen:
             history.push(np.array([value]), tick)
         else:
             for gap in range(tick + 1, tick + jump):
                 seen[gap] = seen[tick]
-            value = seen[tick] if repeated else value
             tick += jump
-            history.repeat(tick) if repeated else history.push(np.array([value]), tick)
+            history.push(np.array([value]), tick)
         seen[tick] = value
         first = min(seen)
         wanted = [seen.get(max(tick - back * stride, first)) for back in range(n - 1, -1, -1)]
@@ -775,8 +775,6 @@ def test_history_is_what_a_list_of_all_observations_says(n, stride, steps):
 
 def test_history_repeats_the_first_observation():
     history = History(3)
-    assert history.empty
-    history.repeat(4)
     assert history.empty
     history.push(np.array([1.0]))
     assert history.window().tolist() == [[1], [1], [1]]

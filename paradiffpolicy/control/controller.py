@@ -17,7 +17,6 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -66,19 +65,6 @@ def ticks_per_step(rate_hz: float, policy_hz: float) -> int:
     return stride
 
 
-def noise_generator(given: int | torch.Generator) -> torch.Generator:
-    """The generator, or one that is seeded with the number.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if isinstance(given, torch.Generator):
-        return given
-    if isinstance(given, bool) or not isinstance(given, int):
-        raise InputError(f"generator={given!r} must be a torch.Generator, or its seed: a whole number")
-    return torch.Generator().manual_seed(given)
-
-
 class Controller:
     """Acts on plans that are made beside it.
 
@@ -114,6 +100,7 @@ class Controller:
     Attributes:
         spec: of the policy.
         record: the ticks and plans since the last reset.
+        latest: the last ``Tick``; None before there was one.
         started: whether it was started, and not stopped since then.
 
     Raises:
@@ -147,6 +134,10 @@ class Controller:
         require_count(capacity=capacity)
         if not callable(fallback):
             raise InputError(f"{fallback=} must be a function of the last action and the faults")
+        if isinstance(generator, int) and not isinstance(generator, bool):
+            generator = torch.Generator().manual_seed(generator)
+        if not isinstance(generator, torch.Generator):
+            raise InputError(f"{generator=} must be a torch.Generator, or its seed: a whole number")
         if max_observation_age is None:
             max_observation_age = spec.n_action_steps / policy_hz
         self._watchdog = Watchdog(
@@ -157,9 +148,8 @@ class Controller:
             planner_timeout=planner_timeout,
         )
         self.spec, self.rate_hz, self.clock = spec, rate_hz, clock or MonotonicClock()
-        self._period = 1.0 / rate_hz
         self._stride, self._ask_every = stride, max(1, replan_every * stride)
-        self._planner = PLANNERS.resolve(planner)(policy, noise_generator(generator), self.clock)
+        self._planner = PLANNERS.resolve(planner)(policy, generator, self.clock)
         self._blender = BLENDINGS.resolve(blending)(Grid(spec, stride))
         self._history = History(spec.n_obs_steps, stride)
         self._fallback, self._capacity = fallback, capacity
@@ -174,8 +164,6 @@ class Controller:
         parts = f"{type(self._planner).__name__}, {type(self._blender).__name__}"
         state = f"started, {self.record.n_ticks} ticks" if self.started else "not started"
         return f"<Controller of {self.spec.task!r} at {self.rate_hz:g} Hz: {parts}; {state}>"
-
-    # ------------------------------------------------------------------------------ beginning, ending
 
     def start(self) -> Controller:
         """Starts the planner and waits until it is ready to plan, which may take seconds; returns itself."""
@@ -217,12 +205,7 @@ class Controller:
     def __enter__(self) -> Controller:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def reset(self, origin: float | None = None) -> None:
@@ -238,19 +221,11 @@ class Controller:
             self._blender.clear()
             self._watchdog.reset()
             self._index, self._ticked, self._due = 0, -1, 0
+            self._had_plan, self._faults = False, Fault.NONE
             self._last: NDArray[np.float64] | None = None
-            self._had_plan = False
             self._sensed: tuple[float, NDArray[Any] | None, Fault] = (math.nan, None, Fault.NONE)
-            self._faults = Fault.NONE
-            self._noted: tuple[Any, ...] | None = None
+            self.latest: Any = None
             self.record = Record(self.spec.action_dim, self._capacity)
-
-    @property
-    def latest(self) -> Tick | None:
-        """The last tick; None before there was one."""
-        return None if self._noted is None else Tick(*self._noted)
-
-    # -------------------------------------------------------------------------------------- each tick
 
     def tick(self, observation: NDArray[Any] | None, index: int | None = None) -> NDArray[np.float64] | None:
         """Takes an observation, and gives the action for now.
@@ -280,11 +255,9 @@ class Controller:
             index = self._index_at(now, early=0.5)
         self._index = max(self._index, index)
         observation, faults = self._watchdog.check_observation(observation, now)
-        if faults or observation is None:
-            self._history.repeat(self._index)
-        else:
+        if observation is not None and not faults:
             self._history.push(observation, self._index)
-        if not self._watchdog.is_fresh(now):
+        elif not self._watchdog.is_fresh(now):
             faults |= Fault.OBSERVATION_STALE
         self._sensed = now, observation, faults
         # A request that still waits for the planner is renewed: the newest observation counts.
@@ -309,18 +282,17 @@ class Controller:
     def act(self) -> NDArray[np.float64] | None:
         """The second half: takes plans that have arrived, and decides.  Returns as ``tick`` does."""
         started, observation, faults = self._sensed
+        assert self._origin is not None
         now = self.clock.now()
         # A plan that was computed within this tick may have taken it into a later one.
         index = self._index_at(now)
-        found = self._take_plan(index, now)
-        if found:
-            faults |= found
+        faults |= self._take_plan(index, now)
         step, age = -1, math.nan
         if self._watchdog.is_fresh(now):
             step, plan = self._blender.act(index, self._action), self._blender.plan
             if step >= 0 and plan is not None:
                 age = now - plan.asked
-                step = step if self._watchdog.is_recent(age) else -1
+                step = step if age <= self._watchdog.max_plan_age else -1
             if step < 0 and self._had_plan:
                 faults |= Fault.PLAN_LATE
             elif step >= 0 and not self._watchdog.is_within(self._action.tolist()):
@@ -329,7 +301,21 @@ class Controller:
         action = self._fallback(self._last, faults) if fallback_active else self._action.copy()
         if not fallback_active:
             self._last = action
-        self._note(started, observation, action, step, age, faults, fallback_active)
+        deadline = self._origin + self._index / self.rate_hz
+        missed = self._index - self._ticked - 1
+        times = self._index, deadline, started, self.clock.now(), missed
+        plan = self._blender.plan
+        self.latest = Tick(*times, observation, action, plan, step, age, faults, fallback_active)
+        self.record.add_tick(
+            *times,
+            -1 if plan is None else plan.tick,
+            *(step, age, int(faults), fallback_active, math.nan if action is None else action),
+        )
+        self._ticked = self._index
+        if faults is not self._faults:
+            if new := faults & ~self._faults:
+                log.warning("tick %d: %s", self._index, self._in_words(new))
+            self._faults = faults
         return action
 
     def _take_plan(self, index: int, now: float) -> Fault:
@@ -339,11 +325,10 @@ class Controller:
         if reply is not None and reply.session == self._session:
             self._watchdog.answered(now)
             faults = self._watchdog.check_plan(reply)
-            delay = index - reply.tick
-            self._delays.append(delay)
+            self._delays.append(index - reply.tick)
             self.record.add_plan(
                 *(reply.tick, reply.asked, reply.arrived, reply.latency, reply.iterations, reply.residual),
-                *(delay, bool(faults)),
+                *(index - reply.tick, bool(faults)),
             )
             if faults:
                 self._due = 0
@@ -356,35 +341,6 @@ class Controller:
             self._planner.restart()
             self._due = 0
         return faults
-
-    def _note(
-        self,
-        started: float,
-        observation: NDArray[Any] | None,
-        action: NDArray[np.float64] | None,
-        step: int,
-        age: float,
-        faults: Fault,
-        fallback_active: bool,
-    ) -> None:
-        assert self._origin is not None
-        deadline = self._origin + self._index * self._period
-        missed = self._index - self._ticked - 1 if self._ticked >= 0 else self._index
-        plan = self._blender.plan
-        times = self._index, deadline, started, self.clock.now(), missed
-        self.record.add_tick(
-            *times,
-            -1 if plan is None else plan.tick,
-            *(step, age, int(faults), fallback_active),
-            math.nan if action is None else action,
-        )
-        self._noted = (*times, observation, action, plan, step, age, faults, fallback_active)
-        self._ticked = self._index
-        if faults is not self._faults:
-            new = faults & ~self._faults
-            if new:
-                log.warning("tick %d: %s", self._index, self._in_words(new))
-            self._faults = faults
 
     def _in_words(self, faults: Fault) -> str:
         details = self._watchdog.details

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from ..robots.robot import Robot
 from .controller import Controller
@@ -20,26 +21,21 @@ Observer = Callable[[Tick], object]
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class ControlLoop:
     """Runs a controller and a robot at the controller's rate.
 
-    Args:
+    Attributes:
         controller: gives the actions; its clock counts.
         robot: is observed and commanded.
         observers: called with every ``Tick``, after its action was applied.
         scheduling: requests to the operating system while it runs.
     """
 
-    def __init__(
-        self,
-        controller: Controller,
-        robot: Robot,
-        *,
-        observers: Sequence[Observer] = (),
-        scheduling: Scheduling = Scheduling(),  # noqa: B008  frozen
-    ) -> None:
-        self._controller, self._robot = controller, robot
-        self._observers, self._scheduling = observers, scheduling
+    controller: Controller
+    robot: Robot
+    observers: Sequence[Observer] = field(default=(), kw_only=True)
+    scheduling: Scheduling = field(default=Scheduling(), kw_only=True)
 
     def run(self, n_ticks: int, until: Callable[[], bool] = lambda: False) -> Record:
         """Runs for ``n_ticks`` periods, or until ``until`` returns true after one of them; returns
@@ -47,12 +43,11 @@ class ControlLoop:
 
         A controller that isn't started is started, and stopped afterwards.
         """
-        controller, robot, clock = self._controller, self._robot, self._controller.clock
-        own = not controller.started
-        period = 1.0 / controller.rate_hz
+        controller, robot, clock = self.controller, self.robot, self.controller.clock
+        own, period = not controller.started, 1.0 / controller.rate_hz
         controller.start()
         try:
-            with scheduled(self._scheduling) as refused:
+            with scheduled(self.scheduling) as refused:
                 for line in refused:
                     log.warning("scheduling: %s", line)
                 start, index = clock.now(), 0
@@ -60,13 +55,9 @@ class ControlLoop:
                 while index < n_ticks:
                     clock.sleep_until(start + index * period)
                     action = controller.tick(robot.observe(), index)
-                    if action is None:
-                        robot.stop()
-                    else:
-                        robot.apply(action)
-                    if self._observers and (tick := controller.latest):
-                        for observer in self._observers:
-                            observer(tick)
+                    robot.stop() if action is None else robot.apply(action)
+                    for observer in self.observers:
+                        observer(controller.latest)
                     if until():
                         break
                     over = (clock.now() - start) * controller.rate_hz

@@ -87,31 +87,19 @@ class Record:
     """
 
     def __init__(self, action_dim: int, capacity: int) -> None:
-        tick = [
-            *(("index", "i8"), ("deadline", "f8"), ("started", "f8"), ("ended", "f8"), ("missed", "i8")),
-            *(
-                ("plan", "i8"),
-                ("plan_index", "i2"),
-                ("plan_age", "f4"),
-                ("faults", "u2"),
-                ("fallback_active", "?"),
-            ),
-            ("action", "f8", (action_dim,)),
-        ]
-        plan = [
-            *(("tick", "i8"), ("asked", "f8"), ("arrived", "f8"), ("latency", "f8"), ("iterations", "i8")),
-            *(("residual", "f8"), ("delay", "i8"), ("refused", "?")),
-        ]
-        self._ticks, self._plans = np.zeros(capacity, tick), np.zeros(capacity, plan)
+        ticks = "index deadline started ended missed plan plan_index plan_age faults fallback_active action"
+        plans = "tick asked arrived latency iterations residual delay refused"
+        self._ticks = _rows(capacity, ticks, f"i8 f8 f8 f8 i8 i8 i2 f4 u2 ? ({action_dim},)f8")
+        self._plans = _rows(capacity, plans, "i8 f8 f8 f8 i8 f8 i8 ?")
         self.n_ticks = self.n_plans = 0
 
     def add_tick(self, *values: Any) -> None:
-        """The fields of ``ticks``, in their order."""
+        """Adds a row: the fields of ``ticks``, in their order."""
         self._ticks[self.n_ticks % len(self._ticks)] = values
         self.n_ticks += 1
 
     def add_plan(self, *values: Any) -> None:
-        """The fields of ``plans``, in their order."""
+        """Adds a row: the fields of ``plans``, in their order."""
         self._plans[self.n_plans % len(self._plans)] = values
         self.n_plans += 1
 
@@ -148,17 +136,14 @@ class Record:
 
     def joins(self) -> NDArray[np.bool_]:
         """``[n]``: ticks whose action is another plan's than the action before."""
-        ticks = self.ticks
-        acting = (ticks["plan"] >= 0) & ~ticks["fallback_active"]
-        joins = np.zeros(len(ticks), dtype=bool)
-        joins[1:] = acting[1:] & acting[:-1] & (ticks["plan"][1:] != ticks["plan"][:-1])
-        return joins
+        plans, acting = self.ticks["plan"], ~self.ticks["fallback_active"]
+        return np.r_[False, acting[1:] & acting[:-1] & (plans[1:] != plans[:-1])][: len(plans)]
 
     def save(self, path: Path) -> None:
         """Writes ``ticks`` and ``plans`` as an .npz file."""
 
         def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
+            with temporary.open("wb") as file:  # of a path, numpy would change the suffix
                 np.savez_compressed(file, ticks=self.ticks, plans=self.plans)
 
         write_atomically(path, write)
@@ -169,7 +154,9 @@ def total_faults(records: Iterable[Record]) -> dict[str, int]:
     return dict(sum((Counter(record.faults()) for record in records), Counter()))
 
 
+def _rows(capacity: int, names: str, formats: str) -> NDArray[Any]:
+    return np.zeros(capacity, [*zip(names.split(), formats.split(), strict=True)])
+
+
 def _in_order(ring: NDArray[Any], count: int) -> NDArray[Any]:
-    if count <= len(ring):
-        return ring[:count]
-    return np.roll(ring, -(count % len(ring)))
+    return ring[:count] if count <= len(ring) else np.roll(ring, -(count % len(ring)))

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MCL_CURRENT, MCL_FUTURE = 1, 2
 
@@ -40,34 +41,24 @@ class Scheduling:
 def scheduled(requests: Scheduling) -> Iterator[list[str]]:
     """Applies the requests; yields a line for each that is refused.  Afterwards everything is restored,
     except that all memory is unlocked."""
+    cores, priority = requests.cores, requests.priority
+    grants: list[tuple[bool, str, Callable[..., None], tuple[Any, ...]]] = [
+        (requests.freeze_gc, "a frozen garbage collector", _freeze_gc, ()),
+        (requests.awake, "cores that stay awake", _stay_awake, ()),
+        (requests.lock_memory, "locked memory", _lock_memory, ()),
+        (cores is not None, f"cores {cores}", _pin, (cores,)),
+        (priority is not None, f"real-time priority {priority}", _fifo, (priority,)),
+    ]
     refused: list[str] = []
     with contextlib.ExitStack() as stack:
-        for wanted, name, grant in (
-            (requests.freeze_gc, "a frozen garbage collector", lambda: _freeze_gc(stack)),
-            (requests.awake, "cores that stay awake", lambda: _stay_awake(stack)),
-            (requests.lock_memory, "locked memory", lambda: _lock_memory(stack)),
-            (
-                requests.cores is not None,
-                f"cores {requests.cores}",
-                lambda: _pin(stack, requests.cores or ()),
-            ),
-            (
-                requests.priority is not None,
-                f"real-time priority {requests.priority}",
-                lambda: _fifo(stack, requests.priority or 1),
-            ),
-        ):
-            if wanted:
-                _try(name, grant, refused)
+        for wanted, name, grant, options in grants:
+            try:
+                if wanted:
+                    grant(stack, *options)
+            except (OSError, ValueError, AttributeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else f"not on {sys.platform}"
+                refused.append(f"{name}: {reason}; running without")
         yield refused
-
-
-def _try(name: str, grant: Callable[[], None], refused: list[str]) -> None:
-    try:
-        grant()
-    except (OSError, ValueError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not on {sys.platform}"
-        refused.append(f"{name}: {reason}; running without")
 
 
 def _freeze_gc(stack: contextlib.ExitStack) -> None:
@@ -83,7 +74,7 @@ def _freeze_gc(stack: contextlib.ExitStack) -> None:
 def _stay_awake(stack: contextlib.ExitStack) -> None:
     # The request for a wake-up latency of 0 holds for as long as the file is open.
     file = stack.enter_context(Path("/dev/cpu_dma_latency").open("wb", buffering=0))  # noqa: SIM115
-    file.write((0).to_bytes(4, sys.byteorder))
+    file.write(bytes(4))
 
 
 def _lock_memory(stack: contextlib.ExitStack) -> None:

@@ -19,17 +19,11 @@ Limits = tuple[NDArray[Any], NDArray[Any]]
 
 
 class Watchdog:
-    """Checks observations, plans, actions and the planner.
-
-    Args:
-        spec: of the policy.
-        max_observation_age: seconds that a plan is acted on without a good observation.
-        limits: of actions; None: only NaN and infinity are rejected.
-        max_plan_age: seconds since its request after which a plan isn't acted on; None: until it ends.
-        planner_timeout: seconds after which an unanswered request means that the planner hangs.
+    """Checks observations, plans, actions and the planner, with ``Controller``'s settings.
 
     Attributes:
         details: by fault, the numbers of its last occurrence.
+        queued: whether a request was sent while another was unanswered.
 
     Raises:
         InputError: a setting is out of range.
@@ -52,11 +46,11 @@ class Watchdog:
         low, high = (-unlimited, unlimited) if limits is None else map(np.asarray, limits)
         if not low.shape == high.shape == (spec.action_dim,) or not (low <= high).all():
             raise InputError(f"limits must be two arrays [action_dim={spec.action_dim}], low and high")
-        self._low, self._high, self._unlimited = low, high, limits is None
+        self._low, self._high = low, high
         self._bounds = list(zip(low.tolist(), high.tolist(), strict=True))
         self._observed, self._executed_from = (spec.obs_dim,), spec.n_obs_steps - 1
         self._max_observation_age, self._planner_timeout = max_observation_age, planner_timeout
-        self._max_plan_age = math.inf if max_plan_age is None else max_plan_age
+        self.max_plan_age = math.inf if max_plan_age is None else max_plan_age
         self._any_observation = False
         self.details: dict[Fault, str] = {}
         self.reset()
@@ -65,8 +59,6 @@ class Watchdog:
         """Forgets when there was a good observation or an unanswered request."""
         self._seen = self._waiting_since = math.nan
         self.queued = False
-
-    # ------------------------------------------------------------------------------------ observations
 
     def check_observation(self, given: object, now: float) -> tuple[NDArray[np.float64] | None, Fault]:
         """An observation as floats (None: it can't be), and its fault.
@@ -79,11 +71,11 @@ class Watchdog:
         observation: NDArray[np.float64] | None
         try:
             observation = np.asarray(given, dtype=np.float64)
+            got = str(observation.shape)
         except (TypeError, ValueError):
-            observation = None
+            observation, got = None, f"a {type(given).__name__} without numbers"
         first, self._any_observation = not self._any_observation, True
         if observation is None or observation.shape != self._observed:
-            got = f"a {type(given).__name__} without numbers" if observation is None else observation.shape
             detail = f"got {got}, expected {self._observed}"
             if first:
                 raise InputError(f"the first observation has the wrong shape: {detail}")
@@ -98,46 +90,31 @@ class Watchdog:
         """Whether the last good observation is recent enough to act on a plan."""
         return now - self._seen <= self._max_observation_age
 
-    # ------------------------------------------------------------------------------- plans and actions
-
     def check_plan(self, reply: PlanReply) -> Fault:
         """The fault of a plan, from its step for ``reply.tick`` on."""
         actions = reply.actions[self._executed_from :]
-        if reply.fault or not self._plan_within(actions):
+        if reply.fault or not ((actions >= self._low) & (actions <= self._high)).all():
             self.details[Fault.PLAN_REFUSED] = reply.fault or f"made for tick {reply.tick}"
             return Fault.PLAN_REFUSED
         return Fault.NONE
-
-    def _plan_within(self, actions: NDArray[np.float64]) -> bool:
-        if self._unlimited:
-            return bool(np.isfinite(actions).all())
-        return bool((actions >= self._low).all() and (actions <= self._high).all())
-
-    def is_recent(self, plan_age: float) -> bool:
-        """Whether a plan may be acted on, so many seconds after its request."""
-        return plan_age <= self._max_plan_age
 
     def is_within(self, action: list[float]) -> bool:
         """Whether an action is finite and within the limits.  Of a list: faster for a few numbers."""
         return all(low <= value <= high for value, (low, high) in zip(action, self._bounds, strict=True))
 
-    # ------------------------------------------------------------------------------------- the planner
-
-    def asked(self, now: float) -> None:
-        """Notes a request; one that is sent while another is unanswered is queued."""
-        if math.isnan(self._waiting_since):
-            self._waiting_since = now
-        else:
-            self.queued = True
-
-    def answered(self, now: float) -> None:
-        """Notes a reply; the planner begins with the queued request, if there is one, now."""
-        self._waiting_since, self.queued = now if self.queued else math.nan, False
-
     @property
     def waiting(self) -> bool:
         """Whether a request is unanswered."""
         return not math.isnan(self._waiting_since)
+
+    def asked(self, now: float) -> None:
+        """Notes a request."""
+        self.queued = self.waiting
+        self._waiting_since = self._waiting_since if self.waiting else now
+
+    def answered(self, now: float) -> None:
+        """Notes a reply; the planner begins with the queued request, if there is one, now."""
+        self._waiting_since, self.queued = now if self.queued else math.nan, False
 
     def check_planner(self, alive: bool, now: float) -> Fault:
         """Whether the planner is dead or hangs; its unanswered requests are forgotten then."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -78,9 +79,8 @@ class EnvRobot:
         self._begun = self._clock.now()
 
     def _holding(self) -> NDArray[Any]:
-        """The action that stops it."""
-        action = environment.hold_action(self.env) if self._hold is None else np.asarray(self._hold())
-        return self._action if action is None else action
+        action = (self._hold or partial(environment.hold_action, self.env))()
+        return self._action if action is None else np.asarray(action)
 
     def advance(self) -> None:
         """Takes the steps that are over by the clock."""
@@ -152,27 +152,20 @@ def build_env(settings: RobotSettings) -> RobotSetup:
     """The task's environment at the clock's pace."""
     if settings.make_env is None:
         raise InputError("robot=env drives the task's environment, and this task has none")
-    env, size = settings.make_env(settings.rate_hz), settings.picture_size
-    robot = PacedEnvRobot(
-        env,
-        settings.seed,
-        settings.clock,
-        control_hz=settings.rate_hz,
-        success_key=settings.success_key,
-    )
-    space = env.action_space
-    plane = isinstance(space, gymnasium.spaces.Box) and space.shape == (2,)
+    env, rate, size = settings.make_env(settings.rate_hz), settings.rate_hz, settings.picture_size
+    options: dict[str, Any] = {"control_hz": rate, "success_key": settings.success_key}
+    robot = PacedEnvRobot(env, settings.seed, settings.clock, **options)
+    space: Any = env.action_space
 
     def project(actions: Any) -> NDArray[Any]:
         """A plane's position to pixels."""
-        assert isinstance(space, gymnasium.spaces.Box)
         return np.asarray((np.asarray(actions) - space.low) / (space.high - space.low) * size)
 
     return RobotSetup(
         robot,
         fields=lambda: robot.fields(settings.recorded),
         picture=lambda: robot.picture(size),
-        project=project if plane else None,
+        project=project if space.shape == (2,) else None,
         finished=lambda: robot.finished,
         progress=robot.progress,
         outcome=lambda: {"score": robot.score if robot.n_steps else None, "success": robot.success},

@@ -79,10 +79,6 @@ class EpisodeProgress:
     ended: bool
 
 
-def unknown() -> None:
-    """The progress of a robot that has no episodes."""
-
-
 @dataclass(frozen=True)
 class RobotSetup:
     """A robot, and its part in a run's recordings, pictures and report.
@@ -102,7 +98,7 @@ class RobotSetup:
     fields: Callable[[], Mapping[str, NDArray[Any]]] = dict
     picture: Callable[[], NDArray[Any]] | None = None
     project: Callable[[NDArray[Any]], NDArray[Any]] | None = None
-    progress: Callable[[], EpisodeProgress | None] = unknown
+    progress: Callable[[], EpisodeProgress | None] = lambda: None
     finished: Callable[[], bool] = bool
     outcome: Callable[[], dict[str, Any]] = dict
     close: Callable[[], object] = dict

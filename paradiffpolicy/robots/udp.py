@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -95,21 +96,17 @@ class Link:
                 pass
             case _:
                 raise InputError(f"{address=} must be (host, port), the port {lowest} to 65535")
-        try:
-            family, kind, protocol, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-            self._socket = socket.socket(family, kind, protocol)
-        except (OSError, UnicodeError) as error:
-            raise InputError(f"{address=}: {error}")
-        try:
-            self._socket.setblocking(False)
-            if remote is None:
-                self._socket.bind(found)
-            else:
-                # Then the system drops other senders' datagrams, and reports when nothing listens there.
-                self._socket.connect(found)
-        except OSError as error:
-            self._socket.close()
-            raise InputError(f"{address=}: {error.strerror}")
+        with contextlib.ExitStack() as stack:
+            try:
+                family, kind, protocol, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+                self._socket = stack.enter_context(socket.socket(family, kind, protocol))
+                self._socket.setblocking(False)
+                # To one that is connected, the system gives no other sender's datagrams, and says when
+                # nothing listens there.
+                (self._socket.bind if remote is None else self._socket.connect)(found)
+            except (OSError, UnicodeError) as error:
+                raise InputError(f"{address=}: {getattr(error, 'strerror', None) or error}")
+            stack.pop_all()
         self.address: Address = self._socket.getsockname()[:2]
 
     def packet(self, kind: Kind, time: float, numbers: ArrayLike = ()) -> bytes:
@@ -122,10 +119,7 @@ class Link:
         # "Refused" answers an earlier datagram, and is reported instead of sending this one: so try again.
         for _ in range(2):
             try:
-                if to is None:
-                    self._socket.send(datagram)
-                else:
-                    self._socket.sendto(datagram, to)
+                self._socket.sendto(datagram, to) if to else self._socket.send(datagram)
             except OSError as error:
                 self._met(error)
                 if not isinstance(error, ConnectionRefusedError):
