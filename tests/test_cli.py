@@ -136,11 +136,11 @@ def test_a_task_is_a_file_anywhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("max_step: 3", "has no setting 'max_step'; did you mean 'max_steps'?"),
-        ("env: {name: x}", "has no setting 'env.name'"),
+        ("max_step: 3", "there is no setting 'max_step'; did you mean 'max_steps'?"),
+        ("env: {name: x}", "env has no setting 'name'"),
         ("max_steps: many", "max_steps=many must be a whole number above 0"),
         ("observation: [{shape: [2]}]", "key must be given"),
-        ("action: {kind: pos}", "task.action.kind: unknown kind 'pos'; did you mean 'pose'?"),
+        ("action: {kind: pos}", "action.kind: unknown kind 'pos'; did you mean 'pose'?"),
         ("[1, 2]", "must hold names and values"),
         ("a: [", "can't be read as YAML"),
     ],
@@ -485,10 +485,18 @@ def test_an_environment_that_differs_from_the_dataset_is_refused_before_training
         ("evaluate", ["seeds=null"], "seeds=null must be a whole number above 0"),
         ("evaluate", ["seeds"], "'seeds' is not an override: write NAME=VALUE, as seeds=10"),
         ("serve", ["port=http"], "port=http must be a whole number from 0 to 65535"),
-        ("run", ["scheduling.cores=a"], "scheduling.cores[0]=a must be a whole number, 0 or above"),
+        (
+            "run",
+            ["scheduling.cores=a"],
+            "scheduling.cores=[a] must be a list, each entry a whole number, 0 or above, or null",
+        ),
         ("evaluate", ["plugins=nosuch"], "plugins: nosuch can't be imported"),
-        ("evaluate", ["+realtime.cases.mine={smpler: ddim}"], "no setting 'smpler'; did you mean 'sampler'?"),
-        ("evaluate", ["+realtime.cases.mine={}"], "realtime.cases.mine: sampler must be given"),
+        (
+            "evaluate",
+            ["+realtime.cases.mine={smpler: ddim}"],
+            "no setting 'smpler'; did you mean 'sampler'?",
+        ),
+        ("evaluate", ["+realtime.cases.mine={}"], "realtime.cases.mine.sampler must be given"),
         ("evaluate", ["task=pushtt"], "unknown task 'pushtt'; did you mean 'pusht'? known: can, lift"),
         ("bench latency", ["repeats=x"], "repeats=x must be a whole number above 0"),
     ],
@@ -577,7 +585,7 @@ def refused(capsys, message: str, *argv: str) -> None:
 
 def test_evaluate_refuses_in_one_line_and_writes_nothing(capsys, checkpoint, tmp_path):
     out = f"out={tmp_path / 'out'}"
-    refused(capsys, "samplers=[] names none", "evaluate", checkpoint, out, "samplers=[]")
+    refused(capsys, "samplers=[] must be a list of at least one", "evaluate", checkpoint, out, "samplers=[]")
     refused(
         capsys, "has observations (5,)", "evaluate", checkpoint, out, *FAST, "task.env.kwargs.obs_type=state"
     )

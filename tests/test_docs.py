@@ -42,7 +42,9 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+    yield tmp_path
+    for name in [name for name in sys.modules if (tmp_path / f"{name}.py").exists()]:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -276,7 +276,7 @@ def test_the_command_at_the_real_rate(tmp_path, checkpoint):
         (["realtime.side_by_side=0"], "realtime.side_by_side=0 must be a whole number above 0"),
         (replaced(["x={sampler: nix}"]), "realtime.cases.x.sampler: unknown sampler 'nix'"),
         (replaced(["x={sampler: ddim, latency: 3}"]), "realtime.cases.x has no setting 'latency'"),
-        (replaced(["x={latency_ms: 3}"]), "realtime.cases.x: sampler must be given"),
+        (replaced(["x={latency_ms: 3}"]), "realtime.cases.x.sampler must be given"),
         (replaced(["x={sampler: ddim, latency_ms: -1}"]), "realtime.cases.x.latency_ms=-1 must be a number"),
     ],
 )

@@ -592,7 +592,7 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
         (["replan_every=2.5"], "replan_every=2.5 must be a whole number"),
         (["sampler_name=rt"], "did you mean 'rti'"),
         (["view=browser"], "view=browser must be rerun, a path that ends in .rrd"),
-        (["video=run.avi"], "video=run.avi must end in .mp4"),
+        (["video=run.avi"], "video=run.avi must be a path that ends in .mp4"),
         (["timeline=[3,1]"], "timeline=[3,1] must be [from, to]"),
         (["scheduling.awake=perhaps"], "scheduling.awake=perhaps must be true or false"),
         (["plannr=inline"], "did you mean 'planner'"),

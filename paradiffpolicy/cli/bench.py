@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from .building import (
     resized,
     sampling_policy,
 )
+from .settings import written
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -186,7 +186,7 @@ def bench_serve(cfg: BenchServeConfig) -> None:
     settings |= {"port": 0, "max_sessions": cfg.clients + 1}
     settings[f"++sampler.{cfg.sampler_name}"] = cfg.sampler[cfg.sampler_name]
     settings |= {"task.name": cfg.task.name, "task.control_hz": cfg.task.control_hz}
-    overrides = [f"{name}={hydra_value(value)}" for name, value in settings.items()]
+    overrides = [f"{name}={written(value)}" for name, value in settings.items()]
     command = [sys.executable, "-m", "paradiffpolicy", "serve", *overrides]
     environment = {name: value for name, value in os.environ.items() if name != "PARADIFFPOLICY_API_KEY"}
     with serving.served(command, environment) as uri:
@@ -214,12 +214,3 @@ def bench_envs(cfg: BenchEnvsConfig) -> None:
         measure(rows, cfg.turns, cfg.steps, MonotonicClock(), turns.update)
     values = figures(rows)
     publish([environments_table(values)], {"environments": values}, cfg.out)
-
-
-def hydra_value(value: Any) -> str:
-    """A plain value as an override's right side."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {hydra_value(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(hydra_value, value)) + "]"
-    return json.dumps(value)

@@ -19,10 +19,10 @@ from .parts import (
     sampler_setting,
     seed_setting,
 )
-from .settings import listed, setting
+from .settings import lazily, path_setting, setting
 
-SOLVERS = listed("sampling.solvers", "SOLVERS")
-SPACINGS = listed("sampling.spacing", "SPACINGS")
+SOLVERS = lazily("sampling.solvers", "SOLVERS")
+SPACINGS = lazily("sampling.spacing", "SPACINGS")
 
 
 @dataclass
@@ -45,25 +45,23 @@ class BenchLatencyConfig(PolicyConfig):
         choices=sampler_names,
     )
     captures: list[str] = setting(["eager", "auto"], "backends, for every sampler", choices=BACKENDS)
-    networks: dict[str, Any] = setting(
+    networks: dict[str, list[int] | None] = setting(
         {"shipped": None, "large": [256, 512, 1024]},
         "channels of the levels, with random weights; null: the checkpoint's own",
         minimum=1,
-        kind=int,
+        maximum=1e5,
+        some=True,
     )
-    repeats: Any = setting(
-        {"shipped": 20, "large": 5}, "plans per row; or one number for all", minimum=1, kind=int
+    repeats: int | dict[str, int] = setting(
+        {"shipped": 20, "large": 5}, "plans per row; or one number for all", minimum=1
     )
     call_rows: list[int] = setting([1, 10], "rows of a timed network call; []: none", minimum=1)
     call_repeats: int = setting(30, "network calls per row", minimum=1)
     precisions: list[str] = setting(
         ["f32", "int8"], "arithmetic of captured network calls", choices=PRECISIONS
     )
-    steady: Any = setting(
-        {"shipped": 0, "large": 0},
-        "plans in a row with 'rti', captured, for memory and p99",
-        minimum=0,
-        kind=int,
+    steady: int | dict[str, int] = setting(
+        {"shipped": 0, "large": 0}, "plans in a row with 'rti', captured, for memory and p99", minimum=0
     )
     first_seed: int = seed_setting("seed of the episode whose observations are planned from")
     out: str | None = json_setting()
@@ -133,7 +131,7 @@ class BenchSolversConfig(PolicyConfig):
     lambda_min: float | None = setting(
         -5.1, "lowest log-SNR; null: the schedule's (whose last timesteps are only noise)"
     )
-    drivers: dict[str, Any] = setting(
+    drivers: dict[str, dict[str, Any]] = setting(
         {
             "sequential": {"driver": "sequential"},
             "picard": {"driver": "picard", "tolerance": 0.05},
@@ -145,7 +143,7 @@ class BenchSolversConfig(PolicyConfig):
     )
     first_seed: int = seed_setting("seed of the episode whose observations are planned from")
     windows: int = setting(4, "observations per row", minimum=1)
-    out: str = setting("outputs/bench/solvers", "folder of solvers.json and solvers.png")
+    out: str = path_setting("outputs/bench/solvers", "folder of solvers.json and solvers.png")
 
 
 @dataclass

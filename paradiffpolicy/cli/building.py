@@ -110,6 +110,27 @@ def named_sampler(cfg: SamplersConfig, name: str, spec: PolicySpec) -> Sampler:
         raise InputError(f"sampler.{name}: {error}")
 
 
+def check_sampler(settings: dict[str, Any]) -> None:
+    """Raises ``InputError`` unless a sampler can be made of the settings, for some policy."""
+    from ..diffusion.schedule import NoiseSchedule
+    from ..models.precision import PRECISIONS
+    from ..presets import presets
+    from ..sampling.capture.backends import BACKENDS
+    from ..sampling.sampler import make_sampler
+
+    if settings in presets().values():
+        return
+    own = {name: value for name, value in settings.items() if name not in CAPTURE_KEYS}
+    for name, choices in (("capture", BACKENDS), ("precision", PRECISIONS)):
+        if name in settings and settings[name] not in choices:
+            raise InputError(f"unknown {name} {settings[name]!r}{nearest(str(settings[name]), choices)}")
+    steps = own.get("n_steps", 100)
+    longest = NoiseSchedule.named(
+        "squared_cosine", max(100, steps) if isinstance(steps, int) and steps < 10_000 else 100
+    )
+    make_sampler(longest, **own | ({"evaluate": "active"} if own.get("evaluate") == "sharded" else {}))
+
+
 # --------------------------------------------------------------------------------- tasks, environments
 
 

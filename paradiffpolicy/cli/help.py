@@ -43,12 +43,6 @@ def settings_help(config: Any) -> str:
 def sections(config: Any) -> Iterator[tuple[str, list[Setting]]]:
     """Headings with their settings: the command's own, those of its parts, those that it shares."""
     everything = {setting.name: setting for setting in settings_of(config)}
-    entries = tuple(f"{name}." for name, setting in everything.items() if setting.rule.entries is not None)
-    everything = {
-        name: setting
-        for name, setting in everything.items()
-        if not name.startswith(entries) and "[" not in name
-    }
     seen: set[str] = set()
     for cls in type(config).__mro__[:-1]:
         own = [name for name in cls.__annotations__ if name not in seen]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import os
 import signal
 import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -137,17 +137,17 @@ def dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"paradiffpolicy {__version__}")
         return 0
-    words = 2 if any(command.startswith(f"{argv[0]} ") for command in COMMANDS) else 1
-    name, overrides = " ".join(argv[:words]), argv[words:]
+    n_words = 2 if any(command.startswith(f"{argv[0]} ") for command in COMMANDS) else 1
+    name, overrides = " ".join(argv[:n_words]), argv[n_words:]
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
     if {"-h", "--help"} & set(overrides):
         print(command_help(name), flush=True)
         return 0
+    words: dict[str, list[str]] = {}
     if name in WORDS:
-        given = [word for word in overrides if "=" not in word and not word.startswith("~")]
-        overrides = [word for word in overrides if word not in given]
-        overrides += [f"{WORDS[name]}={json.dumps(given)}"] if given else []
-    with one_of_several(compose(name, overrides)) as cfg:
+        words[WORDS[name]] = [word for word in overrides if "=" not in word or Path(word).exists()]
+        overrides = [word for word in overrides if word not in words[WORDS[name]]]
+    with one_of_several(compose(name, overrides, **words)) as cfg:
         COMMANDS[name](cfg)
     return 0

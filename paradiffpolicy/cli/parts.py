@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..registry import Registry
-from .settings import among, listed, setting
+from .settings import among, lazily, path_setting, setting
 
-AUGMENTATIONS = listed("cli.building", "AUGMENTATIONS")
-BACKENDS = listed("sampling.capture.backends", "BACKENDS")
-PLANNERS = listed("planning", "PLANNERS")
-PRECISIONS = listed("models.precision", "PRECISIONS")
+AUGMENTATIONS = lazily("cli.building", "AUGMENTATIONS")
+BACKENDS = lazily("sampling.capture.backends", "BACKENDS")
+PLANNERS = lazily("planning", "PLANNERS")
+PRECISIONS = lazily("models.precision", "PRECISIONS")
+BLENDING = lazily("cli.building", "named_blending")
 
 
 def sampler_names(config: Any) -> Registry[Any]:
@@ -27,9 +28,9 @@ def sampler_setting(default: str = "rti", text: str = "sampler that makes the pl
     return setting(default, text, choices=sampler_names)
 
 
-def seed_setting(text: str) -> Any:
-    """The first of some seeds, none of which is a demonstration's."""
-    return setting(100_000, text, minimum=0)
+def seed_setting(text: str, default: int | None = 100_000) -> Any:
+    """The first of some seeds, none of which is a demonstration's; simulators' end below 2^32."""
+    return setting(default, text, minimum=0, maximum=4_000_000_000)
 
 
 def workers_setting(default: int | str = "${task.workers}") -> Any:
@@ -40,9 +41,8 @@ def workers_setting(default: int | str = "${task.workers}") -> Any:
 
 def blending_setting() -> Any:
     """A blending and its options."""
-    return setting(
-        {"name": "latest"}, "how plans that overlap make one action; options as +blending.overlap=3"
-    )
+    text = "how plans that overlap make one action; options as +blending.overlap=3"
+    return setting({"name": "latest"}, text, named=True, check=BLENDING)
 
 
 def replan_setting(default: int | None = None) -> Any:
@@ -53,7 +53,7 @@ def replan_setting(default: int | None = None) -> Any:
 
 def json_setting() -> Any:
     """Where a benchmark's numbers go."""
-    return setting(None, "a JSON file; null: only printed")
+    return path_setting(None, "a JSON file; null: only printed")
 
 
 # --------------------------------------------------------------------------------------------- tasks
@@ -82,7 +82,7 @@ class FieldConfig:
 class ActionConfig:
     """What an action is."""
 
-    kind: str = setting("other", "meaning of an action", choices=listed("task", "ACTION_KINDS"))
+    kind: str = setting("other", "meaning of an action", choices=lazily("task", "ACTION_KINDS"))
     unit: str = setting("", "unit of an action's numbers, as m")
     names: list[str] = setting([], "names of an action's numbers")
 
@@ -105,13 +105,13 @@ class TaskConfig:
     expert: str | None = setting(
         None,
         "scripted demonstrator, for collect expert=scripted",
-        choices=listed("collection.experts", "EXPERTS"),
+        choices=lazily("collection.experts", "EXPERTS"),
     )
     augmentation: str | None = setting(
         None, "how the dataset is augmented; null: not at all", choices=AUGMENTATIONS
     )
-    dataset: str | None = setting(None, "the demonstrations")
-    checkpoint: str | None = setting(None, "the policy's folder")
+    dataset: str | None = path_setting(None, "the demonstrations")
+    checkpoint: str | None = path_setting(None, "the policy's folder")
     workers: int | str = workers_setting(1)
 
 
@@ -122,7 +122,7 @@ class TaskConfig:
 class NetworkConfig:
     """The policy that is trained."""
 
-    network: str = setting("unet1d", "kind of network", choices=listed("models.networks", "NETWORKS"))
+    network: str = setting("unet1d", "kind of network", choices=lazily("models.networks", "NETWORKS"))
     network_options: dict[str, Any] = setting({}, "options of a network of your own")
     n_obs_steps: int = setting(2, "observations that a plan is made from (To)", minimum=1)
     horizon: int = setting(16, "steps of a plan (T)", minimum=1)
@@ -133,11 +133,11 @@ class NetworkConfig:
     n_groups: int = setting(8, "groups of group normalization", minimum=1)
     cond_predict_scale: bool = setting(True, "whether FiLM scales, or only shifts")
     schedule: str = setting(
-        "squared_cosine", "noise schedule", choices=listed("diffusion.schedule", "SCHEDULES")
+        "squared_cosine", "noise schedule", choices=lazily("diffusion.schedule", "SCHEDULES")
     )
     n_train_steps: int = setting(100, "timesteps of the noise schedule", minimum=1)
     prediction: str = setting(
-        "epsilon", "what the network predicts", choices=listed("diffusion.denoiser", "PREDICTIONS")
+        "epsilon", "what the network predicts", choices=lazily("diffusion.denoiser", "PREDICTIONS")
     )
     clip: float | None = setting(1.0, "bound of normalized actions; null: none", above=0)
     condition_dropout: float = setting(
@@ -151,9 +151,9 @@ class TrainingConfig:
 
     n_steps: int = setting(7000, "steps in all", minimum=1)
     batch_size: int = setting(128, "windows per step", minimum=1)
-    learning_rate: float = setting(3e-4, "highest learning rate of AdamW", above=0)
+    learning_rate: float = setting(3e-4, "highest learning rate of AdamW", above=0, maximum=1000)
     warmup_steps: int = setting(500, "steps until the learning rate is at its highest", minimum=0)
-    weight_decay: float = setting(1e-6, "weight decay of AdamW", minimum=0)
+    weight_decay: float = setting(1e-6, "weight decay of AdamW", minimum=0, maximum=1000)
     seed: int = setting(0, "seed of weights, noise and order", minimum=0, maximum=2**63 - 1)
     precision: str = setting(
         "auto",
@@ -176,10 +176,6 @@ class SchedulingConfig:
     lock_memory: bool = setting(False, "whether all memory stays in RAM")
     freeze_gc: bool = setting(True, "whether garbage collection pauses while it runs")
     awake: bool = setting(False, "whether idle cores stay awake")
-
-
-BLENDING_HELP = "whose action runs where plans overlap; options as +blending.overlap=3"
-REPLAN_HELP = "steps from plan to plan; null: n_action_steps; 0: back to back"
 
 
 # ------------------------------------------------------------------------------------ shared by commands
@@ -217,7 +213,7 @@ class MachineConfig(DeviceConfig):
         "auto", "backend; auto: cuda_graph on a GPU, openvino on a CPU; eager: no capture", choices=BACKENDS
     )
     precision: str = setting("f32", "arithmetic of the network", choices=PRECISIONS)
-    capture_cache: str | None = setting(
+    capture_cache: str | None = path_setting(
         "auto", "folder for compiled models; auto: ~/.cache/paradiffpolicy; null: none are kept"
     )
     pinning: bool | None = setting(None, "pins a captured call's threads to cores; null: OpenVINO decides")
@@ -228,19 +224,21 @@ class MachineConfig(DeviceConfig):
 class SamplersConfig(CommandConfig):
     """Samplers: their options as sampler.paraddpm.window=50; a new one as '+sampler.mine={solver: ddim}'."""
 
-    sampler: dict[str, Any] = setting({}, "samplers by name")
+    sampler: dict[str, dict[str, Any]] = setting(
+        {}, "samplers by name", check=lazily("cli.building", "check_sampler")
+    )
 
 
 @dataclass
 class PolicyConfig(SamplersConfig, MachineConfig, TaskedConfig):
     """The policy."""
 
-    checkpoint: str | None = setting("${task.checkpoint}", "the policy's folder")
+    checkpoint: str | None = path_setting("${task.checkpoint}", "the policy's folder")
     n_action_steps: int | None = setting(
         None, "steps of a plan that are executed (Ta); null: as it was trained", minimum=1
     )
     guidance_scale: float | None = setting(
-        None, "classifier-free guidance, of policies trained with condition_dropout"
+        None, "classifier-free guidance, of policies trained with condition_dropout", minimum=0, maximum=1000
     )
     dynamic_threshold: float | None = setting(
         None, "quantile that bounds guided plans instead of clipping, as 0.995", above=0, maximum=1

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-
 from .bench_schema import (
     BenchControlConfig,
     BenchEnvsConfig,
@@ -17,6 +15,7 @@ from .bench_schema import (
 from .parts import (
     AUGMENTATIONS,
     BACKENDS,
+    BLENDING,
     PLANNERS,
     CommandConfig,
     DeviceConfig,
@@ -35,7 +34,7 @@ from .parts import (
     seed_setting,
     workers_setting,
 )
-from .settings import among, listed, setting
+from .settings import among, lazily, path_setting, setting
 
 
 @dataclass
@@ -53,12 +52,12 @@ class CaseConfig:
     """What takes how long under mode=realtime."""
 
     sampler: str = sampler_setting("???")
-    latency_ms: Any = setting(
-        None, "a number, or a list to draw from; null: timed here", minimum=0, kind=float
+    latency_ms: float | list[float] | None = setting(
+        None, "a number, or a list to draw from; null: timed here", minimum=0, maximum=1e6, some=True
     )
     capture: str | None = setting(None, "backend that is timed", choices=BACKENDS)
     network: list[int] | None = setting(
-        None, "channels of a network that is timed (random weights)", minimum=1
+        None, "channels of a network that is timed (random weights)", minimum=1, maximum=1e5, some=True
     )
 
 
@@ -72,15 +71,12 @@ class SweepConfig:
 
     sampler: str = sampler_setting()
     latency_ms: list[float] = setting(
-        [0, 12, 100, 200, 400, 600, 800, 1000, 1300], "latencies to inject", minimum=0
+        [0, 12, 100, 200, 400, 600, 800, 1000, 1300], "latencies to inject", minimum=0, maximum=1e6
     )
-    blendings: dict[str, Any] = setting(
-        {
-            "latest": {"name": "latest"},
-            "rtc": {"name": "rtc"},
-            "temporal_ensemble": {"name": "temporal_ensemble"},
-        },
+    blendings: dict[str, dict[str, Any]] = setting(
+        {name: {"name": name} for name in ("latest", "rtc", "temporal_ensemble")},
         "blendings by their names in the report",
+        check=BLENDING,
     )
 
 
@@ -97,7 +93,7 @@ class RealtimeConfig:
     rates_hz: list[float] = setting("${task.rates_hz}", "control rates; []: the policy's", above=0)
     blending: dict[str, Any] = blending_setting()
     replan_every: int | None = replan_setting()
-    cases: dict[str, Any] = setting(
+    cases: dict[str, CaseConfig] = setting(
         {
             "ddpm_eager": _case("ddpm", capture="eager"),
             "ddpm": _case("ddpm"),
@@ -108,7 +104,6 @@ class RealtimeConfig:
         },
         "what takes how long: {sampler, latency_ms, capture, network} by name; latency_ms is given, "
         "the others say what is timed",
-        entries=CaseConfig,
     )
     sweep: SweepConfig = setting(SweepConfig, "score against latency")
 
@@ -126,15 +121,17 @@ class TrainConfig(SamplersConfig, MachineConfig, TaskedConfig):
           larger, longer
     """
 
-    dataset: str | None = setting("${task.dataset}", "a zarr store in diffusion_policy's layout")
+    dataset: str | None = path_setting("${task.dataset}", "a zarr store in diffusion_policy's layout")
     augmentation: str | None = setting(
         "${task.augmentation}",
         "how the dataset is augmented; null: not at all",
         choices=AUGMENTATIONS,
     )
-    init: str | None = setting(None, "a checkpoint to start from; null: new weights")
-    run: str = setting("outputs/train/${task.name}", "folder for resuming, curves, the newest checkpoint")
-    checkpoint: str | None = setting(None, "a second place for the finished checkpoint")
+    init: str | None = path_setting(None, "a checkpoint to start from; null: new weights")
+    run: str = path_setting(
+        "outputs/train/${task.name}", "folder for resuming, curves, the newest checkpoint"
+    )
+    checkpoint: str | None = path_setting(None, "a second place for the finished checkpoint")
     policy: NetworkConfig = setting(NetworkConfig, "the policy that is trained")
     training: TrainingConfig = setting(TrainingConfig, "optimization")
     evaluation: TrainEvaluationConfig = setting(TrainEvaluationConfig, "closed-loop evaluation")
@@ -155,7 +152,7 @@ class EvaluateConfig(PolicyConfig):
     """
 
     samplers: list[str] = setting(
-        ["ddpm", "paraddpm", "speculative", "rti"], "samplers to evaluate", choices=sampler_names
+        ["ddpm", "paraddpm", "speculative", "rti"], "samplers to evaluate", choices=sampler_names, some=True
     )
     reference: str = setting(
         "ddpm", "sampler that the others are compared with, seed by seed", choices=sampler_names
@@ -177,7 +174,7 @@ class EvaluateConfig(PolicyConfig):
         choices=among("unlimited", "realtime"),
     )
     realtime: RealtimeConfig = setting(RealtimeConfig, "for mode=realtime")
-    out: str | None = setting(None, "folder of the report; null: outputs/evaluate/TASK/DATE-TIME")
+    out: str | None = path_setting(None, "folder of the report; null: outputs/evaluate/TASK/DATE-TIME")
 
 
 @dataclass
@@ -199,7 +196,7 @@ class RunConfig(PolicyConfig):
     robot: str = setting(
         "env",
         "env: the task's environment, at the clock's pace; udp: in the network; or of a plugin",
-        choices=listed("robots", "ROBOTS"),
+        choices=lazily("robots", "ROBOTS"),
     )
     robot_address: str | None = setting(None, "HOST:PORT of a robot in the network, as of robot=udp")
     robot_options: dict[str, Any] = setting({}, "options of a robot of your own")
@@ -218,19 +215,22 @@ class RunConfig(PolicyConfig):
         ["paraddpm", "rti"],
         "samplers, the best first; the last is run iteration by iteration if none fits",
         choices=sampler_names,
+        some=True,
     )
     replan_every: int | None = replan_setting()
-    seed: int = setting(100_000, "seed of the environment and of the plans' noise", minimum=0)
-    view: str | None = setting(
+    seed: int = seed_setting("seed of the environment and of the plans' noise")
+    view: str | None = path_setting(
         None, "rerun: opens the viewer; PATH.rrd: saves; or rerun+http://HOST:PORT/proxy"
     )
-    record: str | None = setting(None, "a .zarr store that the run is appended to, as train reads them")
-    video: str | None = setting(None, "writes a video, PATH.mp4")
+    record: str | None = path_setting(
+        None, "a .zarr store that the run is appended to, as train reads them", ".zarr"
+    )
+    video: str | None = path_setting(None, "writes a video, PATH.mp4", ".mp4")
     picture_size: int = setting(256, "pixels of pictures in the view and in the video", minimum=1)
     timeline: list[float] | None = setting(
         None, "[from, to] seconds that timeline.png shows; null: the first few plans", minimum=0
     )
-    out: str | None = setting(None, "folder of the report; null: outputs/run/TASK/DATE-TIME")
+    out: str | None = path_setting(None, "folder of the report; null: outputs/run/TASK/DATE-TIME")
     scheduling: SchedulingConfig = setting(SchedulingConfig, "of the loop's thread")
 
 
@@ -254,10 +254,10 @@ class CollectConfig(PolicyConfig):
         "scripted: the task's expert in place of the policy; its failures are left out",
         choices=among("scripted"),
     )
-    out: str = setting("outputs/collect/${task.name}.zarr", "dataset that is made, or appended to")
+    out: str = path_setting("outputs/collect/${task.name}.zarr", "dataset that is made, or appended to")
     episodes: int = setting(50, "episodes to collect", minimum=1)
-    first_seed: int | None = setting(
-        None, "seed of the first episode; null: goes on after the store's last episode", minimum=0
+    first_seed: int | None = seed_setting(
+        "seed of the first episode; null: goes on after the store's last episode", None
     )
     batch: int = setting(10, "a policy's episodes side by side", minimum=1)
     workers: int | str = workers_setting()
@@ -278,17 +278,17 @@ class ConvertConfig(CommandConfig):
           for robomimic
     """
 
-    source: str | None = setting(None, "a robomimic HDF5 file or a zarr store")
-    out: str | None = setting(None, "what to write, NAME.zarr or NAME.hdf5; must not exist")
+    source: str | None = path_setting(None, "a robomimic HDF5 file or a zarr store")
+    out: str | None = path_setting(None, "what to write, NAME.zarr or NAME.hdf5; must not exist")
     actions: str = setting(
         "absolute",
         "absolute: poses in the world; delta: what a delta controller takes; recorded: as they are",
-        choices=listed("collection.conversion", "ACTIONS"),
+        choices=among("absolute", "delta", "recorded"),
     )
     observations: str = setting(
         "recorded",
         "recorded: as they are; states: computed anew from the recorded states",
-        choices=listed("collection.conversion", "OBSERVATIONS"),
+        choices=among("recorded", "states"),
     )
     obs_keys: list[str] | None = setting(None, "observations to keep; null: all")
     mask: str | None = setting(None, "a subset, as train or valid; null: every demonstration")
@@ -318,8 +318,8 @@ class ServeConfig(PolicyConfig):
     )
     port: int = setting(8000, "port; 0: any that is free", minimum=0, maximum=65535)
     api_key: str | None = setting(None, "key that clients must show; null: PARADIFFPOLICY_API_KEY, or none")
-    certificate: str | None = setting(None, "PEM file for TLS; null: no TLS")
-    private_key: str | None = setting(None, "PEM file for TLS")
+    certificate: str | None = path_setting(None, "PEM file for TLS; null: no TLS")
+    private_key: str | None = path_setting(None, "PEM file for TLS")
     max_batch: int = setting(8, "robots planned for at once", minimum=1)
     max_queue: int = setting(64, "requests that may wait; more are answered 'busy'", minimum=1)
     awake: bool = setting(False, "keeps idle cores awake: answers come sooner, for more power")
@@ -343,9 +343,9 @@ class InfoConfig(DeviceConfig, TaskedConfig):
           a checkpoint
     """
 
-    paths: list[str] = setting([], "zarr stores, robomimic HDF5 files, checkpoints: these alone")
-    checkpoint: str | None = setting("${task.checkpoint}", "a policy's folder")
-    dataset: str | None = setting("${task.dataset}", "demonstrations")
+    paths: list[str] = setting([], "zarr stores, robomimic HDF5 files, checkpoints: these alone", path=True)
+    checkpoint: str | None = path_setting("${task.checkpoint}", "a policy's folder")
+    dataset: str | None = path_setting("${task.dataset}", "demonstrations")
 
 
 SCHEMAS: dict[str, type] = {
@@ -363,8 +363,3 @@ SCHEMAS: dict[str, type] = {
     "bench envs": BenchEnvsConfig,
 }
 """The dataclass of every command's settings."""
-
-for _name, _schema in SCHEMAS.items():
-    ConfigStore.instance().store(name=_name.replace(" ", "_"), node=_schema)
-# hydra can't merge a task into None.
-ConfigStore.instance().store(name="convert_for_task", node=ConvertConfig(task=TaskConfig()))

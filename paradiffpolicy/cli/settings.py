@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
+import json
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from ..errors import InputError, nearest
@@ -16,6 +20,9 @@ from ..registry import Registry
 
 Choices = Callable[[Any], "Mapping[str, Any] | tuple[str, ...]"]
 """The names that a setting may have, given the whole config."""
+
+MANDATORY = "???"
+"""The default of what must be given."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +33,39 @@ class Rule:
         help: one line for the command's ``--help``.
         choices: names that it may have; None: any.
         minimum, above, maximum, below: bounds of a number, or of every number in a list or dict.
-        kind: ``int`` or ``float`` where the annotation, for being ``Any``, doesn't say.
-        entries: the dataclass of a dict's values.
+        some: whether a list must hold something.
+        suffixes: what a path may end in; empty: anything.
+        path: whether text names a file or folder, where ``~/`` is the home folder.
+        named: whether a name alone stands for ``{name: NAME}``.
+        check: raises ``InputError`` unless names and values fit together.
     """
 
     help: str = ""
     choices: Choices | None = None
     minimum: float = -math.inf
     above: float = -math.inf
-    maximum: float = math.inf
+    maximum: float = 1e9
     below: float = math.inf
-    kind: type | None = None
-    entries: type | None = None
+    some: bool = False
+    suffixes: tuple[str, ...] = ()
+    path: bool = False
+    named: bool = False
+    check: Callable[[Any], object] | None = None
 
     def holds(self, number: float) -> bool:
-        """Whether a number is finite and within the bounds."""
-        inside = self.minimum <= number <= self.maximum and self.above < number < self.below
-        return math.isfinite(number) and inside
+        """Whether a number is within the bounds, which NaN and infinity never are."""
+        return self.minimum <= number <= self.maximum and self.above < number < self.below
+
+    def range(self) -> str:
+        """The bounds in words."""
+        low = self.minimum if self.minimum > -math.inf else self.above
+        if self.maximum != Rule.maximum:
+            return f" from {low:g} to {self.maximum:g}" if low > -math.inf else f", at most {self.maximum:g}"
+        if self.below < math.inf:
+            return f", at least {low:g} and below {self.below:g}"
+        if self.above > -math.inf or self.minimum == 1:
+            return f" above {self.above if self.above > -math.inf else 0:g}"
+        return f", {self.minimum:g} or above" if self.minimum > -math.inf else ""
 
 
 def setting(default: Any, text: str, **rule: Any) -> Any:
@@ -55,18 +78,28 @@ def setting(default: Any, text: str, **rule: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def listed(module: str, name: str) -> Choices:
-    """The choices in a registry (or a tuple of names) of the package, imported when they are asked for."""
+def path_setting(default: str | None, text: str, *suffixes: str) -> Any:
+    """A file or folder."""
+    return setting(default, text, path=True, suffixes=suffixes)
 
-    def names(config: Any) -> Any:
-        return getattr(importlib.import_module(f"..{module}", __package__), name)
 
-    return names
+def lazily(module: str, name: str) -> Any:
+    """A function, or the content of a registry, of the package that is imported when it is called."""
+
+    def call(argument: Any) -> Any:
+        found = getattr(importlib.import_module(f"..{module}", __package__), name)
+        return found(argument) if callable(found) else found
+
+    return call
 
 
 def among(*names: str) -> Choices:
     """These names."""
     return lambda config: names
+
+
+class _MisfitError(Exception):
+    """A value isn't of a type that a setting may have."""
 
 
 @dataclass(frozen=True)
@@ -79,129 +112,189 @@ class Setting:
     value: Any = None
 
     @property
-    def optional(self) -> bool:
-        """Whether it may be null."""
-        return type(None) in typing.get_args(self.hint)
-
-    @property
     def types(self) -> tuple[Any, ...]:
-        """The types of its values, or of the values in its list."""
+        """The types that its value may have."""
         union = typing.get_origin(self.hint) in (typing.Union, types.UnionType)
-        found = typing.get_args(self.hint) if union else (self.hint,)
-        found = tuple(entry for entry in found if entry is not type(None))
-        inner = [typing.get_args(entry)[-1] if typing.get_args(entry) else entry for entry in found]
-        return (*inner, self.rule.kind) if self.rule.kind else tuple(inner)
+        return typing.get_args(self.hint) if union else (self.hint,)
 
     @property
     def is_list(self) -> bool:
-        """Whether it takes a list."""
-        hints = (self.hint, *typing.get_args(self.hint))
-        return any(typing.get_origin(hint) is list for hint in hints)
+        """Whether it takes nothing but a list, or null."""
+        return {typing.get_origin(hint) or hint for hint in self.types} <= {list, type(None)}
 
-    def allowed(self, config: Any) -> str:
+    @property
+    def is_text(self) -> bool:
+        """Whether it takes nothing but text, or null."""
+        return set(self.types) <= {str, type(None)}
+
+    @property
+    def is_named(self) -> bool:
+        """Whether a name alone stands for ``{name: NAME}``."""
+        return self.rule.named and typing.get_origin(self.hint) is dict
+
+    def allowed(self, config: Any = None) -> str:
         """What it may be, in words."""
-        rule, words = self.rule, []
-        if int in self.types or float in self.types:
-            whole = "a number" if float in self.types else "a whole number"
-            words.append(whole + _range(rule))
-        elif bool in self.types:
-            words.append("true or false")
-        if rule.choices is not None:
-            words += list(rule.choices(config))
-        elif str in self.types:
-            words.append("text")
-        entry = self.name.endswith("]")
-        if not words:
-            words.append(
-                "a list, as [{key: state}]" if self.is_list else "names and values, as {name: latest}"
-            )
-        elif self.is_list and not entry:
-            words[0] = f"a list, each entry {words[0]}"
-        words += ["null"] if self.optional and not entry else []
+        words = [word for hint in self.types for word in self._words(hint, config)]
         return ", ".join(words[:-1]) + (", or " if len(words) > 1 else "") + words[-1]
 
-    def check(self, config: Any) -> None:
-        """Raises ``InputError`` unless its value, or each in its list or dict, is one of the choices and
-        within the bounds."""
-        numeric = int in self.types or float in self.types
-        for value in _leaves(self.value):
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                whole = float in self.types or isinstance(value, int)
-                good = not numeric or (whole and self.rule.holds(value))
-            elif isinstance(value, str) and self.rule.choices is not None:
-                names = self.rule.choices(config)
-                good = value in names
-                if not good and not numeric:
-                    last = self.name.split(".")[-1]
-                    kind = (
-                        names.kind if isinstance(names, Registry) else last.removesuffix("s" * self.is_list)
-                    )
-                    raise InputError(f"{self.name}: unknown {kind} {value!r}{nearest(value, names)}")
-            else:
-                good = value is None or self.rule.kind is None
-            if not good:
-                raise InputError(f"{self.name}={written(self.value)} must be {self.allowed(config)}")
+    def _words(self, hint: Any, config: Any) -> list[str]:
+        kind = typing.get_origin(hint) or hint
+        if kind is str and self.rule.choices is not None:
+            return list(self.rule.choices(config)) or ["text"]
+        if kind is list:
+            inner = replace(self, hint=typing.get_args(hint)[0])
+            if is_dataclass(inner.hint):
+                return ["a list, as [{key: state}]"]
+            some = " of at least one" if self.rule.some else ""
+            return [f"a list{some}, each entry {inner.allowed(config)}"]
+        ending = f" that ends in {' or '.join(self.rule.suffixes)}" if self.rule.suffixes else ""
+        words = {
+            bool: "true or false",
+            int: f"a whole number{self.rule.range()}",
+            float: f"a number{self.rule.range()}",
+            str: f"a path{ending}" if self.rule.path else "text",
+            type(None): "null",
+        }
+        return [words.get(kind, "names and values, as {name: latest}")]
+
+    def checked(self, config: Any = None) -> Any:
+        """Its value, of the annotated type.
+
+        Args:
+            config: whose choices it is one of; None: choices aren't looked at.
+
+        Raises:
+            InputError: it is of another type, out of range or none of the choices; or something in it is.
+        """
+        for hint in self.types:
+            try:
+                return self._as(hint, config)
+            except _MisfitError:
+                continue
+        raise InputError(f"{self.name}={written(self.value)} must be {self.allowed(config)}")
+
+    def _as(self, hint: Any, config: Any) -> Any:
+        value, kind, inner = self.value, typing.get_origin(hint) or hint, typing.get_args(hint)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_dataclass(kind) and (isinstance(value, dict) or is_dataclass(value)):
+            return build(hint, value, f"{self.name}.", config)
+        if kind is list and isinstance(value, list) and len(value) >= self.rule.some:
+            if is_dataclass(inner[0]):
+                parts = enumerate(value)
+                return [
+                    replace(self, name=f"{self.name}[{k}]", hint=inner[0], value=v).checked(config)
+                    for k, v in parts
+                ]
+            return [replace(self, value=entry)._as(inner[0], config) for entry in value]
+        if kind is dict and isinstance(value, dict):
+            return self._entries(value, inner[1], config)
+        if kind is str and isinstance(value, str):
+            return self._text(value, config)
+        if kind in (int, float) and number and isinstance(value, int | kind) and self.rule.holds(value):
+            return kind(value)
+        if kind is Any or (kind in (bool, type(None)) and isinstance(value, kind)):
+            return value
+        raise _MisfitError
+
+    def _entries(self, value: Mapping[Any, Any], hint: Any, config: Any) -> dict[str, Any]:
+        if hint is Any and self.rule.check is not None and config is not None:
+            try:
+                self.rule.check(value)
+            except InputError as error:
+                raise InputError(f"{self.name}: {error}")
+        return {
+            str(key): replace(self, name=f"{self.name}.{key}", hint=hint, value=entry).checked(config)
+            for key, entry in value.items()
+        }
+
+    def _text(self, value: str, config: Any) -> str:
+        names = None if self.rule.choices is None or config is None else self.rule.choices(config)
+        if names is not None and value not in names:
+            if {int, float} & set(self.types):
+                raise _MisfitError
+            last = self.name.split(".")[-1].removesuffix("s" * self.is_list)
+            kind = names.kind if isinstance(names, Registry) else last
+            raise InputError(f"{self.name}: unknown {kind} {value!r}{nearest(value, names)}")
+        if not self.rule.path:
+            return value
+        if not value or not value.endswith(self.rule.suffixes or ("",)):
+            raise _MisfitError
+        return os.path.expanduser(value)  # noqa: PTH111  keeps ./ and a slash at the end
 
 
-def _range(rule: Rule) -> str:
-    low = rule.minimum if rule.minimum > -math.inf else rule.above
-    if rule.maximum < 2**53:
-        return f" from {low:g} to {rule.maximum:g}"
-    if rule.below < math.inf:
-        return f", at least {low:g} and below {rule.below:g}"
-    if rule.above > -math.inf or rule.minimum == 1:
-        return " above 0"
-    return f", {rule.minimum:g} or above" if rule.minimum > -math.inf else ""
+def _declarations(cls: Any) -> dict[str, Setting]:
+    """The settings of a dataclass by name, with its defaults."""
+    hints, found = typing.get_type_hints(cls), {}
+    for entry in fields(cls):
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        found[entry.name] = Setting(entry.name, hints[entry.name], entry.metadata["rule"], default)
+    return found
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | dict):
-        for entry in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(entry)
-    else:
-        yield value
+declarations: Callable[[Any], dict[str, Setting]] = functools.cache(_declarations)
 
 
-def declared(cls: type, name: str) -> Setting | None:
+def build(cls: type, values: Any, prefix: str = "", config: Any = None) -> Any:
+    """An object of a dataclass, from plain values or from another object, with every value checked.
+
+    Raises:
+        InputError: a value is missing, unknown or isn't allowed; the message has its dotted name.
+    """
+    values, known = values if isinstance(values, dict) else vars(values), declarations(cls)
+    for key in values:
+        if key not in known:
+            where = f"{prefix[:-1]} has" if prefix else "there is"
+            raise InputError(f"{where} no setting {key!r}{nearest(str(key), known)}")
+    built = {}
+    for name, each in known.items():
+        value = values[name] if name in values else copy.deepcopy(each.value)
+        if value == MANDATORY:
+            raise InputError(f"{prefix}{name} must be given")
+        built[name] = replace(each, name=prefix + name, value=value).checked(config)
+    return cls(**built)
+
+
+def check(config: Any) -> None:
+    """Raises ``InputError`` unless every setting is one of its choices and within its bounds."""
+    build(type(config), config, config=config)
+
+
+def declared(hint: Any, name: str, rule: Rule | None = None) -> Setting | None:
     """The setting that a dotted name means in a config's dataclass; None: there is no such."""
+    own = Setting(name, hint, rule or Rule())
     first, _, rest = name.partition(".")
-    first = first.partition("[")[0]
-    found = next((entry for entry in fields(cls) if entry.name == first), None)
-    if found is None:
-        return None
-    own = Setting(name, typing.get_type_hints(cls)[first], found.metadata.get("rule", Rule()))
-    inner = next((entry for entry in own.types if is_dataclass(entry)), None)
-    return declared(inner, rest) if rest and isinstance(inner, type) else own
+    for inner in own.types:
+        if is_dataclass(inner) and first in declarations(inner):
+            found = declarations(inner)[first]
+        elif typing.get_origin(inner) is dict or inner is Any:
+            found = replace(own, hint=(*typing.get_args(inner), Any)[1] if inner is not Any else Any)
+        else:
+            continue
+        return declared(found.hint, rest, found.rule) if rest else replace(found, name=first)
+    return None
 
 
 def settings_of(config: Any, prefix: str = "") -> Iterator[Setting]:
     """Every setting of a config object, those of its parts by dotted names."""
-    hints = typing.get_type_hints(type(config))
-    for entry in fields(config):
-        name, value = prefix + entry.name, getattr(config, entry.name)
+    for name, each in declarations(type(config)).items():
+        value = getattr(config, name)
         if is_dataclass(value):
-            yield from settings_of(value, f"{name}.")
-            continue
-        yield Setting(name, hints[entry.name], entry.metadata.get("rule", Rule()), value)
-        parts = (
-            value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else [])
-        )
-        for key, part in parts:
-            if is_dataclass(part):
-                yield from settings_of(
-                    part, f"{name}.{key}." if isinstance(value, dict) else f"{name}[{key}]."
-                )
+            yield from settings_of(value, f"{prefix}{name}.")
+        else:
+            yield replace(each, name=prefix + name, value=value)
 
 
-def written(value: Any) -> str:
+def written(value: Any, inside: bool = False) -> str:
     """A value as one writes it on the command line."""
     if is_dataclass(value):
-        value = {entry.name: getattr(value, entry.name) for entry in fields(value)}
-        value = {name: inner for name, inner in value.items() if inner not in (None, "")}
+        value = {name: inner for name, inner in vars(value).items() if inner not in (None, "")}
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     if isinstance(value, list):
-        return "[" + ",".join(map(written, value)) + "]"
+        return "[" + ",".join(written(inner, True) for inner in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {written(inner)}" for key, inner in value.items()) + "}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return "{" + ", ".join(f"{key}: {written(inner, True)}" for key, inner in value.items()) + "}"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    plain = not inside or not isinstance(value, str) or re.fullmatch(r"[\w./:${}-]+", value)
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
