@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import functools
+import gc
 import json
 import os
 import re
@@ -14,11 +15,11 @@ import socket
 import ssl
 import struct
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,10 +57,11 @@ from paradiffpolicy.serving.protocol import (
     state_of,
 )
 from paradiffpolicy.serving.remote import RemotePolicy
-from paradiffpolicy.serving.server import PolicyServer, ServerSettings
+from paradiffpolicy.serving.server import PolicyServer
+from paradiffpolicy.serving.settings import ServerSettings
 from paradiffpolicy.types import Committed, Plan
 
-from .conftest import ROOT, TINY, tiny_checkpoint
+from .conftest import TINY, tiny_checkpoint
 
 SMALL = replace(TINY, down_dims=(8,))
 QUICK = {"solver": "ddim", "n_steps": 4, "driver": "rti", "iterations": 1}
@@ -348,7 +350,7 @@ def test_requests_that_commit_are_planned_together_and_apart_from_others():
     states = [(state_of(each),) for each in seeded(1, 2)]
     kept = [Committed(torch.full((1, 16, 2), 100.0 * k), torch.linspace(1, 0, 16)[None]) for k in (1, 2)]
     windowed = [policy.checked(windows(1, seed=k)) for k in range(2)]
-    jobs_ = [PlanJob(windowed[k], None, states[k], (), kept[k]) for k in range(2)]
+    jobs_ = [PlanJob(windowed[k], None, states[k], None, kept[k]) for k in range(2)]
     together = planned_together(policy, jobs_)
     for job, result in zip(jobs_, together, strict=True):
         (alone,) = planned_together(policy, [job])
@@ -546,13 +548,13 @@ def test_bad_requests_change_nothing(request_, message):
 # ---------------------------------------------------------------------------------------- batching
 
 
-def jobs(policy: Policy, batches: list[int], previous: bool = False, **options: int) -> list[PlanJob]:
+def jobs(policy: Policy, batches: list[int], previous: bool = False, executed_steps=None) -> list[PlanJob]:
     made = []
     for k, batch in enumerate(batches):
         window = policy.checked(windows(batch, seed=k))
         generators = seeded(*range(10 * k, 10 * k + batch))
         last = policy.plan(window, generator=generators) if previous else None
-        made.append(PlanJob(window, last, tuple(map(state_of, generators)), tuple(options.items())))
+        made.append(PlanJob(window, last, tuple(map(state_of, generators)), executed_steps))
     return made
 
 
@@ -716,7 +718,20 @@ def test_an_api_key_is_asked_for():
 
 def make_certificate(folder, name: str):
     certificate, key = folder / f"{name}.pem", folder / f"{name}-key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=test"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=test",
+    ]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
     return certificate, key
@@ -812,7 +827,7 @@ def test_a_client_that_vanishes_in_the_middle_of_a_message():
 def test_a_client_that_never_reads_is_cut_off():
     policy, state = tiny_policy(Canned), state_of(seeded(0)[0])
     message = frame(pack(request_map(windows(128), None, [state] * 128)))  # its answer has 0.8 MB
-    with running(policy, max_batch=128, send_timeout=0.3) as uri, client(uri) as other:
+    with running(policy, max_batch=128, send_timeout=0.2) as uri, client(uri) as other:
         raw = raw_client(uri, receive_buffer=4096)
         with contextlib.suppress(OSError):  # what it sends is no longer read, or it is cut off
             for _ in range(40):
@@ -841,7 +856,7 @@ def mutated(message: bytes, draw: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def test_ten_thousand_malformed_messages():
+def test_two_thousand_malformed_messages():
     """Half are noise, half are good messages with a few bytes changed."""
     policy, draw = tiny_policy(Canned), np.random.default_rng(0)
     plan = policy.plan(windows(1), generator=seeded(0))
@@ -857,9 +872,9 @@ def test_ten_thousand_malformed_messages():
             return draw.bytes(draw.integers(0, 60))
         return mutated(good[k // 2 % len(good)], draw)
 
-    def two_thousand(uri: str) -> None:
+    def four_hundred(uri: str) -> None:
         with client(uri) as connection:
-            for first in range(0, 2000, 50):
+            for first in range(0, 400, 50):
                 for k in range(first, first + 50):
                     connection.send(malformed(k))
                 answers = [connection.recv(timeout=30) for _ in range(50)]
@@ -867,15 +882,15 @@ def test_ten_thousand_malformed_messages():
         until(lambda: metric(uri, "paradiffpolicy_sessions") == 1)
 
     with running(policy) as uri, client(uri) as other:
-        two_thousand(uri)
+        four_hundred(uri)
         memory, before = resident(), threads_and_files()
         for _ in range(4):
-            two_thousand(uri)
+            four_hundred(uri)
         until(lambda: threads_and_files() <= before)
         assert resident() - memory < 30
         kinds = ("unknown", "plan", "session")
-        assert sum(metric(uri, f'paradiffpolicy_requests_total{{kind="{k}"}}') for k in kinds) == 10_000
-        assert metric(uri, 'paradiffpolicy_errors_total{kind="message"}') > 5000
+        assert sum(metric(uri, f'paradiffpolicy_requests_total{{kind="{k}"}}') for k in kinds) == 2000
+        assert metric(uri, 'paradiffpolicy_errors_total{kind="message"}') > 1000
         assert metric(uri, 'paradiffpolicy_errors_total{kind="server"}') == 0
         assert "actions" in ask(other, observation=windows(1)[0])
 
@@ -969,8 +984,8 @@ def test_a_server_that_comes_back_is_used_again():
 
 def test_an_answer_that_comes_too_late_is_discarded():
     policy = gated()
-    with running(policy, max_batch=1) as uri, RemotePolicy(uri, timeout=0.5) as remote:
-        with pytest.raises(ServerError, match=r"no answer from .* within 0\.5 s"):
+    with running(policy, max_batch=1) as uri, RemotePolicy(uri, timeout=0.25) as remote:
+        with pytest.raises(ServerError, match=r"no answer from .* within 0\.25 s"):
             remote.plan(windows(1, 1), generator=seeded(1))
         policy.gate.set()
         served = remote.plan(windows(1, 2), generator=seeded(2))
@@ -1034,41 +1049,53 @@ def test_settings_are_checked(changes, message):
 # ------------------------------------------------------------------------------------ the commands
 
 
-@pytest.mark.slow
-def test_sigterm_in_the_middle_of_requests(tmp_path):
-    tiny_checkpoint().save(tmp_path / "tiny")
-    command = [sys.executable, "-m", "paradiffpolicy", "serve", f"checkpoint={tmp_path / 'tiny'}", "port=0"]
-    command += ["sampler_name=ddpm", "capture=eager", "max_batch=1", "threads=1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PARADIFFPOLICY_API_KEY": "secret"}
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        found = re.search(r"listening on (\S+)", process.stdout.readline())
-        assert found, process.stderr.read()
-        uri, key = found.group(1), {"additional_headers": {"Authorization": "Api-Key secret"}}
-        with client(uri, **key) as one, client(uri, **key) as other:
-            for connection in (one, other):
-                connection.send(pack({"observation": windows(1)[0]}))
-            asked = r'requests_total{kind="session"} 2.0'
-            until(lambda: asked in get(uri, "/metrics", Authorization="Api-Key secret"))
-            process.send_signal(signal.SIGTERM)
-            for connection in (one, other):
-                assert unpack(connection.recv(timeout=30))["iterations"] == 100
-                with pytest.raises(ConnectionClosed) as closed:
-                    connection.recv(timeout=30)
-                assert closed.value.rcvd.code == 1001
-        assert process.wait(30) == 0
-        errors = process.stderr.read()
-    assert "warming up" in errors and "Traceback" not in errors
-    with socket.create_server(("127.0.0.1", int(uri.rsplit(":", 1)[1]))):
+def test_sigterm_in_the_middle_of_requests(capsys, monkeypatch, tmp_path):
+    tiny_checkpoint(SMALL).save(tmp_path / "tiny")
+    monkeypatch.setenv("PARADIFFPOLICY_API_KEY", "secret")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    uri, key, ended = f"ws://127.0.0.1:{port}", {"Authorization": "Api-Key secret"}, threading.Event()
+
+    def ready() -> bool:
+        with contextlib.suppress(urllib.error.URLError):
+            return get(uri, "/healthz") == "OK\n"
+
+    def ask_and_stop() -> None:
+        asked = r'requests_total{kind="session"} 2.0'
+        try:
+            until(lambda: ended.is_set() or ready())
+            with client(uri, additional_headers=key) as one, client(uri, additional_headers=key) as other:
+                for connection in (one, other):
+                    connection.send(pack({"observation": windows(1)[0]}))
+                until(lambda: asked in get(uri, "/metrics", **key))
+                os.kill(os.getpid(), signal.SIGTERM)
+                for connection in (one, other):
+                    assert unpack(connection.recv(timeout=30))["iterations"] == 100
+                    with pytest.raises(ConnectionClosed) as closed:
+                        connection.recv(timeout=30)
+                    assert closed.value.rcvd.code == 1001
+        finally:
+            if not ended.wait(1):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    command = ["serve", f"checkpoint={tmp_path / 'tiny'}", f"port={port}", "sampler_name=ddpm", "threads=1"]
+    with ThreadPoolExecutor() as clients:
+        done = clients.submit(ask_and_stop)
+        code = main([*command, "capture=eager", "max_batch=1"])
+        ended.set()
+        done.result()
+    gc.unfreeze()
+    out, err = capsys.readouterr()
+    assert code == 0 and f"listening on {uri}" in out and "warming up" in err and "Traceback" not in err
+    with socket.create_server(("127.0.0.1", port)):
         pass  # the port is free again
 
 
 @pytest.mark.slow
 def test_bench_serve_prints_tables_and_a_line_of_json(capsys, tmp_path):
-    tiny_checkpoint().save(tmp_path / "tiny")
+    tiny_checkpoint(SMALL).save(tmp_path / "tiny")
     out = tmp_path / "bench.json"
-    arguments = ["requests=5", "clients=2", "seconds=1", "task.max_steps=16", f"out={out}", "capture=eager"]
+    arguments = ["requests=5", "clients=2", "seconds=0.3", "task.max_steps=16", f"out={out}", "capture=eager"]
     arguments.append("sampler_name=rti")
     code = main(["bench", "serve", f"checkpoint={tmp_path / 'tiny'}", "threads=1", "max_batch=2", *arguments])
     captured = capsys.readouterr()
@@ -1077,7 +1104,7 @@ def test_bench_serve_prints_tables_and_a_line_of_json(capsys, tmp_path):
     content = json.loads(line)
     assert content == json.loads(out.read_text())
     alone, many = content["one_client"], content["many_clients"]
-    assert alone["round_trip_p50"] > alone["inference_p50"] > 0 and alone["between_p99"] > 0
+    assert alone["round_trip_ms"]["p50"] > alone["inference_ms"]["p50"] > 0 and alone["between_ms"]["n"] == 5
     assert many["errors"] == 0 and many["answers"] > 5 and 1 <= many["batch"] <= 2
     assert many["per_second"] == pytest.approx(many["answers"] / many["seconds"])
     assert many["memory"] is None or many["memory"] > 50 > many["growth"]

@@ -172,8 +172,6 @@ def bench_solvers(cfg: BenchSolversConfig) -> None:
 
 def bench_serve(cfg: BenchServeConfig) -> None:
     """Times a server in a process of its own, and its clients in this one."""
-    from dataclasses import asdict
-
     from ..clock import MonotonicClock
 
     require_extra("serve")
@@ -198,7 +196,7 @@ def bench_serve(cfg: BenchServeConfig) -> None:
             )
     title = f"{cfg.task.name}, {cfg.sampler_name}, over loopback, openpi's protocol"
     tables = [serving.alone_table(alone, title), serving.crowd_table(crowd, title)]
-    publish(tables, {"one_client": asdict(alone), "many_clients": asdict(crowd)}, cfg.out)
+    publish(tables, {"one_client": alone, "many_clients": crowd}, cfg.out)
 
 
 def bench_envs(cfg: BenchEnvsConfig) -> None:

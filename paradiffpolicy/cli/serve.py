@@ -26,7 +26,8 @@ def serve(cfg: ServeConfig) -> None:
     from ..control.scheduling import Scheduling, scheduled
 
     require_extra("serve")
-    from ..serving.server import PolicyServer, ServerSettings
+    from ..serving.server import PolicyServer
+    from ..serving.settings import ServerSettings
 
     key = os.environ.get("PARADIFFPOLICY_API_KEY") if cfg.api_key is None else cfg.api_key
     names = ["host", "port", "max_batch", "max_queue", "max_message", "max_sessions", "send_timeout", "seed"]

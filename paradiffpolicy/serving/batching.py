@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,7 +18,7 @@ from ..errors import InputError
 from ..policy import Policy
 from ..sampling.capture.executor import padded_size
 from ..types import Committed, Plan
-from .protocol import BusyError, Options, PlanJob, generator_at, state_of
+from .protocol import BusyError, PlanJob, generator_at, state_of
 
 log = logging.getLogger(__name__)
 
@@ -29,23 +30,18 @@ class JobResult:
     Attributes:
         plan: the plan, on the policy's device, or why there is none.
         states: of the generators, after the plan.
+        queue_seconds, infer_seconds: before its batch started, and of its batch.
     """
 
     plan: Plan | Exception
     states: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class TimedResult(JobResult):
-    """A result with the seconds before its batch started, and those of its batch."""
-
-    queue_seconds: float
-    infer_seconds: float
+    queue_seconds: float = 0.0
+    infer_seconds: float = 0.0
 
 
 def planned_together(policy: Policy, jobs: Sequence[PlanJob]) -> list[JobResult]:
-    """Plans jobs as one batch: all have the same options, all or none a previous plan, and all or none
-    committed actions.
+    """Plans jobs as one batch: all have the same ``executed_steps``, all or none a previous plan, and all
+    or none committed actions.
 
     If planning fails for one of them, each is planned by itself, so that the others get their plans.
     """
@@ -58,39 +54,31 @@ def planned_together(policy: Policy, jobs: Sequence[PlanJob]) -> list[JobResult]
             Plan.cat(previous) if len(previous) > 1 else previous[0] if previous else None,
             generator=[generator for own in generators for generator in own],
             committed=Committed.cat(committed) if committed else None,
-            **dict(jobs[0].options),
+            executed_steps=jobs[0].executed_steps,
         )
     except Exception as error:
         if len(jobs) > 1:
             return [result for job in jobs for result in planned_together(policy, [job])]
         if not isinstance(error, InputError):
             log.exception("planning failed")
-        return [
-            JobResult(error, _states(generators[0]))
-        ]  # which may have been drawn from, as in a local plan
-    if len(jobs) == 1:
-        return [JobResult(plan, _states(generators[0]))]
-    results, first = [], 0
-    for own in generators:
-        elements = range(first, first := first + len(own))
-        results.append(JobResult(plan.select(elements), _states(own)))
-    return results
-
-
-def _states(generators: Sequence[torch.Generator]) -> tuple[bytes, ...]:
-    return tuple(map(state_of, generators))
+        plans: list[Plan | Exception] = [error]  # its generators may have been drawn from, as in a local plan
+    else:
+        ends = list(itertools.accumulate(map(len, generators)))
+        plans = [plan.select(range(end - len(own), end)) for end, own in zip(ends, generators, strict=True)]
+    states = [tuple(map(state_of, own)) for own in generators]
+    return [JobResult(*result) for result in zip(plans, states, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Waiting:
     job: PlanJob
     since: float
-    planned: asyncio.Future[TimedResult]
+    planned: asyncio.Future[JobResult]
 
     @property
-    def key(self) -> tuple[bool, bool, Options]:
+    def key(self) -> tuple[bool, bool, int | None]:
         """Equal for jobs that one call can plan."""
-        return self.job.previous is None, self.job.committed is None, self.job.options
+        return self.job.previous is None, self.job.committed is None, self.job.executed_steps
 
 
 class Batcher:
@@ -136,7 +124,7 @@ class Batcher:
         """The batch sizes whose programs are needed."""
         return sorted({min(padded_size(k + 1), self._max_batch) for k in range(self._max_batch)})
 
-    async def plan(self, job: PlanJob) -> TimedResult:
+    async def plan(self, job: PlanJob) -> JobResult:
         """Waits for a job's result.
 
         Raises:
@@ -170,8 +158,9 @@ class Batcher:
         self._on_batch(sum(len(waiting.job.generators) for waiting in batch), seconds)
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.planned.done():  # the client may be gone
-                queued = started - waiting.since
-                waiting.planned.set_result(TimedResult(result.plan, result.states, queued, seconds))
+                waiting.planned.set_result(
+                    replace(result, queue_seconds=started - waiting.since, infer_seconds=seconds)
+                )
 
     def _take(self) -> list[_Waiting]:
         """Takes the oldest job, and those that can be planned with it, off the queue."""

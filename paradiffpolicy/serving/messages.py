@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import msgpack
@@ -32,8 +31,6 @@ NUMBER = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 """dtypes that a message may hold: booleans, integers, floats."""
 
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
-ARRAY_KEYS = {ARRAY, b"data", b"dtype", b"shape"}
-SCALAR_KEYS = {SCALAR, b"data", b"dtype"}
 
 
 class MessageError(InputError):
@@ -59,11 +56,21 @@ def unpack(message: bytes) -> Any:
     Raises:
         MessageError: the bytes aren't msgpack, or an array in them isn't one.
     """
+    left = MAX_ITEMS
+
+    def read(values: Any) -> Any:
+        """Called for every list and map, the innermost first."""
+        nonlocal left
+        left -= 1 + len(values)
+        if left < 0:
+            raise MessageError(f"the message has over {MAX_ITEMS} entries: send numbers as arrays")
+        return _decoded(values) if isinstance(values, dict) else values
+
     try:
         return msgpack.unpackb(
             message,
-            object_hook=(hooks := _Hooks()).map,
-            list_hook=hooks.list,
+            object_hook=read,
+            list_hook=read,
             ext_hook=_no_extension,
             strict_map_key=False,  # the arrays' keys are bytes
             max_array_len=MAX_ITEMS,
@@ -88,34 +95,21 @@ def _encoded(value: Any) -> dict[bytes, Any]:
     return {ARRAY: True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
 
 
-class _Hooks:
-    """Callbacks for every list and map of one message, the innermost first."""
-
-    def __init__(self) -> None:
-        self._items = 0
-
-    def list(self, values: list[Any]) -> list[Any]:
-        self._count(len(values))
-        return values
-
-    def map(self, values: dict[Any, Any]) -> Any:
-        self._count(len(values))
-        if ARRAY in values:
-            return _array(values)
-        if SCALAR in values:
-            return _scalar(values)
-        return values
-
-    def _count(self, entries: int) -> None:
-        self._items += 1 + entries
-        if self._items > MAX_ITEMS:
-            raise MessageError(f"the message has over {MAX_ITEMS} entries: send numbers as arrays")
+def _decoded(values: dict[Any, Any]) -> Any:
+    """A map, or the array or scalar that it stands for."""
+    data, dtype = values.get(b"data"), values.get(b"dtype")
+    if ARRAY in values:
+        if set(values) != {ARRAY, b"data", b"dtype", b"shape"} or values[ARRAY] is not True:
+            raise MessageError("an array in the message needs b'data', b'dtype' and b'shape', and no more")
+        return _array(data, _dtype(dtype), values[b"shape"])
+    if SCALAR in values:
+        if set(values) != {SCALAR, b"data", b"dtype"} or values[SCALAR] is not True:
+            raise MessageError("a scalar in the message needs b'data' and b'dtype', and no more")
+        return _scalar(data, _dtype(dtype))
+    return values
 
 
-def _array(values: Mapping[Any, Any]) -> NDArray[Any]:
-    if set(values) != ARRAY_KEYS or values[ARRAY] is not True:
-        raise MessageError("an array in the message needs b'data', b'dtype' and b'shape', and no more")
-    data, dtype, shape = values[b"data"], _dtype(values[b"dtype"]), values[b"shape"]
+def _array(data: Any, dtype: np.dtype[Any], shape: Any) -> NDArray[Any]:
     if not isinstance(data, bytes):
         raise MessageError(f"an array's b'data' must be bytes, not {type(data).__name__}")
     if (
@@ -131,10 +125,7 @@ def _array(values: Mapping[Any, Any]) -> NDArray[Any]:
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def _scalar(values: Mapping[Any, Any]) -> np.generic:
-    if set(values) != SCALAR_KEYS or values[SCALAR] is not True:
-        raise MessageError("a scalar in the message needs b'data' and b'dtype', and no more")
-    data, dtype = values[b"data"], _dtype(values[b"dtype"])
+def _scalar(data: Any, dtype: np.dtype[Any]) -> np.generic:
     allowed = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float)}[dtype.kind]
     if type(data) not in allowed:
         raise MessageError(f"a scalar of dtype {dtype} can't be {data!r:.40}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -19,28 +20,18 @@ class Metrics:
     """
 
     def __init__(self, queue_length: Callable[[], float], sessions: Callable[[], float]) -> None:
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "paradiffpolicy_requests", "Messages by what they ask for.", ["kind"], registry=registry
-        )
-        self.errors = Counter("paradiffpolicy_errors", "Error answers.", ["kind"], registry=registry)
-        self.batch_size = Histogram(
-            "paradiffpolicy_batch_size", "Robots planned for at once.", buckets=BATCHES, registry=registry
-        )
-        self.inference = Histogram(
-            "paradiffpolicy_inference_seconds", "Planning a batch.", buckets=SECONDS, registry=registry
-        )
+        self._registry = CollectorRegistry()
+        own: dict[str, Any] = {"namespace": "paradiffpolicy", "registry": self._registry}
+        self.requests = Counter("requests", "Messages by what they ask for.", ["kind"], **own)
+        self.errors = Counter("errors", "Error answers.", ["kind"], **own)
+        self.batch_size = Histogram("batch_size", "Robots planned for at once.", buckets=BATCHES, **own)
+        self.inference = Histogram("inference_seconds", "Planning a batch.", buckets=SECONDS, **own)
         self.request = Histogram(
-            "paradiffpolicy_request_seconds",
-            "From a message's receipt until its answer was sent.",
-            buckets=SECONDS,
-            registry=registry,
+            "request_seconds", "From a message's receipt until its answer was sent.", buckets=SECONDS, **own
         )
-        queue = Gauge("paradiffpolicy_queue_length", "Requests that wait.", registry=registry)
-        queue.set_function(queue_length)
-        gauge = Gauge("paradiffpolicy_sessions", "Open connections.", registry=registry)
-        gauge.set_function(sessions)
-        ProcessCollector(registry=registry)
+        Gauge("queue_length", "Requests that wait.", **own).set_function(queue_length)
+        Gauge("sessions", "Open connections.", **own).set_function(sessions)
+        ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
         """The present values in Prometheus' text format."""

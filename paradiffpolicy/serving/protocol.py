@@ -12,7 +12,7 @@ and, only for a solver that adds noise, ``z`` and ``u``: an ODE solver's are zer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -58,16 +58,10 @@ def kind_of(error: Exception) -> str:
     return next((kind for kind, cls in KINDS.items() if isinstance(error, cls)), "server")
 
 
-def error_map(error: Exception) -> dict[str, Any]:
-    """The answer to a pure request that failed."""
-    return {"error": kind_of(error), "message": line_of(error)}
-
-
-def line_of(error: Exception) -> str:
-    """The error as one line of text."""
-    if isinstance(error, InputError):
-        return str(error)
-    return f"the server failed ({type(error).__name__}): its log says more"
+def error_map(error: Exception) -> dict[str, str]:
+    """The answer to a request that failed: the error's name, and one line."""
+    fault = f"the server failed ({type(error).__name__}): its log says more"
+    return {"error": kind_of(error), "message": str(error) if isinstance(error, InputError) else fault}
 
 
 def raise_error(answer: Mapping[str, Any]) -> None:
@@ -82,32 +76,23 @@ def raise_error(answer: Mapping[str, Any]) -> None:
 def checked_map(
     value: Any, where: str, required: Collection[str], optional: Collection[str]
 ) -> dict[str, Any]:
-    """Checks that a value is a map with all of ``required``, and further keys only from ``optional``.
-
-    Raises:
-        MessageError: it isn't.
-    """
+    """Returns a map that has all of ``required``, and further keys only from ``optional``; raises a
+    ``MessageError`` for anything else."""
     if not isinstance(value, dict):
         raise MessageError(f"{where} must be a map, not {type(value).__name__}")
+    known = [*required, *optional]
     for key in value:
-        if key not in required and key not in optional:
-            raise MessageError(f"{where} has no place for {key!r:.40}{_hint(key, [*required, *optional])}")
+        if key not in known:
+            hint = nearest(key[:40] if isinstance(key, str) else "", known)
+            raise MessageError(f"{where} has no place for {key!r:.40}{hint}")
     for key in required:
         if key not in value:
             raise MessageError(f"{where} lacks {key!r}")
     return value
 
 
-def _hint(key: object, known: Collection[str]) -> str:
-    return nearest(key[:40] if isinstance(key, str) else "", known)
-
-
 def whole(value: Any, where: str, low: int, high: int) -> int:
-    """Checks that a value is a whole number, also a numpy one, within bounds.
-
-    Raises:
-        MessageError: it isn't.
-    """
+    """Returns a whole number, also numpy's, within bounds; raises a ``MessageError`` for anything else."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise MessageError(f"{where}={value!r:.40} must be a whole number")
     if not low <= value <= high:
@@ -116,11 +101,8 @@ def whole(value: Any, where: str, low: int, high: int) -> int:
 
 
 def numbers(value: Any, where: str) -> np.ndarray[Any, Any]:
-    """Reads an array or nested list of numbers as float32.
-
-    Raises:
-        InvalidObservationError: it is something else.
-    """
+    """Reads an array or nested list of numbers as float32; raises an ``InvalidObservationError`` for
+    anything else."""
     try:
         array = np.asarray(value)
     except ValueError:
@@ -155,40 +137,22 @@ class PlanFormat:
 
     def plan_map(self, plan: Plan) -> dict[str, Any]:
         """Writes a plan."""
-        solution = plan.solution
-        sent = {
-            "actions": plan.actions,
-            "sample": solution.sample,
-            "x0_hats": solution.x0_hats,
-            "x_T": solution.noise.x_T,
-            "iterations": solution.iterations,
-            "nfe": solution.nfe,
-        }
-        return sent | ({"z": solution.noise.z, "u": solution.noise.u} if self.stochastic else {})
+        solution, noise = plan.solution, plan.solution.noise
+        sent = {name: getattr(solution, name) for name in ("sample", "x0_hats", "iterations", "nfe")}
+        sent |= {"actions": plan.actions, "x_T": noise.x_T}
+        return sent | {"z": noise.z, "u": noise.u} if self.stochastic else sent
 
     def plan_of(self, value: Any, where: str, batch: int) -> Plan:
-        """Reads a plan, on the CPU.
-
-        Raises:
-            MessageError: a tensor is missing, has another shape or dtype than ``batch`` elements need,
-                or isn't finite.
-        """
-        n, each = self.n_nodes, (self.spec.horizon, self.spec.action_dim)
-        shapes: dict[str, tuple[int, ...]] = {
-            "actions": (batch, *each),
-            "sample": (batch, *each),
-            "x0_hats": (n, batch, *each),
-            "x_T": (batch, *each),
-            "iterations": (batch,),
-            "nfe": (batch,),
-        }
+        """Reads a plan, on the CPU; raises a ``MessageError`` for a tensor that is missing, isn't finite, or
+        has another shape or dtype than ``batch`` elements need."""
+        each = (batch, self.spec.horizon, self.spec.action_dim)
+        every = (self.n_nodes, *each)
+        shapes = {"actions": each, "sample": each, "x0_hats": every, "x_T": each}
+        shapes |= {"iterations": each[:1], "nfe": each[:1]}
         if self.stochastic:
-            shapes |= {"z": (n, batch, *each), "u": (n, batch)}
-        value = checked_map(value, where, shapes, ())
-        got = {name: _tensor(value[name], f"{where}.{name}", shape) for name, shape in shapes.items()}
-        zero = got["x_T"].new_zeros(())
-        z, u = got.get("z", zero.expand(n, batch, *each)), got.get("u", zero.expand(n, batch))
-        noise = Noise(got["x_T"], z, u)
+            shapes |= {"z": every, "u": every[:2]}
+        got, zero = _tensors(value, where, shapes), torch.zeros(())
+        noise = Noise(got["x_T"], got.get("z", zero.expand(every)), got.get("u", zero.expand(every[:2])))
         solution = Solution(got["sample"], got["x0_hats"], noise, got["iterations"], got["nfe"])
         return Plan(got["actions"], self.spec.executed, solution)
 
@@ -198,17 +162,14 @@ class PlanFormat:
         return {"actions": committed.actions.float(), "weight": committed.weight.float()}
 
     def committed_of(self, value: Any, where: str, batch: int) -> Committed:
-        """Reads committed actions.
-
-        Raises:
-            MessageError: a tensor is missing, has another shape or dtype, or isn't finite.
-        """
-        value = checked_map(value, where, ("actions", "weight"), ())
+        """Reads committed actions as ``plan_of`` reads a plan."""
         shape = (batch, self.spec.horizon, self.spec.action_dim)
-        return Committed(
-            _tensor(value["actions"], f"{where}.actions", shape),
-            _tensor(value["weight"], f"{where}.weight", shape[:2]),
-        )
+        return Committed(**_tensors(value, where, {"actions": shape, "weight": shape[:2]}))
+
+
+def _tensors(value: Any, where: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    value = checked_map(value, where, shapes, ())
+    return {name: _tensor(value[name], f"{where}.{name}", shape) for name, shape in shapes.items()}
 
 
 def _tensor(value: Any, where: str, shape: tuple[int, ...]) -> Tensor:
@@ -227,11 +188,7 @@ def state_of(generator: torch.Generator) -> bytes:
 
 
 def generator_at(state: bytes) -> torch.Generator:
-    """Makes a CPU generator in a state.
-
-    Raises:
-        MessageError: it isn't a generator's state.
-    """
+    """Makes a CPU generator in a state; raises a ``MessageError`` for what isn't one."""
     generator = torch.Generator()
     try:
         generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
@@ -242,9 +199,6 @@ def generator_at(state: bytes) -> torch.Generator:
 
 # ------------------------------------------------------------------------------------------ requests
 
-Options = tuple[tuple[str, Any], ...]
-"""Further keywords of ``Policy.plan``, and their values."""
-
 
 @dataclass(frozen=True)
 class PlanJob:
@@ -254,57 +208,38 @@ class PlanJob:
         window: ``[batch, To, O]`` as ``Policy.checked`` gives it.
         previous: the last plan, on the policy's device, or None.
         generators: states of the noise, one per batch element.
-        options: for ``Policy.plan``; only requests with the same ones are planned together.
+        executed_steps: of the last plan; only requests with the same number are planned together.
         committed: actions to keep, or None.
     """
 
     window: Tensor
     previous: Plan | None
     generators: tuple[bytes, ...]
-    options: Options = ()
+    executed_steps: int | None = None
     committed: Committed | None = None
 
 
-def executed_steps_of(value: Any, spec: PolicySpec) -> int:
-    """Reads how many steps of the last plan have been executed.
-
-    Raises:
-        MessageError: it isn't a number from 0 to the horizon.
-    """
-    return whole(value, "executed_steps", 0, spec.horizon)
-
-
-OPTIONS: dict[str, Callable[[Any, PolicySpec], Any]] = {"executed_steps": executed_steps_of}
-"""Keywords of ``Policy.plan`` that a request may give, and their checks."""
-
-
-def options_of(request: Mapping[str, Any], spec: PolicySpec) -> Options:
-    """Reads the options among a request's entries; None means absent.
-
-    Raises:
-        MessageError: one is out of range.
-    """
-    given = {name: request.get(name) for name in OPTIONS}
-    return tuple((name, OPTIONS[name](v, spec)) for name, v in given.items() if v is not None)
+def executed_steps_of(request: Mapping[str, Any], spec: PolicySpec) -> int | None:
+    """Reads how many steps of the last plan have been executed; None: the request doesn't say."""
+    steps = request.get("executed_steps")
+    return None if steps is None else whole(steps, "executed_steps", 0, spec.horizon)
 
 
 def request_map(
-    window: Any, previous: dict[str, Any] | None, states: list[bytes], **options: Any
+    window: Any, previous: dict[str, Any] | None, states: list[bytes], **optional: Any
 ) -> dict[str, Any]:
     """Writes a pure request; entries that are None are left out."""
-    entries = {"window": window, "previous": previous, "generator": states, **options}
+    entries = {"window": window, "previous": previous, "generator": states, **optional}
     return {"plan": {name: value for name, value in entries.items() if value is not None}}
 
 
 def job_of(request: Any, policy: Policy, max_batch: int) -> PlanJob:
-    """Reads a pure request.
-
-    Raises:
-        InvalidObservationError: the window has the wrong shape, or NaN or infinity in it.
-        MessageError: anything else is wrong.
-    """
-    form = PlanFormat.of(policy)
-    request = checked_map(request, "plan", ["window", "generator"], ["previous", "committed", *OPTIONS])
+    """Reads a pure request; raises an ``InvalidObservationError`` for a wrong window, a ``MessageError`` for
+    anything else that is wrong."""
+    form, request = PlanFormat.of(policy), checked_map(request, "the request", ["plan"], ())["plan"]
+    request = checked_map(
+        request, "plan", ["window", "generator"], ["previous", "committed", "executed_steps"]
+    )
     window = policy.checked(numbers(request["window"], "plan.window"))
     batch, states, previous = len(window), request["generator"], request.get("previous")
     if not 1 <= batch <= max_batch:
@@ -319,7 +254,7 @@ def job_of(request: Any, policy: Policy, max_batch: int) -> PlanJob:
     plan = None if previous is None else form.plan_of(previous, "plan.previous", batch).to(policy.device)
     kept = request.get("committed")
     committed = None if kept is None else form.committed_of(kept, "plan.committed", batch)
-    return PlanJob(window, plan, tuple(states), options_of(request, policy.spec), committed)
+    return PlanJob(window, plan, tuple(states), executed_steps_of(request, policy.spec), committed)
 
 
 # ------------------------------------------------------------------------------------------ metadata
@@ -361,11 +296,7 @@ class Metadata:
 
     @staticmethod
     def of_map(value: Any) -> Metadata:
-        """Reads the message.
-
-        Raises:
-            ServerError: the server is none, or of another protocol.
-        """
+        """Reads the message; raises a ``ServerError`` if the server is none, or of another protocol."""
         if not isinstance(value, dict) or value.get("protocol") != PROTOCOL:
             found = value.get("protocol") if isinstance(value, dict) else None
             raise ServerError(

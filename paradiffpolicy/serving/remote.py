@@ -86,18 +86,13 @@ class RemotePolicy(Closing):
         self._connection: ClientConnection | None = None
         self._open = ExitStack()
         self._one_at_a_time = threading.Lock()
-        self.metadata: Metadata | None = None
+        self.metadata: Metadata  # the first connection's, which all others must match
         self._exchange(None)
 
     @property
     def spec(self) -> PolicySpec:
         """The served policy's shapes."""
-        return self._known.form.spec
-
-    @property
-    def _known(self) -> Metadata:
-        assert self.metadata is not None
-        return self.metadata
+        return self.metadata.form.spec
 
     def close(self) -> None:
         """Closes the connection; the next plan would open another."""
@@ -133,19 +128,20 @@ class RemotePolicy(Closing):
         generators = generators_for(generator, len(window), "observation windows")
         if any(each.device.type != "cpu" for each in generators):
             raise InputError("a remote policy's generators must be on the CPU: torch.Generator()")
-        form = self._known.form
-        request = request_map(
-            window,
-            None if previous is None else form.plan_map(previous),
-            [state_of(each) for each in generators],
-            executed_steps=executed_steps,
-            committed=None if committed is None else form.committed_map(committed),
+        form, most = self.metadata.form, self.metadata.max_message
+        message = pack(
+            request_map(
+                window,
+                None if previous is None else form.plan_map(previous),
+                [state_of(each) for each in generators],
+                executed_steps=executed_steps,
+                committed=None if committed is None else form.committed_map(committed),
+            )
         )
-        message = pack(request)
-        if len(message) > self._known.max_message:
+        if len(message) > most:
             raise InputError(
-                f"the request has {len(message)} bytes, over the server's max_message="
-                f"{self._known.max_message}: start the server with a larger one, or split the batch"
+                f"the request has {len(message)} bytes, over the server's max_message={most}: start the "
+                "server with a larger one, or split the batch"
             )
         answer = self._exchange(message)
         for each, state in zip(generators, answer.get("generator", ()), strict=False):
@@ -196,18 +192,17 @@ class RemotePolicy(Closing):
     def _connected(self, deadline: float) -> ClientConnection:
         remaining = max(0.01, deadline - self._clock.now())
         try:
-            connection = self._open.enter_context(
-                connect(
-                    self._uri,
-                    ssl=self._tls,
-                    additional_headers=self._headers,
-                    compression=None,
-                    proxy=None,  # a robot reaches its server directly
-                    open_timeout=remaining,
-                    close_timeout=1.0,
-                    max_size=self._max_message,
-                )
+            connecting = connect(
+                self._uri,
+                ssl=self._tls,
+                additional_headers=self._headers,
+                compression=None,
+                proxy=None,  # a robot reaches its server directly
+                open_timeout=remaining,
+                close_timeout=1.0,
+                max_size=self._max_message,
             )
+            connection = self._open.enter_context(connecting)
         except InvalidStatus as error:
             status, body = error.response.status_code, (error.response.body or b"").decode(errors="replace")
             if status in RETRY_STATUSES:
@@ -224,7 +219,7 @@ class RemotePolicy(Closing):
             raise ServerError(f"{self._uri} isn't a policy server ({error}): check the address")
         try:
             metadata = Metadata.of_map(unpack(connection.recv(timeout=remaining, decode=False)))
-            if self.metadata is not None and metadata.form != self.metadata.form:
+            if getattr(self, "metadata", metadata).form != metadata.form:
                 raise ServerError(f"{self._uri} serves another policy or sampler now: connect anew")
         except BaseException:
             self._open.close()

@@ -2,14 +2,13 @@
 
 A request is a map: ``observation`` ``[O]`` (or ``observation/state``), the newest, to which the
 session adds the ones before, or ``[To, O]``, a whole window; and, all optional, ``reset``: forget
-observations and plan first, ``seed``: a whole number that seeds the noise from here on, and the further
-options of a plan, as ``executed_steps``.
+observations and plan first, ``seed``: a whole number that seeds the noise from here on, and
+``executed_steps`` of the last plan.  It becomes a pure request whose window, previous plan and generator
+the connection keeps.
 
 A policy sees observations that are one control step apart.  A client that asks only once per Ta
 steps should therefore send windows; one that asks every step may send single observations, with
 ``executed_steps=1``.
-
-A session request is a pure request whose window, previous plan and generator the connection keeps.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ from ..observation import InvalidObservationError
 from ..policy import InvalidPlanError, Policy
 from ..types import Plan
 from .messages import MessageError
-from .protocol import OPTIONS, PlanJob, checked_map, numbers, options_of, state_of, whole
+from .protocol import PlanJob, checked_map, executed_steps_of, numbers, state_of, whole
 
 OBSERVATION = ("observation", "observation/state")
+OPTIONAL = (*OBSERVATION, "reset", "seed", "executed_steps")
 
 
 class ClientSession:
@@ -41,30 +41,26 @@ class ClientSession:
 
     def __init__(self, policy: Policy, seed: int) -> None:
         self._policy = policy
-        self._generator = _seeded(seed)
+        self._state = _seeded(seed)
         self._history = self._next = History(policy.spec.n_obs_steps)
         self._plan: Plan | None = None
 
     def job(self, request: Any) -> PlanJob:
-        """Reads a request; nothing of it is remembered until ``remember``.
+        """Reads a request, raising as ``protocol.job_of`` does; remembers nothing until ``remember``.
 
         A bad observation makes the session forget its observations and its plan, as a control loop
         does: after a gap the next plan is a cold start.
-
-        Raises:
-            InvalidObservationError: the observation has the wrong shape, or NaN or infinity in it.
-            MessageError: anything else is wrong.
         """
-        request = checked_map(request, "the request", (), (*OBSERVATION, "reset", "seed", *OPTIONS))
+        request = checked_map(request, "the request", (), OPTIONAL)
         given = [name for name in OBSERVATION if name in request]
         if len(given) != 1:
             raise MessageError("the request needs one 'observation', an array [O] or [To, O]")
         reset = request.get("reset", False)
         if not isinstance(reset, bool | np.bool_):
             raise MessageError(f"reset={reset!r:.40} must be true or false")
-        options = options_of(request, self._policy.spec)
+        steps = executed_steps_of(request, self._policy.spec)
         seed = request.get("seed")
-        state = state_of(self._generator if seed is None else _seeded(whole(seed, "seed", 0, 2**63 - 1)))
+        state = self._state if seed is None else _seeded(whole(seed, "seed", 0, 2**63 - 1))
         try:
             history = self._history_with(request[given[0]], bool(reset))
             window = self._policy.checked(history.window())
@@ -72,11 +68,11 @@ class ClientSession:
             self._forget()
             raise
         self._next = history
-        return PlanJob(window, None if reset else self._plan, (state,), options)
+        return PlanJob(window, None if reset else self._plan, (state,), steps)
 
     def remember(self, result: Plan | Exception, state: bytes) -> None:
         """Keeps a job's result, a plan on the policy's device or an error, and the generator's state."""
-        self._generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+        self._state = state
         if isinstance(result, Plan):
             self._history, self._plan = self._next, result
         elif isinstance(result, InvalidPlanError):
@@ -100,5 +96,16 @@ class ClientSession:
         return history
 
 
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def answer_map(plan: Plan, infer_seconds: float) -> dict[str, Any]:
+    """Writes the answer to a request."""
+    return {
+        "actions": plan.executed_actions[0],
+        "plan": plan.actions[0],
+        "iterations": int(plan.solution.iterations[0]),
+        "nfe": int(plan.solution.nfe[0]),
+        "policy_timing": {"infer_ms": infer_seconds * 1e3},
+    }
+
+
+def _seeded(seed: int) -> bytes:
+    return state_of(torch.Generator().manual_seed(seed))
