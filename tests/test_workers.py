@@ -52,9 +52,9 @@ def pids(episodes):
 # ------------------------------------------------------------------------------------ what they give
 
 
-@pytest.mark.parametrize(("count", "seeds"), [(1, SEEDS), (2, SEEDS), (3, SEEDS[:2])])
+@pytest.mark.parametrize(("count", "seeds"), [(2, SEEDS), (3, SEEDS[:2])])
 def test_processes_give_what_this_one_gives(count, seeds):
-    """Uneven parts, one process, more processes than episodes."""
+    """Uneven parts; more processes than episodes."""
     policy = tiny_policy(solver="ddim", n_steps=4, driver="rti", iterations=1)
     here = rollout(policy, ToyEnv, seeds, **RECORDED)
     steps = []
@@ -240,8 +240,10 @@ def test_a_scripts_own_environment_is_found_in_another_process(tmp_path, guard, 
 
 HANGING = """
 import contextlib, functools, signal, numpy as np
+from paradiffpolicy import process
 from paradiffpolicy.evaluation.workers import EpisodeSettings, ProcessWorkers
 from tests.toy_env import ToyEnv
+process.PATIENCE = 0.1
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with contextlib.closing(ProcessWorkers(2)) as workers:
     workers.begin(EpisodeSettings(functools.partial(ToyEnv, {fault!r}), 100), {{0: 3, 1: 5}})
@@ -252,9 +254,8 @@ with contextlib.closing(ProcessWorkers(2)) as workers:
 """
 
 
-@pytest.mark.parametrize("whom", ["process", "terminal"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("fault", ["", "hang"])
+@pytest.mark.parametrize(("fault", "whom"), [("", "process"), ("hang", "terminal")])
 def test_a_signal_leaves_no_orphan(fault, number, whom):
     """Idle, or in a step that never ends; to the parent, or as Ctrl-C in a terminal to all of them."""
     parent = subprocess.Popen(

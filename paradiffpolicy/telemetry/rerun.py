@@ -25,9 +25,11 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +46,9 @@ log = logging.getLogger(__name__)
 
 PACKET_SECONDS = 0.2
 """Time that numbers may lag behind."""
+
+ANSWER_SECONDS = 2.0
+"""Time that a viewer in the network may take to answer at the start."""
 
 CLOSING_SECONDS = 5.0
 """Time that a viewer may take to receive the rest at the end of a run."""
@@ -97,9 +102,12 @@ def to_url(url: str) -> Sink:
     """Sends to a viewer that is open, here or on another machine: rerun+http://HOST:PORT/proxy."""
 
     def connect(stream: Any, blueprint: Any) -> None:
+        place = urlsplit(url)
         try:
+            # Rerun itself would try for seconds, at the start and at the end, and not say so.
+            socket.create_connection((place.hostname or "", place.port or 9876), ANSWER_SECONDS).close()
             stream.connect_grpc(url, default_blueprint=blueprint)
-        except (RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"view={url}: {first_line(error)}")
 
     return connect
