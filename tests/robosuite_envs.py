@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
+import sys
 
 import numpy as np
 
+from paradiffpolicy.envs.robosuite.camera import MissingGLError
 from paradiffpolicy.envs.robosuite.env import RobosuiteEnv
 
 
 @functools.cache
 def shared_env(task: str, action_type: str = "absolute") -> RobosuiteEnv:
     """The session's environment; reset it before use, and leave it open."""
-    gc.freeze()  # robosuite collects garbage in every reset: not among what the session has imported
+    gc.freeze()  # robosuite collects garbage when one is closed: not among what the session has imported
     return RobosuiteEnv(task, action_type)
 
 
@@ -23,10 +26,16 @@ def deltas(env, n, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (n, env.action_space.shape[0]))
 
 
-def last_states(seed):
-    """States after a few random actions in Lift; another process imports only this module for it."""
+def episode_and_picture():
+    """States after a few random actions in Lift, what was loaded of OpenGL until then, and a picture, if it
+    can be drawn; another process imports only this module for it."""
     env = shared_env("lift", "delta")
-    env.reset(seed=seed)
+    env.reset(seed=7)
     for action in deltas(env, 15):
         *_, info = env.step(action)
-    return info["states"]
+    loaded = sorted({"OpenGL", "mujoco.egl", "mujoco.osmesa"} & set(sys.modules))
+    loaded += ["MUJOCO_GL"] * ("MUJOCO_GL" in os.environ)
+    try:
+        return info["states"], loaded, env.picture(96)
+    except MissingGLError:
+        return info["states"], loaded, None

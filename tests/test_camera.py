@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import os
-import subprocess
-import sys
 import threading
 import warnings
 
@@ -59,6 +55,8 @@ pytest.importorskip("robosuite", reason="robosuite isn't installed")
 import mujoco  # noqa: E402
 
 from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv  # noqa: E402
+
+from .robosuite_envs import shared_env  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +160,7 @@ def test_pictures_repeat(lift):
     lift.reset(seed=3)
     second = lift.render()
     assert not np.array_equal(second, first)
-    other = RobosuiteEnv("lift", "absolute")
+    other = shared_env("lift")
     other.reset(seed=3)  # its first cube is this seed's; the other environment's was of another size
     np.testing.assert_array_equal(other.picture(SIZE), second)
     other.reset(seed=2)
@@ -170,7 +168,7 @@ def test_pictures_repeat(lift):
     lift.reset(seed=2)
     np.testing.assert_array_equal(lift.render(), first)
     np.testing.assert_array_equal(other.picture(SIZE), first)
-    other.close()
+    other._camera.close()
     assert other._camera._drawing is None
     np.testing.assert_array_equal(lift.render(), first)
 
@@ -182,18 +180,6 @@ def test_any_thread_may_draw(lift):
     thread.start()
     thread.join()
     np.testing.assert_array_equal(pictures[0], pictures[1])
-
-
-def first_picture():
-    env = RobosuiteEnv("lift")
-    env.reset(seed=4)
-    return env.picture(SIZE)
-
-
-def test_another_process_draws_the_same(lift):
-    lift.reset(seed=4)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        np.testing.assert_array_equal(pool.apply(first_picture), lift.picture(SIZE))
 
 
 def test_pictures_may_be_large(lift):
@@ -221,21 +207,6 @@ def test_unclosed_cameras_are_freed(lift):
     assert not free.alive
 
 
-def test_without_pictures_nothing_of_opengl_is_loaded():
-    code = (
-        "import os, sys, numpy as np\n"
-        "from paradiffpolicy.envs.robosuite.env import RobosuiteEnv\n"
-        "env = RobosuiteEnv('lift', 'delta')\n"
-        "env.reset(seed=0)\n"
-        "env.step(np.zeros(7))\n"
-        "env.close()\n"
-        "assert not {'OpenGL', 'mujoco.egl', 'mujoco.osmesa'} & set(sys.modules)\n"
-        "assert 'MUJOCO_GL' not in os.environ\n"  # robosuite would choose for the whole process
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-
-
 CAMERAS = {
     "lift": ["agentview", "robot0_eye_in_hand"],
     "can": ["agentview", "robot0_eye_in_hand"],
@@ -247,9 +218,11 @@ CAMERAS = {
 
 @pytest.mark.parametrize("task", TASKS)
 def test_image_observations_are_robomimics(gl, task):
-    env = RobosuiteEnv(task, obs_type="image")
-    observation, info = env.reset(seed=0)
-    assert env.observation_space.contains(observation)
+    env = shared_env(task)
+    observe, space = env._observation("image")
+    _, info = env.reset(seed=0)
+    observation = observe(info)
+    assert space.contains(observation)
     images = {name for name in observation if name.endswith("_image")}
     assert images == {f"{view}_image" for view in CAMERAS[task]}
     n_arms = TASKS[task].n_arms
@@ -260,7 +233,7 @@ def test_image_observations_are_robomimics(gl, task):
         assert observation[name].shape == (84, 84, 3) and observation[name].std() > 10
     np.testing.assert_array_equal(observation["robot0_eef_pos"], info["robot0_eef_pos"])
     assert env.picture(64).std() > 10
-    env.close()
+    env._camera.close()
 
 
 def test_gymnasiums_checker_passes_with_images(gl):
@@ -275,7 +248,7 @@ def test_gymnasiums_checker_passes_with_images(gl):
 
 def test_an_unknown_observation_is_named():
     with pytest.raises(ValueError, match="obs_type='pixels' must be one of"):
-        RobosuiteEnv("lift", obs_type="pixels")
+        shared_env("lift")._observation("pixels")
 
 
 def test_a_task_without_opengl_works_but_for_pictures(monkeypatch):
@@ -283,8 +256,8 @@ def test_a_task_without_opengl_works_but_for_pictures(monkeypatch):
         raise MissingGLError("pictures need EGL or OSMesa")
 
     monkeypatch.setattr(camera, "gl_context", missing)
-    env = RobosuiteEnv("lift", obs_type="lowdim", render_mode="rgb_array")
+    env = shared_env("lift")
+    env._camera.close()
     env.reset(seed=0)
     with pytest.raises(MissingGLError):
         env.render()
-    env.close()

@@ -30,7 +30,7 @@ from paradiffpolicy.training.train import Trainer, TrainSettings, learning_rate_
 from .conftest import TINY, make_toy_store
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([__name__])  # processes that need not import everything anew
+FORKS.set_forkserver_preload([__name__, "torch._dynamo"])  # processes that need not import everything anew
 SMALL = replace(TINY, down_dims=(16,))
 SETTINGS = TrainSettings(n_steps=12, batch_size=16, warmup_steps=3, log_every=4, save_every=3)
 
@@ -111,7 +111,7 @@ def test_killed_within_a_save_and_resumed_is_uninterrupted(uninterrupted, tmp_pa
 
 
 def test_the_loss_falls(toy_store, tmp_path):
-    run = trainer(toy_store, tmp_path, n_steps=100, learning_rate=3e-3, warmup_steps=10, log_every=10)
+    run = trainer(toy_store, tmp_path, n_steps=50, learning_rate=3e-3, warmup_steps=10, log_every=10)
     run.run(progress=False)
     assert run.curve[-1][1] < 0.5 * run.curve[0][1]
 

@@ -82,6 +82,18 @@ class ToyEnv(gymnasium.Env):
         ToyEnv.n_open -= 1
 
 
+class ToyExpert:
+    """A demonstrator that acts at random; it reuses its action."""
+
+    def begin(self, env, info, rng):
+        self.rng, self.action = rng, np.zeros(2)
+        return info
+
+    def act(self, env):
+        self.action[:] = self.rng.uniform(0, 512, 2)
+        return self.action
+
+
 def picture(env: gymnasium.Env) -> np.ndarray:
     env = env.unwrapped
     env.canvas[:] = env.state[:12].reshape(2, 2, 3) % 256

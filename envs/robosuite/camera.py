@@ -49,8 +49,8 @@ class GLContext:
             raise MissingGLError(f"pictures can't be drawn with {kind or 'OpenGL'} ({cause}): {_advice()}")
         self._release = _release(kind, module)
         self._lock = threading.Lock()
-        # Before the library's own exit handler, after which this raises.
-        atexit.register(self._context.free)
+        # At the process's exit the library may have ended before, and freeing would raise.
+        atexit.register(setattr, self._context, "_context", None)
 
     def __enter__(self) -> GLContext:
         self._lock.acquire()

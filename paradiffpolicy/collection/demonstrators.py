@@ -1,4 +1,7 @@
-"""Scripted experts demonstrate a task, in several processes."""
+"""Scripted experts demonstrate a task, in several processes.
+
+Nothing here imports torch, which would take a process longer than all the rest of its start.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +61,9 @@ def demonstrate(
     done = 0
     for _ in range(max_steps):
         action = demonstrator.act(env)
-        episode.infos.append({name: info[name] for name in record})
-        episode.actions.append(action)
+        # Copies: environments and experts may reuse their arrays.
+        episode.infos.append({name: np.array(info[name]) for name in record})
+        episode.actions.append(np.array(action))
         _, reward, terminated, _, info = env.step(action)
         episode.add_rewards([float(reward)])
         done = done + 1 if terminated else 0

@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..control.record import Record
 from ..tables import quantiles
 from .statistics import PairedDifference, paired_difference, standard_error
+
+if TYPE_CHECKING:  # it imports torch, which a process of demonstrations doesn't need
+    from ..control.record import Record
 
 
 @dataclass
