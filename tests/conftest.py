@@ -62,6 +62,16 @@ def shipped() -> Path:
     return SHIPPED
 
 
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, atol=None, rtol=None, msg="") -> None:
+    """``torch.testing.assert_close``, whose first use imports for half a second."""
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), msg
+    usual = (1e-7, 1e-7) if actual.dtype == torch.float64 else (1e-5, 1.3e-6)
+    atol, rtol = (usual[i] if given is None else given for i, given in enumerate((atol, rtol)))
+    np.testing.assert_allclose(
+        actual.detach().cpu(), expected.detach().cpu(), rtol, atol, equal_nan=False, err_msg=msg
+    )
+
+
 def tiny_checkpoint(spec: PolicySpec = TINY, seed: int = 0) -> Checkpoint:
     """Untrained weights with plausible normalizers."""
     torch.manual_seed(seed)
