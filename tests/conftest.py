@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,15 +103,3 @@ def make_toy_store(path: Path) -> Path:
 @pytest.fixture
 def toy_store(tmp_path) -> Path:
     return make_toy_store(tmp_path / "toy.zarr")
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    """The folder that a wheel of the last commit unpacks to: in front of PYTHONPATH it hides the checkout."""
-    here = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(here / "source")], check=True)
-    subprocess.run([*build, "--wheel-dir", str(here), str(here / "source")], check=True)
-    (built,) = here.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(built), str(here / "site")], check=True)
-    return here / "site"
