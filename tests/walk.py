@@ -13,13 +13,12 @@ import subprocess
 import sys
 import traceback
 
-import gymnasium  # noqa: F401
 import imageio  # noqa: F401
 import matplotlib.pyplot as plt  # noqa: F401
-import scipy.stats  # noqa: F401
-import torch  # noqa: F401
-import zarr  # noqa: F401
+import torch._dynamo
+import torch.utils.tensorboard  # noqa: F401
 
+import paradiffpolicy.envs.pusht
 import paradiffpolicy.evaluation.report
 import paradiffpolicy.training.train
 from paradiffpolicy.cli.main import main
@@ -60,10 +59,8 @@ def forked(words: list[str]) -> int:
 def walk(script: str) -> int:
     """The exit code of the shell."""
     (asked, ask), (told, tell) = os.pipe(), os.pipe()
-    names = {"ASKED": str(ask), "TOLD": str(told)}
-    shell = subprocess.Popen(
-        ["/bin/bash", "-c", SHELL + script], pass_fds=(ask, told), env=os.environ | names
-    )
+    environment = {**os.environ, "ASKED": str(ask), "TOLD": str(told)}
+    shell = subprocess.Popen(["/bin/bash", "-c", SHELL + script], pass_fds=(ask, told), env=environment)
     os.close(ask)
     os.close(told)
     with os.fdopen(asked) as requests, os.fdopen(tell, "w") as answers:
@@ -73,5 +70,6 @@ def walk(script: str) -> int:
 
 
 if __name__ == "__main__":
-    print(paradiffpolicy.__file__, flush=True)
+    sys.stdout.write(f"{paradiffpolicy.__file__}\n")
+    sys.stdout.flush()
     sys.exit(walk(sys.stdin.read()))
