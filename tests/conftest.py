@@ -15,6 +15,7 @@ from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.sampling.solvers import SOLVERS
+from paradiffpolicy.task import Contract
 from paradiffpolicy.types import PolicySpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,14 @@ HUMAN_DATA = (
 )
 SHIPPED = ROOT / "checkpoints" / "pusht_keypoints"
 
-TINY = PolicySpec("pusht", obs_dim=20, action_dim=2, down_dims=(16, 32), diffusion_step_embed_dim=16)
+TINY = PolicySpec(
+    "pusht",
+    obs_dim=20,
+    action_dim=2,
+    down_dims=(16, 32),
+    diffusion_step_embed_dim=16,
+    contract=Contract(action_kind="position"),
+)
 """A policy of PushT's shape that computes in no time."""
 
 DISTINCT_SOLVERS = [name for name, solver in SOLVERS.items() if name == solver.__name__]

@@ -32,8 +32,9 @@ def run(cfg: RunConfig) -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from ..clock import MonotonicClock
-    from ..control.controller import Controller, ticks_per_step
+    from ..control.controller import Controller
     from ..control.loop import ControlLoop
+    from ..control.rate import ticks_per_step
     from ..control.scheduling import Scheduling
     from ..files import require_writable
     from ..telemetry.summary import summary, summary_table, write_run
@@ -108,7 +109,7 @@ def recorders(
     cfg: RunConfig, driven: RobotSetup, spec: PolicySpec, rate_hz: float, n_ticks: int, sink: Sink | None
 ) -> Iterator[Any]:
     """Makes what records and shows a run: each observes ticks, and is a context manager."""
-    from ..control.controller import ticks_per_step
+    from ..control.rate import ticks_per_step
     from ..telemetry.caption import episode_lines
     from ..telemetry.recorder import DatasetRecorder, VideoRecorder
     from ..telemetry.rerun import RerunView
