@@ -6,8 +6,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
+import resource
 import threading
 import time
+import traceback
 import tracemalloc
 from functools import partial
 
@@ -1057,6 +1060,73 @@ def test_refused_scheduling_is_logged_and_the_loop_runs_without():
 
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_FIFO") or os.geteuid() != 0, reason="only root can become a user")
+def test_an_ordinary_user_leaves_real_time_and_keeps_the_record():
+    """In a child that has real-time priority and no privileges, by a limit where the system lets root set it;
+    elsewhere it loses them while it has the priority.  It may not clear "reset on fork"."""
+
+    def become_nobody():
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+
+    def child():
+        try:
+            resource.setrlimit(resource.RLIMIT_RTPRIO, (50, 50))
+            become_nobody()
+        except ValueError:
+            pass
+        clock = VirtualClock()
+        robot, controller = Bench(clock), controller_on(clock, planner=scripted(0.0))
+        policies = []
+
+        def observer(tick):
+            if os.geteuid() == 0:
+                become_nobody()
+            policies.append(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK)
+
+        requests = Scheduling(priority=10, cores=[min(os.sched_getaffinity(0))])
+        loop = ControlLoop(controller, robot, observers=[observer], scheduling=requests)
+        record = loop.run(3)
+        if policies != [os.SCHED_FIFO] * 3:
+            return NO_REAL_TIME
+        left = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+        return 0 if (left, record.n_ticks, robot.stops) == (os.SCHED_OTHER, 3, 1) else 1
+
+    assert in_child(child) in (0, NO_REAL_TIME)
+
+
+NO_REAL_TIME = 77
+
+
+def in_child(function):
+    """What it returns in a child of this process, or 70: it raised."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            code = function()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_what_can_not_be_restored_is_logged(monkeypatch, caplog):
+    calls = []
+
+    def once(*values):
+        calls.append(values)
+        if len(calls) > 1:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", once)
+    with scheduled(Scheduling(cores=[0])) as refused:
+        assert refused == []
+    assert caplog.messages == ["scheduling: once isn't restored: Invalid argument"]
 
 
 def test_the_record_keeps_the_last_ticks_and_can_be_saved(tmp_path):
