@@ -317,7 +317,7 @@ def test_bench_latency_prints_tables_and_a_line_of_json(capsys, checkpoint, tmp_
     names = [row["name"] for row in small["plans"]]
     assert names == [*BASELINES, "ddim, eager", "ddim, emulated"]
     assert [row["name"] for row in small["calls"]] == ["eager", "captured f32"]
-    assert small["steady"]["plans"] == 3
+    assert small["steady"]["ms"]["n"] == 3
     own = build_network(replace(TINY, down_dims=(8, 16)))
     assert small["parameters"] == sum(weight.numel() for weight in own.parameters())
     assert content["rates"]["bandwidth"] > 0 and "peak memory" in out
