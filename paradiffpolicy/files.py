@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,6 +89,28 @@ def require_writable(**paths: Path) -> None:
             raise InputError(f"{name}={path} can't be written ({error.strerror}): name another place")
 
 
+def require_regular(path: Path, most: int) -> None:
+    """Raises ``InputError`` unless a path is, or leads to, a regular file of at most ``most`` bytes: reading
+    a pipe would wait, and a device may never end."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}): copy it again")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} isn't a regular file: copy it again")
+    if status.st_size > most:
+        raise InputError(f"{path} has {status.st_size} bytes, {most} are the most that is read")
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Removes what killed writers left: hidden folders that nobody holds a lock of."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            held = lock(left)
+            if held is not None:
+                _remove(left, held)
+
+
 def lock(folder: Path) -> int | None:
     """Locks a folder until the file descriptor that it returns is closed, or this process ends; ``None`` if
     it is locked, by this process or another.
@@ -108,16 +131,10 @@ def lock(folder: Path) -> int | None:
 
 @contextlib.contextmanager
 def _unfinished(path: Path) -> Iterator[Path]:
-    """Yields a path of the same name in a new hidden folder beside ``path``, which is removed at the end.
-
-    The folder is locked meanwhile: those that aren't were left by killed writers, and are removed.
-    """
+    """Yields a path of the same name in a new hidden folder beside ``path``, which is locked meanwhile, and
+    removed at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{UNFINISHED}*"):
-        with contextlib.suppress(OSError):
-            held = lock(left)
-            if held is not None:
-                _remove(left, held)
+    clear_unfinished(path.parent)
     folder, held = _new_folder(path.parent)
     try:
         yield folder / path.name

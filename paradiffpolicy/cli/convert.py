@@ -68,13 +68,15 @@ def convert(cfg: ConvertConfig) -> None:
 
 
 def open_source(path: Path, cfg: ConvertConfig) -> Source:
-    """The file or store; the task's environment describes a store that doesn't describe itself."""
+    """The file or store; the task's environment describes one that doesn't describe itself."""
     from ..data.formats.robomimic import RobomimicFile
     from ..data.formats.store import StoreFile
 
-    if path.is_dir():
-        return StoreFile(path, None if cfg.task is None else task_env_args(cfg.task, cfg.plugins))
-    return RobomimicFile(path)
+    described = None if cfg.task is None else task_env_args(cfg.task, cfg.plugins)
+    source = (StoreFile if path.is_dir() else RobomimicFile)(path, described)
+    if described is not None and source.env_args is not described:
+        note(f"{path} says in which environment it was made: task={described.env_name} isn't used")
+    return source
 
 
 def task_env_args(task: TaskConfig, plugins: list[str]) -> EnvArgs:

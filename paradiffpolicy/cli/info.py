@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .parts import TaskConfig
     from .schema import InfoConfig
 
-SCANNED = 2000
-"""Steps of a store that are in memory at once."""
+SCANNED_BYTES = 2**24
+"""As much of a field is in memory at once."""
 
 
 def info(cfg: InfoConfig) -> None:
@@ -151,12 +151,13 @@ def describe_store(path: Path) -> list[Table]:
     import numpy as np
 
     from ..data.formats.env_args import EnvArgs
+    from ..data.formats.store import stated_masks
     from ..data.replay_buffer import ReplayBuffer
 
     buffer = ReplayBuffer.open(path)
     attributes = buffer.attributes
     lengths = np.diff(buffer.episode_ends, prepend=0)
-    about = _of_episodes(lengths, dict(attributes.get("masks", {})))
+    about = _of_episodes(lengths, stated_masks(attributes, str(path)))
     if "actions" in attributes:
         about["actions"] = attributes["actions"]
     if "env_args" in attributes:
@@ -166,12 +167,16 @@ def describe_store(path: Path) -> list[Table]:
         about["with a reward"] = f"{sum(done)} of {len(done)}"
     if buffer.texts:
         about["texts per episode"] = ", ".join(buffer.texts)
+    for field, why in buffer.unreadable.items():
+        about[f"data/{field}"] = str(why).removeprefix(f"{buffer.name}: data/{field} ")
     ranges = {}
     for field in buffer.fields:
         span = Span()
-        pictures = buffer.read(field, 0, 1).ndim > 3
-        for start in range(0, 1 if pictures else buffer.n_steps, SCANNED):
-            span.add(buffer.read(field, start, start + SCANNED))
+        buffer.require_whole(field)
+        step = buffer.read(field, 0, 1)
+        scanned = max(1, SCANNED_BYTES // max(1, step.nbytes))
+        for start in range(0, 1 if step.ndim > 3 else buffer.n_steps, scanned):
+            span.add(buffer.read(field, start, start + scanned))
         ranges[f"data/{field}"] = span
     return [pairs(f"dataset {path}", about), fields_table(ranges)]
 
@@ -197,7 +202,10 @@ def describe_hdf5(path: Path) -> list[Table]:
         counts: dict[str, int] = {}
         done = 0
         for demo in file.demos:
-            for field in file.fields(demo):
+            for field, why in file.fields(demo).items():
+                if why is not None:
+                    about.setdefault(f"{demo}/{field}", why)
+                    continue
                 values = file.values(demo, field)
                 ranges.setdefault(field, Span()).add(values)
                 counts[field] = counts.get(field, 0) + 1

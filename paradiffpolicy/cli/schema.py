@@ -280,9 +280,10 @@ class ConvertConfig(CommandConfig):
 
     source: str | None = path_setting(None, "a robomimic HDF5 file or a zarr store")
     out: str | None = path_setting(None, "what to write, NAME.zarr or NAME.hdf5; must not exist")
-    actions: str = setting(
-        "absolute",
-        "absolute: poses in the world; delta: what a delta controller takes; recorded: as they are",
+    actions: str | None = setting(
+        None,
+        "absolute: poses in the world; delta: what a delta controller takes; recorded: as they are; null: "
+        "absolute, or as recorded where the environment has one kind",
         choices=among("absolute", "delta", "recorded"),
     )
     observations: str = setting(
@@ -294,7 +295,7 @@ class ConvertConfig(CommandConfig):
     mask: str | None = setting(None, "a subset, as train or valid; null: every demonstration")
     check: int = setting(3, "demonstrations to play again from their first state; 0: none", minimum=0)
     task: TaskConfig | None = setting(
-        None, "task whose environment describes a store that doesn't describe itself"
+        None, "task whose environment describes a file or store that doesn't describe itself"
     )
 
 

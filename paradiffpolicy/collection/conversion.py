@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.formats.demonstration import Demonstration, Source
+from ..data.formats.demonstration import POSE, Demonstration, Source
 from ..data.formats.store import WIDE_POSE
 from ..envs.robosuite.replay import Followed, modern_model
 from ..envs.robosuite.rotation import absolute_action, pose_action
@@ -23,6 +23,8 @@ ACTIONS = ("absolute", "delta", "recorded")
 OBSERVATIONS = ("recorded", "states")
 NOTABLE = 1e-3
 """A difference between observations that is worth a line."""
+FAR = 0.5
+"""Metres from the hand that half of the goals don't exceed."""
 
 
 def chosen(source: Source, mask: str | None) -> list[str]:
@@ -50,7 +52,8 @@ class Conversion:
     Attributes:
         source: the file or store.
         to_store: for a zarr store, whose absolute actions have two rows per rotation.
-        actions, observations: one of ``ACTIONS``, ``OBSERVATIONS``.
+        actions: one of ``ACTIONS``; ``None``: absolute, but recorded where the environment has one kind.
+        observations: one of ``OBSERVATIONS``.
         keys: observations to keep; ``None``: all.
         check: how many demonstrations to play again.
         tell: takes a line that the user should know.
@@ -62,7 +65,7 @@ class Conversion:
 
     source: Source
     to_store: bool
-    actions: str = "absolute"
+    actions: str | None = None
     observations: str = "recorded"
     keys: Sequence[str] | None = None
     check: int = 0
@@ -74,13 +77,26 @@ class Conversion:
             ("actions", self.actions, ACTIONS),
             ("observations", self.observations, OBSERVATIONS),
         ):
-            if value not in known:
+            if value not in known and value is not None:
                 raise InputError(f"unknown {name}={value}{nearest(str(value), known)}")
         if isinstance(self.check, bool) or not isinstance(self.check, int) or self.check < 0:
             raise InputError(f"check={self.check} must be a whole number, not below 0")
         args = self.source.env_args
-        if self.source.kind is None and (args is None or not args.is_robosuite):
-            self.actions = "recorded"  # PushT's, for instance: there is one kind
+        has_one_kind = self.source.kind == "recorded" if args is None else not args.is_robosuite
+        if self.actions is None:
+            self.actions = "recorded" if has_one_kind else "absolute"
+        elif has_one_kind and self.actions != "recorded":
+            raise InputError(
+                f"{self.source.name}: its environment has one kind of actions, which can't be made "
+                f"{self.actions}: convert them as they are with actions=recorded"
+            )
+        if args is None and self.actions not in ("recorded", self.source.kind):
+            raise InputError(
+                f"{self.source.name} doesn't say in which environment it was made, so what its actions mean: "
+                "name the task, as task=lift, or convert them as they are with actions=recorded"
+            )
+        for why in self.source.skipped if self.keys is None else ():
+            self.tell(f"{why}: left out")
         self.simulations = Simulations(args, self.tell)
         self.env_args = args if args is None or self.actions == "recorded" else args.with_kind(self.actions)
         if self.env_args is not None and self.observations == "states":
@@ -145,6 +161,7 @@ class Conversion:
         if self.actions == "recorded":
             return demo.poses
         if kind == "absolute" and args is not None and args.with_kind("absolute") is args:
+            _require_near_hands(demo, replay.where)
             return demo.actions
         if demo.poses is not None or (self.actions == kind == "delta"):
             return demo.poses
@@ -184,3 +201,18 @@ class Conversion:
         played = poses if kind == "absolute" else new.actions
         if played is not None:
             self._followed.append(replay.follow(kind, played))
+
+
+def _require_near_hands(demo: Demonstration, where: str) -> None:
+    """Raises ``InputError`` if actions that are said to be absolute poses aren't near the recorded hands."""
+    for arm, goals in enumerate(np.moveaxis(demo.actions.reshape(len(demo), -1, POSE)[..., :3], 1, 0)):
+        hands = demo.observations.get(f"robot{arm}_eef_pos")
+        if hands is None or hands.shape != goals.shape:
+            continue
+        apart = float(np.median(np.linalg.norm(goals - hands, axis=-1)))
+        if apart > FAR:
+            raise InputError(
+                f"{where}: its actions are {apart:.2g} m from robot{arm}_eef_pos, so they aren't absolute "
+                "poses: name the task with the controller that they were for, as "
+                "task.env.kwargs.action_type=delta"
+            )

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..task import ObservationField
-from .replay_buffer import ReplayBuffer
+from .replay_buffer import ReplayBuffer, require_finite
 
 
 def recorded_fields(
@@ -55,9 +55,17 @@ def observation_matrix(buffer: ReplayBuffer, fields: Sequence[ObservationField])
     """The observation vector of every step, ``[n_steps, O]``: the fields side by side."""
     columns = []
     for field in fields:
-        values = buffer.read(field.key).astype(np.float32)
+        values = _single(buffer, field.key)
         columns.append(values.reshape(len(values), -1)[:, field.start : field.stop])
     return np.concatenate(columns, axis=1)
+
+
+def _single(buffer: ReplayBuffer, field: str) -> NDArray[np.float32]:
+    """All steps of a field in single precision, which holds its numbers."""
+    with np.errstate(over="ignore"):
+        values = buffer.read(field).astype(np.float32)
+    require_finite(values, f"{buffer.name}: data/{field}, in single precision,", "scale it")
+    return values
 
 
 def window_steps(
@@ -114,7 +122,7 @@ class WindowDataset:
             )
         return WindowDataset(
             observations=torch.from_numpy(observation_matrix(buffer, fields)),
-            actions=torch.from_numpy(buffer.read("action").astype(np.float32)),
+            actions=torch.from_numpy(_single(buffer, "action")),
             steps=torch.from_numpy(steps),
             n_obs_steps=n_obs_steps,
         )

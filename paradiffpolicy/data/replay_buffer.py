@@ -12,17 +12,22 @@ The store's attributes describe all of it, as the environment in which it was ma
 
 zarr v2 stores (diffusion_policy's own) are read too; new stores are zarr v3.
 
-An append writes the steps and texts first and ``episode_ends`` last.  zarr replaces every file as a
-whole, so an append that is interrupted anywhere leaves the earlier episodes readable: steps past the last
-end, and zeros at the tail of ``episode_ends`` (its length grows before its values arrive), are an
-unfinished append, ignored by readers and overwritten by the next one.
+An append writes the steps and texts first and ``episode_ends`` last; of each array, the values first and
+its length last.  zarr replaces every file as a whole, so an append that is interrupted anywhere leaves the
+earlier episodes readable: what lies past the last end is an unfinished append, ignored by readers and
+overwritten by the next one.  (Zeros at the tail of ``episode_ends`` are one of earlier versions.)
+
+One writer at a time: it holds a lock of the folder until it is closed, or nobody refers to it any more.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import math
+import os
+import re
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,34 +37,42 @@ import zarr
 import zarr.storage
 from numpy.typing import NDArray
 
-from ..errors import InputError, first_line, nearest, reading
-
-CHUNK_BYTES = 2**20
-ENDS_PER_CHUNK = 4096
+from ..errors import InputError, nearest, reading
+from ..files import Closing, clear_unfinished, lock, write_atomically, write_new
+from .arrays import array_names, check_rows, open_array, open_group, read_rows, subgroup, write_rows
 
 Augment = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 """Makes another valid episode of an episode: same fields, same dtypes."""
 
 
-class ReplayBuffer:
+class ReplayBuffer(Closing):
     """Episodes in a zarr group, in the layout above; made by ``ReplayBuffer.open`` or ``create``.
 
     Attributes:
         name: for error lines.
         episode_ends: ``[n_episodes]`` int64.
+        unreadable: why, by the names of fields that aren't numbers per step, or can't be decoded.
     """
 
     def __init__(self, group: zarr.Group, name: str) -> None:
-        self._group = group
         self.name = name
-        self.episode_ends = _episode_ends(group, name)
+        self.attributes: dict[str, Any] = dict(group.attrs)
+        """The description of the whole store."""
+        with reading(name):
+            data, meta = subgroup(group, "data"), subgroup(group, "meta")
+        if data is None or meta is None or "episode_ends" not in array_names(meta):
+            raise InputError(f"{name} has no data/ and meta/episode_ends: it isn't a diffusion_policy store")
+        self._data, self._meta = data, meta
+        self.episode_ends = self._read_ends()
+        self._survey()
+        self._release: Callable[[], object] = lambda: None
 
     @staticmethod
-    def open(path: str | Path, mode: str = "r") -> ReplayBuffer:
-        """Opens an existing store; ``mode`` is ``"r"``, or ``"r+"`` to append.
+    def open(path: str | Path, mode: str = "r", name: str | None = None) -> ReplayBuffer:
+        """Opens an existing store; ``mode`` is ``"r"``, or ``"r+"`` to append; ``name`` is for error lines.
 
         Raises:
-            InputError: there is none, it isn't such a store, or it is damaged.
+            InputError: there is none, it isn't such a store, it is damaged, or another writer has it open.
         """
         path = Path(path)
         if not path.exists():
@@ -67,20 +80,23 @@ class ReplayBuffer:
                 f"no demonstrations at {path}: put a diffusion_policy zarr store there, name another with "
                 "dataset=PATH, or record one with 'paradiffpolicy collect'"
             )
+        group = open_group(path, mode)
+        release = _lock_writer(path) if mode == "r+" else None
         try:
-            return ReplayBuffer(zarr.open_group(path, mode=mode), str(path))  # type: ignore[arg-type]
-        except InputError:
+            buffer = ReplayBuffer(group, name or str(path))
+        except BaseException:
+            if release:
+                release()
             raise
-        except Exception as error:
-            raise InputError(
-                f"{path} is not a zarr group ({first_line(error)}): name the .zarr folder itself"
-            )
+        if release:
+            buffer._release = weakref.finalize(buffer, release)
+        return buffer
 
     @staticmethod
     def create(
         store: Any, name: str | None = None, attributes: Mapping[str, Any] | None = None
     ) -> ReplayBuffer:
-        """Creates an empty store; fields and texts appear with the first episode.
+        """Creates an empty store, open to append; fields and texts appear with the first episode.
 
         Args:
             store: a path or zarr store.
@@ -90,12 +106,24 @@ class ReplayBuffer:
         Raises:
             InputError: something is there already.
         """
-        if isinstance(store, str | Path) and Path(store).exists():
+        attributes = _as_json(attributes)
+
+        def write(place: Any) -> zarr.Group:
+            group = zarr.open_group(place, mode="w-", zarr_format=3, attributes=attributes)
+            group.create_group("data")
+            write_rows(group.create_group("meta"), "episode_ends", 0, np.array([], dtype=np.int64))
+            return group
+
+        if not isinstance(store, str | Path):
+            return ReplayBuffer(write(store), name or str(store))
+        if Path(store).exists():
             raise InputError(f"{store} exists: choose another path, or append to it")
-        group = zarr.open_group(store, mode="w-", zarr_format=3, attributes=_as_json(attributes))
-        group.create_group("data")
-        _write(group.create_group("meta"), "episode_ends", 0, np.array([], dtype=np.int64))
-        return ReplayBuffer(group, name or str(store))
+        write_new(Path(store), write)
+        return ReplayBuffer.open(store, "r+", name)
+
+    def close(self) -> None:
+        """Lets others write to the store."""
+        self._release()
 
     @property
     def n_episodes(self) -> int:
@@ -106,17 +134,15 @@ class ReplayBuffer:
         return int(self.episode_ends[-1]) if self.n_episodes else 0
 
     @property
-    def attributes(self) -> dict[str, Any]:
-        """The description of the whole store."""
-        return dict(self._group.attrs)
+    def fields(self) -> list[str]:
+        return list(self._arrays)
 
     @property
     def texts(self) -> list[str]:
         """Names of the texts that every episode has."""
-        meta: Any = self._group["meta"]
-        names = [name for name in meta.array_keys() if f"{name}_ends" in meta]
+        names = array_names(self._meta) if self.n_episodes else []
         # An interrupted append may have left texts that no episode has.
-        return sorted(name for name in names if 0 < self.n_episodes <= meta[f"{name}_ends"].shape[0])
+        return [name for name in names if f"{name}_ends" in names and self._has_texts(name)]
 
     def text(self, name: str, index: int) -> str:
         """A text of one episode.
@@ -126,18 +152,10 @@ class ReplayBuffer:
         """
         if name not in self.texts:
             raise InputError(f"{self.name} has no meta/{name}{nearest(name, self.texts)}")
-        meta: Any = self._group["meta"]
+        ends = [0, *self._read_meta(f"{name}_ends", max(0, index - 1), index + 1)]
+        content = self._read_meta(name, int(ends[-2]), int(ends[-1]))
         with reading(f"{self.name}: meta/{name}"):
-            ends = np.asarray(meta[f"{name}_ends"][max(0, index - 1) : index + 1])
-            start = int(ends[0]) if index else 0
-            content = np.asarray(meta[name][start : int(ends[-1])])
-            if len(content) != ends[-1] - start:
-                raise ValueError("it is shorter than its ends say")
-            return content.tobytes().decode()
-
-    @property
-    def fields(self) -> list[str]:
-        return sorted(self._data().array_keys())
+            return content.astype(np.uint8).tobytes().decode()
 
     def shape(self, field: str) -> tuple[int, ...]:
         """The shape of one step of a field.
@@ -151,21 +169,18 @@ class ReplayBuffer:
         """Steps ``start … stop`` (all by default) of one field, ``[n, ...]``.
 
         Raises:
-            InputError: the field doesn't exist, is shorter than ``episode_ends`` says, can't be
-                decoded, or holds NaN or infinity.
+            InputError: the field doesn't exist, is shorter than ``episode_ends`` says, lacks a chunk, can't
+                be decoded, or holds NaN or infinity.
         """
-        array = self._array(field)
-        if array.shape[0] < self.n_steps:
-            raise InputError(
-                f"{self.name}: data/{field} has {array.shape[0]} steps but meta/episode_ends needs "
-                f"{self.n_steps}: the store is truncated, copy it again"
-            )
+        array, where = self._whole_array(field), f"{self.name}: data/{field}"
         stop = self.n_steps if stop is None else min(stop, self.n_steps)
-        where = f"{self.name}: data/{field}"
-        with reading(where):
-            values = np.asarray(array[start:stop])
+        values = read_rows(array, start, stop, where)
         require_finite(values, where, "remove that episode or repair the value", start)
         return values
+
+    def require_whole(self, field: str) -> None:
+        """Raises ``InputError`` where ``read`` would miss a chunk of a field; reads none."""
+        check_rows(self._whole_array(field), 0, self.n_steps, f"{self.name}: data/{field}")
 
     def episode(self, index: int, fields: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
         """The fields (all by default) of one episode, ``[length, ...]`` each."""
@@ -177,37 +192,45 @@ class ReplayBuffer:
         """Adds one episode; all fields ``[length, ...]``, the same fields, dtypes and texts every time.
 
         Raises:
-            InputError: the lengths differ, the episode is empty, or the fields, their shapes or
-                dtypes, or the texts' names aren't the store's.
+            InputError: the lengths differ, the episode is empty, the fields, their shapes or dtypes, or the
+                texts' names aren't the store's, or the store's last steps can't be read.
         """
         texts = texts or {}
         self.check(episode)
         if self.n_episodes and set(texts) != set(self.texts):
             raise InputError(f"{self.name} has texts {self.texts}, the episode has {sorted(texts)}")
-        meta: Any = self._group["meta"]
+        last = self.n_episodes - 1
+        if self.n_episodes:  # what new steps are written beside, in the same chunks, must be there
+            starts = {name: int(self._read_meta(f"{name}_ends", last, last + 1)[0]) for name in texts}
+            for field in self.fields:
+                self.read(field, self.n_steps - 1)
+            for name, start in starts.items():
+                self._read_meta(name, max(0, start - 1), start)
+        else:
+            starts = dict.fromkeys(texts, 0)
         for field, values in episode.items():
-            _write(self._data(), field, self.n_steps, values)
+            write_rows(self._data, field, self.n_steps, values)
         for name, text in texts.items():
-            start = int(meta[f"{name}_ends"][self.n_episodes - 1]) if self.n_episodes else 0
             content = np.frombuffer(text.encode(), dtype=np.uint8)
-            _write(meta, name, start, content)
-            _write(meta, f"{name}_ends", self.n_episodes, np.array([start + len(content)]))
+            write_rows(self._meta, name, starts[name], content)
+            write_rows(self._meta, f"{name}_ends", last + 1, np.array([starts[name] + len(content)]))
         end = np.array([self.n_steps + len(next(iter(episode.values())))])
-        _write(meta, "episode_ends", self.n_episodes, end)
+        write_rows(self._meta, "episode_ends", last + 1, end)
         self.episode_ends = np.append(self.episode_ends, end)
+        self._survey()
 
     def check(self, episode: Mapping[str, NDArray[Any]]) -> None:
         """Raises ``InputError`` where ``append`` would refuse the episode's fields, shapes or dtypes."""
         lengths = {field: len(values) for field, values in episode.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise InputError(f"{self.name}: an episode's fields must have one length above 0, got {lengths}")
-        if self.n_episodes and set(episode) != set(self.fields):
-            raise InputError(f"{self.name} has fields {self.fields}, the episode has {sorted(episode)}")
-        data = self._data()
+        if self.n_episodes and set(episode) != {*self.fields, *self.unreadable}:
+            known = sorted({*self.fields, *self.unreadable})
+            raise InputError(f"{self.name} has fields {known}, the episode has {sorted(episode)}")
         for field, values in episode.items():
-            if field not in data:
+            if field not in self.fields and field not in self.unreadable:
                 continue
-            array = data[field]
+            array = self._array(field)
             if array.shape[1:] != values.shape[1:] or array.dtype != values.dtype:
                 raise InputError(
                     f"{self.name}: data/{field} is {array.dtype} {array.shape[1:]} per step, "
@@ -223,12 +246,87 @@ class ReplayBuffer:
         return digest.hexdigest()
 
     def _array(self, field: str) -> Any:
-        if field not in self.fields:
+        if field in self.unreadable:
+            raise InputError(str(self.unreadable[field]))
+        if field not in self._arrays:
             raise InputError(f"{self.name} has no data/{field}{nearest(field, self.fields)}")
-        return self._data()[field]
+        return self._arrays[field]
 
-    def _data(self) -> Any:
-        return self._group["data"]
+    def _whole_array(self, field: str) -> Any:
+        array = self._array(field)
+        if array.shape[0] < self.n_steps:
+            raise InputError(
+                f"{self.name}: data/{field} has {array.shape[0]} steps but meta/episode_ends needs "
+                f"{self.n_steps}: the store is truncated, copy it again"
+            )
+        return array
+
+    def _survey(self) -> None:
+        """Opens every field."""
+        self._arrays: dict[str, Any] = {}
+        self.unreadable: dict[str, InputError] = {}
+        for field in array_names(self._data):
+            try:
+                self._arrays[field] = open_array(self._data, field, f"{self.name}: data/{field}")
+            except InputError as error:
+                self.unreadable[field] = error
+
+    def _read_meta(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Whole numbers of an array in meta/."""
+        where = f"{self.name}: meta/{name}"
+        array = open_array(self._meta, name, where)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise InputError(f"{where} is {array.dtype} {array.shape}: it must be a row of whole numbers")
+        stop = array.shape[0] if stop is None else stop
+        if not 0 <= start <= stop <= array.shape[0]:
+            raise InputError(f"{where} has no entries {start} to {stop}: the store is damaged, copy it again")
+        return read_rows(array, start, stop, where)
+
+    def _has_texts(self, name: str) -> bool:
+        ends = open_array(self._meta, f"{name}_ends", f"{self.name}: meta/{name}_ends")
+        return bool(self.n_episodes <= ends.shape[0])
+
+    def _read_ends(self) -> NDArray[np.int64]:
+        ends = self._read_meta("episode_ends").astype(np.int64)
+        ends = np.trim_zeros(ends, "b")  # an append that was interrupted before its end was written
+        rises = np.diff(ends, prepend=0) > 0
+        if not rises.all():
+            bad = int(np.argmin(rises))
+            raise InputError(
+                f"{self.name}: meta/episode_ends must rise, but entry {bad} is {ends[bad]}: rebuild the store"
+            )
+        return ends
+
+
+def _lock_writer(path: Path) -> Callable[[], None]:
+    """Takes a store's lock, and removes what killed writers left beside and in it; returns what releases it.
+
+    Raises:
+        InputError: another writer has it.
+    """
+    try:
+        held = lock(path)
+    except OSError:  # a file system without locks
+        return lambda: None
+    if held is None:
+        raise InputError(f"{path} is being written to: wait for that writer, or name another store")
+    for folder in (path.parent, path, path / "data", path / "meta"):
+        clear_unfinished(folder)
+    for left in path.rglob("*.partial"):
+        if re.search(r"\.[0-9a-f]{32}\.partial$", left.name):
+            left.unlink(missing_ok=True)
+    (path / ".zmetadata").unlink(missing_ok=True)
+    for metadata in (path / group / "zarr.json" for group in ("", "data", "meta")):
+        _drop_consolidated(metadata)
+    return functools.partial(os.close, held)
+
+
+def _drop_consolidated(metadata: Path) -> None:
+    """Removes a copy of all metadata, which appending would make stale."""
+    with reading(str(metadata)):
+        content = dict(json.loads(metadata.read_text())) if metadata.is_file() else {}
+    if content.pop("consolidated_metadata", None):
+        write_atomically(metadata, lambda temporary: temporary.write_text(json.dumps(content)))
 
 
 def augmented(buffer: ReplayBuffer, augment: Augment, fields: Collection[str]) -> ReplayBuffer:
@@ -239,34 +337,6 @@ def augmented(buffer: ReplayBuffer, augment: Augment, fields: Collection[str]) -
         both.append(episode)
         both.append(augment(episode))
     return both
-
-
-def _write(group: Any, name: str, start: int, values: NDArray[Any]) -> None:
-    """Writes values from index ``start`` on, where the array then ends; makes the array if there is none."""
-    shape = values.shape[1:]
-    if name not in group:
-        row_bytes = max(1, values.dtype.itemsize * math.prod(shape))
-        rows = ENDS_PER_CHUNK if name.endswith("_ends") else max(1, CHUNK_BYTES // row_bytes)
-        group.create_array(name, shape=(0, *shape), chunks=(rows, *shape), dtype=values.dtype)
-    array = group[name]
-    array.resize((start + len(values), *shape))
-    array[start:] = values
-
-
-def _episode_ends(group: zarr.Group, name: str) -> NDArray[np.int64]:
-    with reading(f"{name}: meta/episode_ends"):
-        if "meta/episode_ends" not in group or "data" not in group:
-            raise InputError(f"{name} has no data/ and meta/episode_ends: it isn't a diffusion_policy store")
-        stored: Any = group["meta/episode_ends"]
-        ends = np.asarray(stored[:], dtype=np.int64)
-    ends = np.trim_zeros(ends, "b")  # an append that was interrupted before its end was written
-    rises = np.diff(ends, prepend=0) > 0
-    if not rises.all():
-        bad = int(np.argmin(rises))
-        raise InputError(
-            f"{name}: meta/episode_ends must rise, but entry {bad} is {ends[bad]}: rebuild the store"
-        )
-    return ends
 
 
 def _as_json(attributes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Source(Protocol):
         demos: names of the demonstrations, in order.
         masks: names of demonstrations, by the name of their subset.
         keys: of the observations.
+        skipped: lines on observations that aren't among them.
     """
 
     @property
@@ -70,6 +71,8 @@ class Source(Protocol):
     def masks(self) -> Mapping[str, Sequence[str]]: ...
     @property
     def keys(self) -> Sequence[str]: ...
+    @property
+    def skipped(self) -> Sequence[str]: ...
 
     def read(self, demo: str, keys: Sequence[str] | None = None) -> Demonstration:
         """Reads and checks one demonstration, with some observations (all by default).

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...errors import InputError, nearest
+from ...errors import InputError, first_line, nearest
 
 ROBOSUITE_TYPE, GYM_TYPE = 1, 2
 """robomimic's numbers for kinds of environments."""
@@ -28,6 +28,8 @@ RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
 """Settings of 1.2's controllers that were renamed since."""
 NEEDED = {"interpolation": None, "ramp_ratio": 0.2}
 """Settings that 1.5 requires."""
+DEEPEST = 20
+"""Settings in each other."""
 WIDTHS = {"OSC_POSE": 6, "OSC_POSITION": 3}
 ONE_COMMAND_GRIPPERS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
 """Robots whose own gripper takes one number."""
@@ -41,7 +43,7 @@ class EnvArgs:
 
     Attributes:
         env_name: robosuite's name, as ``NutAssemblySquare``.
-        env_kwargs: for ``robosuite.make``.
+        env_kwargs: for ``robosuite.make``; empty where the file has none.
         env_version: robosuite's, as ``1.4.1``, if it is known.
         type: robomimic's number for the kind of environment.
         where: the file, for error lines.
@@ -62,17 +64,23 @@ class EnvArgs:
         """
         try:
             values = json.loads(text) if isinstance(text, str | bytes) else dict(text)
+            if not _is_shallow(values):
+                raise ValueError(f"they are nested more than {DEEPEST} times")
+            kwargs = dict(values.get("env_kwargs") or {})
+            robots = kwargs.get("robots", [])
+            if not isinstance(robots, str | list):
+                raise TypeError(f"robots are {robots!r}")
             return EnvArgs(
                 env_name=str(values["env_name"]),
-                env_kwargs=dict(values["env_kwargs"]),
+                env_kwargs=kwargs,
                 env_version=None if values.get("env_version") is None else str(values["env_version"]),
                 type=int(values.get("type", ROBOSUITE_TYPE)),
                 where=where,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise InputError(
-                f"{where}: env_args aren't robomimic's ({type(error).__name__}: {error}): they must be JSON "
-                "with env_name, env_version, type and env_kwargs"
+                f"{where}: env_args aren't robomimic's ({type(error).__name__}: {first_line(error)}): they "
+                "must be JSON with env_name, env_version, type and env_kwargs"
             )
 
     def to_dict(self) -> Settings:
@@ -115,7 +123,7 @@ class EnvArgs:
             return None
         kinds = {_kind(part) for part in self.controllers}
         if not kinds:  # a robot's own controller: since 1.5 OSC_POSE's deltas
-            return None if self.is_before_1_5 else "delta"
+            return None if self.is_before_1_5 or not self.env_kwargs else "delta"
         return kinds.pop() if len(kinds) == 1 else None
 
     @property
@@ -221,15 +229,17 @@ class EnvArgs:
             return
         self._known(config, COMPOSITES)
         parts = config["body_parts"]
+        if not isinstance(parts, dict) or not isinstance(parts.get("arms", {}), dict):
+            raise InputError(f"{self.where}: body_parts must be settings by part, not {parts!r}")
         for name, part in {**parts, **parts.get("arms", {})}.items():
             if name in ("right", "left"):
                 yield self._known(part, PARTS)
 
     def _known(self, config: Settings, types: tuple[str, ...]) -> Settings:
-        if config.get("type") not in types:
+        kind = config.get("type") if isinstance(config, dict) else config
+        if not isinstance(config, dict) or kind not in types:
             raise InputError(
-                f"{self.where}: unknown controller {config.get('type')!r}"
-                f"{nearest(str(config.get('type')), types)}; correct env_args"
+                f"{self.where}: unknown controller {kind!r}{nearest(str(kind), types)}; correct env_args"
             )
         return config
 
@@ -250,6 +260,11 @@ class EnvArgs:
         if config["type"].startswith("OSC"):
             part |= {"input_type": _kind(config), "input_ref_frame": self._frame(config)}
         return {"type": "BASIC", "body_parts": {"right": {**part, "gripper": {"type": "GRIP"}}}}
+
+
+def _is_shallow(value: Any, left: int = DEEPEST) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not inner or (left > 0 and all(_is_shallow(one, left - 1) for one in inner))
 
 
 def _kind(part: Settings) -> str:

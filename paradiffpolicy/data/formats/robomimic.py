@@ -27,13 +27,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError, first_line, nearest, reading
+from ...errors import InputError, nearest, reading
 from ...files import write_new
 from ..replay_buffer import require_finite
 from .demonstration import Demonstration, check_poses
 from .env_args import EnvArgs
+from .hdf5 import datasets, find, numbers, open_file, unreadable
 
 SUFFIXES = (".hdf5", ".h5")
+MASK_BYTES = 2**24
 
 
 class RobomimicFile:
@@ -41,34 +43,31 @@ class RobomimicFile:
 
     Args:
         path: of the HDF5 file.
+        env_args: of a file that doesn't say in which environment it was made.
 
     Raises:
         InputError: the file doesn't exist, is cut short, or isn't robomimic's.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+    def __init__(self, path: str | Path, env_args: EnvArgs | None = None) -> None:
         self.name = str(path)
-        if not path.is_file():
-            raise InputError(f"no file at {path}: name a robomimic HDF5 file")
-        try:
-            self._file = h5py.File(path, "r")
-        except OSError as error:
-            if "truncated file" in str(error):
-                raise InputError(f"{path} is cut short ({path.stat().st_size} bytes are left): copy it again")
-            raise InputError(f"{path} is not an HDF5 file, or damaged ({first_line(error)}): copy it again")
+        self._file = open_file(Path(path))
         try:
             with reading(f"{path}: the file"):
-                data = self._file.get("data")
+                data = find(self._file, "data")
                 if not isinstance(data, h5py.Group):
                     raise InputError(f"{path} has no group data: it isn't a robomimic dataset")
+                self._data = data
                 self.demos = sorted(data, key=self._number)
                 if not self.demos:
                     raise InputError(f"{path} has no demonstrations: data is empty")
-                stored = data.attrs.get("env_args")
-                self.env_args = None if stored is None else EnvArgs.parse(stored, self.name)
+                self.env_args = _stated_env_args(data, self.name) or env_args
                 self.masks = self._read_masks()
-            self.keys = sorted(self._group(self.demos[0]).get("obs", ()))
+                fields = self.fields(self.demos[0])
+            seen = {field.removeprefix("obs/"): why for field, why in fields.items() if field[:4] == "obs/"}
+            self.keys = [key for key, why in seen.items() if why is None]
+            first = f"{path}: {self.demos[0]}"
+            self.skipped = [f"{first}/obs/{key} {why}" for key, why in seen.items() if why is not None]
         except BaseException:
             self._file.close()
             raise
@@ -79,19 +78,13 @@ class RobomimicFile:
 
     def length(self, demo: str) -> int:
         """Steps of a demonstration."""
-        return int(self._dataset(demo, "actions").shape[0])
+        with reading(f"{self.name}: {demo}/actions"):
+            return len(self._dataset(demo, "actions"))
 
-    def fields(self, demo: str) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of all of a demonstration's datasets, by path."""
-        found: dict[str, tuple[tuple[int, ...], str]] = {}
-
-        def visit(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset):
-                found[name] = (item.shape, str(item.dtype))
-
+    def fields(self, demo: str) -> dict[str, str | None]:
+        """All of a demonstration's datasets, by path: ``None``, or why they aren't readable numbers."""
         with reading(f"{self.name}: {demo}"):
-            self._group(demo).visititems(visit)
-        return found
+            return {path: unreadable(dataset) for path, dataset in sorted(datasets(self._group(demo)))}
 
     def values(self, demo: str, field: str) -> NDArray[Any]:
         """One field of a demonstration, ``[N, ...]``, finite.
@@ -99,12 +92,8 @@ class RobomimicFile:
         Raises:
             InputError: it doesn't exist, is damaged, of another length than the actions, or not finite.
         """
-        dataset = self._dataset(demo, field)
         where = f"{self.name}: {demo}/{field}"
-        with reading(where):
-            values = np.asarray(dataset[()])
-        if values.dtype.kind not in "biuf" or not values.ndim:
-            raise InputError(f"{where} holds {values.dtype} {values.shape}, not numbers per step")
+        values = numbers(self._dataset(demo, field), where)
         if len(values) != self.length(demo):
             raise InputError(
                 f"{where} has {len(values)} steps, actions have {self.length(demo)}: write the demo anew, or "
@@ -117,9 +106,13 @@ class RobomimicFile:
         """See ``Source.read``."""
         group, where = self._group(demo), f"{self.name}: {demo}"
         with reading(where):
-            known = sorted(group.get("obs", ()))
-            has = set(group)
+            has = {name for name in group if isinstance(find(group, name), h5py.Dataset)}
+            seen = find(group, "obs")
+            known = sorted(seen) if isinstance(seen, h5py.Group) else []
             model = group.attrs.get("model_file")
+            model = model.decode() if isinstance(model, bytes) else model
+            if not isinstance(model, str | None):
+                raise InputError(f"{where}: model_file isn't text: write the demo anew")
             stated = int(group.attrs.get("num_samples", self.length(demo)))
         actions = self.values(demo, "actions")
         if actions.ndim != 2 or not actions.size:
@@ -153,7 +146,7 @@ class RobomimicFile:
             actions=actions,
             observations={k: self.values(demo, f"obs/{k}") for k in keys},
             poses=poses,
-            model=model.decode() if isinstance(model, bytes) else model,
+            model=model,
             **optional,
         )
 
@@ -162,30 +155,47 @@ class RobomimicFile:
 
     def _number(self, name: str) -> int:
         found = re.fullmatch(r"demo_(\d+)", name)
-        if not found or not isinstance(self._file["data"][name], h5py.Group):
+        if not found or not isinstance(find(self._data, name), h5py.Group):
             raise InputError(f"{self.name}: data/{name} isn't a demonstration: they are groups demo_<number>")
         return int(found[1])
 
     def _read_masks(self) -> dict[str, list[str]]:
+        """Names by subset; groups of subsets are taken apart, and links to nothing left out."""
         masks = {}
-        for name, stored in self._file.get("mask", {}).items():
-            names = np.asarray(stored[()]).reshape(-1).tolist()
-            masks[name] = [n.decode() if isinstance(n, bytes) else str(n) for n in names]
+        group = find(self._file, "mask")
+        for name, stored in datasets(group) if isinstance(group, h5py.Group) else ():
+            if stored is not None and stored.nbytes <= MASK_BYTES and not stored.external:
+                names = np.asarray(stored[()]).reshape(-1).tolist()
+                masks[name] = [n.decode() if isinstance(n, bytes) else str(n) for n in names]
         return masks
 
     def _group(self, demo: str) -> h5py.Group:
         if demo not in self.demos:
             raise InputError(f"{self.name} has no {demo}{nearest(demo, self.demos)}")
         with reading(f"{self.name}: {demo}"):
-            return self._file["data"][demo]
+            return find(self._data, demo)
 
     def _dataset(self, demo: str, field: str) -> h5py.Dataset:
         group = self._group(demo)
         with reading(f"{self.name}: {demo}/{field}"):
-            found = group.get(field)
+            found = find(group, field)
+            if found is None and field in dict(datasets(group)):
+                raise InputError(f"{self.name}: {demo}/{field} {unreadable(None)}")
             if not isinstance(found, h5py.Dataset):
                 raise InputError(f"{self.name}: {demo} has no {field}{nearest(field, list(group))}")
             return found
+
+
+def _stated_env_args(data: h5py.Group, where: str) -> EnvArgs | None:
+    """The description of the environment, robomimic's or that of robosuite's own recordings."""
+    stated = data.attrs
+    if "env_args" in stated:
+        return EnvArgs.parse(stated["env_args"], where)
+    if "env" not in stated or "env_info" not in stated:
+        return None
+    kwargs = {key: value for key, value in json.loads(stated["env_info"]).items() if key != "env_name"}
+    version = stated.get("repository_version")
+    return EnvArgs.parse({"env_name": stated["env"], "env_version": version, "env_kwargs": kwargs}, where)
 
 
 def write_robomimic(

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import InputError, nearest
 from ...files import write_new
+from ..arrays import NotNumbersError
 from ..replay_buffer import ReplayBuffer
 from .demonstration import Demonstration
 from .env_args import EnvArgs
@@ -44,16 +46,25 @@ class StoreFile:
             env_args = EnvArgs.parse(attributes["env_args"], self.name)
         self.env_args = env_args
         count = self._buffer.n_episodes
-        names = [str(name) for name in attributes.get("demos", ())]
+        if not count:
+            raise InputError(f"{self.name} has no episodes yet: record some with 'paradiffpolicy collect'")
+        names = _names(attributes.get("demos", []), f"{self.name}: attribute demos")
         # Episodes that were appended since are named by their index.
         self.demos = names[:count] + [f"demo_{index}" for index in range(len(names), count)]
         if len(set(self.demos)) != count:
             self.demos = [f"demo_{index}" for index in range(count)]
-        masks = dict(attributes.get("masks", {}))
-        self.masks = {str(key): [str(name) for name in values] for key, values in masks.items()}
-        self.keys = [field for field in self._buffer.fields if field not in OTHERS]
-        if "action" not in self._buffer.fields:
+        self.masks = stated_masks(attributes, self.name)
+        unreadable = self._buffer.unreadable
+        known = sorted({*self._buffer.fields, *unreadable})
+        others = {field for field, why in unreadable.items() if isinstance(why, NotNumbersError)}
+        self.skipped = [str(unreadable[field]) for field in sorted(others)]
+        self.keys = [field for field in known if field not in OTHERS and field not in others]
+        if "action" not in known:
             raise InputError(f"{self.name} has no data/action: it isn't a store of demonstrations")
+        if len(self._buffer.shape("action")) != 1 or not self._buffer.shape("action")[0]:
+            raise InputError(
+                f"{self.name}: data/action is {self._buffer.shape('action')} per step, it must be a vector"
+            )
         self.kind = self._kind(attributes.get("actions"))
 
     def read(self, demo: str, keys: Sequence[str] | None = None) -> Demonstration:
@@ -61,12 +72,14 @@ class StoreFile:
         if demo not in self.demos:
             raise InputError(f"{self.name} has no {demo}{nearest(demo, self.demos)}")
         index = self.demos.index(demo)
-        for key in keys or ():
+        keys = self.keys if keys is None else keys
+        for key in keys:
             if key not in self.keys:
                 raise InputError(
                     f"{self.name} has no data/{key}{nearest(key, self.keys)}; choose obs_keys=[...]"
                 )
-        keys = self.keys if keys is None else keys
+            if key in self._buffer.unreadable:
+                raise InputError(f"{self._buffer.unreadable[key]}; or choose obs_keys=[...] without it")
         others = [field for field in OTHERS if field in self._buffer.fields]
         values = self._buffer.episode(index, [*keys, *others])
         return Demonstration(
@@ -83,10 +96,27 @@ class StoreFile:
         """The actions' kind: as the store's attributes state it, else by the actions' width."""
         if stated is not None or self.env_args is None or not self.env_args.is_robosuite:
             return stated if stated in ("absolute", "delta", "recorded") else None
-        width = self._buffer.read("action", 0, 1).shape[1]
-        if width == WIDE_POSE * len(self.env_args.robots):
+        if self._buffer.shape("action")[0] == WIDE_POSE * len(self.env_args.robots):
             return "absolute"
         return self.env_args.kind
+
+
+def stated_masks(attributes: Mapping[str, Any], where: str) -> dict[str, list[str]]:
+    """Names of demonstrations by subset, as a store's attributes state them.
+
+    Raises:
+        InputError: they aren't names.
+    """
+    masks = attributes.get("masks", {})
+    if not isinstance(masks, dict):
+        raise InputError(f"{where}: attribute masks must be lists of names: correct it in the store")
+    return {key: _names(names, f"{where}: attribute masks, {key}") for key, names in masks.items()}
+
+
+def _names(stated: Any, what: str) -> list[str]:
+    if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+        raise InputError(f"{what} must be a list of names: correct it in the store")
+    return stated
 
 
 def write_store(
@@ -94,14 +124,14 @@ def write_store(
     demonstrations: Iterable[Demonstration],
     attributes: Mapping[str, Any],
 ) -> None:
-    """Writes demonstrations to a new store, or leaves none; dtypes are kept.
+    """Writes demonstrations to a new store, or leaves none; dtypes are the first demonstration's.
 
     Raises:
         InputError: the path exists, or a demonstration can't be read or differs from the first in form.
     """
 
     def write(temporary: Path) -> None:
-        buffer = ReplayBuffer.create(temporary, str(path), attributes)
+        buffer, dtypes = ReplayBuffer.create(temporary, str(path), attributes), dict[str, np.dtype[Any]]()
         for demo in demonstrations:
             taken = set(demo.observations) & set(OTHERS)
             if taken:
@@ -110,12 +140,23 @@ def write_store(
                 )
             others = {field: getattr(demo, attribute) for field, attribute in OTHERS.items()}
             fields = {field: np.asarray(v) for field, v in others.items() if v is not None}
+            episode = {**demo.observations, **fields}
+            dtypes = dtypes or {field: values.dtype for field, values in episode.items()}
             try:
                 buffer.append(
-                    {**demo.observations, **fields},
+                    {field: _as(dtypes.get(field), values) for field, values in episode.items()},
                     texts={} if demo.model is None else {"model": demo.model},
                 )
             except InputError as error:
                 raise InputError(f"{demo.name} isn't like those before it: {error}")
 
     write_new(Path(path), write)
+
+
+def _as(dtype: np.dtype[Any] | None, values: NDArray[Any]) -> NDArray[Any]:
+    """The same values in another dtype, if it can hold them; else as they are."""
+    if dtype is None or dtype == values.dtype:
+        return values
+    with np.errstate(all="ignore"):
+        cast = values.astype(dtype)
+    return cast if np.array_equal(cast, values) else values
