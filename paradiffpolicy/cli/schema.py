@@ -326,7 +326,9 @@ class ServeConfig(PolicyConfig):
     awake: bool = setting(False, "keeps idle cores awake: answers come sooner, for more power")
     max_message: int = setting(2**20, "most bytes of a request", minimum=1)
     max_sessions: int = setting(64, "most connections", minimum=1)
-    send_timeout: float = setting(5.0, "seconds to send an answer before a client is cut off", above=0)
+    send_timeout: float = setting(
+        5.0, "seconds for a request to arrive, or an answer to be sent, before a client is cut off", above=0
+    )
     seed: int = setting(0, "seed of the sessions' noise", minimum=0, maximum=2**63 - 1)
 
 

@@ -13,6 +13,8 @@ from websockets.http11 import Request, Response
 from .metrics import Metrics
 from .settings import ServerSettings
 
+USAGE = "send GET /healthz, GET /metrics, or a websocket's handshake\n"
+
 
 class HttpAnswers:
     """Answers health checks and metrics, and refuses websockets without a key or beyond the bound.
@@ -29,6 +31,10 @@ class HttpAnswers:
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer to a request; None accepts a websocket."""
         path = request.path.partition("?")[0]
+        if getattr(request, "method", "GET") != "GET":  # older versions of websockets can't read others
+            response = connection.respond(HTTPStatus.METHOD_NOT_ALLOWED, USAGE)
+            response.headers["Allow"] = "GET"
+            return response
         if path == "/healthz":
             return connection.respond(HTTPStatus.OK, "OK\n")
         if not self._authorized(request):
@@ -38,6 +44,12 @@ class HttpAnswers:
             )
             response.headers["WWW-Authenticate"] = "Api-Key"
             return response
+        if self._settings.api_key is None and "Origin" in request.headers:
+            self._metrics.errors.labels("origin").inc()
+            return connection.respond(
+                HTTPStatus.FORBIDDEN,
+                "web pages may not use a policy server without an API key: set api_key\n",
+            )
         if path == "/metrics":
             response = connection.respond(HTTPStatus.OK, self._metrics.text().decode())
             del response.headers["Content-Type"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from reprlib import repr as short
 from typing import Any
 
 import msgpack
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 
-MAX_ITEMS = 2**16
+MAX_ITEMS = 2**13
 """Entries of lists and maps in one message, all together."""
 
 MAX_AXES = 8
@@ -128,7 +129,7 @@ def _array(data: Any, dtype: np.dtype[Any], shape: Any) -> NDArray[Any]:
 def _scalar(data: Any, dtype: np.dtype[Any]) -> np.generic:
     allowed = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float)}[dtype.kind]
     if type(data) not in allowed:
-        raise MessageError(f"a scalar of dtype {dtype} can't be {data!r:.40}")
+        raise MessageError(f"a scalar of dtype {dtype} can't be {short(data)}")
     if dtype.kind in "iu" and not np.iinfo(dtype).min <= data <= np.iinfo(dtype).max:
         raise MessageError(f"a scalar of dtype {dtype} can't be {data}")
     with np.errstate(over="ignore"):  # to infinity, which is refused where a finite number is needed
@@ -138,7 +139,7 @@ def _scalar(data: Any, dtype: np.dtype[Any]) -> np.generic:
 
 def _dtype(name: object) -> np.dtype[Any]:
     if not isinstance(name, str) or not NUMBER.fullmatch(name):
-        raise MessageError(f"dtype {name!r:.40} isn't one of numbers, as '<f4'")
+        raise MessageError(f"dtype {short(name)} isn't one of numbers, as '<f4'")
     return np.dtype(name)
 
 

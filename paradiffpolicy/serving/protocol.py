@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,15 @@ from .messages import MessageError
 PROTOCOL = 1
 """Version of the messages; raised when older ends can't read them."""
 
-STATE_BYTES = torch.Generator().get_state().numel()
-"""Size of a CPU generator's state."""
+STATE = np.dtype(
+    [
+        *(("seed", "<u8"), ("left", "<i4"), ("seeded", "<i4"), ("next", "<u8"), ("words", "<u8", 624)),
+        *(("x", "V8"), ("double", "<f8"), ("rho", "V8"), ("has_double", "<i4"), ("padding", "V4")),
+        *(("float", "<f4"), ("has_float", "u1"), ("padding_too", "V3")),
+    ]
+)
+"""A CPU generator's state as torch's ``get_state`` writes it: the Mersenne twister's 624 words, of which
+``next`` comes next and ``left`` are left, and a normal number drawn in advance."""
 
 
 class BusyError(InputError):
@@ -84,7 +92,7 @@ def checked_map(
     for key in value:
         if key not in known:
             hint = nearest(key[:40] if isinstance(key, str) else "", known)
-            raise MessageError(f"{where} has no place for {key!r:.40}{hint}")
+            raise MessageError(f"{where} has no place for {short(key)}{hint}")
     for key in required:
         if key not in value:
             raise MessageError(f"{where} lacks {key!r}")
@@ -94,7 +102,7 @@ def checked_map(
 def whole(value: Any, where: str, low: int, high: int) -> int:
     """Returns a whole number, also numpy's, within bounds; raises a ``MessageError`` for anything else."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise MessageError(f"{where}={value!r:.40} must be a whole number")
+        raise MessageError(f"{where}={short(value)} must be a whole number")
     if not low <= value <= high:
         raise MessageError(f"{where}={value} must be {low} to {high}")
     return int(value)
@@ -188,12 +196,23 @@ def state_of(generator: torch.Generator) -> bytes:
 
 
 def generator_at(state: bytes) -> torch.Generator:
-    """Makes a CPU generator in a state; raises a ``MessageError`` for what isn't one."""
+    """Makes a CPU generator in a state; raises a ``MessageError`` for one that no generator can have.
+
+    torch checks too little: with ``left`` = ``next`` = 624 it reads what lies behind its words, which
+    would come back to the client as noise.
+    """
+    fields = np.frombuffer(state, STATE)[0] if len(state) == STATE.itemsize else np.zeros((), STATE)
+    left, place = int(fields["left"]), int(fields["next"])
+    possible = (
+        fields["seeded"] == 1
+        and ((left, place) == (1, 0) or (1 <= left <= 624 and left + place == 625))
+        and (fields["words"] < 2**32).all()
+        and all(fields[f"has_{name}"] in (0, 1) and np.isfinite(fields[name]) for name in ("double", "float"))
+    )
+    if not possible:
+        raise MessageError(f"a generator's state must be the {STATE.itemsize} bytes of torch's get_state()")
     generator = torch.Generator()
-    try:
-        generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-    except (RuntimeError, ValueError, TypeError):
-        raise MessageError(f"a generator's state must be the {STATE_BYTES} bytes of torch's get_state()")
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
     return generator
 
 
@@ -300,7 +319,7 @@ class Metadata:
         if not isinstance(value, dict) or value.get("protocol") != PROTOCOL:
             found = value.get("protocol") if isinstance(value, dict) else None
             raise ServerError(
-                f"the server isn't a paradiffpolicy server of protocol {PROTOCOL} (it says {found!r:.40}): "
+                f"the server isn't a paradiffpolicy server of protocol {PROTOCOL} (it says {short(found)}): "
                 "install the same version at both ends"
             )
         names = {field.name for field in fields(PolicySpec)}

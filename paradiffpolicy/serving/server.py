@@ -1,16 +1,18 @@
 """Serves a policy: openpi's protocol and pure requests on websockets; ``http`` has the rest of the port.
 
 One event loop reads and writes, one thread plans (``batching``).  Everything that a client could make
-grow is bounded: bytes per message, connections, messages read ahead, requests that wait, and the time
-to send an answer.
+grow is bounded: bytes per message, connections, requests that wait, and the time to send an answer;
+``connection`` bounds the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from ..errors import InputError
 from ..policy import Policy
 from ..types import Plan
 from .batching import Batcher
+from .connection import BoundedConnection
 from .http import HttpAnswers
 from .messages import MessageError, pack, unpack
 from .metrics import Metrics
@@ -55,7 +58,7 @@ class PolicyServer:
         self._form = PlanFormat.of(policy)
         self._metadata = Metadata(self._form, sampler, settings.max_batch, settings.max_message)
         self._server: Server | None = None
-        self._reading: set[ServerConnection] = set()
+        self._closable: set[ServerConnection] = set()
         self._stopping = False
         self._connections = 0
 
@@ -83,6 +86,9 @@ class PolicyServer:
                 ssl=tls,
                 ssl_handshake_timeout=settings.send_timeout if tls else None,
                 process_request=HttpAnswers(settings, self._metrics, lambda: self._n_sessions),
+                create_connection=functools.partial(  # type: ignore[arg-type]  # any callable will do
+                    BoundedConnection, settings=settings, alive={}, on_cut=self._count_error
+                ),
                 compression=None,  # noise and float32 numbers don't get smaller
                 max_size=settings.max_message,
                 max_queue=1,  # messages read ahead of the one that is being answered
@@ -117,7 +123,7 @@ class PolicyServer:
         self._stopping = True
         if self._server is not None:
             self._server.close(close_connections=False)
-            await asyncio.gather(*map(self._go_away, list(self._reading)))
+            await asyncio.gather(*map(self._go_away, list(self._closable)))
             await self._server.wait_closed()
         self._batcher.stop()
 
@@ -128,30 +134,40 @@ class PolicyServer:
 
     async def _connected(self, connection: ServerConnection) -> None:
         """Answers a connection's messages, one after the other."""
+        assert isinstance(connection, BoundedConnection)
         self._connections += 1
         seed = np.random.SeedSequence([self._settings.seed, self._connections]).generate_state(1, np.uint64)
         session, previous_seconds = ClientSession(self._policy, int(seed[0] >> 1)), None
         try:
             await self._send(connection, pack(self._metadata.to_map()))
             while not self._stopping:
-                self._reading.add(connection)
-                try:
+                with self._idle(connection):
                     message = await connection.recv()
-                finally:
-                    self._reading.discard(connection)
                 started = self._clock.now()
-                await self._send(connection, await self._answer(session, message, previous_seconds))
+                answer, good = await self._answer(session, message, previous_seconds)
+                await self._send(connection, answer)
                 previous_seconds = self._clock.now() - started
                 self._metrics.request.observe(previous_seconds)
+                with self._idle(connection):
+                    await connection.settle(message, error=not good)
             await self._go_away(connection)
         except ConnectionClosed:
             pass
         except TimeoutError:
-            self._metrics.errors.labels("slow_client").inc()
+            self._count_error("slow_client")
             connection.transport.abort()
         except Exception:
             log.exception("a connection failed")
             await connection.close(CloseCode.INTERNAL_ERROR)
+
+    @contextlib.contextmanager
+    def _idle(self, connection: ServerConnection) -> Iterator[None]:
+        """Lets ``stop`` close a connection that has no request to answer."""
+        self._closable.add(connection)
+        try:
+            yield
+        finally:
+            self._closable.discard(connection)
 
     async def _go_away(self, connection: ServerConnection) -> None:
         await connection.close(CloseCode.GOING_AWAY, "the server stops")
@@ -162,15 +178,15 @@ class PolicyServer:
 
     async def _answer(
         self, session: ClientSession, message: str | bytes, previous_seconds: float | None
-    ) -> bytes | str:
-        """Answers one message; an answer in text is an error."""
+    ) -> tuple[bytes | str, bool]:
+        """Answers one message, and says whether it is a plan; an answer in text is an error."""
         try:
             if isinstance(message, str):
                 raise MessageError("the message is text: send a packed map as a binary message")
             request = unpack(message)
         except MessageError as error:
             self._metrics.requests.labels("unknown").inc()
-            return self._failed(error)["message"]
+            return self._failed(error)["message"], False
         pure = isinstance(request, dict) and "plan" in request
         self._metrics.requests.labels("plan" if pure else "session").inc()
         try:
@@ -178,23 +194,26 @@ class PolicyServer:
             result = await self._batcher.plan(job)
         except InputError as error:
             failed = self._failed(error)
-            return pack(failed) if pure else failed["message"]
+            return pack(failed) if pure else failed["message"], False
         if not pure:
             session.remember(result.plan, result.states[0])
         answer: dict[str, Any] = {"generator": list(result.states)} if pure else {}
         if not isinstance(result.plan, Plan):
             failed = self._failed(result.plan)
-            return pack(answer | failed) if pure else failed["message"]
+            return pack(answer | failed) if pure else failed["message"], False
         plan = result.plan
         answer |= {"plan": self._form.plan_map(plan)} if pure else answer_map(plan, result.infer_seconds)
         timing = {"infer_ms": result.infer_seconds * 1e3, "queue_ms": result.queue_seconds * 1e3}
         if previous_seconds is not None:  # of the answer before, which was not known then
             timing["prev_total_ms"] = previous_seconds * 1e3
-        return pack(answer | {"server_timing": timing})
+        return pack(answer | {"server_timing": timing}), True
 
     def _failed(self, error: Exception) -> dict[str, str]:
-        self._metrics.errors.labels(kind_of(error)).inc()
+        self._count_error(kind_of(error))
         return error_map(error)
+
+    def _count_error(self, kind: str) -> None:
+        self._metrics.errors.labels(kind).inc()
 
     def _on_batch(self, size: int, seconds: float) -> None:
         self._metrics.batch_size.observe(size)

@@ -14,6 +14,7 @@ steps should therefore send windows; one that asks every step may send single ob
 from __future__ import annotations
 
 import copy
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class ClientSession:
             raise MessageError("the request needs one 'observation', an array [O] or [To, O]")
         reset = request.get("reset", False)
         if not isinstance(reset, bool | np.bool_):
-            raise MessageError(f"reset={reset!r:.40} must be true or false")
+            raise MessageError(f"reset={short(reset)} must be true or false")
         steps = executed_steps_of(request, self._policy.spec)
         seed = request.get("seed")
         state = self._state if seed is None else _seeded(whole(seed, "seed", 0, 2**63 - 1))

@@ -21,7 +21,8 @@ class ServerSettings:
         max_queue: requests that may wait.
         max_message: bytes of a request.
         max_sessions: connections.
-        send_timeout: seconds that an answer may take to be sent before the connection is cut.
+        send_timeout: seconds that a request may take to arrive, and an answer to be sent, before the
+            connection is cut.
         seed: of the sessions' noise.
 
     Raises:
