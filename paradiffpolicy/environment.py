@@ -12,14 +12,13 @@ hold      the attribute ``hold_action``                                       No
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import InputError
+from .registry import find_modules_here
 
 if TYPE_CHECKING:
     import gymnasium
@@ -39,9 +38,7 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
 
     from . import envs  # noqa: F401  registers the environments
 
-    here = str(Path.cwd())
-    if ":" in name and here not in sys.path:
-        sys.path.append(here)
+    find_modules_here()
     try:
         return gymnasium.make(name, **kwargs)
     except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:

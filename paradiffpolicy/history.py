@@ -17,33 +17,26 @@ class History:
     """
 
     def __init__(self, n_obs_steps: int, stride: int = 1) -> None:
-        # A place per tick, and every observation in two, a length apart: then any window is a slice.
-        self._length, self._stride = (n_obs_steps - 1) * stride + 1, stride
-        self._kept: NDArray[Any] = np.empty((2 * self._length, 0))
+        self._back = np.arange(-(n_obs_steps - 1) * stride, 1, stride)  # from the newest observation's tick
+        self._kept: NDArray[Any] = np.empty(0)  # a place per tick, over and over
         self._tick: int | None = None
 
     def push(self, observation: NDArray[Any], tick: int | None = None) -> None:
         """Adds an observation ``[O]``, made at ``tick``: one after the last unless given."""
+        length = 1 - int(self._back[0])
         if self._tick is None:
-            self._kept = np.empty((2 * self._length, *observation.shape))
-            self._kept[:] = observation
             self._tick = 0 if tick is None else tick
+            self._kept = np.repeat(observation[None].astype(np.float64), length, axis=0)
             return
-        before, tick = self._tick, self._tick + 1 if tick is None else tick
-        for gap in range(max(before + 1, tick - self._length), tick):
-            self._put(gap, self._kept[before % self._length])
-        self._tick = max(tick, before)
-        self._put(self._tick, observation)
-
-    def _put(self, tick: int, observation: NDArray[Any]) -> None:
-        place = tick % self._length
-        self._kept[place] = self._kept[place + self._length] = observation
+        before, self._tick = self._tick, max(self._tick, self._tick + 1 if tick is None else tick)
+        for gap in range(max(before + 1, self._tick - length), self._tick):
+            self._kept[gap % length] = self._kept[before % length]
+        self._kept[self._tick % length] = observation
 
     def window(self) -> NDArray[Any]:
         """``[To, O]``, oldest first."""
         assert self._tick is not None
-        end = self._tick % self._length + self._length + 1
-        return self._kept[end - self._length : end : self._stride].copy()
+        return self._kept[(self._tick + self._back) % len(self._kept)]
 
     @property
     def empty(self) -> bool:

@@ -236,7 +236,7 @@ class Policy:
                 matmul=backend.matmul,
                 arithmetic_in_half=backend.arithmetic_in_half,
             )
-            return DenoiserNetwork(self.denoiser, tableau, self.device, trunk)
+            return DenoiserNetwork(self.denoiser, tableau, torch.zeros((), device=self.device), trunk)
 
         def identity() -> str:
             return fingerprint(self.model.digest, self.spec, self.denoiser.threshold, precision)

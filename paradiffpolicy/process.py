@@ -2,10 +2,8 @@
 
 A child process is a fresh interpreter (a forked one would hold this one's locks and GPU) that runs one
 function with a connection to this process.  It has a session of its own, so that the terminal's Ctrl-C is
-for this process, which then ends its children; and it ends when this process does, even by SIGKILL: its
-standard input is a pipe that only this process holds open.  POSIX only.
-
-Nothing here imports numpy or torch, which would take a process longer than all the rest of its start.
+for this process alone; and it ends when this process does, even by SIGKILL: its standard input is a pipe
+that only this process holds open.  POSIX only.  Nothing here imports numpy or torch, which take seconds.
 """
 
 from __future__ import annotations
@@ -65,6 +63,7 @@ class ChildProcess:
     Attributes:
         connection: to the process.
         alive: whether it runs.
+        pid: its id.
 
     Raises:
         InputError: this process is itself such a child, on its way up.
@@ -87,6 +86,7 @@ class ChildProcess:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)},
                 start_new_session=True,
             )
+        self.pid = self.process.pid
         # A thread that sleeps until the process ends: asking whether it lives costs nothing.
         self._watcher = threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True)
         self._watcher.start()
@@ -99,29 +99,23 @@ class ChildProcess:
         self.process.wait()
         self.alive = False
 
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
     def await_ready(self, timeout: float, given_up: threading.Event | None = None) -> None:
         """Waits for the process's first message, and ends the process if none comes.
 
         Raises:
             InputError: it ended, the time is over, or ``given_up`` was set meanwhile.
         """
+        process, deadline = f"the {self.name}'s process", time.monotonic() + timeout
         try:
-            deadline = time.monotonic() + timeout
             while not self.connection.poll(0.1):
                 if given_up is not None and given_up.is_set():
-                    raise InputError(f"the {self.name}'s process was stopped while it was starting")
+                    raise InputError(f"{process} was stopped while it was starting")
                 if time.monotonic() > deadline:
-                    raise InputError(f"the {self.name}'s process wasn't ready within {timeout:g} s")
+                    raise InputError(f"{process} wasn't ready within {timeout:g} s")
             try:
                 self.connection.recv_bytes()
             except (EOFError, ConnectionError):
-                raise InputError(
-                    f"the {self.name}'s process {self.ending()} before it was ready: its own message is above"
-                )
+                raise InputError(f"{process} {self.ending()} before it was ready: its own message is above")
         except BaseException:
             self.end(patience=0.0)
             raise
@@ -158,10 +152,9 @@ def wake(connection: Connection) -> None:
 
 def woken(connection: Connection, timeout: float | None) -> bool:
     """Waits for the other end's ``wake``; False: it didn't within ``timeout`` seconds, or it ended."""
-    try:
+    with contextlib.suppress(ConnectionError):
         return connection.poll(timeout) and bool(os.read(connection.fileno(), 4096))
-    except ConnectionError:
-        return False
+    return False
 
 
 class RemoteObject:
@@ -179,10 +172,7 @@ class RemoteObject:
     def __init__(self, make: Callable[[], Any], *, name: str, remedy: str) -> None:
         self._remedy = remedy
         self._child = ChildProcess(_serve_object, pickled(make, name, remedy), name=name)
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
+        self.pid = self._child.pid
 
     def ask(self, method: str, *arguments: Any) -> None:
         """Calls a method; ``answer`` gives the result."""
@@ -282,12 +272,10 @@ def _answer(served: Any, order: bytes) -> bytes:
 
 def _sendable(error: Exception) -> Exception:
     """The exception, or one that says the same if pickling changes it."""
-    try:
+    with contextlib.suppress(Exception):
         again = pickle.loads(pickle.dumps(error))
         if type(again) is type(error) and str(again) == str(error):
             return error
-    except Exception:
-        pass
     plain = RuntimeError(f"{type(error).__name__}: {error}")
     for note in error.__notes__:
         plain.add_note(note)

@@ -71,15 +71,20 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._choices)
 
 
+def find_modules_here() -> None:
+    """Lets modules of the current folder be imported."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+
+
 def import_plugins(modules: list[str]) -> None:
     """Imports users' modules, which register their choices; modules in the current folder are found.
 
     Raises:
         InputError: a module can't be imported.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    find_modules_here()
     for module in modules:
         try:
             importlib.import_module(module)

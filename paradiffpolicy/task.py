@@ -72,6 +72,11 @@ class Contract:
             hint = nearest(self.action_kind, ACTION_KINDS)
             raise InputError(f"unknown action kind {self.action_kind!r}{hint}")
 
+    @property
+    def is_absolute(self) -> bool:
+        """Whether actions are known to be absolute, so that repeating one holds still."""
+        return self.action_kind in ("position", "pose")
+
     def vector(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
         """The observation vector ``[O]`` of a dict of fields.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
@@ -79,8 +79,57 @@ class PolicySpec:
             raise InputError(f"the policy's spec is malformed ({error})")
 
 
+class Batched:
+    """A dataclass of tensors with a batch axis, in which other ``Batched`` ones may be nested.
+
+    Attributes:
+        after_nodes: fields whose batch is their second axis; the others' is the first.
+    """
+
+    after_nodes: ClassVar[tuple[str, ...]] = ()
+
+    def _changed(self, change: Callable[[Tensor, int], Tensor]) -> Self:
+        """The same with ``change(tensor, batch axis)`` in place of every tensor."""
+
+        def changed(name: str) -> Any:
+            value = getattr(self, name)
+            if isinstance(value, Batched):
+                return value._changed(change)
+            return change(value, int(name in self.after_nodes)) if isinstance(value, Tensor) else value
+
+        return type(self)(**{each.name: changed(each.name) for each in fields(cast(Any, self))})
+
+    def select(self, elements: Sequence[int] | Tensor) -> Self:
+        """The same for some of the batch elements."""
+        index = torch.as_tensor(elements, dtype=torch.int64)
+        return self._changed(lambda value, axis: value.index_select(axis, index.to(value.device)))
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        # Copies from a GPU are waited for: who reads too early reads the past.
+        return self._changed(lambda value, axis: value.to(device, non_blocking=device.type != "cpu"))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Batches one after the other; what isn't a tensor is the first one's, None what one part lacks."""
+
+        def joined(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            if isinstance(values[0], Batched):
+                return values[0].cat(values)
+            if any(value is None for value in values):
+                return None
+            return (
+                torch.cat(values, dim=int(name in cls.after_nodes))
+                if isinstance(values[0], Tensor)
+                else values[0]
+            )
+
+        return cls(**{each.name: joined(each.name) for each in fields(cast(Any, cls))})
+
+
 @dataclass(frozen=True)
-class Noise:
+class Noise(Batched):
     """Everything random about a solution.
 
     Attributes:
@@ -89,30 +138,15 @@ class Noise:
         u: ``[N, batch]`` uniform in [0, 1), for drivers that accept or reject.
     """
 
+    after_nodes: ClassVar = ("z", "u")
+
     x_T: Tensor
     z: Tensor
     u: Tensor
 
-    def select(self, elements: Tensor) -> Noise:
-        """The same for some of the batch elements."""
-        return Noise(self.x_T[elements], self.z[:, elements], self.u[:, elements])
-
-    @staticmethod
-    def cat(parts: Sequence[Noise]) -> Noise:
-        """Batches one after the other."""
-        return Noise(
-            torch.cat([part.x_T for part in parts]),
-            torch.cat([part.z for part in parts], dim=1),
-            torch.cat([part.u for part in parts], dim=1),
-        )
-
-    def to(self, device: torch.device) -> Noise:
-        """The same on a device."""
-        return Noise(*(part.to(device, non_blocking=True) for part in (self.x_T, self.z, self.u)))
-
 
 @dataclass(frozen=True)
-class Committed:
+class Committed(Batched):
     """Actions that a plan is to keep, since they will be executed before it arrives, or nearly so.
 
     Attributes:
@@ -123,16 +157,9 @@ class Committed:
     actions: Tensor
     weight: Tensor
 
-    @staticmethod
-    def cat(parts: Sequence[Committed]) -> Committed:
-        """Batches one after the other."""
-        return Committed(
-            torch.cat([part.actions for part in parts]), torch.cat([part.weight for part in parts])
-        )
-
 
 @dataclass(frozen=True, repr=False)
-class Solution:
+class Solution(Batched):
     """One sample per batch element, and how a driver came to it from the noise.
 
     Attributes:
@@ -142,6 +169,8 @@ class Solution:
         iterations: ``[batch]`` int64, network calls that had to wait for one another.
         nfe: ``[batch]`` int64, network function evaluations: nodes that went through the network.
     """
+
+    after_nodes: ClassVar = ("x0_hats",)
 
     sample: Tensor
     x0_hats: Tensor
@@ -156,38 +185,9 @@ class Solution:
         )
         return f"Solution(sample {tuple(self.sample.shape)}, {len(self.x0_hats)} nodes, {counts} on average)"
 
-    def select(self, elements: Sequence[int] | Tensor) -> Solution:
-        """The same for some of the batch elements."""
-        index = torch.as_tensor(elements, dtype=torch.int64, device=self.sample.device)
-        return Solution(
-            sample=self.sample[index],
-            x0_hats=self.x0_hats[:, index],
-            noise=self.noise.select(index),
-            iterations=self.iterations[index],
-            nfe=self.nfe[index],
-        )
-
-    @staticmethod
-    def cat(parts: Sequence[Solution]) -> Solution:
-        """Batches on the same table, one after the other."""
-        return Solution(
-            sample=torch.cat([part.sample for part in parts]),
-            x0_hats=torch.cat([part.x0_hats for part in parts], dim=1),
-            noise=Noise.cat([part.noise for part in parts]),
-            iterations=torch.cat([part.iterations for part in parts]),
-            nfe=torch.cat([part.nfe for part in parts]),
-        )
-
-    def to(self, device: torch.device) -> Solution:
-        """The same on a device."""
-        noise = self.noise.to(device)  # first: the copies after it are waited for, hence it too
-        others = (self.sample, self.x0_hats, self.iterations, self.nfe)
-        sample, x0_hats, iterations, nfe = (value.to(device) for value in others)
-        return Solution(sample, x0_hats, noise, iterations, nfe)
-
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class Plan(Batched):
     """A batch of action sequences.
 
     Attributes:
@@ -211,22 +211,3 @@ class Plan:
     def executed_actions(self) -> Tensor:
         """``[batch, Ta, A]``."""
         return self.actions[:, self.executed]
-
-    def select(self, elements: Sequence[int] | Tensor) -> Plan:
-        """The same for some of the batch elements."""
-        index = torch.as_tensor(elements, dtype=torch.int64, device=self.actions.device)
-        residual = None if self.residual is None else self.residual[index]
-        return Plan(self.actions[index], self.executed, self.solution.select(index), residual)
-
-    @staticmethod
-    def cat(parts: Sequence[Plan]) -> Plan:
-        """Batches of one policy's plans, one after the other."""
-        return Plan(
-            torch.cat([part.actions for part in parts]),
-            parts[0].executed,
-            Solution.cat([part.solution for part in parts]),
-        )
-
-    def to(self, device: torch.device) -> Plan:
-        """The same on a device."""
-        return Plan(self.actions.to(device), self.executed, self.solution.to(device))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.sampling.solvers import SOLVERS
+from paradiffpolicy.task import Contract
 from paradiffpolicy.types import PolicySpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +25,14 @@ HUMAN_DATA = (
 )
 SHIPPED = ROOT / "checkpoints" / "pusht_keypoints"
 
-TINY = PolicySpec("pusht", obs_dim=20, action_dim=2, down_dims=(16, 32), diffusion_step_embed_dim=16)
+TINY = PolicySpec(
+    "pusht",
+    obs_dim=20,
+    action_dim=2,
+    down_dims=(16, 32),
+    diffusion_step_embed_dim=16,
+    contract=Contract(action_kind="position"),
+)
 """A policy of PushT's shape that computes in no time."""
 
 DISTINCT_SOLVERS = [name for name, solver in SOLVERS.items() if name == solver.__name__]
@@ -61,6 +67,16 @@ def human_data() -> Path:
 @pytest.fixture(scope="session")
 def shipped() -> Path:
     return SHIPPED
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, atol=None, rtol=None, msg="") -> None:
+    """``torch.testing.assert_close``, whose first use imports for half a second."""
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), msg
+    usual = (1e-7, 1e-7) if actual.dtype == torch.float64 else (1e-5, 1.3e-6)
+    atol, rtol = (usual[i] if given is None else given for i, given in enumerate((atol, rtol)))
+    np.testing.assert_allclose(
+        actual.detach().cpu(), expected.detach().cpu(), rtol, atol, equal_nan=False, err_msg=msg
+    )
 
 
 def tiny_checkpoint(spec: PolicySpec = TINY, seed: int = 0) -> Checkpoint:
@@ -101,15 +117,3 @@ def _toy_store(tmp_path_factory) -> Path:
 @pytest.fixture
 def toy_store(tmp_path, _toy_store) -> Path:
     return Path(shutil.copytree(_toy_store, tmp_path / "toy.zarr"))
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    """The folder that a wheel of the last commit unpacks to: in front of PYTHONPATH it hides the checkout."""
-    here = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(here / "source")], check=True)
-    subprocess.run([*build, "--wheel-dir", str(here), str(here / "source")], check=True)
-    (built,) = here.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(built), str(here / "site")], check=True)
-    return here / "site"

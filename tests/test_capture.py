@@ -36,10 +36,11 @@ from paradiffpolicy.sampling.noise import noise_for
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 
-from .conftest import DISTINCT_SOLVERS, TINY, tiny_checkpoint
+from .conftest import DISTINCT_SOLVERS, TINY, assert_close, tiny_checkpoint
 
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
 CPU = torch.device("cpu")
+LIKE = torch.zeros(())
 EMULATED = Backend("emulated", lambda program: Graphs(program, EmulatedDevice()))
 NOISY = ("ddpm", "sde_dpm_solver_pp_2m")
 PAIRS = [
@@ -79,15 +80,15 @@ def samplers(denoiser, backend, *, matmul=False, **settings):
     driver = sampler.driver
     driver = replace(driver, evaluate=evaluate_all) if hasattr(driver, "evaluate") else driver
     trunk = MatmulUnet1D(denoiser.network) if matmul else None
-    network = DenoiserNetwork(denoiser, sampler.tableau, CPU, trunk)
+    network = DenoiserNetwork(denoiser, sampler.tableau, LIKE, trunk)
     n = sampler.tableau.n_nodes
     return n, *(Executor(driver, sampler.tableau, lambda _: network, [each]) for each in (backend, EAGER))
 
 
 def assert_same(solution, expected, **tolerance):
     for field in ("sample", "x0_hats"):
-        torch.testing.assert_close(getattr(solution, field), getattr(expected, field), rtol=0, **tolerance)
-    torch.testing.assert_close(solution.noise.z, expected.noise.z, rtol=0, **tolerance)
+        assert_close(getattr(solution, field), getattr(expected, field), rtol=0, **tolerance)
+    assert_close(solution.noise.z, expected.noise.z, rtol=0, **tolerance)
     assert torch.equal(solution.iterations, expected.iterations)
     assert torch.equal(solution.nfe, expected.nfe)
 
@@ -352,7 +353,6 @@ def compiled() -> Backend:
         ("picard", "unipc", {"window": 1}),
         ("picard_published", "ddpm", {"window": 4}),
         ("speculative", "ddpm", {"window": 4}),
-        ("rti", "ddim", {}),
         ("rti", "heun", {}),
     ],
 )
@@ -360,7 +360,7 @@ def test_an_openvino_model_is_the_eager_plan(denoiser, compiled, driver, solver,
     settings = {"driver": driver, "solver": solver, "n_steps": 8, **options}
     n, executor, eager = samplers(denoiser, compiled, matmul=True, **settings)
     for warm in (False, True):
-        for seed in range(4):
+        for seed in range(2):
             given = problem(n, 2, seed, warm)
             assert_same(executor.run(*given), eager.run(*given), atol=2e-5)
 
@@ -424,7 +424,7 @@ def test_operations_are_translated(name, compiled):
     captured_program = compiled.capture_program(model_of(function))
     for x in (captured_program.inputs["x"].clone(), torch.tensor([[0.1, -3.0, 0.0], [1.0, 2.0, 0.5]])):
         y = captured_program({"x": x})["y"]
-        torch.testing.assert_close(y, function(x), atol=1e-5, rtol=1e-5)
+        assert_close(y, function(x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("function", [lambda x: x.cumprod(0), lambda x: torch.linalg.inv(x @ x.T)])
@@ -441,8 +441,12 @@ def test_a_failed_capture_leaves_nothing(denoiser, compiled):
         assert not executor.programs and not executor.nbytes
 
 
+FLAT = replace(TINY, down_dims=(8,), n_groups=4, diffusion_step_embed_dim=8)
+"""One level, hence soon compiled."""
+
+
 def policy_with(**sampler) -> Policy:
-    return Policy.from_checkpoint(tiny_checkpoint(), make_sampler(SCHEDULE, **sampler))
+    return Policy.from_checkpoint(tiny_checkpoint(FLAT), make_sampler(SCHEDULE, **sampler))
 
 
 WINDOW = torch.rand(1, 2, 20, generator=torch.Generator().manual_seed(0)) * 512
@@ -480,7 +484,7 @@ def test_a_compiled_model_is_found_again(tmp_path, monkeypatch, caplog):
             planned(policy.captured("openvino", cache=tmp_path, threads=1))
     for blob in blobs:
         blob.write_bytes(blob.read_bytes()[:100])
-    torch.testing.assert_close(planned(policy.captured("openvino", cache=tmp_path)), first)
+    assert_close(planned(policy.captured("openvino", cache=tmp_path)), first)
     assert "is damaged" in caplog.text
     cache_written()
 
@@ -488,11 +492,11 @@ def test_a_compiled_model_is_found_again(tmp_path, monkeypatch, caplog):
 def test_other_weights_are_another_model(tmp_path):
     for seed in (0, 1):
         policy = Policy.from_checkpoint(
-            tiny_checkpoint(seed=seed), make_sampler(SCHEDULE, solver="ddim", n_steps=3)
+            tiny_checkpoint(FLAT, seed), make_sampler(SCHEDULE, solver="ddim", n_steps=3)
         )
         expected = planned(policy, 1)
         actual = planned(policy.captured("openvino", cache=tmp_path), 1)
-        torch.testing.assert_close(actual, expected, atol=0.02, rtol=0)
+        assert_close(actual, expected, atol=0.02, rtol=0)
     cache_written()
     assert len(list(tmp_path.glob("*.blob"))) == 2
 
@@ -508,20 +512,20 @@ def test_the_cache_is_bounded(tmp_path, monkeypatch):
 
 
 def test_fingerprints_hold_in_other_processes():
+    """Neither does a policy import scipy's integrators there."""
     code = (
-        "import torch\n"
+        "import sys, torch, paradiffpolicy.policy\n"
         "from paradiffpolicy.diffusion.schedule import NoiseSchedule\n"
         "from paradiffpolicy.sampling.capture.fingerprint import fingerprint\n"
         "from paradiffpolicy.sampling.sampler import make_sampler\n"
         "s = make_sampler(NoiseSchedule.named('squared_cosine', 100), n_steps=5, driver='picard')\n"
         "print(fingerprint(s.driver, s.tableau, [('a', torch.ones(2)), {'b': 1}]))\n"
+        "print('scipy.integrate' in sys.modules)\n"
     )
-    outputs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    ]
-    assert outputs[0] == outputs[1] and len(outputs[0]) == 65
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     sampler = make_sampler(SCHEDULE, n_steps=5, driver="picard")
+    here = fingerprint(sampler.driver, sampler.tableau, [("a", torch.ones(2)), {"b": 1}])
+    assert done.stdout.split() == [here, "False"] and len(here) == 64
     others = [
         fingerprint(sampler.driver, sampler.tableau),
         fingerprint(replace(sampler.driver, window=3), sampler.tableau),
@@ -533,20 +537,22 @@ def test_fingerprints_hold_in_other_processes():
 # -------------------------------------------------------------------------------------------- policies
 
 
-@pytest.mark.parametrize("backend", ["emulated", "openvino", "auto"])
-@pytest.mark.parametrize("driver", ["sequential", "picard", "rti"])
+@pytest.mark.parametrize(
+    ("backend", "driver"),
+    [*itertools.product(("emulated", "openvino"), ("sequential", "picard", "rti")), ("auto", "rti")],
+)
 def test_captured_policies_plan_the_same(backend, driver):
-    policy = policy_with(solver="ddim", n_steps=8, driver=driver)
-    torch.testing.assert_close(planned(policy.captured(backend)), planned(policy), atol=0.02, rtol=0)
+    policy = policy_with(solver="ddim", n_steps=6, driver=driver)
+    assert_close(planned(policy.captured(backend)), planned(policy), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("backend", ["emulated", "openvino"])
 def test_guided_policies_are_captured(backend):
-    spec = replace(TINY, condition_dropout=0.1)
+    spec = replace(FLAT, condition_dropout=0.1)
     policy = Policy.from_checkpoint(tiny_checkpoint(spec), make_sampler(SCHEDULE, solver="ddim", n_steps=4))
     for scale in (2.0, torch.tensor([3.0])):
         guided = policy.with_guidance(scale)
-        torch.testing.assert_close(planned(guided.captured(backend)), planned(guided), atol=0.02, rtol=0)
+        assert_close(planned(guided.captured(backend)), planned(guided), atol=0.02, rtol=0)
     assert (planned(guided) - planned(policy)).abs().max() > 1
 
 
@@ -600,7 +606,7 @@ def test_several_threads_may_plan_at_once():
     for thread in threads:
         thread.join()
     for k in range(6):
-        torch.testing.assert_close(results[k], expected, atol=0.02, rtol=0)
+        assert_close(results[k], expected, atol=0.02, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------- bad input
@@ -617,7 +623,7 @@ def test_a_driver_that_cant_be_captured_runs_eagerly(caplog):
     policy = policy_with(solver="ddim", n_steps=4, driver=BackAndForth)
     expected = planned(policy, 1)
     sequential = planned(policy_with(solver="ddim", n_steps=4), 1)
-    torch.testing.assert_close(expected, sequential, atol=0.01, rtol=0)
+    assert_close(expected, sequential, atol=0.01, rtol=0)
     for backend in ("emulated", "openvino"):
         with pytest.raises(InputError, match=r"driver BackAndForth can't be captured.*capture=eager"):
             policy.captured(backend)
@@ -634,7 +640,7 @@ def test_processes_that_talk_cant_be_captured(denoiser):
 
     sampler = make_sampler(SCHEDULE, driver="picard", solver="ddim", n_steps=4)
     driver = replace(sampler.driver, evaluate=Talking())
-    network = DenoiserNetwork(denoiser, sampler.tableau, CPU)
+    network = DenoiserNetwork(denoiser, sampler.tableau, LIKE)
     with pytest.raises(
         CaptureError, match=r"evaluate=talking can't be captured \(evaluate=all can\): capture=eager"
     ):
@@ -671,7 +677,7 @@ def test_auto_falls_back_when_a_plan_cant_be_captured(caplog):
     """Anderson's linear systems aren't translated: the plan is eager, and says so."""
     policy = policy_with(solver="ddim", n_steps=6, driver="anderson")
     auto = policy.captured("auto")
-    torch.testing.assert_close(planned(auto, 2), planned(policy, 2), atol=0.02, rtol=0)
+    assert_close(planned(auto, 2), planned(policy, 2), atol=0.02, rtol=0)
     assert "isn't translated to OpenVINO" in caplog.text and "trying the next backend" in caplog.text
     assert [program.method for program in auto.programs] == ["eager"]
 
@@ -686,7 +692,7 @@ def test_auto_calls_large_batches_of_windows_on_active_rows_alone():
             each.plan(windows, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
             for each in (auto, policy)
         ]
-        torch.testing.assert_close(plans[0].actions, plans[1].actions, atol=0.02, rtol=0)
+        assert_close(plans[0].actions, plans[1].actions, atol=0.02, rtol=0)
         assert [program.method for program in auto.programs] == methods
     every = policy.captured("emulated")
     every.plan(WINDOW.repeat(6, 1, 1), generator=[torch.Generator() for _ in range(6)])
@@ -741,7 +747,7 @@ def test_recording_leaves_the_result_alone():
 def test_a_cuda_graph_is_the_eager_plan(driver, solver):
     sampler = make_sampler(SCHEDULE, driver=driver, solver=solver, n_steps=8)
     policy = Policy.from_checkpoint(tiny_checkpoint(), sampler, "cuda")
-    torch.testing.assert_close(planned(policy.captured("cuda_graph")), planned(policy), atol=0.05, rtol=0)
+    assert_close(planned(policy.captured("cuda_graph")), planned(policy), atol=0.05, rtol=0)
 
 
 @pytest.mark.cuda
@@ -754,7 +760,7 @@ def test_a_cuda_graph_in_half(precision):
         policy.captured("cuda_graph", precision=precision),
         policy.captured("eager", precision=precision),
     )
-    torch.testing.assert_close(planned(captured_policy), planned(eager), atol=0.5, rtol=0)
+    assert_close(planned(captured_policy), planned(eager), atol=0.5, rtol=0)
 
 
 @pytest.mark.cuda
@@ -769,4 +775,4 @@ def test_a_planner_thread_may_capture_and_plan():
     results.append(planned(two))
     thread.join()
     for result in results:
-        torch.testing.assert_close(result, expected, atol=0.05, rtol=0)
+        assert_close(result, expected, atol=0.05, rtol=0)

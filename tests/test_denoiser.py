@@ -24,6 +24,8 @@ from paradiffpolicy.sampling.noise import noise_for
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 
+from .conftest import assert_close
+
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
 
 
@@ -42,7 +44,7 @@ def test_a_perfect_network_has_no_loss_and_denoises(prediction):
     loss = denoising_loss(perfect, SCHEDULE, prediction, x0, condition, t, eps)
     assert float(loss) < 1e-12 and math.isfinite(float(loss))
     denoised = Denoiser(perfect, SCHEDULE, prediction)(alpha * x0 + sigma * eps, t, condition)
-    torch.testing.assert_close(denoised, x0, atol=1e-6, rtol=0)
+    assert_close(denoised, x0, atol=1e-6, rtol=0)
 
 
 def test_score_is_weighted_as_epsilon():
@@ -54,7 +56,7 @@ def test_score_is_weighted_as_epsilon():
         denoising_loss(lambda x, t, c, s=scale: 0.3 * x * s, SCHEDULE, kind, x0, torch.zeros(100, 1), t, eps)
         for kind, scale in (("epsilon", 1.0), ("score", -1 / sigma))
     ]
-    torch.testing.assert_close(losses[0], losses[1])
+    assert_close(losses[0], losses[1])
 
 
 def test_x0_is_clipped():
@@ -66,9 +68,9 @@ def test_a_dynamic_threshold_is_each_rows_own():
     x0 = torch.linspace(-1, 1, 101)[:, None] * torch.tensor([0.5, 1.0, 4.0])  # [101, 3]
     rows = x0.T[..., None]
     bounded = DynamicThreshold(ratio=0.9)(rows)
-    torch.testing.assert_close(bounded[:2], rows[:2])  # nothing over 1: nothing happens
+    assert_close(bounded[:2], rows[:2])  # nothing over 1: nothing happens
     assert float(bounded[2].abs().max()) == 1.0
-    torch.testing.assert_close(bounded[2, 50:90], rows[2, 50:90] / 3.6)
+    assert_close(bounded[2, 50:90], rows[2, 50:90] / 3.6)
     alone = DynamicThreshold(ratio=0.9)(rows[2:])
     assert torch.equal(alone[0], bounded[2])
 
@@ -113,7 +115,7 @@ def test_classifier_free_guidance_is_the_papers():
     given, without = (denoiser.network(x, t, c[element]) for c in (CONDITION, BLANK))
     eps = without + SCALES[element].view(-1, 1, 1) * (given - without)
     alpha, sigma = SCHEDULE.alpha(t).view(-1, 1, 1), SCHEDULE.sigma(t).view(-1, 1, 1)
-    torch.testing.assert_close(guided, (x - sigma * eps) / alpha, atol=1e-9, rtol=0)
+    assert_close(guided, (x - sigma * eps) / alpha, atol=1e-9, rtol=0)
 
 
 def test_scale_one_is_the_network_and_zero_leaves_the_condition_out():
@@ -121,7 +123,7 @@ def test_scale_one_is_the_network_and_zero_leaves_the_condition_out():
     x, t, element = noise_for(1, 3).x_T, torch.full((3,), 40.0), torch.arange(3)
     for scale, condition in ((1.0, CONDITION), (0.0, BLANK)):
         guided = classifier_free(denoiser, CONDITION, BLANK, torch.full((3,), scale).double())
-        torch.testing.assert_close(guided(x, t, element), denoiser.bind(condition)(x, t, element))
+        assert_close(guided(x, t, element), denoiser.bind(condition)(x, t, element))
 
 
 def test_classifier_guidance_of_a_gaussian_is_bayes():
@@ -147,7 +149,7 @@ def test_classifier_guidance_of_a_gaussian_is_bayes():
     x, t, element = noise_for(1, 3, shape=(2, 1)).x_T, torch.tensor([3.0, 50.0, 95.0]), torch.arange(3)
     with torch.inference_mode():
         guided_x0 = guided(x, t, element)
-    torch.testing.assert_close(guided_x0, posterior(x, t, element), atol=1e-9, rtol=0)
+    assert_close(guided_x0, posterior(x, t, element), atol=1e-9, rtol=0)
 
 
 def pulls_right(x, t, element):
@@ -171,7 +173,7 @@ def test_guidance_works_under_every_driver(driver, kind):
         solution = sampler.driver(denoise, sampler.tableau, noise, torch.zeros_like(noise.z))
         reference = Sequential()(denoise, sampler.tableau, solution.noise)
         plain = Sequential()(denoiser.bind(CONDITION), sampler.tableau, solution.noise)
-    torch.testing.assert_close(solution.sample, reference.sample, atol=1e-9, rtol=0)
+    assert_close(solution.sample, reference.sample, atol=1e-9, rtol=0)
     assert (reference.sample - plain.sample).abs().max() > 0.05
 
 
@@ -193,7 +195,7 @@ def test_a_denoiser_at_nodes_is_the_denoiser(kind, prediction):
     node, element = torch.tensor([3, 0, 2, 1, 0]), torch.tensor([2, 1, 0, 0, 2])
     observed, blank = at_nodes.observe(CONDITION), at_nodes.observe(BLANK)
     expected = denoiser.bind(CONDITION)(x, NODES[node], element)
-    torch.testing.assert_close(at_nodes.bind(observed)(x, node, element), expected, atol=1e-10, rtol=0)
+    assert_close(at_nodes.bind(observed)(x, node, element), expected, atol=1e-10, rtol=0)
     expected = classifier_free(denoiser, CONDITION, BLANK, SCALES)(x, NODES[node], element)
     guided = classifier_free(at_nodes, observed, blank, SCALES)(x, node, element)
-    torch.testing.assert_close(guided, expected, atol=1e-10, rtol=0)
+    assert_close(guided, expected, atol=1e-10, rtol=0)

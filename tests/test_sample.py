@@ -15,6 +15,8 @@ from paradiffpolicy.sampling.noise import generators_for
 from paradiffpolicy.sampling.sample import NetworkSampler, sample
 from paradiffpolicy.sampling.sampler import make_sampler
 
+from .conftest import assert_close
+
 SHAPE = (3, 4, 2)
 QUICK = {"solver": "ddim", "n_steps": 6}
 
@@ -47,7 +49,7 @@ def test_a_sample_is_the_samplers():
     condition = torch.tensor([0.3, 0.4, 0.5]).view(3, 1, 1)
     expected = make_sampler(schedule, **QUICK)(denoiser.bind(condition), SHAPE[1:], generators_for(0, 3))
     solution = sample(lambda x, t, c: x * c, SHAPE, condition=condition, **QUICK)
-    torch.testing.assert_close(solution.sample, expected.sample, atol=1e-6, rtol=0)
+    assert_close(solution.sample, expected.sample, atol=1e-6, rtol=0)
     assert str(solution) == "Solution(sample (3, 4, 2), 6 nodes, 6 iterations, 6 NFE on average)"
 
 
@@ -59,7 +61,7 @@ def test_a_captured_network_gives_the_same(capture):
     captured = NetworkSampler(network, **QUICK, driver="picard", tolerance=1e-6, capture=capture)
     for _ in range(2):
         solution = captured(SHAPE, condition=CONDITION)
-        torch.testing.assert_close(solution.sample, expected.sample, atol=1e-5, rtol=0)
+        assert_close(solution.sample, expected.sample, atol=1e-5, rtol=0)
     assert [program.method == "eager" for program in captured.executor.programs] == [False]
 
 
@@ -68,7 +70,7 @@ def test_an_elements_sample_depends_on_its_own_noise_and_condition_alone():
     together = sample(Towards(), SHAPE, condition=CONDITION, generator=draws, **QUICK)
     last = {name: value[2:] for name, value in CONDITION.items()}
     alone = sample(Towards(), (1, 4, 2), condition=last, generator=7, **QUICK)
-    torch.testing.assert_close(together.sample[2:], alone.sample, atol=1e-6, rtol=0)
+    assert_close(together.sample[2:], alone.sample, atol=1e-6, rtol=0)
 
 
 def test_a_driver_of_ones_own_calls_the_network_at_its_own_times():

@@ -10,12 +10,16 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.diffusion.analytic import mixture_denoiser
@@ -37,6 +41,8 @@ CASES = [
     {"driver": "speculative", "window": 10},
     {"driver": "rti", "iterations": 3},
 ]
+PROCESSES = 2
+"""Divides some of the windows."""
 
 
 def samples_of_the_mixture(evaluate: str) -> list[torch.Tensor]:
@@ -77,80 +83,79 @@ def in_shares(n: int) -> Evaluate:
     return evaluate
 
 
-def launch(n: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
-    return subprocess.run(
-        [*command, *arguments],
+SHARDED = "sampler.paraddpm.evaluate=sharded"
+TOO_MANY = ["evaluate", "samplers=[paraddpm]", SHARDED, "sampler.paraddpm.window=1"]
+
+
+def evaluation(folder: Path, name: str, *more: str) -> list[str]:
+    settings = "samplers=[paraddpm] reference=paraddpm seeds=2 task.max_steps=16 paced_ticks=2"
+    settings += " latency_plans=2 videos=0 capture=eager sampler.paraddpm.n_steps=20"
+    folders = f"checkpoint={folder / 'tiny'}", f"out={folder / name}"
+    return ["evaluate", *settings.split(), *folders, *more]
+
+
+def one_process(folder: Path) -> None:
+    """Everything that one of torchrun's processes does for the tests."""
+    torch.set_num_threads(1)
+    said, init = [], dist.init_process_group
+    for command in (TOO_MANY, evaluation(folder, "sharded", SHARDED)):
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            said.append([main(command)])
+        said[-1] += [out.getvalue(), err.getvalue()]
+        # torchrun's own meeting place serves once.
+        place = {"init_method": f"file://{folder}/{len(said)}", "world_size": PROCESSES}
+        dist.init_process_group = partial(init, rank=int(os.environ["RANK"]), **place)
+    rank = join_from_environment("cpu")
+    with torch.inference_mode():
+        results = samples_of_the_mixture("sharded") + plans_of_a_network(Sharded())
+    torch.save((said, [result.clone() for result in results]), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> Path:
+    """Where the processes, started once, wrote what they did and said."""
+    folder = tmp_path_factory.mktemp("sharded")
+    tiny_checkpoint().save(folder / "tiny")
+    command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    subprocess.run(
+        [sys.executable, "-m", *command, "-m", "tests.test_sharded", str(folder)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=check,
+        check=True,
         timeout=300,
     )
+    return folder
 
 
-@pytest.mark.slow
-def test_processes_agree_with_one_bit_for_bit(tmp_path):
-    n = 3  # divides one of the windows
-    launch(n, "-m", "tests.test_sharded", str(tmp_path))
+def test_processes_agree_with_one_bit_for_bit(launched):
     with torch.inference_mode():
-        alone = samples_of_the_mixture("active") + plans_of_a_network(in_shares(n))
-    for rank in range(n):
-        together = torch.load(tmp_path / f"{rank}.pt")
+        alone = samples_of_the_mixture("active") + plans_of_a_network(in_shares(PROCESSES))
+    for rank in range(PROCESSES):
+        _, together = torch.load(launched / f"{rank}.pt")
         assert len(together) == len(alone)
         for one, other in zip(together, alone, strict=True):
             assert torch.equal(one, other)
 
 
-@pytest.mark.slow
-def test_more_processes_than_nodes_are_refused_in_one_line():
-    done = launch(
-        2,
-        "-m",
-        "paradiffpolicy",
-        "evaluate",
-        "samplers=[paraddpm]",
-        "sampler.paraddpm.evaluate=sharded",
-        "sampler.paraddpm.window=1",
-        check=False,
-    )
-    assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("paradiffpolicy:")]
-    assert lines == [
-        "paradiffpolicy: sampler.paraddpm: 2 processes for a window of 1 nodes: start at most 1, or widen it"
-    ]
+def test_more_processes_than_nodes_are_refused_in_one_line(launched):
+    refused = [torch.load(launched / f"{rank}.pt")[0][0] for rank in range(PROCESSES)]
+    line = "sampler.paraddpm: 2 processes for a window of 1 nodes: start at most 1, or widen it"
+    assert refused == [[2, "", f"paradiffpolicy: {line}\n"], [2, "", ""]]
 
 
-@pytest.mark.slow
-def test_a_sharded_evaluation_is_the_single_one(tmp_path):
-    tiny_checkpoint().save(tmp_path / "tiny")
-    common = [f"checkpoint={tmp_path / 'tiny'}", "samplers=[paraddpm]", "reference=paraddpm", "seeds=2"]
-    common += ["task.max_steps=16", "paced_ticks=9", "latency_plans=2", "videos=0", "capture=eager"]
-    sharded = launch(
-        2,
-        "-m",
-        "paradiffpolicy",
-        "evaluate",
-        *common,
-        "sampler.paraddpm.evaluate=sharded",
-        f"out={tmp_path / 'sharded'}",
-    )
-    assert sharded.stdout.count("score ±") == 1, "one process reports"
-    assert main(["evaluate", *common, f"out={tmp_path / 'alone'}"]) == 0
-
+def test_a_sharded_evaluation_is_the_single_one(launched):
+    said = [torch.load(launched / f"{rank}.pt")[0][1] for rank in range(PROCESSES)]
+    assert [code for code, *_ in said] == [0, 0]
+    assert [out.count("score ±") for _, out, _ in said] == [1, 0], "one process reports"
+    assert main(evaluation(launched, "alone")) == 0
     scores = []
     for name in ("sharded", "alone"):
-        report = json.loads((tmp_path / name / "report.json").read_text())
+        report = json.loads((launched / name / "report.json").read_text())
         result = report["samplers"]["paraddpm"]
         scores.append((result["score"], result["iterations_per_plan"]))
     assert scores[0] == scores[1]
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank = join_from_environment("cpu")
-    with torch.inference_mode():
-        results = samples_of_the_mixture("sharded") + plans_of_a_network(Sharded())
-    torch.save([result.clone() for result in results], Path(sys.argv[1]) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    one_process(Path(sys.argv[1]))

@@ -27,7 +27,7 @@ from paradiffpolicy.sampling.tableau import Tableau
 from paradiffpolicy.sampling.trace import Trace
 from paradiffpolicy.types import Noise
 
-from .conftest import DISTINCT_SOLVERS
+from .conftest import DISTINCT_SOLVERS, assert_close
 
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
 LINEAR = NoiseSchedule.named("linear", 100)
@@ -98,7 +98,7 @@ def test_ddpm_equals_diffusers(spacing, n_steps, prediction, monkeypatch):
     )
     theirs = their_sample(scheduler, noise.x_T)
     ours = our_sample(SCHEDULE, tableau, noise, Clip(1.0), prediction)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -123,7 +123,7 @@ def test_ddim_equals_diffusers(spacing, n_steps, eta):
         use_clipped_model_output=True,
     )
     ours = our_sample(SCHEDULE, tableau, noise, Clip(1.0))
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 GRIDS = [("leading", True), ("trailing", True), ("linspace", True), ("linspace", False), ("karras", True)]
@@ -162,7 +162,7 @@ def test_multistep_dpm_solvers_equal_diffusers(solver, order, sde, n_steps, spac
     tableau = SOLVERS[solver](LINEAR, grid, **options)
     noise = noise_for(n_steps, 2)
     theirs = their_sample(scheduler, noise.x_T, lambda i: {"variance_noise": noise.z[i]} if sde else {})
-    torch.testing.assert_close(our_sample(LINEAR, tableau, noise), theirs, atol=1e-5, rtol=0)
+    assert_close(our_sample(LINEAR, tableau, noise), theirs, atol=1e-5, rtol=0)
 
 
 def test_lower_order_final_equals_diffusers():
@@ -172,7 +172,7 @@ def test_lower_order_final_equals_diffusers():
     )
     theirs = their_sample(on_our_grid(scheduler, LINEAR, grid), noise_for(10, 2).x_T)
     ours = our_sample(LINEAR, SOLVERS["dpm_solver_pp_3m"](LINEAR, grid, curvature=0.5), noise_for(10, 2))
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 # diffusers refuses the step to the clean sample for noise prediction; without lower_order_final it
@@ -211,7 +211,7 @@ def test_singlestep_dpm_solvers_equal_diffusers(solver, order, n_steps, lower_or
     assert tableau.n_nodes == n_steps
     noise = noise_for(n_steps, 2)
     theirs = their_sample(scheduler, noise.x_T)
-    torch.testing.assert_close(our_sample(LINEAR, tableau, noise), theirs, atol=1e-5, rtol=0)
+    assert_close(our_sample(LINEAR, tableau, noise), theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_unipc_equals_diffusers(order, variant, spacing, denoise_to_zero):
     noise = noise_for(10, 2)
     theirs = their_sample(scheduler, noise.x_T)
     ours = our_sample(LINEAR, SOLVERS["unipc"](LINEAR, grid, order=order, variant=variant), noise)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("clipped", [False, True])
@@ -254,7 +254,7 @@ def test_heun_equals_diffusers(spacing, clipped):
     # Theirs is in x / alpha.
     theirs = their_sample(scheduler, noise.x_T / LINEAR.alpha(grid[0]))
     ours = our_sample(LINEAR, tableau, noise, Clip(1.0) if clipped else unbounded)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("solver", ["plms", "pndm"])
@@ -269,14 +269,14 @@ def test_pndm_equals_diffusers(solver, n_steps):
     assert tableau.timesteps.tolist() == scheduler.timesteps.tolist()
     noise = noise_for(tableau.n_nodes, 2)
     theirs = their_sample(scheduler, noise.x_T)
-    torch.testing.assert_close(our_sample(SCHEDULE, tableau, noise), theirs, atol=1e-5, rtol=0)
+    assert_close(our_sample(SCHEDULE, tableau, noise), theirs, atol=1e-5, rtol=0)
 
 
 def test_ddim_with_eta_one_is_ddpm():
     grid = time_grid(SCHEDULE, 20)
     one, other = SOLVERS["ddim"](SCHEDULE, grid, eta=1.0), SOLVERS["ddpm"](SCHEDULE, grid)
     for name in ("p", "B", "C"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-10, rtol=0)
+        assert_close(getattr(one, name), getattr(other, name), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize(("variance", "widest"), [("fixed_small", 0.03), ("fixed_large", 0.03)])
@@ -391,7 +391,7 @@ def test_the_reference_is_the_flow_of_a_gaussian():
     spread = [math.hypot(point.alpha * std, point.sigma) for point in (s, t)]
     exact = t.alpha * mean + (noise.x_T - s.alpha * mean) * spread[1] / spread[0]
     solution = probability_flow(gaussian_denoiser(VP, mean, std), tableau, noise, VP, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(solution.sample, exact, atol=1e-8, rtol=0)
+    assert_close(solution.sample, exact, atol=1e-8, rtol=0)
 
 
 def test_the_reference_agrees_with_many_small_steps():
@@ -401,7 +401,7 @@ def test_the_reference_agrees_with_many_small_steps():
     reference = Sequential()(denoise, fine, type(noise)(noise.x_T, torch.zeros(1000, 2, 4, 2), noise.u))
     tableau = solver_tableau(VP, "ddim", 10, "uniform_lambda")
     solution = probability_flow(denoise, tableau, noise, VP)
-    torch.testing.assert_close(solution.sample, reference.sample, atol=1e-4, rtol=0)
+    assert_close(solution.sample, reference.sample, atol=1e-4, rtol=0)
 
 
 def test_the_reference_steps_each_element_by_itself():
@@ -430,9 +430,9 @@ def test_step_form_is_the_same_table(solver, spacing):
     p, B, C = tableau.p[:1], tableau.B[0], tableau.C[0]
     for i in range(tableau.n_nodes):
         p, B, C = a[i] * p + q[i], a[i] * B + S[i], a[i] * C + R[i]
-        torch.testing.assert_close(p[0], tableau.p[i + 1], atol=1e-10, rtol=0)
-        torch.testing.assert_close(B, tableau.B[i + 1], atol=1e-10, rtol=0)
-        torch.testing.assert_close(C, tableau.C[i + 1], atol=1e-10, rtol=0)
+        assert_close(p[0], tableau.p[i + 1], atol=1e-10, rtol=0)
+        assert_close(B, tableau.B[i + 1], atol=1e-10, rtol=0)
+        assert_close(C, tableau.C[i + 1], atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("solver", DISTINCT_SOLVERS)
@@ -442,7 +442,7 @@ def test_tables_are_well_conditioned(solver):
     noise, denoise = noise_for(tableau.n_nodes, 2), mixture_denoiser(SCHEDULE)
     rounded = type(noise)(noise.x_T.float(), noise.z.float(), noise.u.float())
     low, high = (Sequential()(denoise, tableau, given).sample for given in (rounded, noise))
-    torch.testing.assert_close(low.double(), high, atol=1e-5, rtol=0)
+    assert_close(low.double(), high, atol=1e-5, rtol=0)
 
 
 @given(
@@ -472,11 +472,11 @@ def test_schedules_are_consistent(name, n, where, shift):
 def test_continuous_schedules_are_the_limit_of_the_discrete():
     fine = NoiseSchedule.named("linear", 1000)
     times = torch.tensor([0.0, 100.0, 500.0, 999.0])
-    torch.testing.assert_close(VP.alpha(times), fine.alpha(times), atol=5e-4, rtol=1e-2)
+    assert_close(VP.alpha(times), fine.alpha(times), atol=5e-4, rtol=1e-2)
     cosine, discrete = (NoiseSchedule.named(name, 1000) for name in ("vp_cosine", "squared_cosine"))
     middle = torch.tensor([10.0, 300.0, 600.0])
     # The continuous one's time ends at 0.9946.
-    torch.testing.assert_close(cosine.alpha(middle), discrete.alpha(middle * 0.9946), atol=2e-3, rtol=0)
+    assert_close(cosine.alpha(middle), discrete.alpha(middle * 0.9946), atol=2e-3, rtol=0)
 
 
 @given(

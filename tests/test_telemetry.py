@@ -374,8 +374,9 @@ def test_the_view_shows_the_run(tmp_path):
     )
     ages = np.array(shown["/timing/ticks"]["Scalars:scalars"])[:, 2]
     np.testing.assert_allclose(ages, [1e3 * t.plan_age for t in ticks])
-    assert shown["/faults"]["tick"] == [12]
-    assert "NaN" in shown["/faults"]["TextLog:text"][0][0]
+    assert shown["/faults"]["tick"] == [0, 12]
+    assert "no plan yet" in shown["/faults"]["TextLog:text"][0][0]
+    assert "NaN" in shown["/faults"]["TextLog:text"][1][0]
     assert shown["/scene/picture"]["tick"] == shown["/caption"]["tick"] == list(range(0, 25, 4))
     assert shown["/caption"]["TextDocument:text"][1] == ["tick 4\nseed 3"]
 
@@ -468,7 +469,7 @@ def test_faults_that_come_together_stand_below_each_other():
     record = bench_run(30, planner=delayed(0.15), script=script)
     (axes,) = timeline(record, (0.0, 3.0)).axes
     rows = {line.get_marker(): line.get_ydata()[0] for line in axes.lines if line.get_color() == "C3"}
-    assert len(rows) == len(set(rows.values())) == 3
+    assert len(rows) == len(set(rows.values())) == 4
     assert min(rows.values()) > axes.get_ylim()[0]
 
 
@@ -504,7 +505,7 @@ def test_the_summary_counts_what_happened(tmp_path):
     record = bench_run(40, planner=delayed(0.15), seconds={5: 0.13}, script={20: np.full(20, np.nan)})
     values = summary(record)
     assert (values["ticks"], values["missed"], values["plans"]) == (39, 1, len(record.plans))
-    assert values["faults"] == {"observation_not_finite": 1}
+    assert values["faults"] == {"observation_not_finite": 1, "plan_missing": 2}
     n, latency = len(record.plans), values["plan_latency_ms"]
     assert (latency["n"], latency["p99"]) == (n, None) and latency["max"] == pytest.approx(150)
     assert values["delay_mean"] == 2 and values["fallback_share"] == pytest.approx(2 / 39)

@@ -719,7 +719,7 @@ def test_a_network_that_loses_a_third_costs_observations_and_no_ticks(pusht, clo
     missing = record.faults()["observation_missing"]
     assert missing == 150 - (record.ticks["faults"] & Fault.OBSERVATION_MISSING == 0).sum()
     assert 24 < missing < 66
-    assert set(record.faults()) <= {"observation_missing", "observation_stale", "plan_late"}
+    assert set(record.faults()) <= {"observation_missing", "observation_stale", "plan_late", "plan_missing"}
     assert robot.arm.commands + robot.arm.traffic.stale == pytest.approx(0.7 * 150, abs=23)
 
 

@@ -16,6 +16,8 @@ from paradiffpolicy.models.matmul_unet1d import Int8Weight, MatmulUnet1D, Weight
 from paradiffpolicy.models.precision import HALF, Model, half_trunk, rounded_trunk, trunk_in
 from paradiffpolicy.models.unet1d import ConditionalUnet1D, SinusoidalPosEmb
 
+from .conftest import assert_close
+
 
 def published_names(input_dim, cond_dim, dsed, down_dims, kernel=5):
     """Names and shapes of diffusion_policy's state dict, written out from its module structure."""
@@ -70,9 +72,9 @@ def test_timesteps_are_embedded_as_published():
     """sin and cos of t / 10000^(k / (half - 1)), sines first."""
     embedding = SinusoidalPosEmb(8)(torch.tensor([0.0, 3.0]))
     expected = [3.0 / 10000 ** (k / 3) for k in range(4)]
-    torch.testing.assert_close(embedding[0], torch.tensor([0.0] * 4 + [1.0] * 4))
-    torch.testing.assert_close(embedding[1, :4], torch.tensor(expected).sin())
-    torch.testing.assert_close(embedding[1, 4:], torch.tensor(expected).cos())
+    assert_close(embedding[0], torch.tensor([0.0] * 4 + [1.0] * 4))
+    assert_close(embedding[1, :4], torch.tensor(expected).sin())
+    assert_close(embedding[1, 4:], torch.tensor(expected).cos())
 
 
 def test_film_scales_and_shifts():
@@ -92,7 +94,7 @@ def test_film_scales_and_shifts():
 
     expected = conv_block(block.blocks[1], scale * conv_block(block.blocks[0], x) + bias)
     expected = expected + nn.functional.conv1d(x, block.residual_conv.weight, block.residual_conv.bias)
-    torch.testing.assert_close(block(x, film), expected)
+    assert_close(block(x, film), expected)
 
 
 def test_without_scale_the_condition_is_added():
@@ -107,7 +109,7 @@ def test_batch_elements_are_independent():
     x, t, condition = torch.randn(3, 8, 2), torch.tensor([0, 50, 99]), torch.randn(3, 4)
     together = network(x, t, condition)
     alone = network(x[1:2], t[1:2], condition[1:2])
-    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
+    assert_close(together[1:2], alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("down_dims", [(), (12, 20)])
@@ -156,7 +158,7 @@ def test_a_trunk_of_matrix_products_is_the_trunk(down_dims, steps, kernel_size, 
     sample = torch.randn(3, steps * network.horizon_multiple, 2, dtype=torch.float64)
     film = torch.randn(3, sum(network.film_sizes), dtype=torch.float64)
     expected = network.trunk(sample, film)
-    torch.testing.assert_close(MatmulUnet1D(network)(sample, film), expected, atol=1e-10, rtol=1e-10)
+    assert_close(MatmulUnet1D(network)(sample, film), expected, atol=1e-10, rtol=1e-10)
 
 
 def test_film_is_a_part_for_the_time_and_a_part_for_the_condition():
@@ -165,7 +167,7 @@ def test_film_is_a_part_for_the_time_and_a_part_for_the_condition():
     both = torch.cat((network.diffusion_step_encoder(t), condition), dim=-1)
     expected = [block.cond_encoder(both) for block in network.residual_blocks]
     parts = network.time_film(t) + network.condition_film(condition)
-    torch.testing.assert_close(parts, torch.cat(expected, dim=-1))
+    assert_close(parts, torch.cat(expected, dim=-1))
     assert network.film_sizes == [part.shape[1] for part in expected]
 
 
@@ -196,7 +198,7 @@ def test_rounded_is_as_accurate_as_half(precision):
     errors = [float((values - exact).abs().max()) for values in (rounded, half)]
     assert errors[0] > 0 and 0.2 < errors[0] / errors[1] < 5
     assert torch.equal(rounded.to(dtype).float(), rounded)
-    torch.testing.assert_close(network.trunk(sample, film), exact)  # the network itself stays as it was
+    assert_close(network.trunk(sample, film), exact)  # the network itself stays as it was
 
 
 def test_precisions_that_dont_exist_are_named():

@@ -12,7 +12,6 @@ from .building import (
     capture_settings,
     load_policy,
     named_blending,
-    named_planner,
     recorded_windows,
     require_extra,
     resized,
@@ -122,8 +121,9 @@ def bench_control(cfg: BenchControlConfig) -> None:
     from ..benchmarks.control import control_rows, control_table, timed_runs
     from ..clock import MonotonicClock
     from ..control.scheduling import Scheduling
+    from ..planning import PLANNERS
 
-    planners = {name: named_planner(name) for name in cfg.planners}
+    planners = {name: PLANNERS.named(name) for name in cfg.planners}
     scheduling, blending = Scheduling(**vars(cfg.scheduling)), named_blending(cfg.blending)
     policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
     observations = np.stack([window[-1] for window in recorded_windows(cfg, policy, 30)])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, nearest
 from ..registry import import_plugins
 from ..training.augmentation import AUGMENTATIONS
+from .settings import lazily
 
 if TYPE_CHECKING:
     import gymnasium
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
-    from ..planning.request import MakePlanner
     from ..policy import Policy
     from ..sampling.sampler import Sampler
     from ..task import Contract
@@ -125,10 +125,10 @@ def check_sampler(settings: dict[str, Any]) -> None:
         if name in settings and settings[name] not in choices:
             raise InputError(f"unknown {name} {settings[name]!r}{nearest(str(settings[name]), choices)}")
     steps = own.get("n_steps", 100)
-    longest = NoiseSchedule.named(
-        "squared_cosine", max(100, steps) if isinstance(steps, int) and steps < 10_000 else 100
-    )
-    make_sampler(longest, **own | ({"evaluate": "active"} if own.get("evaluate") == "sharded" else {}))
+    longest = max(100, steps) if isinstance(steps, int) and steps < 10_000 else 100
+    if own.get("evaluate") == "sharded":  # the processes that it is over may not have met yet
+        own["evaluate"] = "active"
+    make_sampler(NoiseSchedule.named("squared_cosine", longest), **own)
 
 
 # --------------------------------------------------------------------------------- tasks, environments
@@ -227,22 +227,9 @@ def recorded_windows(cfg: Any, guide: Policy, count: int) -> list[Any]:
     return [episode.windows[k % len(episode.windows)] for k in range(count)]
 
 
-def _mirrored(episode: Any) -> Any:
-    from ..envs.pusht import mirrored
-
-    return mirrored(episode)
-
-
-AUGMENTATIONS.register("pusht_mirror", _mirrored)
+AUGMENTATIONS.register("pusht_mirror", lazily("envs.pusht", "mirrored"))
 
 # --------------------------------------------------------------------------------------------- control
-
-
-def named_planner(name: str) -> MakePlanner:
-    """Where plans are made."""
-    from ..planning import PLANNERS
-
-    return PLANNERS.named(name)
 
 
 def named_blending(settings: dict[str, Any]) -> Blending:

@@ -117,7 +117,7 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
 
 def evaluate_realtime(cfg: EvaluateConfig) -> None:
     """Reward while simulated time goes on: by sampler and control rate, and against latency."""
-    from ..control.controller import ticks_per_step
+    from ..control.rate import ticks_per_step
     from ..evaluation.compare import RealtimeComparison
     from ..evaluation.report import realtime_table, write_realtime_report, write_results
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InputError
 from ..provenance import describe, machine
 from ..tables import console
-from .building import env_maker_at, load_policy, named_blending, named_planner, sampling_policy
+from .building import env_maker_at, load_policy, named_blending, sampling_policy
 from .settings import written
 
 if TYPE_CHECKING:
     from ..clock import Clock
+    from ..control.controller import Controller
     from ..control.loop import Observer
     from ..control.record import Tick
     from ..planning.request import Plans
@@ -25,21 +26,18 @@ if TYPE_CHECKING:
     from ..types import PolicySpec
     from .schema import RunConfig
 
+T = TypeVar("T")
+
 
 def run(cfg: RunConfig) -> None:
     """A policy drives a robot in real time; its run is recorded, shown and summed up."""
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from ..clock import MonotonicClock
-    from ..control.controller import Controller, ticks_per_step
-    from ..control.loop import ControlLoop
-    from ..control.scheduling import Scheduling
+    from ..control.controller import Controller
+    from ..control.rate import ticks_per_step
     from ..files import require_writable
     from ..telemetry.summary import summary, summary_table, write_run
 
-    planner, blending = named_planner(cfg.planner), named_blending(cfg.blending)
-    sink, shown = view_sink(cfg.view), shown_seconds(cfg)
+    blending, sink, shown = named_blending(cfg.blending), view_sink(cfg.view), shown_seconds(cfg)
     folder = Path(cfg.out or f"outputs/run/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
     files = {name: Path(path) for name, path in (("record", cfg.record), ("video", cfg.video)) if path}
     require_writable(**files)
@@ -51,43 +49,61 @@ def run(cfg: RunConfig) -> None:
         f"{cfg.task.name}, {Path(cfg.checkpoint or '').name}, {cfg.sampler_name}, seed {cfg.seed}, "
         f"{rate_hz:g} Hz, planner: {cfg.planner}, {cfg.blending['name']}"
     )
-    controller = Controller(
-        policy,
-        rate_hz,
-        generator=seeded(cfg.seed),
-        planner=planner,
-        blending=blending,
-        clock=clock,
-        replan_every=cfg.replan_every,
-        capacity=n_ticks,
-    )
+    options: dict[str, Any] = {"planner": cfg.planner, "blending": blending, "replan_every": cfg.replan_every}
+    controller = Controller(policy, rate_hz, generator=cfg.seed, clock=clock, capacity=n_ticks, **options)
+
+    def finish() -> tuple[dict[str, Any], list[Path]]:
+        report = about(cfg, rate_hz) | summary(controller.record) | driven.outcome()
+        paths = write_run(folder, controller.record, report, title, ticks_per_step=stride, seconds=shown)
+        return report, paths
+
     with contextlib.ExitStack() as stack:
-        driven = build_robot(cfg, policy.spec, rate_hz, clock)
-        stack.callback(driven.close)
+        driven = stack.enter_context(contextlib.closing(build_robot(cfg, policy.spec, rate_hz, clock)))
         watching = recorders(cfg, driven, policy.spec, rate_hz, n_ticks, sink)
-        observers: list[Observer] = [stack.enter_context(recorder) for recorder in watching]
+        observers = [stack.enter_context(recorder) for recorder in watching]
         require_writable(out=folder / "report.json")
-        stack.enter_context(controller)
-        stack.enter_context(logging_redirect_tqdm())
-        noted = stack.enter_context(noted_signals(signal.SIGINT, signal.SIGTERM))
-        bar = stack.enter_context(tqdm(total=n_ticks, unit="tick", desc=cfg.robot, dynamic_ncols=True))
-        observers.append(lambda tick: bar.update(1 + tick.missed))
+        (report, paths), signals = drive(cfg, controller, driven, observers, n_ticks, finish)
+    screen = console()
+    screen.print(summary_table(report, title))
+    screen.print(f"on {describe(machine())}", highlight=False)
+    made = [*paths, *files.values(), *([Path(cfg.view)] if cfg.view and cfg.view.endswith(".rrd") else [])]
+    for path in filter(Path.exists, made):
+        screen.print(str(path), highlight=False)
+    if signals:
+        raise StoppedError(signals[0])
+
+
+def drive(
+    cfg: RunConfig,
+    controller: Controller,
+    driven: RobotSetup,
+    observers: Sequence[Observer],
+    n_ticks: int,
+    finish: Callable[[], T],
+) -> tuple[T, Sequence[int]]:
+    """Runs the loop; returns what ``finish`` returns, which is called however it ends, and the signal that
+    ended it."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from ..control.loop import ControlLoop
+    from ..control.scheduling import Scheduling
+
+    with (
+        controller,
+        logging_redirect_tqdm(),
+        noted_signals(signal.SIGINT, signal.SIGTERM) as noted,
+        tqdm(total=n_ticks, unit="tick", desc=cfg.robot, dynamic_ncols=True) as bar,
+    ):
+        watching = [*observers, lambda tick: bar.update(1 + tick.missed)]
         scheduling = Scheduling(**vars(cfg.scheduling))
-        loop = ControlLoop(controller, driven.robot, observers=observers, scheduling=scheduling)
+        loop = ControlLoop(controller, driven.robot, observers=watching, scheduling=scheduling)
         try:
             loop.run(n_ticks, until=lambda: bool(noted) or driven.finished())
         finally:
             bar.close()
-            report = about(cfg, rate_hz) | summary(controller.record) | driven.outcome()
-            paths = write_run(folder, controller.record, report, title, ticks_per_step=stride, seconds=shown)
-    screen = console()
-    screen.print(summary_table(report, title))
-    screen.print(f"on {describe(machine())}", highlight=False)
-    written = [*paths, *files.values(), *([Path(cfg.view)] if cfg.view and cfg.view.endswith(".rrd") else [])]
-    for path in filter(Path.exists, written):
-        screen.print(str(path), highlight=False)
-    if noted:
-        raise StoppedError(noted[0])
+            finished = finish()
+    return finished, noted
 
 
 PICTURES_PER_SECOND = 25
@@ -108,7 +124,7 @@ def recorders(
     cfg: RunConfig, driven: RobotSetup, spec: PolicySpec, rate_hz: float, n_ticks: int, sink: Sink | None
 ) -> Iterator[Any]:
     """Makes what records and shows a run: each observes ticks, and is a context manager."""
-    from ..control.controller import ticks_per_step
+    from ..control.rate import ticks_per_step
     from ..telemetry.caption import episode_lines
     from ..telemetry.recorder import DatasetRecorder, VideoRecorder
     from ..telemetry.rerun import RerunView
@@ -220,9 +236,3 @@ def noted_signals(*signals: int) -> Iterator[Sequence[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def seeded(seed: int) -> Any:
-    import torch
-
-    return torch.Generator().manual_seed(seed)

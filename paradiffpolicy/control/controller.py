@@ -8,6 +8,7 @@ watchdog rejects data that isn't fresh, finite and within the limits; without a 
                  dead, or hung     the same, and it is restarted
     plan         NaN, out of range rejected: the old one goes on
     action       NaN, out of range rejected: fallback
+    fallback     NaN, out of range rejected: the robot is stopped, as when it acts for ``fallback_timeout``
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,40 +29,15 @@ from ..history import History
 from ..planning import PLANNERS
 from ..planning.blending import BLENDINGS, Blending, Grid
 from ..planning.request import MakePlanner, PlanRequest, Plans
+from .fallback import Fallback, default_fallback
+from .rate import ticks_per_step
 from .record import FAULTS, Fault, Record, Tick
 from .watchdog import Limits, Watchdog
 
 log = logging.getLogger(__name__)
 
-Fallback = Callable[[NDArray[np.float64] | None, Fault], NDArray[np.float64] | None]
-"""``(the last safe action [A] or None, faults)`` to the action that replaces a plan's; None: nothing is safe,
-so stop the robot.  Called once per tick for as long as it is needed."""
-
 DELAYS = 8
 """How many plans' delays are remembered; the longest is expected of the next plan."""
-
-
-def hold_last(last: NDArray[np.float64] | None, faults: Fault) -> NDArray[np.float64] | None:
-    """Repeats the last safe action: holds still, where actions are positions."""
-    return last
-
-
-def ticks_per_step(rate_hz: float, policy_hz: float) -> int:
-    """How many ticks of the loop one step of a plan lasts.
-
-    Raises:
-        InputError: ``rate_hz`` isn't a multiple of ``policy_hz``.
-    """
-    require_positive(rate_hz=rate_hz, policy_hz=policy_hz)
-    stride = round(rate_hz / policy_hz)
-    if stride < 1 or abs(stride * policy_hz - rate_hz) > 1e-9 * rate_hz:
-        below = math.floor(rate_hz / policy_hz)
-        rates = ", ".join(f"{n * policy_hz:g}" for n in (below, below + 1) if n)
-        raise InputError(
-            f"rate_hz={rate_hz:g} must be a multiple of the policy's {policy_hz:g} Hz, since a plan's step "
-            f"lasts a whole number of ticks; nearest rates: {rates}"
-        )
-    return stride
 
 
 class Controller:
@@ -90,7 +65,9 @@ class Controller:
         policy_hz: steps of a plan per second; None: the demonstrations'.
         replan_every: steps from one request to the next; None: Ta; 0: always, back to back.
         limits: ``(low, high)`` of actions, each ``[A]``; None: none.
-        fallback: gives the action when no plan does.
+        fallback: gives the action when no plan does; None: it holds the last one where the policy's contract
+            says that actions are absolute, and otherwise stops the robot.
+        fallback_timeout: seconds after which a fallback that goes on acting stops the robot.
         max_plan_age: seconds since its request after which a plan isn't acted on; None: until it ends.
         max_observation_age: seconds that a plan is acted on without a good observation; None: Ta steps, as
             long as the policy itself acts on one.
@@ -119,7 +96,8 @@ class Controller:
         policy_hz: float | None = None,
         replan_every: int | None = None,
         limits: Limits | None = None,
-        fallback: Fallback = hold_last,
+        fallback: Fallback | None = None,
+        fallback_timeout: float = 2.0,
         max_plan_age: float | None = None,
         max_observation_age: float | None = None,
         planner_timeout: float = 10.0,
@@ -132,7 +110,8 @@ class Controller:
         if isinstance(replan_every, bool) or not isinstance(replan_every, int) or replan_every < 0:
             raise InputError(f"replan_every={replan_every} must be a number of steps, or 0: back to back")
         require_count(capacity=capacity)
-        if not callable(fallback):
+        require_positive(fallback_timeout=fallback_timeout)
+        if fallback is not None and not callable(fallback):
             raise InputError(f"{fallback=} must be a function of the last action and the faults")
         if isinstance(generator, int) and not isinstance(generator, bool):
             generator = torch.Generator().manual_seed(generator)
@@ -152,7 +131,8 @@ class Controller:
         self._planner = PLANNERS.resolve(planner)(policy, generator, self.clock)
         self._blender = BLENDINGS.resolve(blending)(Grid(spec, stride))
         self._history = History(spec.n_obs_steps, stride)
-        self._fallback, self._capacity = fallback, capacity
+        self._fallback, self._capacity = fallback or default_fallback(spec.contract), capacity
+        self._fallback_timeout = fallback_timeout
         self._lock = threading.RLock()
         self._session = 0
         self._delays: deque[int] = deque(maxlen=DELAYS)
@@ -221,9 +201,12 @@ class Controller:
             self._blender.clear()
             self._watchdog.reset()
             self._index, self._ticked, self._due = 0, -1, 0
-            self._had_plan, self._faults = False, Fault.NONE
-            self._last: NDArray[np.float64] | None = None
-            self._sensed: tuple[float, NDArray[Any] | None, Fault] = (math.nan, None, Fault.NONE)
+            self._had_plan, self._found, self._faults = False, Fault.NONE, Fault.NONE
+            self._fallback_since = math.nan
+            self._inside: threading.Thread | None = None  # the thread that ticks now
+            self._ticker: threading.Thread | None = None  # and the one that ticked last
+            self._last: NDArray[np.float64] | None = None  # the last action of a plan
+            self._sensed: tuple[float, NDArray[Any] | None] = (math.nan, None)
             self.latest: Any = None
             self.record = Record(self.spec.action_dim, self._capacity)
 
@@ -238,11 +221,22 @@ class Controller:
             The action ``[A]``; None: nothing is safe, so stop the robot.
 
         Raises:
-            InputError: the controller wasn't started, or the first observation has the wrong shape.
+            InputError: the controller wasn't started, or the first observation has the wrong shape.  What
+                the fallback raises is raised too, after the tick was noted.
         """
+        own, inside = threading.current_thread(), self._inside
         with self._lock:
-            self.sense(observation, index)
-            return self.act()
+            self._inside = own
+            try:
+                self.sense(observation, index)
+                other = self._ticker if self._index == self._ticked else inside
+                if other not in (None, own):
+                    self._watchdog.details[Fault.TWO_THREADS] = f"by {other.name} and {own.name}"
+                    self._found |= Fault.TWO_THREADS
+                self._ticker = own
+                return self.act()
+            finally:
+                self._inside = None
 
     def sense(self, observation: NDArray[Any] | None, index: int | None = None) -> None:
         """The first half of a tick: takes the observation, and asks for a plan if one is due."""
@@ -259,7 +253,7 @@ class Controller:
             self._history.push(observation, self._index)
         elif not self._watchdog.is_fresh(now):
             faults |= Fault.OBSERVATION_STALE
-        self._sensed = now, observation, faults
+        self._sensed, self._found = (now, observation), faults
         # A request that still waits for the planner is renewed: the newest observation counts.
         if not faults and (self._index >= self._due or self._watchdog.queued):
             self._ask(now)
@@ -281,12 +275,23 @@ class Controller:
 
     def act(self) -> NDArray[np.float64] | None:
         """The second half: takes plans that have arrived, and decides.  Returns as ``tick`` does."""
-        started, observation, faults = self._sensed
-        assert self._origin is not None
-        now = self.clock.now()
+        now, action, step, age = self.clock.now(), None, -1, math.nan
         # A plan that was computed within this tick may have taken it into a later one.
         index = self._index_at(now)
-        faults |= self._take_plan(index, now)
+        try:
+            self._found |= self._take_plan(index, now)
+            step, age = self._act_on_plan(index, now)
+            if step >= 0:
+                action = self._last = self._action.copy()
+                self._fallback_since = math.nan
+            else:
+                action = self._fall_back(now)
+        finally:
+            self._note(action, step, age)  # also when the fallback raises
+        return action
+
+    def _act_on_plan(self, index: int, now: float) -> tuple[int, float]:
+        """Writes the action that is due; its plan's step, or -1: there is none, and the plan's age."""
         step, age = -1, math.nan
         if self._watchdog.is_fresh(now):
             step, plan = self._blender.act(index, self._action), self._blender.plan
@@ -294,29 +299,43 @@ class Controller:
                 age = now - plan.asked
                 step = step if age <= self._watchdog.max_plan_age else -1
             if step < 0 and self._had_plan:
-                faults |= Fault.PLAN_LATE
+                self._found |= Fault.PLAN_LATE
             elif step >= 0 and not self._watchdog.is_within(self._action.tolist()):
-                step, faults = -1, faults | Fault.ACTION_REFUSED
-        fallback_active = step < 0
-        action = self._fallback(self._last, faults) if fallback_active else self._action.copy()
-        if not fallback_active:
-            self._last = action
+                step, self._found = -1, self._found | Fault.ACTION_REFUSED
+        if not self._had_plan:
+            self._found |= Fault.PLAN_MISSING
+        return step, age
+
+    def _fall_back(self, now: float) -> NDArray[np.float64] | None:
+        """The fallback's action, if it is one and the fallback may still act."""
+        if math.isnan(self._fallback_since):
+            self._fallback_since = now
+        given = self._fallback(None if self._last is None else self._last.copy(), self._found)
+        action = None if given is None else self._watchdog.check_fallback(given)
+        if given is not None and action is None:
+            self._found |= Fault.FALLBACK_REFUSED
+        elif given is not None and now - self._fallback_since > self._fallback_timeout:
+            action, self._found = None, self._found | Fault.FALLBACK_TIMEOUT
+        return action
+
+    def _note(self, action: NDArray[np.float64] | None, step: int, age: float) -> None:
+        started, observation = self._sensed
+        assert self._origin is not None
         deadline = self._origin + self._index / self.rate_hz
-        missed = self._index - self._ticked - 1
+        missed = max(0, self._index - self._ticked - 1)
         times = self._index, deadline, started, self.clock.now(), missed
-        plan = self._blender.plan
-        self.latest = Tick(*times, observation, action, plan, step, age, faults, fallback_active)
+        plan, faults = self._blender.plan, self._found
+        self.latest = Tick(*times, observation, action, plan, step, age, faults, step < 0)
         self.record.add_tick(
             *times,
             -1 if plan is None else plan.tick,
-            *(step, age, int(faults), fallback_active, math.nan if action is None else action),
+            *(step, age, int(faults), step < 0, math.nan if action is None else action),
         )
         self._ticked = self._index
         if faults is not self._faults:
             if new := faults & ~self._faults:
                 log.warning("tick %d: %s", self._index, self._in_words(new))
             self._faults = faults
-        return action
 
     def _take_plan(self, index: int, now: float) -> Fault:
         """Takes a plan that has arrived; restarts a planner that is dead or hangs."""
@@ -324,8 +343,13 @@ class Controller:
         reply = self._planner.poll()
         if reply is not None and reply.session == self._session:
             self._watchdog.answered(now)
-            faults = self._watchdog.check_plan(reply)
             self._delays.append(index - reply.tick)
+            # It acts from now until the next plan, which is asked for later, is here.
+            until = reply.tick + self._ask_every + max(self._delays)
+            first, last = (
+                (tick - reply.tick) // self._stride + self.spec.n_obs_steps - 1 for tick in (index, until - 1)
+            )
+            faults = self._watchdog.check_plan(reply, slice(first, last + 1))
             self.record.add_plan(
                 *(reply.tick, reply.asked, reply.arrived, reply.latency, reply.iterations, reply.residual),
                 *(index - reply.tick, bool(faults)),

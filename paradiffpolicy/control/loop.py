@@ -6,6 +6,7 @@ runs past later deadlines misses those; the loop goes on at the first one that i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -44,28 +45,25 @@ class ControlLoop:
         A controller that isn't started is started, and stopped afterwards.
         """
         controller, robot, clock = self.controller, self.robot, self.controller.clock
-        own, period = not controller.started, 1.0 / controller.rate_hz
-        controller.start()
-        try:
-            with scheduled(self.scheduling) as refused:
-                for line in refused:
-                    log.warning("scheduling: %s", line)
-                start, index = clock.now(), 0
-                controller.reset(start)
-                while index < n_ticks:
-                    clock.sleep_until(start + index * period)
-                    action = controller.tick(robot.observe(), index)
-                    robot.stop() if action is None else robot.apply(action)
-                    for observer in self.observers:
-                        observer(controller.latest)
-                    if until():
-                        break
-                    over = (clock.now() - start) * controller.rate_hz
-                    index = max(index + 1, math.ceil(over - 1e-6))
-        finally:
-            try:
-                robot.stop()
-            finally:
-                if own:
-                    controller.stop()
+        period = 1.0 / controller.rate_hz
+        with contextlib.ExitStack() as ending:  # in reverse order, all of it, whatever raises
+            if not controller.started:
+                controller.start()
+                ending.callback(controller.stop)
+            for line in ending.enter_context(scheduled(self.scheduling)):
+                log.warning("scheduling: %s", line)
+            ending.callback(robot.stop)
+            start, index = clock.now(), 0
+            controller.reset(start)
+            while index < n_ticks:
+                clock.sleep_until(start + index * period)
+                action = controller.tick(robot.observe(), index)
+                robot.stop() if action is None else robot.apply(action)
+                with contextlib.ExitStack() as telling:  # all observers, also if one raises
+                    for observer in reversed(self.observers):
+                        telling.callback(observer, controller.latest)
+                if until():
+                    break
+                over = (clock.now() - start) * controller.rate_hz
+                index = max(index + 1, math.ceil(over - 1e-6))
         return controller.record

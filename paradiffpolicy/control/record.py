@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..files import write_atomically
 from ..planning.request import PlanReply
 
@@ -29,6 +30,10 @@ class Fault(enum.IntFlag):
     PLANNER_DEAD = enum.auto()
     PLANNER_HUNG = enum.auto()
     ACTION_REFUSED = enum.auto()
+    PLAN_MISSING = enum.auto()
+    FALLBACK_REFUSED = enum.auto()
+    FALLBACK_TIMEOUT = enum.auto()
+    TWO_THREADS = enum.auto()
     OBSERVATION_REFUSED = OBSERVATION_SHAPE | OBSERVATION_NOT_FINITE
 
 
@@ -42,6 +47,10 @@ FAULTS: dict[Fault, str] = {
     Fault.PLANNER_DEAD: "the planner had died, and is restarted",
     Fault.PLANNER_HUNG: "the planner didn't answer, and is restarted",
     Fault.ACTION_REFUSED: "an action with NaN, infinity or beyond the limits",
+    Fault.PLAN_MISSING: "no plan yet",
+    Fault.FALLBACK_REFUSED: "the fallback's action is none, or beyond the limits",
+    Fault.FALLBACK_TIMEOUT: "the fallback has acted for too long",
+    Fault.TWO_THREADS: "ticked twice in one period",
 }
 """Each fault in words."""
 
@@ -155,7 +164,10 @@ def total_faults(records: Iterable[Record]) -> dict[str, int]:
 
 
 def _rows(capacity: int, names: str, formats: str) -> NDArray[Any]:
-    return np.zeros(capacity, [*zip(names.split(), formats.split(), strict=True)])
+    try:
+        return np.zeros(capacity, [*zip(names.split(), formats.split(), strict=True)])
+    except (MemoryError, ValueError):
+        raise InputError(f"{capacity=}: the memory for so many ticks isn't there")
 
 
 def _in_order(ring: NDArray[Any], count: int) -> NDArray[Any]:

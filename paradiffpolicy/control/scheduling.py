@@ -7,12 +7,15 @@ import contextlib
 import ctypes
 import ctypes.util
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 MCL_CURRENT, MCL_FUTURE = 1, 2
 
@@ -40,7 +43,7 @@ class Scheduling:
 @contextlib.contextmanager
 def scheduled(requests: Scheduling) -> Iterator[list[str]]:
     """Applies the requests; yields a line for each that is refused.  Afterwards everything is restored,
-    except that all memory is unlocked."""
+    except that all memory is unlocked; where the system refuses that, a line is logged."""
     cores, priority = requests.cores, requests.priority
     grants: list[tuple[bool, str, Callable[..., None], tuple[Any, ...]]] = [
         (requests.freeze_gc, "a frozen garbage collector", _freeze_gc, ()),
@@ -88,11 +91,24 @@ def _lock_memory(stack: contextlib.ExitStack) -> None:
 def _pin(stack: contextlib.ExitStack, cores: Sequence[int]) -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
-    stack.callback(os.sched_setaffinity, 0, before)
+    stack.callback(_restore, os.sched_setaffinity, (before,))
 
 
 def _fifo(stack: contextlib.ExitStack, priority: int) -> None:
-    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    policy, before = os.sched_getscheduler(0), os.sched_getparam(0)
     # Reset on fork: a planner that is started again must not compete with the loop.
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
-    stack.callback(os.sched_setscheduler, 0, *before)
+    # Only a privileged process may clear it again.  Kept, it says nothing new: children aren't real-time.
+    alternatives = policy, policy | os.SCHED_RESET_ON_FORK
+    stack.callback(_restore, os.sched_setscheduler, *((policy, before) for policy in alternatives))
+
+
+def _restore(change: Callable[..., None], *alternatives: Any) -> None:
+    """The first of the alternatives that the system grants; that none is, ends no run."""
+    for values in alternatives:
+        try:
+            change(0, *values)
+            return
+        except OSError as error:
+            refusal = error
+    log.warning("scheduling: %s isn't restored: %s", change.__name__, refusal.strerror)

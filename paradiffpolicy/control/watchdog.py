@@ -18,6 +18,25 @@ Limits = tuple[NDArray[Any], NDArray[Any]]
 """``(low, high)``, each ``[A]``."""
 
 
+def checked_limits(limits: Limits | None, action_dim: int) -> Limits:
+    """The limits as floats.  Infinite ones, and those of None, bar NaN and infinity only.
+
+    Raises:
+        InputError: they aren't two vectors of ``action_dim`` numbers, the first nowhere above the second.
+    """
+    most = np.full(action_dim, sys.float_info.max)
+    try:
+        low, high = (np.array(bound, dtype=np.float64) for bound in limits or (-most, most))
+        fit = low.shape == high.shape == (action_dim,) and bool((low <= high).all())
+    except (TypeError, ValueError):
+        fit = False
+    if not fit:
+        raise InputError(
+            f"limits must be two arrays [action_dim={action_dim}], low and high, without NaN, low <= high"
+        )
+    return np.maximum(low, -most), np.minimum(high, most)
+
+
 class Watchdog:
     """Checks observations, plans, actions and the planner, with ``Controller``'s settings.
 
@@ -41,14 +60,10 @@ class Watchdog:
         require_positive(max_observation_age=max_observation_age, planner_timeout=planner_timeout)
         if max_plan_age is not None:
             require_positive(max_plan_age=max_plan_age)
-        # NaN is within no limits, and neither is infinity within these.
-        unlimited = np.full(spec.action_dim, sys.float_info.max)
-        low, high = (-unlimited, unlimited) if limits is None else map(np.asarray, limits)
-        if not low.shape == high.shape == (spec.action_dim,) or not (low <= high).all():
-            raise InputError(f"limits must be two arrays [action_dim={spec.action_dim}], low and high")
-        self._low, self._high = low, high
-        self._bounds = list(zip(low.tolist(), high.tolist(), strict=True))
-        self._observed, self._executed_from = (spec.obs_dim,), spec.n_obs_steps - 1
+        self._low, self._high = checked_limits(limits, spec.action_dim)
+        self._bounds = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
+        self._observed, self._planned = (spec.obs_dim,), (spec.horizon, spec.action_dim)
+        self._executed_from = spec.n_obs_steps - 1
         self._max_observation_age, self._planner_timeout = max_observation_age, planner_timeout
         self.max_plan_age = math.inf if max_plan_age is None else max_plan_age
         self._any_observation = False
@@ -90,17 +105,40 @@ class Watchdog:
         """Whether the last good observation is recent enough to act on a plan."""
         return now - self._seen <= self._max_observation_age
 
-    def check_plan(self, reply: PlanReply) -> Fault:
-        """The fault of a plan, from its step for ``reply.tick`` on."""
-        actions = reply.actions[self._executed_from :]
-        if reply.fault or not ((actions >= self._low) & (actions <= self._high)).all():
-            self.details[Fault.PLAN_REFUSED] = reply.fault or f"made for tick {reply.tick}"
-            return Fault.PLAN_REFUSED
-        return Fault.NONE
+    def check_plan(self, reply: PlanReply, runs: slice) -> Fault:
+        """The fault of a plan.
+
+        Args:
+            runs: its steps that will be acted on.  The limits bind these; later ones, which run only if the
+                next plan is late, are checked as actions.
+        """
+        detail = reply.fault
+        if not detail:
+            actions = np.asarray(reply.actions)
+            detail = f"made for tick {reply.tick}"
+            if actions.dtype.kind not in "fiu" or actions.shape != self._planned:
+                detail += f", its shape {actions.shape} in place of {self._planned}"
+            elif np.isfinite(actions[self._executed_from :]).all():
+                acted = actions[runs]
+                if ((acted >= self._low) & (acted <= self._high)).all():
+                    return Fault.NONE
+        self.details[Fault.PLAN_REFUSED] = detail
+        return Fault.PLAN_REFUSED
 
     def is_within(self, action: list[float]) -> bool:
         """Whether an action is finite and within the limits.  Of a list: faster for a few numbers."""
         return all(low <= value <= high for value, (low, high) in zip(action, self._bounds, strict=True))
+
+    def check_fallback(self, given: object) -> NDArray[np.float64] | None:
+        """A fallback's action as floats of its own; None: it isn't one, or beyond the limits."""
+        try:
+            action = np.array(given, dtype=np.float64)
+            if action.shape == self._low.shape and self.is_within(action.tolist()):
+                return action
+        except (TypeError, ValueError):
+            pass
+        self.details[Fault.FALLBACK_REFUSED] = f"it gave {given!r}"
+        return None
 
     @property
     def waiting(self) -> bool:

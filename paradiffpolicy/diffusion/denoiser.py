@@ -16,8 +16,8 @@ score        ``-eps / sigma`` (Song et al. 2021)           ``(x_t + sigma^2 o) /
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -129,70 +129,6 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).view(-1, *([1] * (like.ndim - 1)))
 
 
-@dataclass(frozen=True)
-class Denoiser:
-    """A network as ``x0_hat = D(x_t, t, condition)``.
-
-    Attributes:
-        network: the conditional network.
-        schedule: the schedule that it was trained on.
-        prediction: a name in ``PREDICTIONS``, or a ``Prediction``.
-        threshold: bounds x0_hat.
-    """
-
-    network: Network
-    schedule: NoiseSchedule
-    prediction: str | Prediction = "epsilon"
-    threshold: Threshold = Clip()
-
-    def __post_init__(self) -> None:
-        prediction_of(self.prediction)
-
-    def raw(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """x0_hat without the threshold: what guidance combines."""
-        alpha, sigma = per_row(self.schedule.alpha(t), x), per_row(self.schedule.sigma(t), x)
-        output = self.network(x, t, condition)
-        return prediction_of(self.prediction).to_x0(x, output, alpha, sigma)
-
-    def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """``x`` ``[batch, T, A]``, ``t`` ``[batch]`` in x's dtype, ``condition`` ``[batch, G]``."""
-        return self.threshold(self.raw(x, t, condition))
-
-    def at(self, timesteps: Tensor, like: Tensor, trunk: Trunk | None = None) -> NodeDenoiser:
-        """The denoiser at ``timesteps`` ``[N]`` float64 alone, with what they decide computed
-        beforehand, in ``like``'s precision and on its device.
-
-        Args:
-            trunk: another form of the network's trunk, for a ``SplitNetwork``.
-        """
-        network, t = self.network, timesteps.to(like)
-        alpha, sigma = self.schedule.alpha(timesteps).to(like), self.schedule.sigma(timesteps).to(like)
-        if not isinstance(network, SplitNetwork):
-
-            def whole(x: Tensor, node: Tensor, condition: Tensor) -> Tensor:
-                return self.network(x, t.index_select(0, node), condition)
-
-            return NodeDenoiser(self, alpha, sigma, whole, lambda condition: condition)
-        time, run = network.time_film(t), trunk or network.trunk
-
-        def split(x: Tensor, node: Tensor, film: Tensor) -> Tensor:
-            return run(x, time.index_select(0, node) + film)
-
-        return NodeDenoiser(self, alpha, sigma, split, network.condition_film)
-
-    def observe(self, condition: Tensor) -> Tensor:
-        """The condition itself; see ``NodeDenoiser.observe``."""
-        return condition
-
-    def bind(self, condition: Tensor) -> BoundDenoise:
-        """Fixes ``condition`` ``[batch, G]`` for one plan."""
-
-        def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
-            return self(x, t, condition.index_select(0, element))
-
-        return denoise
-
-
 Trunk = Callable[[Tensor, Tensor], Tensor]
 """``(x_t [batch, T, A], film [batch, F]) -> [batch, T, A]``."""
 
@@ -216,43 +152,89 @@ class SplitNetwork(Protocol):
 
 
 @dataclass(frozen=True)
-class NodeDenoiser:
-    """A denoiser at a list of timesteps, its nodes; used like a ``Denoiser``, with nodes for
-    timesteps and with what ``observe`` makes of conditions for conditions.
+class Denoiser:
+    """A network as ``x0_hat = D(x_t, t, condition)``.
 
     Attributes:
-        denoiser: at any timestep.
-        alpha, sigma: ``[N]``, of the nodes.
-        network: ``(x [batch, T, A], node [batch] int64, observed [batch, F]) -> [batch, T, A]``.
-        observe: conditions ``[batch, G]`` to ``[batch, F]``; needed once per plan.
+        network: the conditional network.
+        schedule: the schedule that it was trained on.
+        prediction: a name in ``PREDICTIONS``, or a ``Prediction``.
+        threshold: bounds x0_hat.
     """
 
-    denoiser: Denoiser
-    alpha: Tensor
-    sigma: Tensor
     network: Network
-    observe: Callable[[Tensor], Tensor]
+    schedule: NoiseSchedule
+    prediction: str | Prediction = "epsilon"
+    threshold: Threshold = Clip()
 
-    @property
-    def threshold(self) -> Threshold:
-        return self.denoiser.threshold
+    def __post_init__(self) -> None:
+        prediction_of(self.prediction)
 
-    def raw(self, x: Tensor, node: Tensor, observed: Tensor) -> Tensor:
-        """x0_hat without the threshold."""
-        alpha, sigma = (
-            per_row(self.alpha.index_select(0, node), x),
-            per_row(self.sigma.index_select(0, node), x),
-        )
-        output = self.network(x, node, observed)
-        return prediction_of(self.denoiser.prediction).to_x0(x, output, alpha, sigma)
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at ``t`` ``[batch]``."""
+        return self.schedule.alpha(t), self.schedule.sigma(t)
 
-    def bind(self, observed: Tensor) -> BoundDenoise:
-        """Fixes ``observed`` ``[batch, F]`` for one plan; the result takes nodes for timesteps."""
+    def observe(self, condition: Tensor) -> Tensor:
+        """What the other methods take for conditions ``[batch, G]``: here the conditions themselves."""
+        return condition
 
-        def denoise(x: Tensor, node: Tensor, element: Tensor) -> Tensor:
-            return self.threshold(self.raw(x, node, observed.index_select(0, element)))
+    def raw(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """x0_hat without the threshold: what guidance combines."""
+        alpha, sigma = (per_row(values, x) for values in self.levels(t))
+        output = self.network(x, t, condition)
+        return prediction_of(self.prediction).to_x0(x, output, alpha, sigma)
 
-        return denoise
+    def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """``x`` ``[batch, T, A]``, ``t`` ``[batch]`` in x's dtype, ``condition`` ``[batch, G]``."""
+        return self.threshold(self.raw(x, t, condition))
+
+    def bind(self, condition: Tensor) -> BoundDenoise:
+        """Fixes ``condition`` ``[batch, G]`` for one plan."""
+        return lambda x, t, element: self(x, t, condition.index_select(0, element))
+
+    def at(self, timesteps: Tensor, like: Tensor, trunk: Trunk | None = None) -> NodeDenoiser:
+        """The denoiser at ``timesteps`` ``[N]`` float64 alone, with what they decide computed
+        beforehand, in ``like``'s precision and on its device.
+
+        Args:
+            trunk: another form of the network's trunk, for a ``SplitNetwork``.
+        """
+        network, time = self.network, timesteps.to(like)
+        alpha, sigma = (values.to(like) for values in self.levels(timesteps))
+        known: Any = {"schedule": self.schedule, "prediction": self.prediction, "threshold": self.threshold}
+        if not isinstance(network, SplitNetwork):
+
+            def whole(x: Tensor, node: Tensor, condition: Tensor) -> Tensor:
+                return self.network(x, time.index_select(0, node), condition)
+
+            return NodeDenoiser(whole, alpha_at=alpha, sigma_at=sigma, **known)
+        time, run = network.time_film(time), trunk or network.trunk
+
+        def split(x: Tensor, node: Tensor, film: Tensor) -> Tensor:
+            return run(x, time.index_select(0, node) + film)
+
+        return NodeDenoiser(split, alpha_at=alpha, sigma_at=sigma, film=network.condition_film, **known)
+
+
+@dataclass(frozen=True)
+class NodeDenoiser(Denoiser):
+    """A denoiser at a list of timesteps, its nodes: takes nodes for timesteps, and what ``observe`` makes
+    of conditions, once per plan, for conditions.
+
+    Attributes:
+        alpha_at, sigma_at: ``[N]``, of the nodes.
+        film: conditions ``[batch, G]`` to what the network takes; None: itself.
+    """
+
+    alpha_at: Tensor = field(kw_only=True)
+    sigma_at: Tensor = field(kw_only=True)
+    film: Callable[[Tensor], Tensor] | None = None
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.alpha_at.index_select(0, t), self.sigma_at.index_select(0, t)
+
+    def observe(self, condition: Tensor) -> Tensor:
+        return condition if self.film is None else self.film(condition)
 
 
 def denoising_loss(

@@ -12,12 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .denoiser import BoundDenoise, Denoiser, NodeDenoiser, per_row
+from .denoiser import BoundDenoise, Denoiser, per_row
 
 
-def classifier_free(
-    denoiser: Denoiser | NodeDenoiser, condition: Tensor, blank: Tensor, scale: Tensor
-) -> BoundDenoise:
+def classifier_free(denoiser: Denoiser, condition: Tensor, blank: Tensor, scale: Tensor) -> BoundDenoise:
     """``D_blank + scale (D_condition - D_blank)``, both from one batched network call (Ho and
     Salimans 2022).
 
@@ -73,7 +71,7 @@ def classifier(
     """
 
     def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
-        alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
+        alpha, sigma = denoiser.levels(t)
         with torch.inference_mode(mode=False), torch.enable_grad():
             # Inference tensors take no gradient: their clones do.
             inputs = x.clone().requires_grad_()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import gymnasium
@@ -35,21 +36,30 @@ MakeEnvAt = Callable[[float], "gymnasium.Env[object, object]"]
 """A control rate in Hz to an environment that takes actions at it."""
 
 
+@dataclass(eq=False)
+class Pending:
+    """A plan to come: what was asked, and of whom; then the reply."""
+
+    maker: PlanMaker
+    request: PlanRequest
+    reply: PlanReply | None = None
+
+
 class Batch:
     """Plans of several planners, computed together when one of them is needed, the latest possible moment."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[PlanMaker, PlanRequest]] = []
-        self._made: dict[int, PlanReply] = {}
+        self._waiting: list[Pending] = []
 
     def begin(self, maker: PlanMaker, request: PlanRequest) -> Callable[[], PlanReply]:
         """Queues a request; the returned function gives its plan."""
-        self._waiting.append((maker, request))
+        pending = Pending(maker, request)
+        self._waiting.append(pending)
 
         def made() -> PlanReply:
-            while id(request) not in self._made:
+            while pending.reply is None:
                 self._compute()
-            return self._made.pop(id(request))
+            return pending.reply
 
         return made
 
@@ -57,27 +67,25 @@ class Batch:
         """Computes in one call the requests that are warm-started from a plan shifted by equally many steps,
         and in another those that start cold; of a planner's requests the first, from whose plan the next may
         be warm-started."""
-        groups: dict[int, list[tuple[PlanMaker, PlanRequest, Plan | None]]] = {}
-        later, seen = [], set()
-        for maker, request in self._waiting:
-            if id(maker) in seen:
-                later.append((maker, request))
-                continue
-            seen.add(id(maker))
-            previous, moved = maker.previous(request)
-            groups.setdefault(-1 if previous is None else moved, []).append((maker, request, previous))
-        self._waiting = later
+        first: dict[int, Pending] = {}
+        for each in self._waiting:
+            first.setdefault(id(each.maker), each)
+        self._waiting = [each for each in self._waiting if first[id(each.maker)] is not each]
+        groups: dict[int, list[tuple[Pending, Plan | None]]] = {}
+        for each in first.values():
+            previous, moved = each.maker.previous(each.request)
+            groups.setdefault(-1 if previous is None else moved, []).append((each, previous))
         for moved, members in groups.items():
-            plans = [previous for _, _, previous in members if previous is not None]
-            plan = members[0][0].policy.plan(
-                np.stack([request.window for _, request, _ in members]),
+            requests, plans = [each.request for each, _ in members], [plan for _, plan in members if plan]
+            plan = members[0][0].maker.policy.plan(
+                np.stack([request.window for request in requests]),
                 Plan.cat(plans) if plans else None,
-                generator=[maker.generator for maker, _, _ in members],
+                generator=[each.maker.generator for each, _ in members],
                 executed_steps=max(moved, 0),
-                committed=committed_tensors([request for _, request, _ in members]),
+                committed=committed_tensors(requests),
             )
-            for row, (maker, request, _) in enumerate(members):
-                self._made[id(request)] = maker.made(request, plan.select([row]), math.nan)
+            for row, (each, _) in enumerate(members):
+                each.reply = each.maker.made(each.request, plan.select([row]), math.nan)
 
 
 def drawn_from(latencies: Sequence[float]) -> Callable[[np.random.Generator], Callable[[], float]]:
@@ -92,11 +100,7 @@ def drawn_from(latencies: Sequence[float]) -> Callable[[np.random.Generator], Ca
     values = np.asarray(latencies, dtype=float)
     if not len(values) or not (values >= 0).all() or not np.isfinite(values).all():
         raise InputError(f"latencies={list(latencies)} must be seconds, at least one, none below 0")
-
-    def begin(draw: np.random.Generator) -> Callable[[], float]:
-        return lambda: float(draw.choice(values)) if len(values) > 1 else float(values[0])
-
-    return begin
+    return lambda draw: lambda: float(draw.choice(values) if len(values) > 1 else values[0])
 
 
 def realtime_rollout(
@@ -130,76 +134,65 @@ def realtime_rollout(
             no count.
     """
     n_ticks, latency = round(seconds * rate_hz), drawn_from(latencies)
-    robot = partial(EnvRobot, control_hz=rate_hz, success_key=success_key)
-    return [
-        episode
-        for group in in_groups(seeds, side_by_side)
-        for episode in _run_together(
-            policy, make_env, robot, group, n_ticks, rate_hz, latency, blending, replan_every, on_ticks
-        )
-    ]
 
-
-def _run_together(
-    policy: Plans,
-    make_env: MakeEnvAt,
-    make_robot: Callable[..., EnvRobot],
-    seeds: Sequence[int],
-    n_ticks: int,
-    rate_hz: float,
-    latency: Callable[[np.random.Generator], Callable[[], float]],
-    blending: Blending,
-    replan_every: int | None,
-    on_ticks: Callable[[int], object],
-) -> list[Episode]:
-    clock, batch = VirtualClock(), Batch()
-    robots, controllers = [], []
-    for seed in seeds:
-
-        def planner(
-            policy: Plans, generator: torch.Generator, clock: Clock, seed: int = seed
-        ) -> DelayedPlanner:
-            maker = PlanMaker(policy, generator, clock)
-            return DelayedPlanner(partial(batch.begin, maker), clock, latency(np.random.default_rng(seed)))
+    def started(seed: int, clock: Clock, batch: Batch) -> tuple[EnvRobot, Controller]:
+        def planner(policy: Plans, generator: torch.Generator, clock: Clock) -> DelayedPlanner:
+            begin = partial(batch.begin, PlanMaker(policy, generator, clock))
+            return DelayedPlanner(begin, clock, latency(np.random.default_rng(seed)))
 
         controller = Controller(
             policy,
             rate_hz,
-            generator=torch.Generator().manual_seed(int(seed)),
+            generator=seed,
             planner=planner,
             blending=blending,
             clock=clock,
             replan_every=replan_every,
             planner_timeout=math.inf,
             capacity=n_ticks,
-        )
-        controllers.append(controller.start())
-        robots.append(make_robot(make_env(rate_hz), int(seed), clock))
-    running = list(range(len(seeds)))
+        ).start()
+        robot = EnvRobot(make_env(rate_hz), seed, clock, control_hz=rate_hz, success_key=success_key)
+        return robot, controller
+
+    episodes = []
+    for group in in_groups(seeds, side_by_side):
+        clock, batch = VirtualClock(), Batch()
+        runs = [started(int(seed), clock, batch) for seed in group]
+        _run_together(runs, n_ticks, rate_hz, clock, on_ticks)
+        episodes += [
+            _episode(int(seed), robot, controller.record)
+            for seed, (robot, controller) in zip(group, runs, strict=True)
+        ]
+    return episodes
+
+
+def _run_together(
+    runs: Sequence[tuple[EnvRobot, Controller]],
+    n_ticks: int,
+    rate_hz: float,
+    clock: VirtualClock,
+    on_ticks: Callable[[int], object],
+) -> None:
+    running = list(runs)
     for tick in range(n_ticks):
         clock.sleep_until(tick / rate_hz)
-        for i in running:
-            controllers[i].sense(robots[i].observe())
-        for i in running:
-            action = controllers[i].act()
+        for robot, controller in running:
+            controller.sense(robot.observe())
+        for robot, controller in running:
+            action = controller.act()
             if action is None:
-                robots[i].stop()
+                robot.stop()
             else:
-                robots[i].apply(action)
-        ended = [i for i in running if robots[i].finished]
-        running = [i for i in running if not robots[i].finished]
-        on_ticks(len(running) + len(ended) * (n_ticks - tick))
+                robot.apply(action)
+        n_before, running = len(running), [run for run in running if not run[0].finished]
+        on_ticks(len(running) + (n_before - len(running)) * (n_ticks - tick))
         if not running:
             break
     clock.sleep_until(n_ticks / rate_hz)
-    for i in running:
-        robots[i].advance()
-    for robot in robots:
+    for robot, _ in running:
+        robot.advance()
+    for robot, _ in runs:
         robot.env.close()
-    return [
-        _episode(int(seed), robot, controller.record)
-        for seed, robot, controller in zip(seeds, robots, controllers, strict=True)
-    ]
 
 
 def _episode(seed: int, robot: EnvRobot, record: Record) -> Episode:
@@ -243,25 +236,26 @@ def wall_rollout(
     Others as in ``realtime_rollout``.
     """
 
+    n_ticks = round(seconds * rate_hz)
+
     def run(seed: int) -> Episode:
-        generator = torch.Generator().manual_seed(seed)
         env = make_env(rate_hz)
         with Controller(
             policy,
             rate_hz,
-            generator=generator,
+            generator=seed,
             planner=planner,
             blending=blending,
             clock=clock,
             replan_every=replan_every,
-            capacity=round(seconds * rate_hz),
+            capacity=n_ticks,
         ) as controller:
             robot = EnvRobot(env, seed, clock, control_hz=rate_hz, success_key=success_key)
             loop = ControlLoop(controller, robot, observers=[lambda tick: on_ticks(1 + tick.missed)])
-            record = loop.run(round(seconds * rate_hz), until=lambda: robot.finished)
+            record = loop.run(n_ticks, until=lambda: robot.finished)
         robot.advance()
         env.close()
-        on_ticks(round(seconds * rate_hz) - int(record.ticks["index"][-1]) - 1)
+        on_ticks(n_ticks - int(record.ticks["index"][-1]) - 1)
         return _episode(seed, robot, record)
 
     with ThreadPoolExecutor(side_by_side) as pool:

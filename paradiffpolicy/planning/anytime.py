@@ -1,10 +1,10 @@
 """Plans within a time budget: by the best sampler that is fast enough on this machine, or by as many
 iterations as there is time for.
 
-How long a sampler takes on this machine is measured at the start, and the first in the list that fits
-the budget plans.  Where none does, the last one's tableau is solved iteration by iteration: every Picard
-iteration over all nodes leaves a whole plan, so the plan at hand when the time is over is the answer, and
-the change by its last iteration tells how far it is from convergence.
+Samplers are timed at the start, and the first in the list that fits the budget plans.  Where none does, the
+last one's tableau is solved iteration by iteration: every Picard iteration over all nodes leaves a whole
+plan, so the plan at hand when the time is over is the answer, and the change by its last iteration tells how
+far it is from convergence.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ from ..types import Committed, Plan, PolicySpec
 class Anytime:
     """Plans like a ``Policy``, each plan within a budget.
 
-    A first plan, which has nothing to continue, may take longer where no sampler fits: it is
-    the last policy's own.
+    A first plan may take longer where no sampler fits: it is the last policy's own.
 
     Args:
         policies: the same weights under several samplers, the best first.
         budget: seconds per plan.
         clock: times them.
         repeats: plans per sampler that are timed at the start; the slowest of them counts.
-        settled: a change of the executed actions, in the environment's units, below which more
-            iterations are not worth their time.
+        settled: a change of the executed actions, in their units, below which iterations end early.
 
     Attributes:
         latencies: seconds of each policy and, last, of one iteration; empty before ``warm_up``.
@@ -61,9 +59,8 @@ class Anytime:
         require_count(repeats=repeats)
         self.policies, self.budget, self.clock = list(policies), budget, clock
         self.repeats, self.settled = repeats, settled
-        last = self.policies[-1]
-        tableau = last.sampler.tableau
-        self.one_iteration = last.with_sampler(Sampler(tableau, RTI(iterations=1), warm_start_same_noise))
+        one = Sampler(policies[-1].sampler.tableau, RTI(iterations=1), warm_start_same_noise)
+        self.one_iteration = policies[-1].with_sampler(one)
         self.latencies: list[float] = []
 
     @property
@@ -93,10 +90,8 @@ class Anytime:
         """The first policy that is fast enough; None: none is."""
         if not self.latencies:
             self.warm_up()
-        for policy, latency in zip(self.policies, self.latencies[:-1], strict=True):
-            if latency <= self.budget:
-                return policy
-        return None
+        timed = zip(self.policies, self.latencies[:-1], strict=True)
+        return next((policy for policy, latency in timed if latency <= self.budget), None)
 
     def plan(
         self,
@@ -110,7 +105,8 @@ class Anytime:
         """As ``Policy.plan``, within the budget; with ``Plan.residual`` if it was solved by iterations."""
         deadline = self.clock.now() + self.budget
         policy = self.chosen()
-        if previous is not None and previous.solution.x0_hats.shape[0] != self._nodes(policy):
+        nodes = (policy or self.one_iteration).sampler.tableau.n_nodes
+        if previous is not None and len(previous.solution.x0_hats) != nodes:
             previous = None  # another tableau's solution
         given: dict[str, Any] = {"generator": generator, "committed": committed}
         if policy is not None:
@@ -129,9 +125,6 @@ class Anytime:
             solution, iterations=solution.iterations * iterations, nfe=solution.nfe * iterations
         )
         return replace(plan, solution=solution, residual=residual)
-
-    def _nodes(self, policy: Policy | None) -> int:
-        return (policy or self.one_iteration).sampler.tableau.n_nodes
 
 
 def _change(plan: Plan, before: Plan, moved: int) -> Tensor:

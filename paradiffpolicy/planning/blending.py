@@ -8,11 +8,6 @@ delay of L ticks; the time of its first L actions has passed then, and they are 
     new plan    - - - - -a a a a a a a a a a a a
     next plan                            - - - - -a a a ...
 
-``Latest`` changes to a plan when it arrives.  ``TemporalEnsemble`` averages the actions of all plans for the
-tick (Zhao et al. 2023, ACT).  ``RealTimeChunking`` changes too, but has each plan made to fit the one before:
-the new plan keeps the actions that will be executed until it arrives, and, with decreasing weight, those
-after them (real-time chunking, Black et al. 2025, by inpainting instead of a gradient).
-
 A blending of one's own is a class that takes a ``Grid``, most easily a subclass of ``Latest``.
 """
 
@@ -35,12 +30,7 @@ from .request import PlanReply
 
 @dataclass(frozen=True)
 class Grid:
-    """Maps the loop's ticks to a plan's steps.
-
-    Attributes:
-        spec: of the policy.
-        stride: ticks per step.
-    """
+    """Maps the loop's ticks, ``stride`` of them per step, to a plan's steps."""
 
     spec: PolicySpec
     stride: int
@@ -115,13 +105,7 @@ class Latest:
 
 class TemporalEnsemble(Latest):
     """Averages all plans' actions for the tick, the i-th oldest with weight ``exp(-decay i)`` (ACT, Zhao et
-    al. 2023).
-
-    Args:
-        decay: m in the paper; 0 weights all equally, a larger one favours the oldest.
-
-    Raises:
-        InputError: ``decay`` isn't a number, 0 or above.
+    al. 2023); ``decay`` is m in the paper: 0 weights all equally, a larger one favours the oldest.
     """
 
     def __init__(self, grid: Grid, decay: float = 0.01) -> None:
@@ -136,19 +120,13 @@ class TemporalEnsemble(Latest):
         self._plans.append(plan)
 
     def act(self, tick: int, out: NDArray[np.float64]) -> int:
-        newest, weights, i = -1, 0.0, 0
-        for plan in self._plans:
-            step = self._grid.step(plan.tick, tick)
-            if step < 0:
-                continue
-            if not i:
-                out[:] = 0.0
-            weight = math.exp(-self._decay * i)
-            out += weight * plan.actions[step]
-            newest, weights, i = step, weights + weight, i + 1
-        if i:
-            out /= weights
-        return newest
+        due = [(plan, self._grid.step(plan.tick, tick)) for plan in self._plans]
+        acting = [(plan.actions[step], step) for plan, step in due if step >= 0]
+        if not acting:
+            return -1
+        weights = np.exp(-self._decay * np.arange(len(acting)))
+        out[:] = np.average([action for action, _ in acting], axis=0, weights=weights)
+        return acting[-1][1]
 
     def clear(self) -> None:
         super().clear()
@@ -156,17 +134,12 @@ class TemporalEnsemble(Latest):
 
 
 class RealTimeChunking(Latest):
-    """``Latest``, with plans that are made to fit the ones before.
+    """``Latest``, with plans that are made to fit the ones before: real-time chunking (Black et al. 2025), by
+    inpainting instead of a gradient.
 
     Weights are 1 for the actions that will be executed before the plan arrives (and those that have been, as
-    far as the plan reaches back), and decay over the ``overlap`` steps after them (Black et al. 2025,
-    equation 5, with ``overlap`` steps in place of the rest of the old plan).
-
-    Args:
-        overlap: steps over which the weights decay; 0: none.
-
-    Raises:
-        InputError: ``overlap`` isn't a whole number, 0 or above.
+    far as the plan reaches back), and decay over the ``overlap`` steps after them (equation 5 there, with
+    ``overlap`` steps in place of the rest of the old plan).
     """
 
     commits = True

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import mmap
 import os
-import struct
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..clock import Clock
 from ..errors import InputError
@@ -38,92 +36,67 @@ FAULT_BYTES = 240
 class Channel:
     """A request slot and a reply slot in one piece of shared memory."""
 
-    REQUEST = struct.Struct("=qqqd?7x")
-    """tick, step, session, asked, whether it commits."""
-    REPLY = struct.Struct(f"=qqddqd{FAULT_BYTES}s")
-    """tick, session, asked, latency, iterations, residual, fault."""
-
     def __init__(self, file: int, spec: PolicySpec) -> None:
-        self._window, self._plan = (spec.n_obs_steps, spec.obs_dim), (spec.horizon, spec.action_dim)
-        self._nothing = bytes(8 * (math.prod(self._plan) + spec.horizon))
-        request = self.REQUEST.size + 8 * math.prod(self._window) + len(self._nothing)
-        reply = self.REPLY.size + 8 * math.prod(self._plan)
-        size = Slot.taken(request) + Slot.taken(reply)
+        window, plan = (spec.n_obs_steps, spec.obs_dim), (spec.horizon, spec.action_dim)
+        # The fields of a request and of a reply, in their order.
+        numbers = [("tick", "i8"), ("step", "i8"), ("session", "i8"), ("asked", "f8")]
+        arrays = [("window", "f8", window), ("committed", "f8", plan), ("commitment", "f8", plan[:1])]
+        self._request = np.dtype([*numbers, *arrays, ("commits", "?")])
+        numbers = [("tick", "i8"), ("session", "i8"), ("asked", "f8"), ("latency", "f8")]
+        numbers += [("iterations", "i8"), ("residual", "f8")]
+        self._reply = np.dtype([*numbers, ("actions", "f8", plan), ("fault", f"S{FAULT_BYTES}")])
+        taken = Slot.taken(self._request.itemsize)
+        size = taken + Slot.taken(self._reply.itemsize)
         if os.fstat(file).st_size < size:
             os.ftruncate(file, size)
         memory = memoryview(mmap.mmap(file, size))
-        self._requests = Slot(memory, 0, request)
-        self._replies = Slot(memory, Slot.taken(request), reply)
+        self._requests = Slot(memory, 0, self._request.itemsize)
+        self._replies = Slot(memory, taken, self._reply.itemsize)
 
     def send_request(self, request: PlanRequest) -> None:
+        numbers = request.tick, request.step, request.session, request.asked
         commits = request.committed is not None
-        head = self.REQUEST.pack(request.tick, request.step, request.session, request.asked, commits)
-        kept = self._nothing
-        if request.committed is not None and request.commitment is not None:
-            kept = _bytes(request.committed) + _bytes(request.commitment)
-        self._requests.write(head + _bytes(request.window) + kept)
+        kept = (request.committed, request.commitment) if commits else (0.0, 0.0)
+        self._requests.write(np.array((*numbers, request.window, *kept, commits), self._request).tobytes())
 
     def receive_request(self) -> PlanRequest | None:
         """The newest, if there is a new one."""
         content = self._requests.read()
         if content is None:
             return None
-        tick, step, session, asked, commits = self.REQUEST.unpack_from(content)
-        values = np.frombuffer(content, offset=self.REQUEST.size)
-        window, committed, commitment = np.split(
-            values, np.cumsum([math.prod(self._window), math.prod(self._plan)])
-        )
-        kept = (committed.reshape(self._plan), commitment) if commits else (None, None)
-        return PlanRequest(tick, step, session, asked, window.reshape(self._window), *kept)
+        values: Any = np.frombuffer(content, self._request)[0].item()
+        return PlanRequest(*(values[:-1] if values[-1] else values[:5]))
 
     def send_reply(self, reply: PlanReply) -> None:
         numbers = (reply.tick, reply.session, reply.asked, reply.latency, reply.iterations, reply.residual)
-        fault = reply.fault.encode()[:FAULT_BYTES]
-        self._replies.write(self.REPLY.pack(*numbers, fault) + _bytes(reply.actions))
+        values = (*numbers, reply.actions, reply.fault.encode()[:FAULT_BYTES])
+        self._replies.write(np.array(values, self._reply).tobytes())
 
     def receive_reply(self, clock: Clock) -> PlanReply | None:
         """The newest, if there is a new one; it arrives now."""
         content = self._replies.read()
         if content is None:
             return None
-        tick, session, asked, latency, iterations, residual, fault = self.REPLY.unpack_from(content)
-        actions = np.frombuffer(content, offset=self.REPLY.size).reshape(self._plan)
-        words = fault.rstrip(b"\0").decode(errors="replace") if fault[0] else ""
-        return PlanReply(tick, session, asked, latency, iterations, residual, actions, words, clock.now())
+        values: Any = np.frombuffer(content, self._reply)[0].item()
+        fault = values[-1].decode(errors="replace")
+        return replace(PlanReply(*values[:-1]), fault=fault, arrived=clock.now())
 
 
-def _bytes(values: NDArray[Any]) -> bytes:
-    return values.astype(np.float64, copy=False).tobytes()
+class PlannerJob(NamedTuple):
+    """What goes to the other process."""
 
-
-@dataclass(frozen=True)
-class PlannerJob:
-    """The other process's settings; goes there by pickle.
-
-    Attributes:
-        policy, clock: plan there.
-        generator_state: the plans' noise.
-        cores: that it may run on; None: any.
-        nice: how much less it counts for the scheduler.
-        threads: of PyTorch.
-        committed: whether requests have actions to keep.
-    """
-
-    policy: Plans
-    generator_state: torch.Tensor
-    clock: Clock
+    make: PlanMaker
     cores: frozenset[int] | None
     nice: int
     threads: int
-    committed: bool = False
+    committed: bool
 
 
 class ProcessPlanner:
     """Computes in another process.  Its plans are ``InlinePlanner``'s, to the bit.
 
     Args:
-        policy: goes there by pickle; its programs are captured there.
-        generator: its state goes there.
+        policy, generator: go there by pickle; programs are captured there.
         clock: must be one that both processes see alike, as the monotonic one.
         cores: that it may run on; None: those of this process when the planner was made.
         nice: by how much less it counts for the scheduler than this process.
@@ -143,8 +116,9 @@ class ProcessPlanner:
         chosen = None
         if hasattr(os, "sched_getaffinity"):
             chosen = frozenset(os.sched_getaffinity(0) if cores is None else cores)
-        self._spec, self._clock, self._start_timeout = policy.spec, clock, start_timeout
-        self._job = PlannerJob(policy, generator.get_state(), clock, chosen, nice, torch.get_num_threads())
+        make = PlanMaker(policy, generator, clock)
+        self._job = PlannerJob(make, chosen, nice, torch.get_num_threads(), committed=False)
+        self._clock, self._start_timeout = clock, start_timeout
         self._child: PlannerProcess | None = None
         self._restarting: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -156,10 +130,10 @@ class ProcessPlanner:
             InputError: the policy can't be sent there, or the process doesn't get ready.
         """
         self._stopped.clear()
-        self._job = replace(self._job, committed=committed)
+        self._job = self._job._replace(committed=committed)
         log.info("starting the planner's process: loading PyTorch and warming up the policy takes seconds")
         started = time.monotonic()
-        self._child = PlannerProcess(self._job, self._spec, self._start_timeout)
+        self._child = PlannerProcess(self._job, self._start_timeout)
         log.info("the planner's process is ready after %.1f s", time.monotonic() - started)
 
     def request(self, request: PlanRequest) -> None:
@@ -197,11 +171,9 @@ class ProcessPlanner:
         if child is not None:
             child.end(patience=0.0)
         try:
-            new = PlannerProcess(self._job, self._spec, self._start_timeout, self._stopped)
+            self._child = PlannerProcess(self._job, self._start_timeout, self._stopped)
         except InputError as error:
-            log.error("planner: %s", error)
-            return
-        self._child = new
+            log.error("planner: %s", str(error))  # not the error, which holds the child
 
     def stop(self) -> None:
         self._stopped.set()
@@ -215,20 +187,14 @@ class ProcessPlanner:
 class PlannerProcess(ChildProcess):
     """The planner's process, ready to plan, and the memory that it shares with this one."""
 
-    def __init__(
-        self, job: PlannerJob, spec: PolicySpec, timeout: float, given_up: threading.Event | None = None
-    ) -> None:
+    def __init__(self, job: PlannerJob, timeout: float, given_up: threading.Event | None = None) -> None:
         content = pickled(job, "this policy", "plan in a thread, planner='thread'")
-        with tempfile.TemporaryFile(dir=shared_folder()) as memory:
-            self.channel = Channel(memory.fileno(), spec)
+        in_memory = Path("/dev/shm")
+        with tempfile.TemporaryFile(dir=in_memory if in_memory.is_dir() else None) as memory:
+            self.channel = Channel(memory.fileno(), job.make.policy.spec)
             super().__init__(serve, content, name="planner", files=[memory.fileno()])
         self.await_ready(timeout, given_up)
         os.set_blocking(self.connection.fileno(), False)
-
-
-def shared_folder() -> str | None:
-    """The folder whose unnamed files lie in memory; None: the one for temporary files."""
-    return "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112
 
 
 # ------------------------------------------------------------------------------- in the other process
@@ -242,15 +208,12 @@ def serve(connection: Connection, job: PlannerJob, memory: int) -> None:
     with contextlib.suppress(OSError):
         os.nice(job.nice)
     torch.set_num_threads(job.threads)
-    generator = torch.Generator()
-    generator.set_state(job.generator_state)
-    channel = Channel(memory, job.policy.spec)
-    make = PlanMaker(job.policy, generator, job.clock)
-    warm_up(job.policy, committed=job.committed)
+    channel = Channel(memory, job.make.policy.spec)
+    warm_up(job.make.policy, committed=job.committed)
     connection.send_bytes(b"ready")
     os.set_blocking(connection.fileno(), False)
     while woken(connection, None):
         request = channel.receive_request()
         if request is not None:
-            channel.send_reply(make(request))
+            channel.send_reply(job.make(request))
             wake(connection)

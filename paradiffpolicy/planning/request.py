@@ -1,5 +1,4 @@
-"""A request for a plan, its reply, and the planners' protocol: planning beside the control loop, which never
-waits.
+"""A request for a plan, its reply, and the planners' protocol: planning beside the control loop.
 
 ::
 
@@ -12,6 +11,7 @@ plans out when a latency has passed on a clock, which is how latency is simulate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -72,15 +72,15 @@ class PlanReply:
     residual: float
     actions: NDArray[np.float64]
     fault: str = ""
-    arrived: float = float("nan")
+    arrived: float = math.nan
 
 
 class Plans(Protocol):
     """Anything that plans: a ``Policy``, or an object of the caller's own with these two members.
 
-    It may also have ``warm_up(*, committed: bool = False)``, which is called once before the first plan, with
-    ``committed`` if plans will be asked for with actions to keep.  To refuse a request, raise
-    ``InvalidObservationError`` or ``InvalidPlanError``; any other exception ends the planner.
+    It may also have ``warm_up(*, committed: bool = False)``, which is called once before the first plan.  To
+    refuse a request, raise ``InvalidObservationError`` or ``InvalidPlanError``; any other exception ends the
+    planner.
     """
 
     @property
@@ -107,13 +107,7 @@ def warm_up(policy: Plans, *, committed: bool) -> None:
 
 
 class PlanMaker:
-    """Turns requests into replies, for every planner.  It remembers the last plan, to continue it.
-
-    Args:
-        policy: plans.
-        generator: the plans' noise.
-        clock: times them.
-    """
+    """Turns requests into replies, for every planner.  It remembers the last plan, to continue it."""
 
     def __init__(self, policy: Plans, generator: torch.Generator, clock: Clock) -> None:
         self.policy, self.generator, self.clock = policy, generator, clock
@@ -146,37 +140,29 @@ class PlanMaker:
         self._plan, self._step, self._session = plan, request.step, request.session
         actions = plan.actions[0].to("cpu", torch.float64).numpy()
         iterations = int(plan.solution.iterations[0])
-        residual = float("nan") if plan.residual is None else float(plan.residual[0])
+        residual = math.nan if plan.residual is None else float(plan.residual[0])
         return PlanReply(request.tick, request.session, request.asked, latency, iterations, residual, actions)
 
     def failed(self, request: PlanRequest, fault: str, latency: float) -> PlanReply:
         """The reply without a plan; the next one is a cold start."""
         self._plan = None
-        spec = self.policy.spec
-        nothing = np.full((spec.horizon, spec.action_dim), np.nan)
-        return PlanReply(
-            request.tick, request.session, request.asked, latency, 0, float("nan"), nothing, fault
-        )
+        nothing = np.full((self.policy.spec.horizon, self.policy.spec.action_dim), np.nan)
+        return PlanReply(request.tick, request.session, request.asked, latency, 0, math.nan, nothing, fault)
 
 
 def committed_tensors(requests: list[PlanRequest]) -> Committed | None:
     """The actions that a batch of requests commits to; None if they don't."""
     if requests[0].committed is None:
         return None
-    actions: list[Any] = [request.committed for request in requests]
-    weights: list[Any] = [request.commitment for request in requests]
-    return Committed(*(torch.from_numpy(np.stack(part)).float() for part in (actions, weights)))
+    parts: Any = zip(*((request.committed, request.commitment) for request in requests), strict=True)
+    return Committed(*(torch.from_numpy(np.stack(part)).float() for part in parts))
 
 
 class Planner(Protocol):
     """Plans beside the control loop.  Only ``start``, ``wait`` and ``stop`` may block."""
 
     def start(self, *, committed: bool = False) -> None:
-        """Returns when it is ready to plan.
-
-        Args:
-            committed: whether requests will have actions to keep.
-        """
+        """Returns when it is ready to plan; ``committed``: requests will have actions to keep."""
         ...
 
     def request(self, request: PlanRequest) -> None:
@@ -197,8 +183,7 @@ class Planner(Protocol):
         ...
 
     def restart(self) -> None:
-        """Gives up the request at hand and starts again, without blocking: it is ``alive`` when it is
-        ready."""
+        """Gives up the request at hand and starts again, without blocking: ``alive`` when it is ready."""
         ...
 
     def stop(self) -> None:

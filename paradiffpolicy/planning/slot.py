@@ -1,9 +1,8 @@
 """Bytes in memory that two processes share: the newest win, and are read whole or not at all.
 
 The writer counts up before and after it writes (a sequence lock); a reader that finds the count odd, or
-changed, or a checksum that doesn't match, has met a writer at work, and looks again later.  The checksum is
-there because Python can't order writes to memory: on some machines they may be seen in another order.
-Neither waits.
+changed, or another checksum (Python can't order writes to memory), has met a writer at work, and looks again
+later.  Neither waits.
 """
 
 from __future__ import annotations
@@ -11,19 +10,14 @@ from __future__ import annotations
 import struct
 import zlib
 
-HEAD = struct.Struct("=QI4x")
-"""The count, and the checksum of the content."""
-
-COUNT = struct.Struct("=Q")
+HEAD, COUNT = struct.Struct("=QI4x"), struct.Struct("=Q")
+"""The count and the checksum of the content; the count alone."""
 
 
 class Slot:
     """``size`` bytes of shared memory, for one writer and one reader.
 
-    Args:
-        memory: shared by both.
-        offset: where the slot begins; it takes ``Slot.taken(size)`` bytes.
-        size: of the content, always.
+    It begins at ``offset`` of the memory that both share, and takes ``Slot.taken(size)`` bytes.
     """
 
     def __init__(self, memory: memoryview, offset: int, size: int) -> None:

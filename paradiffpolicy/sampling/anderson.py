@@ -120,7 +120,7 @@ class AndersonSolve(PicardSolve):
         correction = torch.einsum("wbk,kwbd->wbd", gamma, steps + changes)
         limit = self.trust * R.norm(dim=-1)
         trusted = (left.norm(dim=-1) <= limit) & (correction.norm(dim=-1) <= limit)
-        trusted = trusted & (self.window.ahead > 0)
+        trusted = trusted & (self.ahead > 0)
         return torch.where(broadcast(trusted, old), correction.view_as(old), 0.0), kept
 
     def finished(self, state: State, reached: Tensor) -> State:

@@ -48,52 +48,55 @@ RANGE = 2.0
 """Of a normalised action, from -1 to 1."""
 
 
-def mean_square(x: Tensor) -> Tensor:
-    """``[W, batch, T, A]`` to ``[W, batch]``."""
-    return x.flatten(2).square().mean(dim=-1)
-
-
 @dataclass(frozen=True)
-class _Windowed(IterativeDriver):
+class Windowed(IterativeDriver):
     """Settings of a windowed driver.
 
     Attributes:
         window: W, nodes per iteration and batch element.
-        tolerance: of a node, in standard deviations of DDPM's reverse step.
         evaluate: how the network is called on a window.
     """
 
     window: int = 20
-    tolerance: float = 0.1
-    evaluate: Evaluate = field(default=evaluate_active, repr=False)
+    evaluate: Evaluate = field(default=evaluate_active, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         require_count(window=self.window)
-        require_positive(tolerance=self.tolerance)
 
 
-class Window:
-    """Windows of a batch, one per element; their first nodes are ``state["offset"]`` ``[batch]``.
+class WindowedSolve(Solve):
+    """Every iteration calls the network on windows of nodes, one per batch element, whose first nodes are
+    ``state["offset"]`` ``[batch]``."""
 
-    Args:
-        size: W; at most n.
-        n: nodes of the table.
-    """
+    count = None
 
-    def __init__(self, size: int, n: int, device: torch.device) -> None:
-        self.n, self.size = n, min(size, n)
-        self.ahead = torch.arange(self.size, device=device)[:, None]
+    def __init__(self, driver: Windowed, tableau: Tableau, like: Tensor, warm: bool) -> None:
+        self.n = self.limit = tableau.n_nodes
+        self.linear, self.warm, self.evaluate = Linear(tableau, like), warm, driver.evaluate
+        self.size = min(driver.window, self.n)
+        self.ahead = torch.arange(self.size, device=like.device)[:, None]
+        self.nodes = torch.arange(self.n + 2, device=like.device)[:, None]
 
-    def state(self, like: Tensor) -> State:
+    def windows(self, like: Tensor) -> State:
         """Windows at the first node, for ``like`` ``[batch, …]``."""
         return {name: zero_counts(like) for name in ("offset", "iterations", "nfe")}
 
-    def index(self, state: State) -> tuple[Tensor, Tensor]:
-        """The windows' nodes ``[W, batch]``, n for what hangs over the end, and which of them exist."""
+    def index(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """The windows' nodes ``[W, batch]``, with n for what hangs over the end; the same with N - 1 for
+        it; and which of them exist."""
         index = state["offset"] + self.ahead
-        return index.clamp(max=self.n), index < self.n
+        return index.clamp(max=self.n), index.clamp(max=self.n - 1), index < self.n
 
-    def moved(self, state: State, active: Tensor, solved: Tensor) -> State:
+    def filled(self, values: Tensor, index: Tensor, new: Tensor) -> Tensor:
+        """``values`` ``[…, batch, T, A]`` with a window's ``new`` ones at ``index``; on a cold start, nodes
+        that no window has reached yet take those of the farthest node that one has."""
+        values = put(values, index, new)
+        if self.warm:
+            return values
+        unreached = self.nodes[: len(values)] >= index[0] + self.size
+        return torch.where(broadcast(unreached, values), new[-1], values)
+
+    def moved_on(self, state: State, active: Tensor, solved: Tensor) -> State:
         """Windows after an iteration that solved so many of their nodes, ``[batch]``."""
         return {
             "offset": (state["offset"] + solved).clamp(max=self.n),
@@ -101,35 +104,47 @@ class Window:
             "nfe": state["nfe"] + active.sum(dim=0),
         }
 
+    def standing(self, index: Tensor, moved: Tensor, limits: Tensor) -> Tensor:
+        """Of every window, how many nodes are solved ``[batch]``: the first, whose input was solved, and
+        those after it whose input stood still, up to the first that moved.
+
+        Args:
+            moved: ``[W, batch]``, the mean square.
+            limits: ``[N + 1]``, of the nodes.
+        """
+        still = moved <= limits.index_select(0, index.flatten()).view(index.shape)
+        return leading(still | (self.ahead == 0))
+
     def done(self, state: State) -> Tensor:
         return (state["offset"] >= self.n).all()
 
 
-class _WindowedSolve(Solve):
-    """The part that both forms share; ``unit`` ``[N + 1]`` are the variances in which the nodes'
-    movements are measured."""
+@dataclass(frozen=True)
+class _Tolerant(Windowed):
+    """A windowed driver with a stopping rule.
 
-    count = None
+    Attributes:
+        tolerance: of a node, in standard deviations of DDPM's reverse step.
+    """
 
-    def __init__(self, driver: _Windowed, tableau: Tableau, like: Tensor, unit: Tensor) -> None:
-        self.n = self.limit = tableau.n_nodes
-        self.window = Window(driver.window, self.n, like.device)
-        self.limits = (driver.tolerance**2 * unit).to(like)
-        self.evaluate = driver.evaluate
+    tolerance: float = 0.1
 
-    def done(self, state: State) -> Tensor:
-        return self.window.done(state)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(tolerance=self.tolerance)
 
-    def solved(self, index: Tensor, moved: Tensor) -> Tensor:
-        """Of every window, how many nodes are: the first, whose input was solved, and those after it
-        whose input stood still, up to the first that moved.  ``moved`` ``[W, batch]``: the mean
-        square."""
-        limits = self.limits.index_select(0, index.flatten()).view(index.shape)
-        return leading((moved <= limits) | (self.window.ahead == 0))
+    def limits(self, variances: Tensor, like: Tensor) -> Tensor:
+        """How far nodes may move, in the mean square, if they are measured in these variances."""
+        return (self.tolerance**2 * variances).to(like)
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """``[W, batch, T, A]`` to ``[W, batch]``."""
+    return x.flatten(2).square().mean(dim=-1)
 
 
 @dataclass(frozen=True)
-class Picard(_Windowed):
+class Picard(_Tolerant):
     """Iterates ``D <- D(drift + B D)`` in windows to its fixed point.
 
     Nodes that no window has reached yet take the x0_hat of the farthest node that one has.
@@ -151,23 +166,22 @@ class Picard(_Windowed):
         return PicardSolve(self, tableau, like, warm)
 
 
-class PicardSolve(_WindowedSolve):
-    """Every iteration calls the network on the windows' nodes."""
+class PicardSolve(WindowedSolve):
+    """The state holds all x0_hats."""
 
     def __init__(self, driver: Picard, tableau: Tableau, like: Tensor, warm: bool) -> None:
+        super().__init__(driver, tableau, like, warm)
         # A node's unit is the noise of the step that leads to it.  (The paper takes the step that
         # leaves it; the last one has no noise, which costs an iteration for the last node alone.)
-        super().__init__(driver, tableau, like, torch.cat((tableau.variance[:1], tableau.variance)))
-        self.linear, self.warm = Linear(tableau, like), warm
+        self.limits = driver.limits(torch.cat((tableau.variance[:1], tableau.variance)), like)
         self.plan_limit = None if driver.plan_tolerance is None else driver.plan_tolerance * RANGE
         self.executed = driver.executed
-        self.nodes = torch.arange(self.n + 1, device=like.device)[:, None]
 
     def init(self, noise: Noise, guess: Tensor | None) -> State:
         drift = self.linear.drift(noise)
         # Row N takes what a window that hangs over the end would write; no node reads it.
         x0_hats = torch.zeros_like(drift) if guess is None else torch.cat((guess, guess[:1]))
-        state = {"drift": drift, "x0_hats": x0_hats, **self.window.state(noise.x_T)}
+        state = {"drift": drift, "x0_hats": x0_hats, **self.windows(noise.x_T)}
         if self.plan_limit is not None:
             # The plan of the iteration before: nothing is near NaN.
             state["plan"] = torch.full_like(noise.x_T[:, self.executed], torch.nan)
@@ -175,18 +189,14 @@ class PicardSolve(_WindowedSolve):
 
     def iterate(self, denoise: NodeDenoise, state: State) -> State:
         drift, x0_hats = state["drift"], state["x0_hats"]
-        index, active = self.window.index(state)
+        index, inside, active = self.index(state)
         x = self.linear.nodes(index, drift, x0_hats[: self.n])
-        outputs = self.evaluate(denoise, x, index.clamp(max=self.n - 1), active)
-        new = put(x0_hats, index, outputs)
-        if not self.warm:
-            unreached = broadcast(self.nodes >= state["offset"] + self.window.size, new)
-            new = torch.where(unreached, outputs[-1], new)
+        new = self.filled(x0_hats, index, self.evaluate(denoise, x, inside, active))
         moved = self._moved(index, drift, new, x)
         new, moved, kept = self.improved(state, index, active, x, new, moved)
         state = {**state, **kept, "x0_hats": new}
-        reached = state["offset"] + self.window.size >= self.n
-        state |= self.window.moved(state, active, self.solved(index, moved))
+        reached = state["offset"] + self.size >= self.n
+        state |= self.moved_on(state, active, self.standing(index, moved, self.limits))
         return self.finished(state, reached)
 
     def improved(
@@ -225,7 +235,7 @@ class PicardSolve(_WindowedSolve):
 
 
 @dataclass(frozen=True)
-class PicardPublished(_Windowed):
+class PicardPublished(_Tolerant):
     """Iterates the paper's algorithm, ``x_{i+1} <- x_o + sum_{k=o..i} (step(x_k) - x_k)``, o the window's
     first node; nodes that no window has reached yet take the farthest one's value.
 
@@ -233,16 +243,16 @@ class PicardPublished(_Windowed):
     """
 
     def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
-        return PicardPublishedSolve(self, tableau, like)
+        return PicardPublishedSolve(self, tableau, like, warm=False)
 
 
-class PicardPublishedSolve(_WindowedSolve):
-    """Every iteration calls the network on the windows' nodes; the state is their inputs."""
+class PicardPublishedSolve(WindowedSolve):
+    """The state holds all inputs."""
 
-    def __init__(self, driver: PicardPublished, tableau: Tableau, like: Tensor) -> None:
-        super().__init__(driver, tableau, like, torch.cat((tableau.variance, tableau.variance.new_zeros(1))))
+    def __init__(self, driver: PicardPublished, tableau: Tableau, like: Tensor, warm: bool) -> None:
+        super().__init__(driver, tableau, like, warm)
+        self.limits = driver.limits(torch.cat((tableau.variance, tableau.variance.new_zeros(1))), like)
         self.a, self.q, self.S, self.R = (part.to(like) for part in tableau.step_form)
-        self.nodes = torch.arange(self.n + 2, device=like.device)[:, None]
 
     def init(self, noise: Noise, guess: Tensor | None) -> State:
         x_T, z = noise.x_T, noise.z
@@ -252,22 +262,24 @@ class PicardPublishedSolve(_WindowedSolve):
             "given": (self.R @ z.reshape(self.n, -1)).view_as(z) + q * x_T,
             "x0_hats": x_T.new_zeros(self.n + 1, *x_T.shape),
             "x": x_T.expand(self.n + 2, *x_T.shape).clone(),
-            **self.window.state(x_T),
+            **self.windows(x_T),
         }
 
     def iterate(self, denoise: NodeDenoise, state: State) -> State:
-        index, active = self.window.index(state)
-        inside = index.clamp(max=self.n - 1)
+        index, inside, active = self.index(state)
         old = take(state["x"], index)
         outputs = self.evaluate(denoise, old, inside, active)
         x0_hats = put(state["x0_hats"], index, outputs)
         a = broadcast(self.a.index_select(0, inside.flatten()).view(inside.shape), old)
         step = a * old + take(state["given"], inside) + combined(self.S, inside, x0_hats[: self.n])
         new = old[0] + (step - old).cumsum(dim=0)
-        x = put(state["x"], index + 1, new)
-        x = torch.where(broadcast(self.nodes > state["offset"] + self.window.size, x), new[-1], x)
-        solved = self.solved(index, mean_square(torch.cat((old[:1], new[:-1])) - old))
-        return {**state, "x0_hats": x0_hats, "x": x, **self.window.moved(state, active, solved)}
+        moved = mean_square(torch.cat((old[:1], new[:-1])) - old)
+        return {
+            **state,
+            "x0_hats": x0_hats,
+            "x": self.filled(state["x"], index + 1, new),
+            **self.moved_on(state, active, self.standing(index, moved, self.limits)),
+        }
 
     def finish(self, noise: Noise, state: State) -> Solution:
         x0_hats = state["x0_hats"][: self.n]

@@ -23,17 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diffusion.denoiser import BoundDenoise, Clip, Denoiser, NodeDenoiser, Prediction, Threshold, unbounded
+from ..diffusion.denoiser import BoundDenoise, Clip, Denoiser, Prediction, Threshold, unbounded
 from ..diffusion.schedule import NoiseSchedule
 from ..errors import InputError
 from ..models.networks import usable_device
-from ..types import Solution
+from ..types import Noise, Solution
 from .capture.backends import CaptureSettings
 from .capture.executor import Executor
-from .driver import NodeDenoise, State
+from .capture.network import DenoiserNetwork
+from .driver import State
 from .noise import Seed, generators_for
 from .sampler import make_sampler
-from .tableau import Tableau
 
 Condition = Tensor | Mapping[str, Tensor] | None
 """``[batch, …]``, or several of them by name, or none."""
@@ -88,7 +88,11 @@ class NetworkSampler:
             device = next((weight.device for weight in weights), torch.device("cpu"))
         self.device, self.dtype = usable_device(device), dtype
         self.sampler = make_sampler(schedule, n_steps=steps, **sampler)
-        denoiser = Denoiser(_called(network), schedule, prediction, threshold)
+
+        def called(x: Tensor, t: Tensor, condition: Any) -> Tensor:
+            return network(x, t) if condition is None else network(x, t, condition)
+
+        denoiser = Denoiser(called, schedule, prediction, threshold)
         like = torch.zeros((), dtype=dtype, device=self.device)
         bound = ConditionedNetwork(denoiser, self.sampler.tableau, like)
         self.executor = Executor(
@@ -111,7 +115,7 @@ class NetworkSampler:
         batch, *each = shape
         generators = generators_for(generator, batch)
         noise, guess = self.sampler.start(self.sampler.tableau, tuple(each), None, 0, generators)
-        noise = type(noise)(*(value.to(self.device, self.dtype) for value in vars(noise).values()))
+        noise = Noise(*(value.to(self.device, self.dtype) for value in vars(noise).values()))
         return self.executor.run(self._inputs(condition, batch), noise, guess)
 
     def _inputs(self, condition: Condition, batch: int) -> State:
@@ -156,34 +160,19 @@ def sample(
     return NetworkSampler(network, **settings)(shape, condition=condition, generator=generator)
 
 
-def _called(network: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Any], Tensor]:
-    """The network, called without a condition where there is none."""
-    return lambda x, t, condition: network(x, t) if condition is None else network(x, t, condition)
-
-
-class ConditionedNetwork:
+class ConditionedNetwork(DenoiserNetwork):
     """A ``PlanNetwork`` of any conditions: inputs ``condition``, or ``condition.name``, ``[batch, …]``."""
 
-    def __init__(self, denoiser: Denoiser, tableau: Tableau, like: Tensor) -> None:
-        self.denoiser, self.nodes = denoiser, denoiser.at(tableau.timesteps, like)
-
-    def observe(self, inputs: State) -> State:
+    def observed(self, denoiser: Denoiser, inputs: State) -> State:
         return {name: value for name, value in inputs.items() if name.startswith(CONDITION)}
 
-    def at_nodes(self, observed: State) -> NodeDenoise:
-        return _conditioned(self.nodes, observed)
+    def bound(self, denoiser: Denoiser, observed: State) -> BoundDenoise:
+        def denoise(x: Tensor, at: Tensor, element: Tensor) -> Tensor:
+            rows: Any = {
+                name.removeprefix(f"{CONDITION}."): value.index_select(0, element)
+                for name, value in observed.items()
+            }
+            condition: Any = rows.get(CONDITION, rows) if rows else None
+            return denoiser(x, at, condition)
 
-    def at_times(self, inputs: State) -> BoundDenoise:
-        return _conditioned(self.denoiser, self.observe(inputs))
-
-
-def _conditioned(denoiser: Denoiser | NodeDenoiser, observed: State) -> BoundDenoise:
-    def denoise(x: Tensor, at: Tensor, element: Tensor) -> Tensor:
-        rows: Any = {
-            name.removeprefix(f"{CONDITION}."): value.index_select(0, element)
-            for name, value in observed.items()
-        }
-        condition: Any = rows.get(CONDITION, rows) if rows else None
-        return denoiser.threshold(denoiser.raw(x, at, condition))
-
-    return denoise
+        return denoise

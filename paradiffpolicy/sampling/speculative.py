@@ -19,29 +19,16 @@ noise that is decided as the window slides, and that noise is standard normal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, require_count
+from ..errors import InputError
 from ..types import Noise, Solution
-from .driver import (
-    Evaluate,
-    IterativeDriver,
-    Linear,
-    NodeDenoise,
-    Solve,
-    State,
-    broadcast,
-    combined,
-    evaluate_active,
-    leading,
-    put,
-    take,
-)
-from .picard import Window
+from .driver import NodeDenoise, Solve, State, broadcast, combined, leading, put, take
+from .picard import Windowed, WindowedSolve
 from .tableau import Tableau
 
 
@@ -65,25 +52,15 @@ def reflection_coupling(z: Tensor, delta: Tensor, log_u: Tensor) -> tuple[Tensor
 
 
 @dataclass(frozen=True)
-class Speculative(IterativeDriver):
+class Speculative(Windowed):
     """Samples with exactly the sequential driver's distribution, for solvers that add noise on every step.
 
     The sample is another one than the sequential driver's from the same noise.  ``Solution.noise`` has
     the step noises as they were decided: the sequential driver gives this very sample from them.  A
     ``guess`` may be any guess that doesn't depend on the noise.
-
-    Attributes:
-        window: nodes per iteration and batch element.
-        evaluate: how the network is called on a window.
     """
 
     decides_noise: ClassVar[bool] = True
-
-    window: int = 20
-    evaluate: Evaluate = field(default=evaluate_active, repr=False)
-
-    def __post_init__(self) -> None:
-        require_count(window=self.window)
 
     def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
         steps = tableau.step_form
@@ -97,20 +74,15 @@ class Speculative(IterativeDriver):
         return SpeculativeSolve(self, tableau, like, warm)
 
 
-class SpeculativeSolve(Solve):
+class SpeculativeSolve(WindowedSolve):
     """Every iteration decides the noise of the windows' steps up to the first rejection."""
 
-    count = None
-
     def __init__(self, driver: Speculative, tableau: Tableau, like: Tensor, warm: bool) -> None:
-        self.n = self.limit = tableau.n_nodes
-        self.linear, self.warm, self.evaluate = Linear(tableau, like), warm, driver.evaluate
-        self.window = Window(driver.window, self.n, like.device)
+        super().__init__(driver, tableau, like, warm)
         steps = tableau.step_form
-        self.scale = steps.R.diagonal().to(like)
-        divisor = torch.where(steps.R.diagonal() > 0, steps.R.diagonal(), 1.0)
-        self.weights = (steps.S / divisor[:, None]).to(like)
-        self.nodes = torch.arange(self.n + 1, device=like.device)[:, None]
+        own = steps.R.diagonal()
+        self.scale = own.to(like)
+        self.weights = (steps.S / torch.where(own > 0, own, 1.0)[:, None]).to(like)
 
     def init(self, noise: Noise, guess: Tensor | None) -> State:
         # Row N takes what a window that hangs over the end would write.
@@ -120,13 +92,12 @@ class SpeculativeSolve(Solve):
             "z": z,
             "log_u": noise.u.log(),
             "x0_hats": torch.zeros_like(z) if guess is None else torch.cat((guess, guess[:1])),
-            **self.window.state(noise.x_T),
+            **self.windows(noise.x_T),
         }
 
     def iterate(self, denoise: NodeDenoise, state: State) -> State:
         n, z, x0_hats = self.n, state["z"], state["x0_hats"]
-        index, active = self.window.index(state)
-        inside = index.clamp(max=n - 1)
+        index, inside, active = self.index(state)
         drift = self.linear.drift(Noise(state["x_T"], z[:n], state["log_u"]))
         x = self.linear.nodes(index, drift, x0_hats[:n])
         outputs = self.evaluate(denoise, x, inside, active)
@@ -137,21 +108,14 @@ class SpeculativeSolve(Solve):
         stands, decided = reflection_coupling(proposed, delta, state["log_u"].gather(0, inside))
         certain = self.scale.index_select(0, inside.flatten()).view(inside.shape) == 0  # no noise is added
         # The steps that stand up to the first that doesn't, and that one, are decided.
-        up_to = (self.window.ahead <= leading(stands | certain)) & active
+        up_to = (self.ahead <= leading(stands | certain)) & active
         keep = broadcast(up_to & ~certain, delta)
-        new = put(x0_hats, index, outputs)
-        if not self.warm:
-            unreached = broadcast(self.nodes >= state["offset"] + self.window.size, new)
-            new = torch.where(unreached, outputs[-1], new)
         return {
             **state,
             "z": put(z, index, torch.where(keep, decided, proposed)),
-            "x0_hats": new,
-            **self.window.moved(state, active, up_to.sum(dim=0)),
+            "x0_hats": self.filled(x0_hats, index, outputs),
+            **self.moved_on(state, active, up_to.sum(dim=0)),
         }
-
-    def done(self, state: State) -> Tensor:
-        return self.window.done(state)
 
     def finish(self, noise: Noise, state: State) -> Solution:
         solved = Noise(noise.x_T, state["z"][: self.n], noise.u)

@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from ..control.controller import ticks_per_step
+from ..control.rate import ticks_per_step
 from ..control.record import FAULTS, Fault, Tick
 from ..errors import InputError, first_line, require_count
 from ..files import Closing

@@ -6,8 +6,8 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,11 +26,17 @@ OBSERVED = "observed."
 """Begins the names of the network's observations in a state."""
 
 
+@dataclass(frozen=True, eq=False)
 class EagerProgram:
-    """An entry of ``Executor.programs``: plans that aren't captured."""
+    """An entry of ``Executor.programs``: plans that aren't captured.
 
-    method = "eager"
-    nbytes = 0
+    Attributes:
+        solve: the driver's iterations; None: it has none.
+    """
+
+    solve: Solve | None = None
+    method: ClassVar = "eager"
+    nbytes: ClassVar = 0
 
 
 class Executor:
@@ -78,7 +84,6 @@ class Executor:
         self._make_network, self._networks = network, dict[str, PlanNetwork]()
         self._captured: OrderedDict[tuple[Any, ...], CapturedProgram | None] = OrderedDict()
         self._eager: dict[tuple[Any, ...], EagerProgram] = {}
-        self._solves: dict[tuple[Any, ...], Solve] = {}
         self._lock = threading.Lock()
 
     def run(self, inputs: State, noise: Noise, guess: Tensor | None = None) -> Solution:
@@ -134,14 +139,16 @@ class Executor:
 
     def _run_eagerly(self, inputs: State, noise: Noise, guess: Tensor | None) -> Solution:
         network, like, warm = self._network(EAGER), noise.x_T, guess is not None
-        if not isinstance(self.driver, IterativeDriver):
-            self._eager[()] = EagerProgram()
-            return self.driver(network.at_times(inputs), self.tableau, noise, guess)
         key = (like.dtype, like.device, warm)
         if key not in self._eager:
-            self._solves[key] = self.driver.on(self.tableau, like, warm)
-            self._eager[key] = EagerProgram()
-        return run(self._solves[key], network.at_nodes(network.observe(inputs)), noise, guess)
+            driver = self.driver
+            self._eager[key] = EagerProgram(
+                driver.on(self.tableau, like, warm) if isinstance(driver, IterativeDriver) else None
+            )
+        solve = self._eager[key].solve
+        if solve is None:
+            return self.driver(network.at_times(inputs), self.tableau, noise, guess)
+        return run(solve, network.at_nodes(network.observe(inputs)), noise, guess)
 
     def _program(self, inputs: State) -> CapturedProgram | None:
         """The captured program for such inputs; None: no backend can, but eagerly it goes."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from ...diffusion.denoiser import BoundDenoise, Denoiser, NodeDenoiser, Trunk
+from ...diffusion.denoiser import BoundDenoise, Denoiser, Trunk
 from ...diffusion.guidance import classifier_free, committed
 from ..driver import NodeDenoise, State
 from ..tableau import Tableau
@@ -39,41 +40,41 @@ class DenoiserNetwork:
     Args:
         denoiser: with the network.
         tableau: where it will be called.
-        device: where to compute, in float32.
+        like: of the precision and on the device to compute in.
         trunk: another form of the network's trunk; None: its own.
     """
 
     def __init__(
-        self, denoiser: Denoiser, tableau: Tableau, device: torch.device, trunk: Trunk | None = None
+        self, denoiser: Denoiser, tableau: Tableau, like: Tensor, trunk: Trunk | None = None
     ) -> None:
         self.denoiser = denoiser
         with torch.inference_mode():
-            self.nodes = denoiser.at(tableau.timesteps, torch.zeros((), device=device), trunk)
+            self.nodes = denoiser.at(tableau.timesteps, like, trunk)
 
     def observe(self, inputs: State) -> State:
-        return _observed(self.nodes, inputs)
+        return self.observed(self.nodes, inputs)
 
     def at_nodes(self, observed: State) -> NodeDenoise:
-        return _bound(self.nodes, observed)
+        return self.bound(self.nodes, observed)
 
     def at_times(self, inputs: State) -> BoundDenoise:
-        return _bound(self.denoiser, _observed(self.denoiser, inputs))
+        return self.bound(self.denoiser, self.observed(self.denoiser, inputs))
 
+    def observed(self, denoiser: Denoiser, inputs: State) -> State:
+        """What a denoiser makes of a plan's inputs."""
+        condition = inputs["condition"]
+        observed = {"given": denoiser.observe(condition)}
+        if "scale" in inputs:
+            observed["blank"] = denoiser.observe(torch.zeros_like(condition))
+            observed["scale"] = inputs["scale"]
+        return observed | {name: inputs[name] for name in COMMITTED if name in inputs}
 
-def _observed(denoiser: Denoiser | NodeDenoiser, inputs: State) -> State:
-    condition = inputs["condition"]
-    observed = {"given": denoiser.observe(condition)}
-    if "scale" in inputs:
-        observed["blank"] = denoiser.observe(torch.zeros_like(condition))
-        observed["scale"] = inputs["scale"]
-    return observed | {name: inputs[name] for name in COMMITTED if name in inputs}
-
-
-def _bound(denoiser: Denoiser | NodeDenoiser, observed: State) -> BoundDenoise:
-    if "scale" in observed:
-        denoise = classifier_free(denoiser, observed["given"], observed["blank"], observed["scale"])
-    else:
-        denoise = denoiser.bind(observed["given"])
-    if "committed" in observed:
-        return committed(denoise, *(observed[name] for name in COMMITTED))
-    return denoise
+    def bound(self, denoiser: Denoiser, observed: State) -> BoundDenoise:
+        """A denoiser of an observed plan."""
+        if "scale" in observed:
+            denoise = classifier_free(denoiser, observed["given"], observed["blank"], observed["scale"])
+        else:
+            denoise = denoiser.bind(observed["given"])
+        if "committed" in observed:
+            return committed(denoise, *(observed[name] for name in COMMITTED))
+        return denoise

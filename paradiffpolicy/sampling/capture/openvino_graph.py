@@ -82,10 +82,8 @@ class ModelGraph:
             if translation is None or call.op._schema.is_mutable:
                 raise CaptureError(f"has an operation that isn't translated to OpenVINO ({call.op})")
             built = translation(self, call)
-            for tensor, value in zip(
-                call.outputs, built if isinstance(built, list) else [built], strict=True
-            ):
-                self._values[id(tensor)] = value
+            values = built if isinstance(built, list) else [built]
+            self._values |= zip(map(id, call.outputs), values, strict=True)
 
     def value(self, tensor: Tensor) -> Value:
         """The value of a tensor: part of the graph, or a constant."""

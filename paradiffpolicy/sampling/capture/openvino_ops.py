@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import openvino.opset13 as op
 import torch
 from torch import Tensor
 
-from .openvino_graph import TRANSLATIONS, ModelGraph, Value, translates
+from .openvino_graph import ModelGraph, Value, translates
 from .program import CaptureError
 from .tape import Call
 
@@ -35,81 +36,85 @@ def keeps_dims(call: Call) -> bool:
 
 # ---------------------------------------------------------------------------------- element by element
 
-for packet, build in {
-    aten.add: op.add,
-    aten.sub: op.subtract,
-    aten.mul: op.multiply,
-    aten.div: op.divide,
-    aten.minimum: op.minimum,
-    aten.maximum: op.maximum,
-    aten.remainder: op.floor_mod,
-    aten.pow: op.power,
-}.items():
 
-    def arithmetic(graph: ModelGraph, call: Call, build: Any = build) -> Value:
-        if call.kwargs.get("alpha", 1) != 1:
-            raise CaptureError(f"has an operation that isn't translated to OpenVINO ({call.op} with alpha)")
-        return build(*(graph.cast(arg, call.output.dtype) for arg in call.args[:2]))
+def elementwise(operands: Callable[[ModelGraph, Call], Iterable[Value]], builds: dict[Any, Any]) -> None:
+    """Registers operations that differ in what builds them from their operands."""
+    for packet, build in builds.items():
 
-    TRANSLATIONS[packet] = arithmetic
+        @translates(packet)
+        def built(graph: ModelGraph, call: Call, build: Any = build) -> Value:
+            return build(*operands(graph, call))
 
 
-@translates(aten.rsub)
-def reverse_subtract(graph: ModelGraph, call: Call) -> Value:
-    return op.subtract(*(graph.cast(arg, call.output.dtype) for arg in call.args[1::-1]))
+def of_output_type(graph: ModelGraph, call: Call) -> Iterable[Value]:
+    if call.kwargs.get("alpha", 1) != 1:
+        raise CaptureError(f"has an operation that isn't translated to OpenVINO ({call.op} with alpha)")
+    return (graph.cast(arg, call.output.dtype) for arg in call.args[:2])
 
 
-for packet, build in {
-    aten.eq: op.equal,
-    aten.ne: op.not_equal,
-    aten.lt: op.less,
-    aten.le: op.less_equal,
-    aten.gt: op.greater,
-    aten.ge: op.greater_equal,
-}.items():
+def of_common_type(graph: ModelGraph, call: Call) -> Iterable[Value]:
+    dtype = torch.result_type(*call.args[:2])
+    return (graph.cast(arg, dtype) for arg in call.args[:2])
 
-    def comparison(graph: ModelGraph, call: Call, build: Any = build) -> Value:
-        dtype = torch.result_type(*call.args[:2])
-        return build(*(graph.cast(arg, dtype) for arg in call.args[:2]))
 
-    TRANSLATIONS[packet] = comparison
+def of_bools(graph: ModelGraph, call: Call) -> Iterable[Value]:
+    if any(tensor.dtype is not torch.bool for tensor in call.inputs):
+        raise CaptureError(f"has an operation that isn't translated to OpenVINO ({call.op} of integers)")
+    return map(graph.value, call.inputs)
 
-for packet, build in {
-    aten.logical_and: op.logical_and,
-    aten.logical_or: op.logical_or,
-    aten.logical_not: op.logical_not,
-    aten.bitwise_and: op.logical_and,
-    aten.bitwise_or: op.logical_or,
-    aten.bitwise_not: op.logical_not,
-}.items():
 
-    def logic(graph: ModelGraph, call: Call, build: Any = build) -> Value:
-        if any(tensor.dtype is not torch.bool for tensor in call.inputs):
-            raise CaptureError(f"has an operation that isn't translated to OpenVINO ({call.op} of integers)")
-        return build(*(graph.value(arg) for arg in call.inputs))
-
-    TRANSLATIONS[packet] = logic
-
-for packet, build in {
-    aten.neg: op.negative,
-    aten.abs: op.abs,
-    aten.log: op.log,
-    aten.exp: op.exp,
-    aten.sqrt: op.sqrt,
-    aten.mish: op.mish,
-    aten.sigmoid: op.sigmoid,
-    aten.tanh: op.tanh,
-    aten.sin: op.sin,
-    aten.cos: op.cos,
-}.items():
-
-    def unary(graph: ModelGraph, call: Call, build: Any = build) -> Value:
-        return build(graph.value(call.args[0]))
-
-    TRANSLATIONS[packet] = unary
-
-for packet in (aten.alias, aten.detach, aten.clone, aten.contiguous):
-    TRANSLATIONS[packet] = lambda graph, call: graph.value(call.args[0])
+elementwise(
+    of_output_type,
+    {
+        aten.add: op.add,
+        aten.sub: op.subtract,
+        aten.rsub: lambda x, y: op.subtract(y, x),
+        aten.mul: op.multiply,
+        aten.div: op.divide,
+        aten.minimum: op.minimum,
+        aten.maximum: op.maximum,
+        aten.remainder: op.floor_mod,
+        aten.pow: op.power,
+    },
+)
+elementwise(
+    of_common_type,
+    {
+        aten.eq: op.equal,
+        aten.ne: op.not_equal,
+        aten.lt: op.less,
+        aten.le: op.less_equal,
+        aten.gt: op.greater,
+        aten.ge: op.greater_equal,
+    },
+)
+elementwise(
+    of_bools,
+    {
+        aten.logical_and: op.logical_and,
+        aten.logical_or: op.logical_or,
+        aten.logical_not: op.logical_not,
+        aten.bitwise_and: op.logical_and,
+        aten.bitwise_or: op.logical_or,
+        aten.bitwise_not: op.logical_not,
+    },
+)
+elementwise(
+    lambda graph, call: [graph.value(call.args[0])],
+    {
+        aten.neg: op.negative,
+        aten.abs: op.abs,
+        aten.log: op.log,
+        aten.exp: op.exp,
+        aten.sqrt: op.sqrt,
+        aten.mish: op.mish,
+        aten.sigmoid: op.sigmoid,
+        aten.tanh: op.tanh,
+        aten.sin: op.sin,
+        aten.cos: op.cos,
+        **dict.fromkeys((aten.alias, aten.detach, aten.clone, aten.contiguous), lambda value: value),
+    },
+)
 
 
 @translates(aten._to_copy)
@@ -236,27 +241,19 @@ def filled(graph: ModelGraph, call: Call) -> Value:
 # ------------------------------------------------------------------------------------------ reductions
 
 
-@translates(aten.sum)
-def sum_(graph: ModelGraph, call: Call) -> Value:
-    value = graph.cast(call.args[0], call.output.dtype)
-    return op.reduce_sum(value, graph.ints(*reduced_dims(call)), keeps_dims(call))
+for packet, reduce in {
+    aten.sum: op.reduce_sum,
+    aten.mean: op.reduce_mean,
+    aten.amax: op.reduce_max,
+    aten.amin: op.reduce_min,
+    aten.all: op.reduce_logical_and,
+    aten.any: op.reduce_logical_or,
+}.items():
 
-
-@translates(aten.mean)
-def mean(graph: ModelGraph, call: Call) -> Value:
-    return op.reduce_mean(graph.value(call.args[0]), graph.ints(*reduced_dims(call)), keeps_dims(call))
-
-
-@translates(aten.amax, aten.amin)
-def extreme(graph: ModelGraph, call: Call) -> Value:
-    build = op.reduce_max if call.op.overloadpacket is aten.amax else op.reduce_min
-    return build(graph.value(call.args[0]), graph.ints(*reduced_dims(call)), keeps_dims(call))
-
-
-@translates(aten.all, aten.any)
-def logical(graph: ModelGraph, call: Call) -> Value:
-    build = op.reduce_logical_and if call.op.overloadpacket is aten.all else op.reduce_logical_or
-    return build(graph.value(call.args[0]), graph.ints(*reduced_dims(call)), keeps_dims(call))
+    @translates(packet)
+    def reduction(graph: ModelGraph, call: Call, reduce: Any = reduce) -> Value:
+        value = graph.cast(call.args[0], call.output.dtype)
+        return reduce(value, graph.ints(*reduced_dims(call)), keeps_dims(call))
 
 
 @translates(aten.linalg_vector_norm)
@@ -290,20 +287,12 @@ def gather(graph: ModelGraph, call: Call) -> Value:
     return op.gather_elements(graph.value(x), graph.value(index), from_zero(dim, x))
 
 
-@translates(aten.scatter)
+@translates(aten.scatter, aten.index_copy)
 def scatter(graph: ModelGraph, call: Call) -> Value:
     x, dim, index, source = call.args
-    values = graph.cast(source, x.dtype)
-    return op.scatter_elements_update(
-        graph.value(x), graph.value(index), values, graph.axis(from_zero(dim, x))
-    )
-
-
-@translates(aten.index_copy)
-def index_copy(graph: ModelGraph, call: Call) -> Value:
-    x, dim, index, source = call.args
+    build = op.scatter_update if call.op.overloadpacket is aten.index_copy else op.scatter_elements_update
     axis = graph.axis(from_zero(dim, x))
-    return op.scatter_update(graph.value(x), graph.value(index), graph.value(source), axis)
+    return build(graph.value(x), graph.value(index), graph.cast(source, x.dtype), axis)
 
 
 # ------------------------------------------------------------------------------------ linear algebra
