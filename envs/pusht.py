@@ -137,7 +137,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         self.render_size = render_size
         self._goal = placed_t(*GOAL_POSE)
         self._window: pygame.Surface | None = None
-        self._last_action: NDArray[np.float64] | None = None
+        self._last_action: pymunk.Vec2d | None = None
         self._n_contacts = 0
 
     def reset(
@@ -146,8 +146,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         super().reset(seed=seed)
         state = (options or {}).get("state")
         if state is None:
-            draw_seed = seed if seed is not None else int(self.np_random.integers(2**31))
-            state = self.initial_state(draw_seed)
+            state = self.initial_state(seed if seed is not None else int(self.np_random.integers(2**31)))
         state = np.asarray(state, dtype=np.float64)
         if state.shape != (5,) or not np.isfinite(state).all():
             raise ValueError(f"state must be 5 finite numbers (pusher x, y, block x, y, angle), got {state}")
@@ -158,8 +157,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         # overlap, so the state is set once more.
         self._space.step(1 / PHYSICS_HZ)
         self._place(state)
-        self._last_action = None
-        self._n_contacts = 0
+        self._last_action, self._n_contacts = None, 0
         if self.render_mode == "human":
             self.render()
         return self._observe(), self._info()
@@ -176,9 +174,8 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         target = pymunk.Vec2d(float(action[0]), float(action[1]))
         if not (math.isfinite(target.x) and math.isfinite(target.y)):
             raise ValueError(f"action must be two finite numbers, got {action}")
-        dt = 1 / PHYSICS_HZ
-        self._n_contacts = 0
-        self._last_action = np.array([target.x, target.y])
+        dt, self._n_contacts = 1 / PHYSICS_HZ, 0
+        self._last_action = target
         for _ in range(self._substeps):
             acceleration = K_P * (target - self._pusher.position) - K_V * self._pusher.velocity
             self._pusher.velocity += acceleration * dt
@@ -228,10 +225,9 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
 
     def _observation(self, obs_type: str) -> tuple[Callable[[], Any], spaces.Space[Any]]:
         """The function that observes, and the space of its observations."""
-        angle = 2 * np.pi
         pusher = spaces.Box(0.0, float(WORLD), (2,), np.float64)
         image = spaces.Box(0, 255, (96, 96, 3), np.uint8)
-        high = np.array([WORLD, WORLD, WORLD, WORLD, angle], dtype=np.float64)
+        high = np.array([WORLD, WORLD, WORLD, WORLD, 2 * np.pi])
         # The block's keypoints can pass the walls by the T's length.
         reach = np.full(20, 150.0)
         kinds: dict[str, tuple[Callable[[], Any], spaces.Space[Any]]] = {
@@ -269,8 +265,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         space.add(self._pusher, pymunk.Circle(self._pusher, PUSHER_RADIUS))
 
         # The stem's moment is computed from the bar's outline, as the original does.
-        inertia = 2 * pymunk.moment_for_poly(1, BAR)
-        self._block = pymunk.Body(1, inertia)
+        self._block = pymunk.Body(1, 2 * pymunk.moment_for_poly(1, BAR))
         bar, stem = pymunk.Poly(self._block, BAR), pymunk.Poly(self._block, STEM)
         self._block.center_of_gravity = (bar.center_of_gravity + stem.center_of_gravity) / 2
         space.add(self._block, bar, stem)
@@ -291,11 +286,9 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     def _draw(self) -> pygame.Surface:
         surface = pygame.Surface((WORLD, WORLD))
         surface.fill(COLORS["background"])
-        for part in (BAR, STEM):
-            pygame.draw.polygon(surface, COLORS["goal"], to_world(np.array(part), *GOAL_POSE).tolist())
-        for part in (BAR, STEM):
-            points = to_world(np.array(part), *self._block.position, self._block.angle)
-            pygame.draw.polygon(surface, COLORS["block"], points.tolist())
+        for color, pose in (("goal", GOAL_POSE), ("block", (*self._block.position, self._block.angle))):
+            for part in (BAR, STEM):
+                pygame.draw.polygon(surface, COLORS[color], to_world(np.array(part), *pose).tolist())
         pygame.draw.rect(surface, COLORS["wall"], pygame.Rect(3, 3, 506, 506), width=4)
         pygame.draw.circle(surface, COLORS["pusher"], tuple(self._pusher.position), PUSHER_RADIUS)
         if self._last_action is not None:

@@ -27,15 +27,21 @@ def deltas(env, n, seed=0):
 
 
 def episode_and_picture():
-    """States after a few random actions in Lift, what was loaded of OpenGL until then, and a picture, if it
-    can be drawn; another process imports only this module for it."""
+    """States after a few random actions in Lift; what was loaded of OpenGL until then; why a picture can't be
+    drawn with each of the variables for it; and a picture without them, if it can be drawn.
+
+    Another process imports only this module for it.
+    """
     env = shared_env("lift", "delta")
     env.reset(seed=7)
     for action in deltas(env, 15):
         *_, info = env.step(action)
-    loaded = sorted({"OpenGL", "mujoco.egl", "mujoco.osmesa"} & set(sys.modules))
-    loaded += ["MUJOCO_GL"] * ("MUJOCO_GL" in os.environ)
-    try:
-        return info["states"], loaded, env.picture(96)
-    except MissingGLError:
-        return info["states"], loaded, None
+    loaded, reasons = sorted({"OpenGL", "mujoco.egl", "mujoco.osmesa"} & set(sys.modules)), {}
+    for name in ("MUJOCO_GL", "MUJOCO_EGL_DEVICE_ID", ""):
+        try:
+            picture = env.picture(96)
+            break
+        except MissingGLError as error:
+            reasons[name], picture = str(error), None
+        os.environ.pop(name, None)
+    return info["states"], loaded, reasons, picture

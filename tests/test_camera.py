@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import threading
 import warnings
 
@@ -45,9 +46,12 @@ class TestWithoutOpenGL:
         monkeypatch.setattr(camera, "_is_there", lambda library: library in installed)
         assert camera.choose_kind() == kind
 
-    def test_mujoco_gl_is_obeyed(self, monkeypatch):
+    def test_mujoco_gl_is_obeyed_or_named(self, monkeypatch):
         monkeypatch.setenv("MUJOCO_GL", "OSMesa")
         assert camera.choose_kind() == "osmesa"
+        monkeypatch.setenv("MUJOCO_GL", "off")
+        with pytest.raises(MissingGLError, match="MUJOCO_GL=off: unset it, or set one of egl, osmesa, glfw"):
+            camera.choose_kind()
 
 
 pytest.importorskip("robosuite", reason="robosuite isn't installed")
@@ -180,6 +184,31 @@ def test_any_thread_may_draw(lift):
     thread.start()
     thread.join()
     np.testing.assert_array_equal(pictures[0], pictures[1])
+
+
+def test_a_forked_process_says_that_it_cannot_draw(lift):
+    """OpenGL would wait for ever there; physics go on, and nothing is freed."""
+    lift.reset(seed=0)
+    lift.picture(SIZE)
+    here, there = multiprocessing.get_context("fork").Pipe()
+
+    def child():
+        lift.step(np.zeros(7))
+        try:
+            lift.picture(SIZE)
+        except MissingGLError as error:
+            there.send(str(error))
+        lift._camera.close()
+        there.send("closed")
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    try:
+        assert here.poll(30) and "forked" in (message := here.recv()) and "context='spawn'" in message
+        assert here.poll(30) and here.recv() == "closed"
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_pictures_may_be_large(lift):

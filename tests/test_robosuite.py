@@ -104,16 +104,23 @@ def test_a_snapshot_is_exact(delta_env):
 
 
 def test_another_process_sees_and_draws_the_same_episode(monkeypatch):
-    """Until it draws, it loads nothing of OpenGL, and robosuite doesn't choose ``MUJOCO_GL`` for it."""
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        states, loaded, picture = pool.apply(episode_and_picture)
+    """Variables for drawing, however wrong, don't matter until it draws; then they are named."""
     here = episode_and_picture()
+    for name, value in {
+        "MUJOCO_GL": "elg",
+        "MUJOCO_EGL_DEVICE_ID": "77",
+        "CUDA_VISIBLE_DEVICES": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        states, loaded, reasons, picture = pool.apply(episode_and_picture)
     np.testing.assert_array_equal(states, here[0])
     assert loaded == []
-    if picture is None:
+    assert "can't be drawn with MUJOCO_GL=elg: unset it" in reasons["MUJOCO_GL"]
+    if here[-1] is None:
         pytest.skip("pictures can't be drawn here")
-    np.testing.assert_array_equal(picture, here[2])
+    assert "unset MUJOCO_EGL_DEVICE_ID (it is 77)" in reasons["MUJOCO_EGL_DEVICE_ID"]
+    np.testing.assert_array_equal(picture, here[-1])
 
 
 def test_observations_are_of_now(delta_env):

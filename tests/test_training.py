@@ -25,7 +25,7 @@ from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.policy import Policy, spec_sampler
 from paradiffpolicy.task import ObservationField
 from paradiffpolicy.training.environment import check_env
-from paradiffpolicy.training.train import Trainer, TrainSettings, learning_rate_at
+from paradiffpolicy.training.train import Trainer, TrainSettings
 
 from .conftest import TINY, make_toy_store
 
@@ -197,7 +197,7 @@ def test_bad_settings_are_named(changes, message):
 
 def test_learning_rate_warms_up_and_falls_to_nothing():
     settings = TrainSettings(n_steps=100, learning_rate=1.0, warmup_steps=10)
-    rates = [learning_rate_at(step, settings) for step in range(100)]
+    rates = [settings.learning_rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
     assert rates[55] == pytest.approx(0.5) and rates[99] < 0.001
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))

@@ -1,7 +1,7 @@
 """Pictures of a MuJoCo scene, drawn without a screen by EGL or OSMesa.
 
 OpenGL is loaded at the first picture.  A process has one OpenGL context, which all its cameras share, and
-which is current only while one of them draws: they may draw in any thread.
+which is current only while one of them draws: they may draw in any thread, but not in a forked process.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri, or libosmesa6"
 LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
 """Names of the libraries, by ``MUJOCO_GL``'s name, in the order of preference."""
+WINDOWS, ON = ("glfw", "glx"), ("", "enable", "enabled", "on", "true", "1")
+"""Other values of ``MUJOCO_GL``: for windows, and for any library."""
+VARIABLES = "MUJOCO_GL", "MUJOCO_EGL_DEVICE_ID", "PYOPENGL_PLATFORM"
+"""Of the environment: they decide how pictures are drawn."""
+REMEDY = (
+    "install libegl1 libegl-mesa0 libgl1-mesa-dri, or libosmesa6 (Debian's names), or do without pictures"
+)
 
 
 class MissingGLError(ImportError):
-    """Neither EGL nor OSMesa can be used."""
+    """Pictures can't be drawn."""
 
 
 class GLContext:
@@ -37,22 +43,39 @@ class GLContext:
         kind: ``egl`` or ``osmesa``; otherwise MuJoCo chooses, as on machines that aren't Linux.
 
     Raises:
-        MissingGLError: the context can't be made.
+        MissingGLError: the context can't be made; or, entering it, this process was forked from its own.
     """
 
     def __init__(self, kind: str) -> None:
+        own = {name: os.environ[name] for name in VARIABLES if name in os.environ}
         try:
             module = importlib.import_module(f"mujoco.{kind if kind in LIBRARIES else 'gl_context'}")
             self._context = module.GLContext(64, 64)  # scenes are drawn into buffers of their own
         except Exception as error:  # each library raises its own
             cause = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise MissingGLError(f"pictures can't be drawn with {kind or 'OpenGL'} ({cause}): {_advice()}")
+            unset = "".join(f"unset {name} (it is {value}), or " for name, value in own.items())
+            raise MissingGLError(
+                f"pictures can't be drawn with {kind or 'OpenGL'} ({cause}): {unset}{REMEDY}"
+            )
+        finally:
+            if "PYOPENGL_PLATFORM" not in own:  # left by an attempt, it would refuse others
+                os.environ.pop("PYOPENGL_PLATFORM", None)
         self._release = _release(kind, module)
-        self._lock = threading.Lock()
+        self._lock, self._process = threading.Lock(), os.getpid()
         # At the process's exit the library may have ended before, and freeing would raise.
         atexit.register(setattr, self._context, "_context", None)
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process was forked from the context's: OpenGL would wait for its threads for ever."""
+        return os.getpid() != self._process
+
     def __enter__(self) -> GLContext:
+        if self.is_forked:
+            raise MissingGLError(
+                "this process was forked from one that has drawn, and OpenGL doesn't survive that: start it "
+                "with spawn, as AsyncVectorEnv(..., context='spawn')"
+            )
         self._lock.acquire()
         try:
             self._context.make_current()
@@ -79,25 +102,26 @@ def _release(kind: str, module: Any) -> Callable[[], object]:
     return lambda: None
 
 
-def _advice() -> str:
-    return f"install {PACKAGES} (Debian's names), or do without pictures"
-
-
 def choose_kind() -> str:
     """Chooses by ``MUJOCO_GL``, or else the first library that is installed.
 
     The choice comes before loading: a process that has loaded one of them can't load the other.
 
     Raises:
-        MissingGLError: no library is installed.
+        MissingGLError: no library is installed, or ``MUJOCO_GL`` names none.
     """
     wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
-    if wanted or platform.system() != "Linux":
+    if platform.system() != "Linux" or wanted in (*LIBRARIES, *WINDOWS):
         return wanted
+    if wanted not in ON:
+        known = ", ".join((*LIBRARIES, *WINDOWS))
+        raise MissingGLError(
+            f"pictures can't be drawn with MUJOCO_GL={wanted}: unset it, or set one of {known}"
+        )
     for kind, names in LIBRARIES.items():
         if any(_is_there(name) for name in names):
             return kind
-    raise MissingGLError(f"pictures need EGL or OSMesa: {_advice()}")
+    raise MissingGLError(f"pictures need EGL or OSMesa: {REMEDY}")
 
 
 def _is_there(library: str) -> bool:
@@ -108,18 +132,9 @@ def _is_there(library: str) -> bool:
     return True
 
 
-def gl_context() -> GLContext:
-    """This process's OpenGL context.
-
-    Raises:
-        MissingGLError: it can't be made.
-    """
-    return _gl_context_of(os.getpid())
-
-
 @functools.cache
-def _gl_context_of(process: int) -> GLContext:
-    """A forked process can't use its parent's."""
+def gl_context() -> GLContext:
+    """This process's OpenGL context.  Raises ``MissingGLError`` if it can't be made."""
     return GLContext(choose_kind())
 
 
@@ -157,7 +172,7 @@ class Camera:
             size: in pixels.
 
         Raises:
-            MissingGLError: neither EGL nor OSMesa can be used.
+            MissingGLError: it can't be drawn.
             ValueError: the scene has no camera of that name.
         """
         import mujoco
@@ -201,7 +216,7 @@ class _Drawing:
             try:
                 self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
             except mujoco.FatalError as error:  # as GLFW without a screen
-                raise MissingGLError(f"pictures can't be drawn ({error}): {_advice()}")
+                raise MissingGLError(f"pictures can't be drawn ({error}): {REMEDY}")
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         # Also without close(), but not at the process's exit: OpenGL is gone by then.
         self.free = weakref.finalize(self, _free, self._gl, self._context)
@@ -226,5 +241,6 @@ class _Drawing:
 
 
 def _free(gl: GLContext, context: Any) -> None:
-    with gl:
-        context.free()
+    if not gl.is_forked:
+        with gl:
+            context.free()

@@ -13,10 +13,11 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from .camera import Camera, View
-from .rotation import absolute_action, pose_action
-from .simulation import Pose, Simulation, Snapshot, import_robosuite
+from .rotation import pose_action, six_d
+from .simulation import Simulation, Snapshot, import_robosuite
 
 PHYSICS_HZ = 500
 CONTROL_HZ = 20
@@ -26,8 +27,6 @@ WORKSPACE = 1.5
 """Metres: absolute actions are kept within this distance of the origin, in each coordinate."""
 IMAGE_SIZE = 84
 """Pixels, of observed pictures."""
-ROBOMIMIC_TYPE = 1
-"""robosuite's number in robomimic's ``env_args``."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +61,19 @@ def observation_keys(n_arms: int) -> list[str]:
     return ["object", *(f"robot{arm}_{part}" for arm in range(n_arms) for part in parts)]
 
 
-def camera_names(task: RobosuiteTask) -> list[str]:
-    """Names of the cameras of robomimic's image observation."""
-    return [*task.cameras, *(f"robot{arm}_eye_in_hand" for arm in range(task.n_arms))]
+def env_kwargs(task: RobosuiteTask, action_type: str, control_hz: float) -> dict[str, Any]:
+    """The task's arguments of ``robosuite.make``; robomimic's ``env_kwargs``.
 
-
-def controller(input_type: str) -> dict[str, Any]:
-    """robosuite's operational-space controller, with goals in the world's frame as robomimic's are.
-
-    Args:
-        input_type: ``absolute`` or ``delta``.
+    The operational-space controller's goals are in the world's frame, as robomimic's are.
     """
+    import_robosuite()
     from robosuite.controllers import load_composite_controller_config
 
     config = load_composite_controller_config(controller="BASIC")
-    arm = config["body_parts"]["right"] | {"input_type": input_type, "input_ref_frame": "world"}
-    return {**config, "body_parts": {"right": arm}}
-
-
-def env_kwargs(task: RobosuiteTask, action_type: str, control_hz: float) -> dict[str, Any]:
-    """The task's arguments of ``robosuite.make``; robomimic's ``env_kwargs``."""
-    import_robosuite()
+    arm = config["body_parts"]["right"] | {"input_type": action_type, "input_ref_frame": "world"}
     return {
         "robots": ["Panda"] * task.n_arms,
-        "controller_configs": controller(action_type),
+        "controller_configs": {**config, "body_parts": {"right": arm}},
         "has_renderer": False,
         "has_offscreen_renderer": False,
         "use_camera_obs": False,
@@ -150,11 +138,9 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         self.task, self.action_type, self.control_hz = task, action_type, float(control_hz)
         self.metadata = {**self.metadata, "render_fps": control_hz}
         self.render_mode, self.render_size = render_mode, render_size
-        self._camera = Camera()
-        self._n_arms = TASKS[task].n_arms
+        self._camera, self._n_arms = Camera(), TASKS[task].n_arms
         self._keys = observation_keys(self._n_arms)
-        kwargs = env_kwargs(TASKS[task], action_type, control_hz)
-        self.simulation = Simulation(TASKS[task].name, kwargs)
+        self.simulation = Simulation(TASKS[task].name, env_kwargs(TASKS[task], action_type, control_hz))
         self._observe, self.observation_space = self._observation(obs_type)
         arm = [WORKSPACE] * 3 + [1.0] * 7 if action_type == "absolute" else [1.0] * 7
         self._bound = np.array(arm * self._n_arms)
@@ -164,19 +150,21 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     @property
     def env_args(self) -> dict[str, Any]:
         """robomimic's description of this environment."""
-        version = str(import_robosuite().__version__)
-        name, kwargs = self.simulation.name, self.simulation.kwargs
-        return {"env_name": name, "env_version": version, "type": ROBOMIMIC_TYPE, "env_kwargs": kwargs}
+        return {
+            "env_name": self.simulation.name,
+            "env_version": str(import_robosuite().__version__),
+            "type": 1,  # robosuite's number in robomimic
+            "env_kwargs": self.simulation.kwargs,
+        }
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        options = options or {}
         self._grippers = np.full(self._n_arms, -1.0)
-        if "snapshot" in options:
+        if options and "snapshot" in options:
             self.simulation.restore(options["snapshot"])
-        elif "states" in options:
+        elif options and "states" in options:
             self.simulation.reset_to(options["model"], np.asarray(options["states"]))
         else:
             self.simulation.reset(seed if seed is not None else int(self.np_random.integers(2**31)))
@@ -189,8 +177,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
             raise ValueError(f"action must be {len(self._bound)} finite numbers, got {action}")
         self._grippers = action.reshape(self._n_arms, -1)[:, -1].clip(-1, 1)
         self.simulation.step(self.command(action))
-        success = self.simulation.success
-        info = self._info()
+        success, info = self.simulation.success, self._info()
         return self._observe(info), float(success), success, False, info
 
     def save(self) -> Snapshot:
@@ -202,7 +189,8 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         """The action that keeps the hands where they are, ``[A]``."""
         if self.action_type == "delta":
             return np.concatenate([[*np.zeros(6), gripper] for gripper in self._grippers])
-        return absolute_of(self.simulation.hands(), self._grippers)
+        hands = zip(self.simulation.hands(), self._grippers, strict=True)
+        return np.concatenate([[*p, *six_d(Rotation.from_matrix(r)), gripper] for (p, r), gripper in hands])
 
     def render(self) -> NDArray[np.uint8]:
         """``[render_size, render_size, 3]``."""
@@ -220,9 +208,8 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         """The action in the form of robosuite's controllers."""
         if self.action_type == "delta":
             return action
-        kept = action.clip(-self._bound, self._bound)
-        arms = kept.reshape(self._n_arms, 10)
-        arms[:, 3:9] = action.reshape(self._n_arms, 10)[:, 3:9]  # only their directions count
+        arms = action.clip(-self._bound, self._bound).reshape(-1, 10)
+        arms[:, 3:9] = action.reshape(-1, 10)[:, 3:9]  # only their directions count
         return pose_action(arms.reshape(-1))
 
     def _info(self) -> dict[str, Any]:
@@ -240,7 +227,8 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
             return spaces.Box(-REACH, REACH, (sum(len(seen[key]) for key in keys),), np.float64)
 
         seen, arms = self.simulation.observations(), self._keys[1:]
-        views = {f"{view}_image": view for view in camera_names(TASKS[self.task])}
+        in_hands = (f"robot{arm}_eye_in_hand" for arm in range(self._n_arms))
+        views = {f"{view}_image": view for view in (*TASKS[self.task].cameras, *in_hands)}
         picture = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         kinds: dict[str, tuple[Callable[[Mapping[str, Any]], Any], spaces.Space[Any]]] = {
             "lowdim": (lambda info: np.concatenate([info[key] for key in self._keys]), box(*self._keys)),
@@ -255,14 +243,3 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         if obs_type not in kinds:
             raise ValueError(f"{obs_type=} must be one of {sorted(kinds)}")
         return kinds[obs_type]
-
-
-def absolute_of(poses: list[Pose], grippers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The absolute action ``[10 n]`` for a pose and a gripper command per arm."""
-    from scipy.spatial.transform import Rotation
-
-    arms = [
-        [*position, *Rotation.from_matrix(rotation).as_rotvec(), gripper]
-        for (position, rotation), gripper in zip(poses, grippers, strict=True)
-    ]
-    return absolute_action(np.concatenate(arms))

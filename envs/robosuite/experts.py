@@ -125,7 +125,6 @@ class Nut:
 
     @property
     def position(self) -> NDArray[np.float64]:
-        """``[3]``."""
         return self.scene.position("SquareNut")
 
     @property
@@ -134,7 +133,6 @@ class Nut:
 
     @property
     def handle(self) -> NDArray[np.float64]:
-        """``[3]``."""
         return self.position + self.turn.apply(NUT_HANDLE)
 
     @property

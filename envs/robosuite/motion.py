@@ -34,23 +34,14 @@ FINGERS = np.array([1.0, 0.0, 0.0])
 
 @dataclass(frozen=True)
 class Target:
-    """Where the hand should go.
+    """Where the hand should go."""
 
-    Attributes:
-        position: ``[3]``, metres.
-        rotation: of the hand.
-        gripper: ``OPEN`` or ``CLOSED``.
-        steady: with less noise, since precision matters.
-        eager: factor on the manner's gains.
-        hurry: share of ``MAX_TURN`` that it is turned ahead at most.
-    """
-
-    position: NDArray[np.float64]
+    position: NDArray[np.float64]  # [3], metres
     rotation: Rotation
-    gripper: float
-    steady: bool = False
-    eager: float = 1.0
-    hurry: float = 1.0
+    gripper: float  # OPEN or CLOSED
+    steady: bool = False  # with less noise, since precision matters
+    eager: float = 1.0  # factor on the manner's gains
+    hurry: float = 1.0  # share of MAX_TURN that it is turned ahead at most
 
 
 @dataclass
@@ -88,32 +79,19 @@ class SceneView:
 
 @dataclass(frozen=True)
 class Manner:
-    """How an episode is carried out: fast or slow, high or low, steady or shaky.
+    """How an episode is carried out: fast or slow, high or low, steady or shaky.  Lengths are in metres."""
 
-    Attributes:
-        gain, turn_gain: shares of the way to the target that a goal is ahead.
-        top_speed: share of ``MAX_STEP`` that a goal is ahead at most.
-        noise: of goals, as a share of ``MAX_STEP``.
-        hover: metres above an object before going down to it.
-        lift: metres.
-        aside: metres ``[2]`` by which it is off where that doesn't matter.
-        grasp: metres from where it should be, at which the hand closes.
-        arrive: metres aside of a bin's middle, at which the hand goes down into it.
-        release: metres, the height at which it lets go there.
-        askew: radians that the hand is turned away from a cube's sides.
-    """
-
-    gain: float
-    turn_gain: float
-    top_speed: float
-    noise: float
-    hover: float
+    gain: float  # share of the way to the target that a goal is ahead
+    turn_gain: float  # the same of its rotation
+    top_speed: float  # share of MAX_STEP that a goal is ahead at most
+    noise: float  # of goals, as a share of MAX_STEP
+    hover: float  # above an object before going down to it
     lift: float
-    aside: NDArray[np.float64]
-    grasp: float
-    arrive: float
-    release: float
-    askew: float
+    aside: NDArray[np.float64]  # [2], by which it is off where that doesn't matter
+    grasp: float  # from where it should be, at which the hand closes
+    arrive: float  # aside of a bin's middle, at which the hand goes down into it
+    release: float  # the height at which it lets go there
+    askew: float  # radians that the hand is turned away from a cube's sides
 
     @staticmethod
     def draw(rng: np.random.Generator, noise: tuple[float, float]) -> Manner:
@@ -163,8 +141,7 @@ class Expert:
 
         ``rng`` draws manner, start and noise.
         """
-        self._rng, self._manner = rng, Manner.draw(rng, self.noise)
-        self._scene = SceneView(look(env))
+        self._rng, self._manner, self._scene = rng, Manner.draw(rng, self.noise), SceneView(look(env))
         self._targets: Iterator[Target]
         if self.start is not None and rng.random() < 0.5:
             self._targets = itertools.repeat(self.start(self._scene, rng))
@@ -182,9 +159,8 @@ class Expert:
         ahead = target.eager * manner.gain * (target.position - scene.hand) / MAX_STEP
         # Slower along the same direction, rather than each coordinate for itself.
         ahead *= min(1.0, manner.top_speed / max(1e-9, float(np.abs(ahead).max())))
-        turn = (
-            target.eager * manner.turn_gain * (target.rotation * scene.rotation.inv()).as_rotvec() / MAX_TURN
-        )
+        to_turn = (target.rotation * scene.rotation.inv()).as_rotvec()
+        turn = target.eager * manner.turn_gain * to_turn / MAX_TURN
         noise = manner.noise * (0.3 if target.steady else 1.0)
         ahead = ahead + rng.normal(0, noise, 3)
         turn = (turn + rng.normal(0, 0.3 * noise, 3)).clip(-target.hurry, target.hurry)

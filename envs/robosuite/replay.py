@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,22 +91,30 @@ def modern_model(model: str) -> str:
     return ElementTree.tostring(scene, encoding="unicode")
 
 
+def _visited(simulation: Simulation, model: str, states: NDArray[np.float64]) -> Iterator[int]:
+    """Places the simulation in one recorded state after the other, and yields its index.
+
+    Raises:
+        ValueError: the model can't be built, or a state is of another size.
+    """
+    simulation.reset_to(modern_model(model), states[0])
+    for step, state in enumerate(states):
+        simulation.place(state)
+        yield step
+
+
 def to_poses(
     simulation: Simulation, model: str, states: NDArray[np.float64], actions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Converts actions ``[N, 7 n]``, of the simulation's kind, to the poses ``[N, 7 n]`` of their goals.
 
     Raises:
-        ValueError: the model can't be built, a state or action is of another size, or actions aren't poses
-            and gripper commands.
+        ValueError: a state isn't one of the model, or actions aren't poses and gripper commands.
     """
-    simulation.reset_to(modern_model(model), states[0])
     poses = np.array(actions, dtype=np.float64)
-    for step, state in enumerate(states):
-        simulation.place(state)
+    for step in _visited(simulation, model, states):
         simulation.pursue(np.asarray(actions[step], dtype=np.float64))
-        arms = poses[step].reshape(-1, 7)
-        for arm, (position, rotation) in zip(arms, simulation.goals_in_world(), strict=True):
+        for arm, (position, rotation) in zip(poses[step].reshape(-1, 7), simulation.goals(), strict=True):
             arm[:3], arm[3:6] = position, Rotation.from_matrix(rotation).as_rotvec()
     return poses
 
@@ -121,15 +129,10 @@ def to_deltas(
     Raises:
         ValueError: as ``to_poses``.
     """
-    simulation.reset_to(modern_model(model), states[0])
-    simulation.require_pose_actions()
-    if poses.shape[1] != simulation.action_dim:
-        raise ValueError(
-            f"poses have {poses.shape[1]} numbers per step, the controller takes {simulation.action_dim}"
-        )
     deltas = np.array(poses, dtype=np.float64)
-    for step, state in enumerate(states):
-        simulation.place(state)
+    for step in _visited(simulation, model, states):
+        simulation.require_pose_actions()
+        simulation.require_size(deltas[step].shape)
         arms = deltas[step].reshape(-1, 7)
         goals = [(arm[:3], Rotation.from_rotvec(arm[3:6]).as_matrix()) for arm in arms.copy()]
         for arm, delta in zip(arms, simulation.deltas_to(goals), strict=True):
@@ -143,17 +146,9 @@ def to_deltas(
 def hands_at(
     simulation: Simulation, model: str, states: NDArray[np.float64]
 ) -> list[list[NDArray[np.float64]]]:
-    """The hand's position ``[3]``, per state and arm.
-
-    Raises:
-        ValueError: the model can't be built, or a state is of another size.
-    """
-    simulation.reset_to(modern_model(model), states[0])
-    found = []
-    for state in states:
-        simulation.place(state)
-        found.append([position for position, _ in simulation.hands()])
-    return found
+    """The hand's position ``[3]``, per state and arm.  Raises ``ValueError`` as ``to_poses``."""
+    visited = _visited(simulation, model, states)
+    return [[position for position, _ in simulation.hands()] for _ in visited]
 
 
 def observations_at(
@@ -162,18 +157,15 @@ def observations_at(
     """Observations ``[N, ...]`` by key in recorded states.
 
     Raises:
-        ValueError: as ``hands_at``; a key isn't observed.
+        ValueError: as ``to_poses``; a key isn't observed.
     """
-    simulation.reset_to(modern_model(model), states[0])
-    known = simulation.observations()
-    for key in keys:
-        if key not in known:
-            raise ValueError(f"the environment has no observation {key!r}; it has {', '.join(sorted(known))}")
     rows: dict[str, list[NDArray[np.float64]]] = {key: [] for key in keys}
-    for state in states:
-        simulation.place(state)
+    for _ in _visited(simulation, model, states):
         seen = simulation.observations()
         for key in keys:
+            if key not in seen:
+                known = ", ".join(sorted(seen))
+                raise ValueError(f"the environment has no observation {key!r}; it has {known}")
             rows[key].append(seen[key])
     return {key: np.stack(values) for key, values in rows.items()}
 
@@ -198,10 +190,6 @@ def follow(
 
 
 def _follow(simulation: Simulation, states: NDArray[np.float64], actions: NDArray[np.float64]) -> Followed:
-    if actions.shape[1] != simulation.action_dim:
-        raise ValueError(
-            f"actions have {actions.shape[1]} numbers per step, the controller takes {simulation.action_dim}"
-        )
     positions = slice(1, 1 + simulation.mujoco_model.nq)
     error, success = [], False
     for step, action in enumerate(actions):

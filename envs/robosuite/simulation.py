@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .stepping import Step, lean_step
+from .camera import VARIABLES
+from .stepping import LeanStep, fits
 
 SETUP = "scripts/setup robosuite, or pip install 'paradiffpolicy[robosuite]'"
-
 
 Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Position ``[3]`` and rotation matrix ``[3, 3]``."""
@@ -89,21 +89,23 @@ class Simulation:
         self._forget_derived()
 
     def step(self, action: NDArray[np.float64]) -> float:
-        """Takes a control step; returns the reward after it.
+        """Takes a control step with the controllers' action ``[action_dim]``; returns the reward after it."""
+        import mujoco
 
-        Args:
-            action: ``[action_dim]``, the controllers'.
-
-        Raises:
-            ValueError: it has another size.
-        """
         action = np.array(action, dtype=np.float64)
-        if action.shape != (self.action_dim,):
-            raise ValueError(f"an action of {action.shape}; the controllers take {self.action_dim} numbers")
+        self.require_size(action.shape)
         self._advance(action)
-        # Physics have integrated positions, but not yet computed where bodies are.
-        self._settle()
+        # Physics have integrated positions, but not yet computed where bodies are, which changes no future.
+        mujoco.mj_kinematics(self.mujoco_model, self.mujoco_data)
         return float(self._env.reward(action))
+
+    def require_size(self, shape: tuple[int, ...]) -> None:
+        """Raises ``ValueError`` unless it is the shape of an action."""
+        if shape != (self.action_dim,):
+            numbers = " x ".join(map(str, shape))
+            raise ValueError(
+                f"an action has {numbers} numbers; the controllers take {self.action_dim} numbers"
+            )
 
     def observations(self) -> dict[str, NDArray[np.float64]]:
         """All of robosuite's observations as of now, by name; and robomimic's ``object``, all those of
@@ -120,12 +122,10 @@ class Simulation:
 
     @property
     def success(self) -> bool:
-        """Whether the task is done."""
         return bool(self._env._check_success())
 
     @property
     def action_dim(self) -> int:
-        """Numbers in an action."""
         return int(self._env.action_dim)
 
     @property
@@ -150,8 +150,12 @@ class Simulation:
         return self._env.sim.data._data
 
     def goals(self) -> list[Pose]:
-        """Each controller's goal, in its frame."""
-        return [(np.array(part.goal_pos), np.array(part.goal_ori)) for _, _, part in self._arms()]
+        """Each controller's goal, in the world."""
+        poses = []
+        for _, _, part in self._arms():
+            origin, turn = _frame(part)
+            poses.append((origin + turn @ part.goal_pos, turn @ part.goal_ori))
+        return poses
 
     def hands(self) -> list[Pose]:
         """Each arm's hand (the site that its controller moves), in the world."""
@@ -168,28 +172,19 @@ class Simulation:
         Raises:
             ValueError: the model can't be built, or the state is of another size.
         """
-        self._load(model)
-        self.place(states)
+        self.reset_to_standard_posture(model, states)
         for _, _, part in self._arms():
             # Null spaces prefer an episode's first posture, so a replay from the start needs it.
             part.update_initial_joints(self.mujoco_data.qpos[part.qpos_index])
 
     def reset_to_standard_posture(self, model: str, states: NDArray[np.float64]) -> None:
-        """Goes to a recorded state as ``reset_to``, but null spaces prefer the robot's standard posture:
-        for episodes that started with such a reset themselves, as robosuite's and robomimic's tools record.
-
-        Raises:
-            ValueError: as ``reset_to``.
-        """
+        """``reset_to``, but null spaces prefer the robot's standard posture: for episodes that started with
+        such a reset themselves, as robosuite's and robomimic's tools record."""
         self._load(model)
         self.place(states)
 
     def place(self, states: NDArray[np.float64]) -> None:
-        """Goes to a recorded state ``[1 + nq + nv]`` of the present scene.
-
-        Raises:
-            ValueError: the state is of another size.
-        """
+        """Goes to a recorded state ``[1 + nq + nv]`` of the present scene; ``ValueError``: of another one."""
         if states.shape != self.states.shape:
             raise ValueError(f"a state of {states.shape[0]} numbers; the model has {self.states.shape[0]}")
         self._env.sim.set_state_from_flattened(np.asarray(states, dtype=np.float64))
@@ -201,27 +196,12 @@ class Simulation:
         self._forget_derived()
 
     def pursue(self, action: NDArray[np.float64]) -> None:
-        """Sets the goals that ``step`` would set, without moving.
-
-        Raises:
-            ValueError: the action has another size, or an arm's isn't a pose and a gripper command.
-        """
-        if action.shape != (self.action_dim,):
-            raise ValueError(
-                f"actions have {action.shape[0]} numbers per step, the controller takes {self.action_dim}"
-            )
+        """Sets the goals that ``step`` would set, without moving; ``ValueError``: see ``require_…``."""
+        self.require_size(action.shape)
         self.require_pose_actions()
         for (_, _, part), arm in zip(self._arms(), action.reshape(-1, 7), strict=True):
             part.update(force=True)
             part.set_goal(arm[:6])
-
-    def goals_in_world(self) -> list[Pose]:
-        """Each controller's goal, in the world."""
-        poses = []
-        for (_, _, part), (position, rotation) in zip(self._arms(), self.goals(), strict=True):
-            origin, turn = _frame(part)
-            poses.append((origin + turn @ position, turn @ rotation))
-        return poses
 
     def deltas_to(self, poses: list[Pose]) -> list[NDArray[np.float64]]:
         """Per arm, the delta ``[6]`` over its scale whose goal is a pose in the world; beyond ±1 where that
@@ -259,10 +239,10 @@ class Simulation:
         size = mujoco.mj_stateSize(self.mujoco_model, mujoco.mjtState.mjSTATE_INTEGRATION)
         physics = np.empty(size)
         mujoco.mj_getState(self.mujoco_model, self.mujoco_data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-        arms = []
-        for robot, arm, part in self._arms():
-            values = robot.gripper[arm].current_action, part.initial_joint, part.goal_pos, part.goal_ori
-            arms.append(tuple(np.array(value) for value in values))
+        arms = [
+            tuple(map(np.array, (r.gripper[arm].current_action, p.initial_joint, p.goal_pos, p.goal_ori)))
+            for r, arm, p in self._arms()
+        ]
         return Snapshot(self.model, physics, arms, int(self._env.timestep), float(self._env.cur_time))
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -296,12 +276,6 @@ class Simulation:
         self._model = model
         self._take_over()
 
-    def _settle(self) -> None:
-        """Computes where bodies are, which follows from positions alone and changes no future."""
-        import mujoco
-
-        mujoco.mj_kinematics(self.mujoco_model, self.mujoco_data)
-
     def _forget_derived(self) -> None:
         """Makes controllers compute anew: else the next torques use values of another moment."""
         for _, _, part in self._arms():
@@ -315,16 +289,15 @@ class Simulation:
     def _take_over(self) -> None:
         """Takes over from robosuite, after each of its resets, the control step and the observables, which
         it would read 25 times per step."""
-        self._advance: Step = lean_step(self._env)
+        self._advance = LeanStep(self._env) if fits(self._env) else self._env.step
         self._sensors = dict(self._env._observables)
         self._env._observables = {}
         self._observed = [name for name, sensor in self._sensors.items() if sensor.is_enabled()]
         self._relative = [name for name in self._observed if _uses_others(self._sensors[name])]
-        self._objects = [
-            name
-            for name in self._observed
-            if self._sensors[name].modality == "object" and self._sensors[name].is_active()
-        ]
+        objects = {
+            k for k, sensor in self._sensors.items() if sensor.modality == "object" and sensor.is_active()
+        }
+        self._objects = [name for name in self._observed if name in objects]
 
     def _arms(self) -> list[tuple[Any, str, Any]]:
         """Each arm's robot, name and controller."""
@@ -343,8 +316,7 @@ class _Asked(dict[str, Any]):
 
 def _uses_others(sensor: Any) -> bool:
     """Whether a sensor's value depends on others' values."""
-    values = _Asked()
-    sensor._sensor(values)
+    sensor._sensor(values := _Asked())
     return values.asked
 
 
@@ -356,14 +328,17 @@ def _frame(part: Any) -> Pose:
 
 
 def import_robosuite() -> Any:
-    """Imports robosuite without its warnings, and without its choice of ``MUJOCO_GL`` for the process.
+    """Imports robosuite without its warnings.
+
+    Variables that say how to draw are hidden meanwhile: MuJoCo and robosuite refuse to be imported for some
+    of their values, also where nothing is drawn, and robosuite chooses ``MUJOCO_GL`` for the whole process.
 
     Raises:
         MissingRobosuiteError: it isn't installed, or with a MuJoCo that it doesn't work with.
     """
     if find_spec("robosuite") is None or find_spec("mujoco") is None:
         raise MissingRobosuiteError(f"robosuite isn't installed: {SETUP}")
-    drawing = os.environ.get("MUJOCO_GL")
+    hidden = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
     logger = logging.getLogger("robosuite_logs")
     logger.disabled = True  # warns of optional parts that aren't installed, and of every config it reads
     try:
@@ -373,7 +348,6 @@ def import_robosuite() -> Any:
     finally:
         logger.disabled = False
         os.environ.pop("MUJOCO_GL", None)
-        if drawing is not None:
-            os.environ["MUJOCO_GL"] = drawing
+        os.environ.update(hidden)
     logger.setLevel(logging.ERROR)
     return robosuite

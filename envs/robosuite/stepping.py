@@ -14,23 +14,11 @@ BLAS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-Step = Callable[[NDArray[np.float64]], object]
-"""Takes a control step, given the controllers' action."""
-
-
-def lean_step(env: Any) -> Step:
-    """The control step of a robosuite environment: ``LeanStep`` if it ``fits``, else its own ``step``.
-
-    Args:
-        env: robosuite's, after a reset; a reset that replaces its model needs a new step.
-    """
-    return LeanStep(env) if fits(env) else env.step
 
 
 def fits(env: Any) -> bool:
@@ -96,11 +84,8 @@ def _is_fixed(part: Any) -> bool:
 
 
 class LeanStep:
-    """Takes control steps; keeps only places in MuJoCo's arrays.
-
-    Args:
-        env: robosuite's, that ``fits``.
-    """
+    """Takes control steps of robosuite's ``env``, that ``fits``; keeps only places in MuJoCo's arrays, so
+    another model needs a new one."""
 
     def __init__(self, env: Any) -> None:
         import mujoco
@@ -122,7 +107,7 @@ class LeanStep:
                 arm.actuate()
             self._step2(model, data)
         for arm in self._arms:
-            arm.forget()
+            arm.part.new_update = True  # robosuite's controller knows the control step's start
         self._env.timestep += 1
         self._env.cur_time += self._env.control_timestep
 
@@ -161,7 +146,7 @@ class _Arm:
         self._jacobian_of, self._mass_of = mujoco.mj_jacSite, mujoco.mj_fullM
         self._opspace, self._rest_torques = opspace_matrices, nullspace_torques
         self._rotation_error = orientation_error
-        self._part = part = robot.part_controllers[arm]
+        self.part = part = robot.part_controllers[arm]
         sim = robot.sim
         model, data = sim.model._model, sim.data._data
         self._model, self._data = model, data
@@ -183,7 +168,7 @@ class _Arm:
 
     def actuate(self) -> None:
         """Sets the torques towards the controller's goal, after ``mj_step1``."""
-        part, dofs = self._part, self._dofs
+        part, dofs = self.part, self._dofs
         self._jacobian_of(self._model, self._data, self._all_jp, self._all_jr, self._site)
         self._mass_of(self._model, self._all_mass, self._inertia)
         self._jp[:] = self._j[:3] = self._all_jp[:, dofs]
@@ -202,10 +187,6 @@ class _Arm:
         torques = np.dot(self._j.T, self._wrench) + self._bias
         torques += self._rest_torques(self._mass, null_space, part.initial_joint, self._q, self._dq)
         torques.clip(self._low, self._high, out=self._ctrl)
-
-    def forget(self) -> None:
-        """Marks robosuite's controller, which knows the control step's start, as out of date."""
-        self._part.new_update = True
 
 
 def _run(indices: Sequence[int]) -> slice:

@@ -21,8 +21,7 @@ def check_env(env: gymnasium.Env[Any, Any], spec: PolicySpec) -> None:
         InputError: an observation isn't ``[obs_dim]`` finite numbers, an action isn't ``[action_dim]``,
             the reward isn't a finite number, or the environment itself fails.
     """
-    name = type(env.unwrapped).__name__
-    shape = getattr(env.action_space, "shape", None)
+    name, shape = type(env.unwrapped).__name__, getattr(env.action_space, "shape", None)
     if shape != (spec.action_dim,):
         raise InputError(
             f"{name} takes actions of shape {shape}, but task {spec.task!r} has action_dim={spec.action_dim}"

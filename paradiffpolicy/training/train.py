@@ -67,18 +67,17 @@ class TrainSettings:
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"precision={self.precision} must be auto, float32 or bfloat16")
 
+    def learning_rate_at(self, step: int) -> float:
+        """Of a step, 0-based: linear warm-up, then half a cosine down to 0 at ``n_steps``."""
+        warmup = min(self.warmup_steps, self.n_steps)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.n_steps - warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
 
 Evaluate = Callable[[Checkpoint], dict[str, float]]
 """Evaluates the averaged weights in closed loop; returns numbers by name, logged with the step."""
-
-
-def learning_rate_at(step: int, settings: TrainSettings) -> float:
-    """The learning rate of a step, 0-based: linear warm-up, then half a cosine down to 0 at ``n_steps``."""
-    warmup = min(settings.warmup_steps, settings.n_steps)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, settings.n_steps - warmup)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def bfloat16_pays(device: torch.device) -> bool:
@@ -158,37 +157,40 @@ class Trainer:
         Raises:
             InputError: the loss is no longer finite.
         """
-        settings = self.settings
-        until = settings.n_steps if until is None else min(until, settings.n_steps)
-        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
-        bar = tqdm(
-            total=settings.n_steps, initial=self.step, unit="step", disable=not progress, dynamic_ncols=True
-        )
-        started = time.monotonic()
-        while self.step < until:
-            self.losses.append(self.update())
-            bar.update()
-            if self.step % settings.log_every == 0 or self.step == settings.n_steps:
-                loss = float(torch.stack(self.losses).mean())
-                self.losses.clear()
-                if not math.isfinite(loss):
-                    raise InputError(f"the loss is {loss} at step {self.step}: lower learning_rate")
-                self.curve.append([self.step, loss])
-                bar.set_postfix(loss=f"{loss:.4f}")
-                writer.add_scalar("loss", loss, self.step)
-                writer.add_scalar("learning_rate", learning_rate_at(self.step - 1, settings), self.step)
-            due = settings.evaluate_every and self.step % settings.evaluate_every == 0
-            if due or self.step % settings.save_every == 0 or self.step == until:
-                self.seconds += time.monotonic() - started
-                self._save()
-                if due:
-                    self._evaluate(writer)
-                started = time.monotonic()
-        bar.close()
-        if self.step == settings.n_steps:
-            self._evaluate(writer)
-        writer.close()
+        settings, n_steps = self.settings, self.settings.n_steps
+        until = n_steps if until is None else min(until, n_steps)
+        steps = {"total": n_steps, "initial": self.step, "unit": "step"}
+        with (
+            SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) as writer,
+            tqdm(**steps, disable=not progress, dynamic_ncols=True) as bar,
+        ):
+            started = time.monotonic()
+            while self.step < until:
+                self.losses.append(self.update())
+                bar.update()
+                if self.step % settings.log_every == 0 or self.step == n_steps:
+                    bar.set_postfix(loss=f"{self._log(writer):.4f}")
+                due = settings.evaluate_every and self.step % settings.evaluate_every == 0
+                if due or self.step % settings.save_every == 0 or self.step == until:
+                    self.seconds += time.monotonic() - started
+                    self._save()
+                    if due:
+                        self._evaluate(writer)
+                    started = time.monotonic()
+            if self.step == n_steps:
+                self._evaluate(writer)
         return self.checkpoint()
+
+    def _log(self, writer: SummaryWriter) -> float:
+        """Adds the mean loss since the last call to the curve."""
+        loss = float(torch.stack(self.losses).mean())
+        self.losses.clear()
+        if not math.isfinite(loss):
+            raise InputError(f"the loss is {loss} at step {self.step}: lower learning_rate")
+        self.curve.append([self.step, loss])
+        writer.add_scalar("loss", loss, self.step)
+        writer.add_scalar("learning_rate", self.settings.learning_rate_at(self.step - 1), self.step)
+        return loss
 
     def _evaluate(self, writer: SummaryWriter) -> None:
         """Evaluates the checkpoint on disk, at most once per step."""
@@ -214,19 +216,14 @@ class Trainer:
             kept = torch.rand(len(actions), generator=generator) >= self.spec.condition_dropout
             condition = condition * kept[:, None].to(condition)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            noise = t.to(self.device), eps.to(self.device)
             loss = denoising_loss(
-                self.network,
-                self.schedule,
-                self.spec.prediction,
-                actions,
-                condition,
-                t.to(self.device),
-                eps.to(self.device),
+                self.network, self.schedule, self.spec.prediction, actions, condition, *noise
             )
         self.optimizer.zero_grad()
         loss.backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, settings)
+            group["lr"] = settings.learning_rate_at(step)
         self.optimizer.step()
         self.step = step + 1
         self.ema.update(self.network, self.step)
