@@ -14,6 +14,8 @@ import paradiffpolicy.envs  # noqa: F401  registers them
 from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
+from paradiffpolicy.diffusion.denoiser import BoundDenoise, per_row
+from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.sampling.solvers import SOLVERS
 from paradiffpolicy.task import Contract
@@ -77,6 +79,17 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, atol=None, rtol=N
     np.testing.assert_allclose(
         actual.detach().cpu(), expected.detach().cpu(), rtol, atol, equal_nan=False, err_msg=msg
     )
+
+
+def gaussian_denoiser(schedule: NoiseSchedule, mean: torch.Tensor, std: float) -> BoundDenoise:
+    """``E[x_0 | x_t]`` for ``x_0 ~ N(mean, std^2)``; linear in x_t. ``mean`` ``[T, A]``."""
+
+    def denoise(x, t, element):
+        alpha, sigma = per_row(schedule.alpha(t), x), per_row(schedule.sigma(t), x)
+        gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
+        return mean + gain * (x - alpha * mean)
+
+    return denoise
 
 
 def tiny_checkpoint(spec: PolicySpec = TINY, seed: int = 0) -> Checkpoint:

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from paradiffpolicy.diffusion.analytic import gaussian_denoiser
 from paradiffpolicy.diffusion.denoiser import (
     PREDICTIONS,
     Clip,
@@ -24,7 +23,7 @@ from paradiffpolicy.sampling.noise import noise_for
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 
-from .conftest import assert_close
+from .conftest import assert_close, gaussian_denoiser
 
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
 

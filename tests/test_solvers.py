@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from paradiffpolicy.diffusion.analytic import gaussian_denoiser, mixture_denoiser
+from paradiffpolicy.diffusion.analytic import mixture_denoiser
 from paradiffpolicy.diffusion.denoiser import Clip, Denoiser, unbounded
 from paradiffpolicy.diffusion.schedule import CLEAN, SCHEDULES, DiscreteSchedule, NoiseSchedule
 from paradiffpolicy.errors import InputError
@@ -27,7 +27,7 @@ from paradiffpolicy.sampling.tableau import Tableau
 from paradiffpolicy.sampling.trace import Trace
 from paradiffpolicy.types import Noise
 
-from .conftest import DISTINCT_SOLVERS, assert_close
+from .conftest import DISTINCT_SOLVERS, assert_close, gaussian_denoiser
 
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
 LINEAR = NoiseSchedule.named("linear", 100)

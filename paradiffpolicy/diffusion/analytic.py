@@ -8,17 +8,6 @@ from .denoiser import BoundDenoise, per_row
 from .schedule import NoiseSchedule
 
 
-def gaussian_denoiser(schedule: NoiseSchedule, mean: Tensor, std: float) -> BoundDenoise:
-    """``E[x_0 | x_t]`` for ``x_0 ~ N(mean, std^2)``; linear in x_t. ``mean`` ``[T, A]``."""
-
-    def denoise(x: Tensor, t: Tensor, element: Tensor) -> Tensor:
-        alpha, sigma = per_row(schedule.alpha(t), x), per_row(schedule.sigma(t), x)
-        gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
-        return mean + gain * (x - alpha * mean)
-
-    return denoise
-
-
 def mixture_denoiser(schedule: NoiseSchedule, std: float = 0.2) -> BoundDenoise:
     """``E[x_0 | x_t]`` for an equal mixture of ``N(m, std^2)`` at m = -0.6, 0.1 and 0.7, for every
     number of the sample on its own; each batch element's means are shifted by 0.05 times its index,

@@ -26,44 +26,30 @@ def check_precision(precision: str) -> None:
         raise InputError(f"unknown precision {precision!r}{nearest(precision, PRECISIONS)}")
 
 
-class _Trunk(nn.Module):
-    """A network's trunk as a module, so that it can be converted by itself."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, sample: Tensor, film: Tensor) -> Tensor:
-        return self.network.trunk(sample, film)
-
-
 def half_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
     """The trunk with its weights and activations in ``dtype``; a sample goes in and comes out as it
     was."""
-    trunk = _Trunk(copy.deepcopy(network)).to(dtype)
-
-    def run(sample: Tensor, film: Tensor) -> Tensor:
-        return trunk(sample.to(dtype), film.to(dtype)).to(sample.dtype)
-
-    return run
+    half: Any = copy.deepcopy(network)
+    half.to(dtype)
+    return lambda sample, film: half.trunk(sample.to(dtype), film.to(dtype)).to(sample.dtype)
 
 
 def rounded_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
     """The same accuracy without the hardware: weights, and every layer's inputs and outputs, are rounded
     to ``dtype``, and the arithmetic between is float32's.  Not faster: it shows the accuracy of a
     precision on a device that has it."""
-    trunk = _Trunk(copy.deepcopy(network))
 
     def rounded(values: Any) -> Any:
         return values.to(dtype).to(values.dtype) if isinstance(values, Tensor) else values
 
-    for parameter in trunk.parameters():
+    copied: Any = copy.deepcopy(network)
+    for parameter in copied.parameters():
         parameter.data = rounded(parameter.data)
-    for module in trunk.modules():
+    for module in copied.modules():
         if not list(module.children()):
             module.register_forward_pre_hook(lambda module, args: tuple(map(rounded, args)))
             module.register_forward_hook(lambda module, args, output: rounded(output))
-    return lambda sample, film: trunk(sample, rounded(film))
+    return lambda sample, film: copied.trunk(sample, rounded(film))
 
 
 def trunk_in(network: SplitNetwork, precision: str, device: torch.device, *, matmul: bool = False) -> Trunk:
