@@ -20,14 +20,14 @@ from torch import Tensor
 from .data.normalizer import Normalizer
 from .errors import InputError, nearest
 from .files import write_atomically
-from .types import PolicySpec
+from .types import ByValue, PolicySpec
 
 METADATA = "policy.json"
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, eq=False)
+class Checkpoint(ByValue):
     """A trained policy at rest.
 
     Attributes:
@@ -92,13 +92,11 @@ class Checkpoint:
         try:
             weights_file = folder / Path(metadata["weights"]["file"]).name
             spec = PolicySpec.from_dict(metadata["spec"])
-            observation = Normalizer.from_dict(metadata["normalizers"]["observation"])
-            action = Normalizer.from_dict(metadata["normalizers"]["action"])
+            observation = Normalizer.from_dict(metadata["normalizers"]["observation"], spec.obs_dim)
+            action = Normalizer.from_dict(metadata["normalizers"]["action"], spec.action_dim)
             digest = metadata["weights"]["sha256"]
         except (KeyError, TypeError, AttributeError, ValueError, InputError) as error:
             raise InputError(f"{folder / METADATA} is not a policy's description ({error}): train it again")
-        if len(observation.scale) != spec.obs_dim or len(action.scale) != spec.action_dim:
-            raise InputError(f"{folder / METADATA}: the normalizers' sizes are not obs_dim and action_dim")
         if not weights_file.exists():
             raise InputError(f"{weights_file} is missing: copy the whole checkpoint folder again")
         content = weights_file.read_bytes()

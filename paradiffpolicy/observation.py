@@ -22,7 +22,7 @@ class InvalidObservationError(InputError):
 
 
 def observation_window(spec: PolicySpec, observation: Observation) -> Tensor:
-    """An observation window, ready to plan from: float32 ``[batch, To, O]``.
+    """An observation window, ready to plan from: float64 ``[batch, To, O]``.
 
     Args:
         observation: ``[batch, To, O]`` or ``[To, O]``, oldest first; or ``[O]``, which stands for the whole
@@ -42,8 +42,9 @@ def observation_window(spec: PolicySpec, observation: Observation) -> Tensor:
             f"observation {tuple(given.shape)} for task {spec.task!r} must be [obs_dim={spec.obs_dim}], "
             f"[n_obs_steps={spec.n_obs_steps}, obs_dim] or [batch, n_obs_steps, obs_dim]"
         )
-    if not window.isfinite().all():
-        b, step, column = (int(i[0]) for i in torch.where(~window.isfinite()))
+    usable = window.float().isfinite()  # a network computes in float32
+    if not usable.all():
+        b, step, column = (int(i[0]) for i in torch.where(~usable))
         raise InvalidObservationError(
             f"observation window {b} has NaN or infinity at step {step}, column {column}: check the sensor"
         )
@@ -64,8 +65,9 @@ def observation_rows(spec: PolicySpec, observations: Observation) -> tuple[Tenso
             f"observations {tuple(given.shape)} for task {spec.task!r} must be [obs_dim={spec.obs_dim}], or "
             "[k, obs_dim], one after each executed action"
         )
-    if not rows.isfinite().all():
-        row, column = (int(i[0]) for i in torch.where(~rows.isfinite()))
+    usable = rows.float().isfinite()
+    if not usable.all():
+        row, column = (int(i[0]) for i in torch.where(~usable))
         raise InvalidObservationError(
             f"observation {row} has NaN or infinity in column {column}: check the sensor"
         )
@@ -73,7 +75,7 @@ def observation_rows(spec: PolicySpec, observations: Observation) -> tuple[Tenso
 
 
 def numbers(spec: PolicySpec, observation: Observation) -> Tensor:
-    """An observation as float32, dicts flattened by the contract.
+    """An observation as float64, dicts flattened by the contract.
 
     Raises:
         InvalidObservationError: it has no numbers.
@@ -85,8 +87,8 @@ def numbers(spec: PolicySpec, observation: Observation) -> Tensor:
     elif isinstance(observation, list | tuple) and observation and isinstance(observation[0], Mapping):
         observation = np.stack([vector(each) for each in observation])
     if isinstance(observation, Tensor):
-        return observation.to(torch.float32)
+        return observation.to(torch.float64)
     try:
-        return torch.from_numpy(np.asarray(observation, dtype=np.float32))
+        return torch.from_numpy(np.asarray(observation, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise InvalidObservationError(f"the observation is no array of numbers ({error})")

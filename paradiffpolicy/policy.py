@@ -338,7 +338,7 @@ class Policy:
         return inputs
 
     def _normalized(self, committed: Committed, batch: int) -> tuple[Tensor, Tensor]:
-        actions = committed.actions.to(self.device, torch.float32)
+        actions = committed.actions.to(self.device)
         weight = committed.weight.to(self.device, torch.float32)
         wanted = (batch, self.spec.horizon, self.spec.action_dim)
         if tuple(actions.shape) != wanted or tuple(weight.shape) != wanted[:2]:
@@ -355,6 +355,6 @@ class Policy:
         return Session(self, seed)
 
     def checked(self, observation: Observation) -> Tensor:
-        """An observation window, ready to plan from: float32 ``[batch, To, O]`` on the policy's device; see
+        """An observation window, ready to plan from: float64 ``[batch, To, O]`` on the policy's device; see
         ``observation_window``."""
         return observation_window(self.spec, observation).to(self.device)

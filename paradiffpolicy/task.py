@@ -46,9 +46,9 @@ class ObservationField:
             return None if self.stop is None else self.stop - (self.start or 0)
         return len(range(math.prod(self.shape))[self.start : self.stop])
 
-    def take(self, value: Any) -> NDArray[np.float32]:
+    def take(self, value: Any) -> NDArray[np.float64]:
         """Its numbers ``[size]`` of a value."""
-        return np.asarray(value, dtype=np.float32).reshape(-1)[self.start : self.stop]
+        return np.asarray(value, dtype=np.float64).reshape(-1)[self.start : self.stop]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Contract:
         """Whether actions are known to be absolute, so that repeating one holds still."""
         return self.action_kind in ("position", "pose")
 
-    def vector(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
+    def vector(self, observation: Mapping[str, Any]) -> NDArray[np.float64]:
         """The observation vector ``[O]`` of a dict of fields.
 
         Raises:

@@ -79,7 +79,27 @@ class PolicySpec:
             raise InputError(f"the policy's spec is malformed ({error})")
 
 
-class Batched:
+class ByValue:
+    """A dataclass with tensors in it that is equal to another of the same values."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        names = [each.name for each in fields(cast(Any, self))]
+        return all(_same(getattr(self, name), getattr(other, name)) for name in names)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return (one.dtype, one.device) == (other.dtype, other.device) and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+    return bool(one == other)
+
+
+class Batched(ByValue):
     """A dataclass of tensors with a batch axis, in which other ``Batched`` ones may be nested.
 
     Attributes:
@@ -128,7 +148,7 @@ class Batched:
         return cls(**{each.name: joined(each.name) for each in fields(cast(Any, cls))})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Noise(Batched):
     """Everything random about a solution.
 
@@ -145,7 +165,7 @@ class Noise(Batched):
     u: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Committed(Batched):
     """Actions that a plan is to keep, since they will be executed before it arrives, or nearly so.
 
@@ -158,7 +178,7 @@ class Committed(Batched):
     weight: Tensor
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Solution(Batched):
     """One sample per batch element, and how a driver came to it from the noise.
 
@@ -186,7 +206,7 @@ class Solution(Batched):
         return f"Solution(sample {tuple(self.sample.shape)}, {len(self.x0_hats)} nodes, {counts} on average)"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan(Batched):
     """A batch of action sequences.
 

@@ -61,7 +61,7 @@ def denoiser() -> Denoiser:
 def flat_denoiser() -> Denoiser:
     """Of a network with one level: fewer calls to record."""
     torch.manual_seed(0)
-    network = ConditionalUnet1D(2, 6, 8, (4,), n_groups=2).eval().requires_grad_(False)
+    network = ConditionalUnet1D(2, 6, 8, (8,), n_groups=2).eval().requires_grad_(False)
     return Denoiser(network, SCHEDULE)
 
 

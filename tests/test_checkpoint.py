@@ -100,7 +100,7 @@ def edit(change):
         (edit(lambda m: m["spec"].pop("task")), "not a policy's description"),
         (edit(lambda m: m["spec"].update(colour="red")), "not a policy's description"),
         (edit(lambda m: m.pop("normalizers")), "not a policy's description"),
-        (edit(lambda m: m["spec"].update(obs_dim=7)), "normalizers' sizes"),
+        (edit(lambda m: m["spec"].update(obs_dim=7)), "scale must be a list of 7 numbers"),
         (edit(lambda m: m["spec"].update(horizon=17)), "horizon=17 must be a multiple of 2"),
         (edit(lambda m: m["spec"].update(n_action_steps=16)), "n_action_steps=16"),
         (edit(lambda m: m["spec"].update(down_dims=[16, 64])), "weights don't fit"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -312,5 +313,23 @@ def test_normalising_spans_the_range_and_goes_back(column, constant):
         assert float(normalized[:, 0].max()) == pytest.approx(1, abs=1e-3)
     assert normalized[:, 1].abs().max() < 1e-3
     np.testing.assert_allclose(normalizer.unnormalize(normalized), data, atol=0.01, rtol=1e-4)
-    restored = Normalizer.from_dict(json.loads(json.dumps(normalizer.to_dict())))
-    assert torch.equal(restored.scale, normalizer.scale) and torch.equal(restored.offset, normalizer.offset)
+    restored = Normalizer.from_dict(json.loads(json.dumps(normalizer.to_dict())), 2)
+    assert restored == normalizer
+
+
+def test_what_never_varied_comes_back_exactly():
+    """Whatever the network says; what hardly varied stays within its range."""
+    data = torch.tensor([[3.5, 0.1, 7.0, -2.0], [3.5, 0.1, 7.00005, 2.0]], dtype=torch.float64)
+    normalizer = Normalizer.from_dict(Normalizer.fit(data).to_dict(), 4)
+    actions = normalizer.unnormalize(torch.randn(100, 16, 4))
+    assert (actions[..., 0] == 3.5).all() and (actions[..., 1] == torch.tensor(0.1)).all()
+    assert (actions[..., 2] >= 6.99999).all() and (actions[..., 2] <= 7.00006).all()
+    assert actions[..., 3].std() > 1
+    assert normalizer.reach.tolist()[3] == math.inf
+
+
+def test_numbers_far_from_zero_keep_their_differences():
+    """In float32 neighbours of 4,000,000 are 0.25 apart."""
+    data = torch.tensor([[4_000_000.0], [4_000_000.01]], dtype=torch.float64)
+    middle = torch.tensor([4_000_000.0025], dtype=torch.float64)
+    assert float(Normalizer.fit(data).normalize(middle)) == pytest.approx(-0.5, abs=1e-4)

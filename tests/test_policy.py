@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from paradiffpolicy.data.normalizer import Normalizer
+from paradiffpolicy.diffusion.schedule import SCHEDULES, NoiseSchedule
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.networks import NETWORKS, build_network
 from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.policy import Policy, spec_sampler, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.task import Contract, ObservationField
-from paradiffpolicy.types import PolicySpec
+from paradiffpolicy.types import Plan, PolicySpec
 
 from .conftest import ROOT, TINY, assert_close, tiny_checkpoint
 
@@ -52,6 +54,44 @@ def test_planning_is_pure():
     policy.plan(WINDOWS, one, generator=seeded(7, 8, 9))
     again = policy.plan(WINDOWS, generator=seeded(0, 1, 2))
     assert torch.equal(one.actions, again.actions) and torch.equal(WINDOWS, before)
+
+
+@pytest.mark.parametrize("given", [np.asarray, torch.as_tensor, lambda values: {"place": values}])
+def test_observations_far_from_zero_keep_their_differences(given):
+    """Also by field name: nothing is rounded to float32 before its middle is taken off."""
+    contract = Contract((ObservationField("place", shape=(20,)),))
+    checkpoint = tiny_checkpoint(replace(TINY, contract=contract))
+    far = Normalizer.fit(torch.tensor([[4e6], [4e6 + 0.01]], dtype=torch.float64).expand(2, 20))
+    near = Normalizer.fit(torch.tensor([[0.0], [0.01]]).expand(2, 20))
+    plans = []
+    for normalizer, middle in ((far, 4e6), (near, 0.0)):
+        policy = Policy.from_checkpoint(
+            replace(checkpoint, observation_normalizer=normalizer),
+            make_sampler(spec_schedule(TINY), solver="ddim", n_steps=3),
+        )
+        plans.append(policy.plan(given(np.linspace(middle, middle + 0.01, 20)), generator=0).actions)
+    assert_close(*plans, atol=1e-3, rtol=0)
+
+
+def test_plans_are_equal_by_value():
+    policy = policy_with(n_steps=2)
+    plan, again, other = (policy.plan(WINDOWS[:2], generator=seed) for seed in (0, 0, 1))
+    assert plan == again and plan != other and plan != plan.select([0]) and plan.solution == again.solution
+    assert plan.to(policy.device) == plan == Plan.cat([plan.select([0]), plan.select([1])])
+    assert policy.sampler == policy_with(n_steps=2).sampler != policy_with(n_steps=3).sampler
+    assert tiny_checkpoint() == tiny_checkpoint() != tiny_checkpoint(seed=1)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_policies_of_every_schedule_go_through_pickle(schedule):
+    policy = Policy.from_checkpoint(
+        tiny_checkpoint(replace(TINY, schedule=schedule)),
+        make_sampler(NoiseSchedule.named(schedule, 100), solver="ddim", n_steps=3),
+    )
+    policy.plan(WINDOWS, generator=0)
+    again = pickle.loads(pickle.dumps(policy))
+    assert again.plan(WINDOWS, generator=0) == policy.plan(WINDOWS, generator=0)
+    assert pickle.loads(pickle.dumps(policy.schedule)) == policy.schedule
 
 
 def test_numpy_and_single_windows_are_taken():

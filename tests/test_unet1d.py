@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +20,7 @@ from paradiffpolicy.models.matmul_unet1d import Int8Weight, MatmulUnet1D, Weight
 from paradiffpolicy.models.precision import HALF, Model, half_trunk, rounded_trunk, trunk_in
 from paradiffpolicy.models.unet1d import ConditionalUnet1D, SinusoidalPosEmb
 
-from .conftest import assert_close
+from .conftest import ROOT, assert_close
 
 
 def published_names(input_dim, cond_dim, dsed, down_dims, kernel=5):
@@ -112,10 +116,56 @@ def test_batch_elements_are_independent():
     assert_close(together[1:2], alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("down_dims", [(), (12, 20)])
-def test_impossible_widths_are_refused(down_dims):
+@pytest.mark.parametrize(("down_dims", "n_groups"), [((), 8), ((12, 20), 8), ((12, 8), 4)])
+def test_impossible_widths_are_refused(down_dims, n_groups):
     with pytest.raises(ValueError, match="multiple of"):
-        ConditionalUnet1D(2, 4, 8, down_dims)
+        ConditionalUnet1D(2, 4, 8, down_dims, n_groups=n_groups)
+
+
+@pytest.mark.parametrize("n_groups", [2, 4, 16])
+def test_the_last_block_has_eight_groups_whatever_the_others_have(n_groups):
+    """As in the networks that published weights were trained with."""
+    torch.manual_seed(0)
+    network = ConditionalUnet1D(2, 4, 8, (16, 32), n_groups=n_groups).eval().requires_grad_(False)
+    x, film = torch.randn(3, 8, 2), torch.randn(3, sum(network.film_sizes))
+    entered: list[torch.Tensor] = []
+    network.final_conv.register_forward_pre_hook(lambda module, args: entered.extend(args))
+    output = network.trunk(x, film)
+    (conv, norm, _), last = network.final_conv[0].block, network.final_conv[1]
+    h = nn.functional.group_norm(conv(entered[0]), 8, norm.weight, norm.bias)
+    assert_close(output, last(nn.functional.mish(h)).transpose(1, 2))
+    assert_close(MatmulUnet1D(network)(x, film), output)
+    assert network.mid_modules[0].blocks[0].block[1].num_groups == n_groups
+
+
+LEROBOT = ROOT.parent / "shared" / "fixtures" / "lerobot" / "0.4.4-state_env_odd"
+
+
+@pytest.mark.skipif(not LEROBOT.exists(), reason=f"LeRobot's weights are not at {LEROBOT}")
+def test_lerobots_weights_with_four_groups_compute_what_they_do_there():
+    config = json.loads((LEROBOT / "config.json").read_text())
+    there = {"conv1.": "blocks.0.", "conv2.": "blocks.1."}
+    weights = {}
+    for name, value in safetensors.torch.load_file(LEROBOT / "model.safetensors").items():
+        if name.startswith("diffusion.unet."):
+            name = re.sub(r"conv[12]\.", lambda found: there[found[0]], name.removeprefix("diffusion.unet."))
+            weights[re.sub(r"(_modules\.\d+\.2)\.", r"\1.conv.", name)] = value
+    expected = {name: torch.from_numpy(value) for name, value in np.load(LEROBOT / "expected.npz").items()}
+    x, condition = expected["x_T"], expected["global_cond"]
+    network = ConditionalUnet1D(
+        x.shape[-1],
+        condition.shape[-1],
+        config["diffusion_step_embed_dim"],
+        config["down_dims"],
+        config["kernel_size"],
+        config["n_groups"],
+        config["use_film_scale_modulation"],
+    )
+    network.load_state_dict(weights)
+    with torch.inference_mode():
+        output = network(x, torch.full((len(x),), 37.0), condition)
+    assert config["n_groups"] == 4
+    assert_close(output, expected["unet_output_at_x_T"], atol=2e-5, rtol=0)
 
 
 def test_ema_decay_warms_up_as_diffusion_policys():
@@ -148,7 +198,7 @@ def random_trunk(down_dims, kernel_size=5, scale=True, seed=0):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    down_dims=st.lists(st.sampled_from([4, 8, 12]), min_size=1, max_size=4),
+    down_dims=st.lists(st.sampled_from([4, 8, 12]), max_size=3).map(lambda widths: [8, *widths]),
     steps=st.integers(1, 3),
     kernel_size=st.sampled_from([1, 3, 5, 7]),
     scale=st.booleans(),

@@ -51,20 +51,21 @@ def recorded_fields(
     return tuple(replace(field, shape=buffer.shape(field.key)) for field in fields)
 
 
-def observation_matrix(buffer: ReplayBuffer, fields: Sequence[ObservationField]) -> NDArray[np.float32]:
+def observation_matrix(buffer: ReplayBuffer, fields: Sequence[ObservationField]) -> NDArray[np.float64]:
     """The observation vector of every step, ``[n_steps, O]``: the fields side by side."""
     columns = []
     for field in fields:
-        values = _single(buffer, field.key)
+        values = _numbers(buffer, field.key)
         columns.append(values.reshape(len(values), -1)[:, field.start : field.stop])
     return np.concatenate(columns, axis=1)
 
 
-def _single(buffer: ReplayBuffer, field: str) -> NDArray[np.float32]:
-    """All steps of a field in single precision, which holds its numbers."""
+def _numbers(buffer: ReplayBuffer, field: str) -> NDArray[np.float64]:
+    """All steps of a field, which normalised are numbers of single precision."""
+    values = buffer.read(field).astype(np.float64)
     with np.errstate(over="ignore"):
-        values = buffer.read(field).astype(np.float32)
-    require_finite(values, f"{buffer.name}: data/{field}, in single precision,", "scale it")
+        single = values.astype(np.float32)
+    require_finite(single, f"{buffer.name}: data/{field}, in single precision,", "scale it")
     return values
 
 
@@ -122,7 +123,7 @@ class WindowDataset:
             )
         return WindowDataset(
             observations=torch.from_numpy(observation_matrix(buffer, fields)),
-            actions=torch.from_numpy(_single(buffer, "action")),
+            actions=torch.from_numpy(_numbers(buffer, "action")),
             steps=torch.from_numpy(steps),
             n_obs_steps=n_obs_steps,
         )

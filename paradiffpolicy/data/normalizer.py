@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+from ..types import ByValue
 
-@dataclass(frozen=True)
-class Normalizer:
-    """``normalized = raw * scale + offset``, per dimension of the last axis.
+
+@dataclass(frozen=True, eq=False)
+class Normalizer(ByValue):
+    """``normalized = raw * scale + offset``, per dimension of the last axis, computed in float64: raw values
+    may be far from zero, next to how much they vary.
 
     Attributes:
-        scale, offset: ``[dim]`` float32.
+        scale, offset: ``[dim]`` float64.
+        reach: ``[dim]`` float64, how far from its middle a raw value may come back; infinite, except for
+            dimensions that didn't vary in the data.
     """
 
     scale: Tensor
     offset: Tensor
+    reach: Tensor = field(default_factory=lambda: torch.tensor([math.inf]))
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "offset", "reach"):
+            value = getattr(self, name).double().expand_as(self.scale)
+            object.__setattr__(self, name, value)
 
     @staticmethod
     def fit(data: Tensor, min_range: float = 1e-4) -> Normalizer:
@@ -25,31 +40,55 @@ class Normalizer:
 
         Args:
             data: ``[..., dim]``.
-            min_range: dimensions of a smaller range are only centred, so that noise isn't amplified.
+            min_range: dimensions of a smaller range are only centred, so that noise isn't amplified, and
+                come back within their range.
         """
         flat = data.reshape(-1, data.shape[-1]).double()
         low, high = flat.min(dim=0).values, flat.max(dim=0).values
         constant = high - low < min_range
         scale = torch.where(constant, 1.0, 2.0 / torch.where(constant, 1.0, high - low))
-        return Normalizer(scale.float(), (-scale * (low + high) / 2).float())
+        reach = torch.where(constant, (high - low) / 2, math.inf)
+        return Normalizer(scale, -scale * (low + high) / 2, reach)
 
     def normalize(self, raw: Tensor) -> Tensor:
-        """``[..., dim]`` to ``[..., dim]``."""
-        return raw * self.scale + self.offset
+        """``[..., dim]`` to float32 ``[..., dim]``."""
+        return (raw.double() * self.scale + self.offset).float()
 
     def unnormalize(self, normalized: Tensor) -> Tensor:
-        """``[..., dim]`` to ``[..., dim]``."""
-        return (normalized - self.offset) / self.scale
+        """``[..., dim]`` to float32 ``[..., dim]``."""
+        middle = -self.offset / self.scale
+        from_middle = (normalized.double() / self.scale).clamp(-self.reach, self.reach)
+        return (middle + from_middle).float()
 
     def to(self, device: torch.device | str) -> Normalizer:
         """The same on another device."""
-        return Normalizer(self.scale.to(device), self.offset.to(device))
+        return Normalizer(self.scale.to(device), self.offset.to(device), self.reach.to(device))
 
-    def to_dict(self) -> dict[str, list[float]]:
+    def to_dict(self) -> dict[str, list[float | None]]:
         """JSON values."""
-        return {"scale": self.scale.tolist(), "offset": self.offset.tolist()}
+        reach = [value if math.isfinite(value) else None for value in self.reach.tolist()]
+        return {"scale": self.scale.tolist(), "offset": self.offset.tolist(), "reach": reach}
 
     @staticmethod
-    def from_dict(values: dict[str, list[float]]) -> Normalizer:
-        """From ``to_dict``'s values."""
-        return Normalizer(torch.tensor(values["scale"]), torch.tensor(values["offset"]))
+    def from_dict(values: Mapping[str, Any], dim: int) -> Normalizer:
+        """From ``to_dict``'s values; older ones lack ``reach``.
+
+        Raises:
+            InputError: they aren't ``dim`` finite numbers each.
+        """
+        parts = {"reach": [None] * dim, **values}
+        usable = {"scale": lambda value: value != 0, "offset": lambda value: True, "reach": lambda v: v >= 0}
+        for name, allowed in usable.items():
+            part = parts.get(name)
+            if not isinstance(part, list) or len(part) != dim:
+                raise InputError(f"{name} must be a list of {dim} numbers")
+            for value in part:
+                if value is None and name == "reach":
+                    continue
+                if isinstance(value, bool) or not isinstance(value, int | float) or not allowed(value):
+                    raise InputError(f"{name} has {value!r:.40}, which is no number that it may have")
+                if not math.isfinite(value):
+                    raise InputError(f"{name} has {value}: its numbers must be finite")
+            numbers = [math.inf if value is None else float(value) for value in part]
+            parts[name] = torch.tensor(numbers, dtype=torch.float64)
+        return Normalizer(parts["scale"], parts["offset"], parts["reach"])

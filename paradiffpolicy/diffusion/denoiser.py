@@ -216,7 +216,7 @@ class Denoiser:
         return NodeDenoiser(split, alpha_at=alpha, sigma_at=sigma, film=network.condition_film, **known)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NodeDenoiser(Denoiser):
     """A denoiser at a list of timesteps, its nodes: takes nodes for timesteps, and what ``observe`` makes
     of conditions, once per plan, for conditions.

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..registry import Registry
+from ..types import ByValue
 
 CLEAN = -1
 """The timestep of the noise-free sample."""
@@ -91,8 +92,8 @@ class NoiseSchedule(ABC):
         return Point(float(t), alpha, sigma, math.log(alpha / sigma))
 
 
-@dataclass(frozen=True)
-class DiscreteSchedule(NoiseSchedule):
+@dataclass(frozen=True, eq=False)
+class DiscreteSchedule(ByValue, NoiseSchedule):
     """Given by numbers at whole timesteps.
 
     Attributes:
@@ -138,19 +139,16 @@ class DiscreteSchedule(NoiseSchedule):
         return torch.randint(self.n_train_steps, (count,), generator=generator)
 
 
-@dataclass(frozen=True)
 class ContinuousSchedule(NoiseSchedule):
-    """Given by a formula in ``u = (t + 1) / n_train_steps``, from 0 (clean) to 1.
+    """Given by a formula in ``u = (t + 1) / n_train_steps``, from 0 (clean) to 1."""
 
-    Attributes:
-        n_train_steps: how many timesteps u's interval is divided into.
-        log_alpha_of_u: the formula, for float64 tensors.
-        u_of_log_alpha: its inverse.
-    """
+    @abstractmethod
+    def log_alpha_of_u(self, u: Tensor) -> Tensor:
+        """The formula, for float64 tensors."""
 
-    n_train_steps: int
-    log_alpha_of_u: Callable[[Tensor], Tensor]
-    u_of_log_alpha: Callable[[float], float]
+    @abstractmethod
+    def u_of_log_alpha(self, log_alpha: float) -> float:
+        """Its inverse."""
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return self.log_alpha_of_u((t.double() + 1) / self.n_train_steps)
@@ -160,6 +158,43 @@ class ContinuousSchedule(NoiseSchedule):
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.rand(count, generator=generator) * (self.n_train_steps - 1)
+
+
+@dataclass(frozen=True)
+class VPLinear(ContinuousSchedule):
+    """The variance-preserving SDE with ``beta(u)`` from ``1000 beta_start`` to ``1000 beta_end``:
+    ``log alpha = -u^2 (beta_1 - beta_0) / 4 - u beta_0 / 2`` (Song et al. 2021, equation 33)."""
+
+    n_train_steps: int
+    beta_start: float
+    beta_end: float
+
+    def log_alpha_of_u(self, u: Tensor) -> Tensor:
+        b0, b1 = 1000 * self.beta_start, 1000 * self.beta_end
+        return -(u**2) * (b1 - b0) / 4 - u * b0 / 2
+
+    def u_of_log_alpha(self, log_alpha: float) -> float:
+        b0, b1 = 1000 * self.beta_start, 1000 * self.beta_end
+        return -2 * log_alpha / (b0 / 2 + math.sqrt(b0**2 / 4 - (b1 - b0) * log_alpha))
+
+
+@dataclass(frozen=True)
+class VPCosine(ContinuousSchedule):
+    """``alpha = cos(pi/2 (v + s)/(1 + s)) / cos(pi/2 s/(1 + s))``, s = 0.008, with v up to 0.9946,
+    where the noise would become infinite (Lu et al. 2022, DPM-Solver, appendix D)."""
+
+    n_train_steps: int
+    s: ClassVar = 0.008
+    v_max: ClassVar = 0.9946
+    log_alpha_0: ClassVar = math.log(math.cos(math.pi / 2 * s / (1 + s)))
+
+    def log_alpha_of_u(self, u: Tensor) -> Tensor:
+        log_alpha = torch.cos(math.pi / 2 * (self.v_max * u + self.s) / (1 + self.s)).log() - self.log_alpha_0
+        return log_alpha.clamp(max=0)  # against rounding at u = 0
+
+    def u_of_log_alpha(self, log_alpha: float) -> float:
+        angle = math.acos(min(1.0, math.exp(log_alpha + self.log_alpha_0)))
+        return (angle * 2 / math.pi * (1 + self.s) - self.s) / self.v_max
 
 
 def linear(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
@@ -180,35 +215,6 @@ def squared_cosine(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
     return DiscreteSchedule.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
 
 
-def vp_linear(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
-    """The variance-preserving SDE with ``beta(u)`` from ``1000 beta_start`` to ``1000 beta_end``:
-    ``log alpha = -u^2 (beta_1 - beta_0) / 4 - u beta_0 / 2`` (Song et al. 2021, equation 33)."""
-    b0, b1 = 1000 * beta_start, 1000 * beta_end
-
-    def u_of_log_alpha(log_alpha: float) -> float:
-        return -2 * log_alpha / (b0 / 2 + math.sqrt(b0**2 / 4 - (b1 - b0) * log_alpha))
-
-    return ContinuousSchedule(n, lambda u: -(u**2) * (b1 - b0) / 4 - u * b0 / 2, u_of_log_alpha)
-
-
-def vp_cosine(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
-    """``alpha = cos(pi/2 (v + s)/(1 + s)) / cos(pi/2 s/(1 + s))``, s = 0.008, with v up to 0.9946,
-    where the noise would become infinite (Lu et al. 2022, DPM-Solver, appendix D); takes no betas'
-    ends."""
-    s, v_max = 0.008, 0.9946
-    log_alpha_0 = math.log(math.cos(math.pi / 2 * s / (1 + s)))
-
-    def log_alpha_of_u(u: Tensor) -> Tensor:
-        log_alpha = torch.cos(math.pi / 2 * (v_max * u + s) / (1 + s)).log() - log_alpha_0
-        return log_alpha.clamp(max=0)  # against rounding at u = 0
-
-    def u_of_log_alpha(log_alpha: float) -> float:
-        angle = math.acos(min(1.0, math.exp(log_alpha + log_alpha_0)))
-        return (angle * 2 / math.pi * (1 + s) - s) / v_max
-
-    return ContinuousSchedule(n, log_alpha_of_u, u_of_log_alpha)
-
-
 SCHEDULES: Registry[Callable[[int, float, float], NoiseSchedule]] = Registry(
     "noise schedule",
     {
@@ -216,8 +222,8 @@ SCHEDULES: Registry[Callable[[int, float, float], NoiseSchedule]] = Registry(
         "squaredcos_cap_v2": squared_cosine,
         "linear": linear,
         "scaled_linear": scaled_linear,
-        "vp_linear": vp_linear,
-        "vp_cosine": vp_cosine,
+        "vp_linear": VPLinear,
+        "vp_cosine": lambda n, beta_start, beta_end: VPCosine(n),
     },
 )
 """Every schedule by name: ``(n_train_steps, beta_start, beta_end)`` to a schedule; ``squaredcos_cap_v2`` is

@@ -53,6 +53,11 @@ class Upsample1d(nn.Module):
         return self.conv(x)
 
 
+FINAL_GROUPS = 8
+"""Of the last block's GroupNorm, whatever ``n_groups`` is: diffusion_policy and LeRobot leave it at its
+default, which published weights were trained with."""
+
+
 class Conv1dBlock(nn.Module):
     """Conv1d, GroupNorm, Mish; the horizon keeps its length."""
 
@@ -127,11 +132,11 @@ class ConditionalUnet1D(nn.Module):
         global_cond_dim: size G of the flattened observation window.
         diffusion_step_embed_dim: size of the timestep embedding.
         down_dims: channels of the levels; each but the last halves the horizon.
-        kernel_size, n_groups: of the conv blocks.
+        kernel_size, n_groups: of the conv blocks; the last one has ``FINAL_GROUPS``.
         cond_predict_scale: FiLM with a scale, not only a bias.
 
     Raises:
-        ValueError: ``down_dims`` is empty or not divisible by ``n_groups``.
+        ValueError: ``down_dims`` is empty or not divisible by ``n_groups``, or the first by ``FINAL_GROUPS``.
     """
 
     def __init__(
@@ -147,6 +152,8 @@ class ConditionalUnet1D(nn.Module):
         super().__init__()
         if not down_dims or any(dim % n_groups for dim in down_dims):
             raise ValueError(f"every one of {down_dims=} must be a multiple of {n_groups=}")
+        if down_dims[0] % FINAL_GROUPS:
+            raise ValueError(f"{down_dims[0]=} must be a multiple of {FINAL_GROUPS}, the last block's groups")
         self.input_dim = input_dim
         self.global_cond_dim = global_cond_dim
         self.horizon_multiple = 2 ** (len(down_dims) - 1)
@@ -179,7 +186,7 @@ class ConditionalUnet1D(nn.Module):
             for dim_in, dim_out in reversed(levels[1:])
         )
         self.final_conv = nn.Sequential(
-            Conv1dBlock(down_dims[0], down_dims[0], kernel_size, n_groups),
+            Conv1dBlock(down_dims[0], down_dims[0], kernel_size, FINAL_GROUPS),
             nn.Conv1d(down_dims[0], input_dim, 1),
         )
 

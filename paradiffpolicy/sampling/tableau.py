@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..types import ByValue
+
 
 class StepForm(NamedTuple):
     """A table as a recurrence: ``x_{i+1} = a_i x_i + q_i x_T + sum_{j<=i} S_ij D_j + R_ij z_j``."""
@@ -29,8 +31,8 @@ class StepForm(NamedTuple):
     R: Tensor
 
 
-@dataclass(frozen=True)
-class Tableau:
+@dataclass(frozen=True, eq=False)
+class Tableau(ByValue):
     """A solver's coefficients, float64, at N nodes.
 
     Attributes:

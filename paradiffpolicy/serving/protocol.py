@@ -109,7 +109,7 @@ def whole(value: Any, where: str, low: int, high: int) -> int:
 
 
 def numbers(value: Any, where: str) -> np.ndarray[Any, Any]:
-    """Reads an array or nested list of numbers as float32; raises an ``InvalidObservationError`` for
+    """Reads an array or nested list of numbers as float64; raises an ``InvalidObservationError`` for
     anything else."""
     try:
         array = np.asarray(value)
@@ -117,8 +117,7 @@ def numbers(value: Any, where: str) -> np.ndarray[Any, Any]:
         raise InvalidObservationError(f"{where} is a list whose rows differ in length")
     if not isinstance(value, np.ndarray | list) or array.dtype.kind not in "biuf":
         raise InvalidObservationError(f"{where} must be an array or a list of numbers")
-    with np.errstate(over="ignore"):  # to infinity, which Policy.checked refuses, with its place
-        return array.astype(np.float32)
+    return array.astype(np.float64)
 
 
 # --------------------------------------------------------------------------------------------- plans
