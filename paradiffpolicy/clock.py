@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from typing import Protocol
 
 
@@ -28,6 +30,42 @@ class MonotonicClock:
         remaining = moment - time.monotonic()
         if remaining > 0:
             time.sleep(remaining)
+
+
+class ClockOffset:
+    """By how much another machine's clock is ahead of this one's, from messages that carry its time.
+
+    A message has left before it arrives.  So one from there bounds the offset from below, one to there from
+    above; of the last few of each the tightest count.  The estimate lies in the middle: it is wrong by half
+    the round trip at most.
+
+    Args:
+        remembered: messages of each direction.
+    """
+
+    def __init__(self, remembered: int = 16) -> None:
+        self._least: deque[float] = deque(maxlen=remembered)
+        self._most: deque[float] = deque(maxlen=remembered)
+
+    def sent(self, here: float, there: float) -> None:
+        """A message left at ``here``, and was there at ``there``, by that clock."""
+        self._most.append(there - here)
+
+    def received(self, there: float, here: float) -> None:
+        """A message had left at ``there``, by that clock, and was here at ``here``."""
+        self._least.append(there - here)
+
+    @property
+    def seconds(self) -> float:
+        """NaN before there was one message each way."""
+        if not self._least or not self._most:
+            return math.nan
+        least, most = max(self._least), min(self._most)
+        if least > most + 0.005:  # more than drift: a clock was set, and what was before doesn't count
+            self._least.clear()
+            self._most.clear()
+            return math.nan
+        return (least + most) / 2
 
 
 class VirtualClock:

@@ -475,6 +475,90 @@ def test_a_first_observation_that_does_not_fit_is_an_error(first, got):
         controller.tick(first)
 
 
+def test_the_action_for_now_counts_from_when_the_observation_was_measured():
+    """An observation of 0.24 s ago is of two ticks ago, and so is its plan; what was seen before tick 0 is
+    tick 0's, since the robot stood still."""
+    clock, asked = VirtualClock(), []
+    with controller_on(clock, planner=scripted(0.1, asked), replan_every=4) as controller:
+        controller.reset(0.0)
+        actions = []
+        for k in range(12):
+            clock.sleep_until(k / 10)
+            actions.append(controller.tick(np.full(20, float(k)), time=k / 10 - 0.24))
+    made_for = [request.tick for request in asked]
+    assert made_for == [0, 2, 6] and [request.step for request in asked] == made_for
+    assert asked[1].window[:, 0].tolist() == [3, 4]  # seen at ticks 1 and 2
+    # A plan asked for at tick 4 is here at tick 5; its step 1 was due at tick 2.
+    expected = [None, *([0, k + 1] for k in range(1, 5)), *([2, k - 1] for k in range(5, 9))]
+    assert [a if a is None else a.tolist() for a in actions[:9]] == expected
+    assert controller.record.plans["delay"].tolist() == [1, 3, 3]
+
+
+def test_the_age_of_an_observation_counts_in_how_long_it_is_acted_on():
+    clock = VirtualClock()
+    controller = controller_on(clock, planner=scripted(0.0), max_observation_age=0.35)
+    with controller:
+        controller.reset(0.0)
+        for k in range(9):  # each a little older than the last
+            clock.sleep_until(k / 10)
+            controller.tick(np.zeros(20), time=k / 20)
+    stale = controller.record.ticks["faults"] & Fault.OBSERVATION_STALE != 0
+    assert stale.tolist() == [k > 7 for k in range(9)]
+    assert controller.record.ticks["fallback_active"].tolist() == stale.tolist()
+
+
+def test_a_robot_may_say_when_it_was_observed():
+    class Robot(Bench):
+        @property
+        def observed_at(self):
+            return self.clock.now() - 0.1 if len(self.applied) > 3 else None
+
+    clock, asked = VirtualClock(), []
+    ControlLoop(controller_on(clock, planner=scripted(0.0, asked)), Robot(clock)).run(12)
+    assert [request.tick for request in asked] == [0, 7]
+
+
+def test_an_observation_that_repeats_itself_is_a_fault_and_not_a_good_one(caplog):
+    clock, asked = VirtualClock(), []
+    controller = controller_on(clock, planner=scripted(0.0, asked), max_observation_age=0.35)
+    with controller:
+        controller.reset(0.0)
+        for k in range(16):
+            clock.sleep_until(k / 10)
+            stuck = 3 <= k < 12
+            controller.tick(np.full(20, 3.0 if stuck else k), time=0.3 if stuck else k / 10)
+    ticks = controller.record.ticks
+    frozen = ticks["faults"] & Fault.OBSERVATION_FROZEN != 0
+    assert frozen.tolist() == [4 <= k < 12 for k in range(16)]
+    # The one of tick 3 is acted on for 0.35 s.
+    assert ticks["fallback_active"].tolist() == [7 <= k < 12 for k in range(16)]
+    assert [request.tick for request in asked] == [0, 12]
+    assert "an observation that repeats an old one: of 0.300 s" in caplog.messages[0]
+
+
+def test_numbers_that_do_not_change_are_believed_for_as_long_as_is_said():
+    for frozen_after, found in ((None, []), (0.45, [7, 8, 9])):
+        clock = VirtualClock()
+        controller = controller_on(clock, planner=scripted(0.0), frozen_after=frozen_after)
+        run(controller, clock, 14, observe=lambda k: np.full(20, 2.0 if 2 <= k < 10 else k))
+        frozen = controller.record.ticks["faults"] & Fault.OBSERVATION_FROZEN
+        assert frozen.nonzero()[0].tolist() == found
+
+
+@pytest.mark.parametrize("time", [1.7e9, 0.25, math.nan, math.inf, "now", 1j])
+def test_an_observation_of_a_moment_that_can_not_be_is_refused(time):
+    """A clock's that isn't the controller's, above all.  One a little ahead is of now."""
+    clock, asked = VirtualClock(), []
+    with controller_on(clock, planner=scripted(0.0, asked)) as controller:
+        controller.reset(0.0)
+        assert controller.tick(np.zeros(20), time=0.05).tolist() == [0, 1]
+        clock.sleep_until(0.1)
+        assert controller.tick(np.zeros(20), time=time).tolist() == [0, 2]
+        assert controller.tick(np.zeros(20), time=0.1).tolist() == [0, 2]
+    assert controller.record.faults() == {"observation_time": 1}
+    assert "the clock says 0.100 s" in controller._in_words(Fault.OBSERVATION_TIME)
+
+
 def test_a_source_that_is_silent_for_two_seconds():
     clock = VirtualClock()
     robot = Bench(clock, script=dict.fromkeys(range(10, 30), None))
@@ -800,6 +884,7 @@ def test_settings_are_checked():
         ({"replan_every": 1.5}, "replan_every=1.5"),
         ({"max_plan_age": 0.0}, "max_plan_age=0.0"),
         ({"max_observation_age": -1}, "max_observation_age=-1"),
+        ({"frozen_after": 0}, "frozen_after=0"),
         ({"planner_timeout": 0}, "planner_timeout=0"),
         ({"capacity": 0}, "capacity=0"),
         ({"capacity": 10**15}, "capacity=1000000000000000: the memory for so many ticks isn't there"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import socket
 import struct
 import threading
@@ -15,11 +16,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paradiffpolicy.cli.main import main
-from paradiffpolicy.clock import MonotonicClock, VirtualClock
+from paradiffpolicy.clock import ClockOffset, MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.record import Fault
@@ -275,6 +276,106 @@ def test_a_wrong_action_is_an_error_before_it_is_sent(near, far, action):
     assert heard(far) == []
 
 
+def answer(link, to, sequence, came, time=None, session=1):
+    numbers = np.array([came], dtype=float)
+    link.send(Packet(Kind.HELLO, session, sequence, came if time is None else time, numbers).pack(), to)
+
+
+def test_an_observations_moment_is_known_from_round_trips(near, far, clock):
+    """The robot's clock is 100 s ahead.  A hello takes 20 ms to it, its answer and observations take 10."""
+    tell(far, where(near), 0, 100.01)
+    clock.sleep_until(0.02)
+    assert near.observe() is not None and near.observed_at is None  # no hello was answered
+    clock.sleep_until(0.03)
+    answer(far, where(near), 0, 100.02)
+    tell(far, where(near), 1, 100.02)
+    assert near.observe() is not None and near.observed == 100.02
+    # Of the round trip, 30 ms, the half is taken for each way.
+    assert near.observed_at == pytest.approx(0.015)
+    for k in range(2, 9):
+        clock.sleep_until(k / 100 + 0.02)
+        tell(far, where(near), k, 100 + k / 100)  # some come later than others
+        near.observe()
+    assert near.observed_at == pytest.approx(0.075)
+    assert near.observe() is None and near.traffic.refused == 0
+
+
+def test_answers_to_no_hello_are_dropped_and_malformed_ones_refused(near, far, clock):
+    clock.sleep_until(0.05)
+    answer(far, where(near), 7, 100.0)
+    answer(far, where(near), 0, np.nan, time=100.0)
+    far.send(Packet(Kind.HELLO, 1, 0, 100.0, np.zeros(0)).pack(), where(near))
+    tell(far, where(near), 0, 100.0)
+    assert near.observe() is not None and near.observed_at is None
+    assert near.traffic.stale == 1 and near.traffic.refused == 2
+    answer(far, where(near), 0, 100.0)
+    answer(far, where(near), 0, 900.0)  # again
+    tell(far, where(near), 1, 100.01)
+    assert near.observe() is not None and near.observed_at == pytest.approx(0.03)
+    assert near.traffic.stale == 2
+
+
+def test_hellos_go_on_so_that_clocks_are_compared_again(near, far, clock):
+    for k in range(1, 250):
+        clock.sleep_until(k / 100)
+        tell(far, where(near), k, k / 100)
+        near.observe()
+    assert heard(far) == [(Kind.HELLO, 0), (Kind.HELLO, 1), (Kind.HELLO, 2)]
+
+
+def test_a_robot_that_was_started_again_has_another_clock(near, far, clock):
+    answer(far, where(near), 0, 100.0)
+    tell(far, where(near), 0, 100.0)
+    near.observe()
+    assert near.observed_at == 0.0
+    for moment, known in ((0.05, False), (0.2, False), (0.25, True)):
+        clock.sleep_until(moment)
+        if known:
+            answer(far, where(near), 1, 7.25, session=5)
+        answer(far, where(near), 0, 100.2)  # late, of the one that is gone
+        tell(far, where(near), int(1000 * moment), 7 + moment, session=5)
+        near.observe()
+        near._say_hello()
+        assert near.observed_at == (pytest.approx(moment, abs=0.11) if known else None)
+
+
+def test_a_sensor_that_sends_the_same_moment_again_has_not_measured(near, far, clock):
+    answer(far, where(near), 0, 100.0)
+    for k, moment in enumerate([100.0, 100.1, 100.1, 100.1, 100.3]):
+        clock.sleep_until(k / 10)
+        tell(far, where(near), k, moment)
+        assert near.observe() is not None
+        assert near.observed_at == pytest.approx(moment - 100)
+
+
+@given(
+    st.floats(-1e6, 1e6),
+    st.lists(st.tuples(st.booleans(), st.floats(0, 10), st.floats(0, 0.5)), min_size=2, max_size=40),
+)
+@settings(max_examples=50)
+def test_the_offset_of_a_clock_is_right_to_half_the_shortest_round_trip(ahead, messages):
+    offset, least = ClockOffset(), [[math.inf], [math.inf]]
+    for there, left, took in messages[:16]:
+        least[there].append(took)
+        if there:
+            offset.sent(left, left + took + ahead)
+        else:
+            offset.received(left + ahead, left + took)
+    bound = (min(least[0]) + min(least[1])) / 2
+    assert math.isnan(offset.seconds) if math.isinf(bound) else abs(offset.seconds - ahead) <= bound + 1e-6
+
+
+def test_a_clock_that_is_set_is_noticed():
+    offset = ClockOffset()
+    for ahead in (50.0, 20.0):
+        offset.sent(0.0, 0.01 + ahead)
+        offset.received(1.0 + ahead, 1.01)
+        assert math.isnan(offset.seconds) == (ahead == 20.0)
+    offset.sent(0.0, 0.01 + ahead)
+    offset.received(1.0 + ahead, 1.01)
+    assert offset.seconds == pytest.approx(20.0)
+
+
 def test_an_absent_robot_is_counted_and_gets_the_next_command_when_it_is_back(clock, opened):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
         gone.bind(("127.0.0.1", 0))
@@ -318,6 +419,7 @@ def test_a_network_that_is_gone_altogether_is_counted(near):
         ({"action_dim": 2.5}, "action_dim=2.5"),
         ({"obs_dim": 9000}, "obs_dim=9000 numbers don't fit"),
         ({"hello_every": 0}, "hello_every=0"),
+        ({"sync_every": 0}, "sync_every=0"),
         ({"stops": 0}, "stops=0"),
     ],
 )
@@ -452,7 +554,7 @@ def test_packets_that_come_at_the_same_moment(cart, clock, opened):
     client = opened(Link(remote=arm.address))
     client.send(client.packet(Kind.HELLO, 0.0))
     arm.pump()
-    assert len(list(client.receive())) == 1
+    assert [kind for kind, _ in heard(client)] == [Kind.HELLO, Kind.OBSERVATION]
     for n in range(5):
         clock.sleep_until(n * 0.125)
         client.send(client.packet(Kind.COMMAND, 0.0, [1.0]))
@@ -470,7 +572,7 @@ def test_hello_again_stops_nothing(cart, clock, opened):
     list(client.receive())
     client.send(client.packet(Kind.HELLO, 0.0))
     arm.pump()
-    assert not arm.fallback_active and list(client.receive()) == []
+    assert not arm.fallback_active and heard(client) == [(Kind.HELLO, 2)]  # its answer
 
 
 def test_packets_that_are_no_command_for_this_arm_are_refused(cart, opened):
@@ -659,6 +761,10 @@ class Pumped:
     def __init__(self, arm, robot):
         self.arm, self.robot = arm, robot
 
+    @property
+    def observed_at(self):
+        return self.robot.observed_at
+
     def pump(self):
         if self.arm is not None:
             self.arm.pump()
@@ -709,6 +815,18 @@ def test_over_a_good_network_it_is_the_environment_itself(pusht, clock):
     assert over.faults() == record.faults() == {} and not over.ticks["fallback_active"].any()
     assert score == (direct.score, direct.n_steps) and score[1] == 39
     assert robot.robot.traffic.lost == 0 and robot.arm.traffic.lost == 0
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_what_was_seen_late_is_acted_on_as_what_it_was(answers, pusht, clock):
+    """Over 0.2 s each way, with a clock that is far ahead, plans are for what was seen two ticks ago, where
+    the arm lets that be known."""
+    robot = pusht(seed=5, delay=0.2, ahead=1e5, answers=answers)
+    record = ControlLoop(controller(tiny_policy(), clock), robot).run(40)
+    age = 2 if answers else 0
+    assert record.plans["delay"][1:].tolist() == [age] * 4 and record.plans["tick"][1] == 12 - age
+    steps = record.ticks["plan_index"][16:40]
+    assert steps.tolist() == [1 + age + k % 8 for k in range(4, 28)]
 
 
 def test_a_network_that_loses_a_third_costs_observations_and_no_ticks(pusht, clock):

@@ -55,6 +55,8 @@ class SimulatedArm:
             lets them overtake each other.
         loss: the probability that it doesn't arrive.
         watchdog: seconds without a command after which the arm holds still by itself.
+        ahead: seconds by which its own clock, in its packets, is ahead.
+        answers: whether it answers hellos.
         session: see ``Link``.
 
     Attributes:
@@ -83,6 +85,8 @@ class SimulatedArm:
         jitter: float = 0.0,
         loss: float = 0.0,
         watchdog: float = 0.5,
+        ahead: float = 0.0,
+        answers: bool = True,
         session: int | None = None,
     ) -> None:
         require_positive(watchdog=watchdog)
@@ -111,6 +115,7 @@ class SimulatedArm:
         self._link = Link(local=address, session=session)
         self.address, self.traffic = self._link.address, self._link.traffic
         self.delay, self.jitter, self.loss = delay, jitter, loss
+        self.ahead, self.answers = ahead, answers
         self.dropped = self.commands = self.stops = self.holds = 0
         self.fallback_active = True
         self._client: Address | None = None
@@ -167,7 +172,7 @@ class SimulatedArm:
         observation = self.robot.observe()
         if self._client is not None:
             moment = self._world.now()
-            datagram = self._link.packet(Kind.OBSERVATION, moment, observation)
+            datagram = self._link.packet(Kind.OBSERVATION, moment + self.ahead, observation)
             self._carry(moment, partial(self._link.send, datagram, self._client))
 
     def _hold(self) -> None:
@@ -192,6 +197,7 @@ class SimulatedArm:
             return
         if packet.kind == Kind.HELLO:
             self._client = address
+            self._answer(packet)
             if packet.session != before:
                 self._welcome()
         elif packet.kind == Kind.STOP:
@@ -201,6 +207,13 @@ class SimulatedArm:
             self.commands += 1
             self._trusted_until, self.fallback_active = self._world.now() + self._watchdog, False
             self.robot.apply(packet.numbers)
+
+    def _answer(self, hello: Packet) -> None:
+        """Says when a hello came, and so what time it is here."""
+        if self.answers and self._client is not None:
+            came = self._world.now() + self.ahead
+            answer = Packet(Kind.HELLO, self._link.session, hello.sequence, came, np.array([came])).pack()
+            self._carry(self._world.now(), partial(self._link.send, answer, self._client))
 
     def _welcome(self) -> None:
         """A new client needn't wait for the next period, and doesn't inherit the last one's command."""

@@ -71,6 +71,8 @@ class Controller:
         max_plan_age: seconds since its request after which a plan isn't acted on; None: until it ends.
         max_observation_age: seconds that a plan is acted on without a good observation; None: Ta steps, as
             long as the policy itself acts on one.
+        frozen_after: seconds after which an observation that is still the same, to the last digit, isn't
+            believed; None: it is, since without any noise a robot at rest looks like that.
         planner_timeout: seconds after which an unanswered request means that the planner hangs.
         capacity: ticks that ``record`` keeps.
 
@@ -100,6 +102,7 @@ class Controller:
         fallback_timeout: float = 2.0,
         max_plan_age: float | None = None,
         max_observation_age: float | None = None,
+        frozen_after: float | None = None,
         planner_timeout: float = 10.0,
         capacity: int = 100_000,
     ) -> None:
@@ -123,6 +126,7 @@ class Controller:
             spec,
             limits=limits,
             max_observation_age=max_observation_age,
+            frozen_after=frozen_after,
             max_plan_age=max_plan_age,
             planner_timeout=planner_timeout,
         )
@@ -210,12 +214,16 @@ class Controller:
             self.latest: Any = None
             self.record = Record(self.spec.action_dim, self._capacity)
 
-    def tick(self, observation: NDArray[Any] | None, index: int | None = None) -> NDArray[np.float64] | None:
+    def tick(
+        self, observation: NDArray[Any] | None, index: int | None = None, *, time: float | None = None
+    ) -> NDArray[np.float64] | None:
         """Takes an observation, and gives the action for now.
 
         Args:
             observation: ``[O]``, or None if there is no new one.
             index: which tick it is, if the caller knows; None: the nearest by the clock.
+            time: when it was measured, in the clock's seconds; None: now.  A plan begins at that moment, so
+                of an old observation's plan a later action is due.
 
         Returns:
             The action ``[A]``; None: nothing is safe, so stop the robot.
@@ -228,7 +236,7 @@ class Controller:
         with self._lock:
             self._inside = own
             try:
-                self.sense(observation, index)
+                self.sense(observation, index, time=time)
                 other = self._ticker if self._index == self._ticked else inside
                 if other not in (None, own):
                     self._watchdog.details[Fault.TWO_THREADS] = f"by {other.name} and {own.name}"
@@ -238,7 +246,9 @@ class Controller:
             finally:
                 self._inside = None
 
-    def sense(self, observation: NDArray[Any] | None, index: int | None = None) -> None:
+    def sense(
+        self, observation: NDArray[Any] | None, index: int | None = None, *, time: float | None = None
+    ) -> None:
         """The first half of a tick: takes the observation, and asks for a plan if one is due."""
         if not self.started:
             raise InputError("the controller isn't started: call start(), or use it in a with statement")
@@ -248,30 +258,34 @@ class Controller:
         if index is None:  # the caller may be a little early or late
             index = self._index_at(now, early=0.5)
         self._index = max(self._index, index)
-        observation, faults = self._watchdog.check_observation(observation, now)
+        observation, faults = self._watchdog.check_observation(observation, now, time)
+        observed = self._index
+        if time is not None and not faults:
+            # The robot didn't move before tick 0: what was seen then is tick 0's.
+            observed = max(0, min(observed, math.floor((time - self._origin) * self.rate_hz + 0.5)))
         if observation is not None and not faults:
-            self._history.push(observation, self._index)
-        elif not self._watchdog.is_fresh(now):
+            self._history.push(observation, observed)
+        if not self._watchdog.is_fresh(now):
             faults |= Fault.OBSERVATION_STALE
         self._sensed, self._found = (now, observation), faults
         # A request that still waits for the planner is renewed: the newest observation counts.
         if not faults and (self._index >= self._due or self._watchdog.queued):
-            self._ask(now)
+            self._ask(now, observed)
 
     def _index_at(self, now: float, early: float = 1e-6) -> int:
         """The tick of a moment; ``early`` is the part of a period by which the moment may be before it."""
         assert self._origin is not None
         return max(self._index, math.floor((now - self._origin) * self.rate_hz + early))
 
-    def _ask(self, now: float) -> None:
+    def _ask(self, now: float, observed: int) -> None:
         kept = weight = None
         if self._blender.commits:
-            kept, weight = self._blender.commit(self._index, max(self._delays, default=0))
+            kept, weight = self._blender.commit(observed, max(self._delays, default=0))
         if self._index >= self._due:
             self._due = self._index + self._ask_every
         self._watchdog.asked(now)
-        step, window = self._index // self._stride, self._history.window()
-        self._planner.request(PlanRequest(self._index, step, self._session, now, window, kept, weight))
+        step, window = observed // self._stride, self._history.window()
+        self._planner.request(PlanRequest(observed, step, self._session, now, window, kept, weight))
 
     def act(self) -> NDArray[np.float64] | None:
         """The second half: takes plans that have arrived, and decides.  Returns as ``tick`` does."""

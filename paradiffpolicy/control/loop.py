@@ -57,7 +57,8 @@ class ControlLoop:
             controller.reset(start)
             while index < n_ticks:
                 clock.sleep_until(start + index * period)
-                action = controller.tick(robot.observe(), index)
+                observation = robot.observe()
+                action = controller.tick(observation, index, time=getattr(robot, "observed_at", None))
                 robot.stop() if action is None else robot.apply(action)
                 with contextlib.ExitStack() as telling:  # all observers, also if one raises
                     for observer in reversed(self.observers):

@@ -34,6 +34,8 @@ class Fault(enum.IntFlag):
     FALLBACK_REFUSED = enum.auto()
     FALLBACK_TIMEOUT = enum.auto()
     TWO_THREADS = enum.auto()
+    OBSERVATION_FROZEN = enum.auto()
+    OBSERVATION_TIME = enum.auto()
     OBSERVATION_REFUSED = OBSERVATION_SHAPE | OBSERVATION_NOT_FINITE
 
 
@@ -51,6 +53,8 @@ FAULTS: dict[Fault, str] = {
     Fault.FALLBACK_REFUSED: "the fallback's action is none, or beyond the limits",
     Fault.FALLBACK_TIMEOUT: "the fallback has acted for too long",
     Fault.TWO_THREADS: "ticked twice in one period",
+    Fault.OBSERVATION_FROZEN: "an observation that repeats an old one",
+    Fault.OBSERVATION_TIME: "an observation of a moment that can't be",
 }
 """Each fault in words."""
 

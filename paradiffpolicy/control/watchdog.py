@@ -18,6 +18,10 @@ Limits = tuple[NDArray[Any], NDArray[Any]]
 """``(low, high)``, each ``[A]``."""
 
 
+AHEAD = 0.1
+"""Seconds by which a measurement's time may be ahead of the clock, and means now; more is another clock's."""
+
+
 def checked_limits(limits: Limits | None, action_dim: int) -> Limits:
     """The limits as floats.  Infinite ones, and those of None, bar NaN and infinity only.
 
@@ -55,28 +59,37 @@ class Watchdog:
         max_observation_age: float,
         limits: Limits | None = None,
         max_plan_age: float | None = None,
+        frozen_after: float | None = None,
         planner_timeout: float = 10.0,
     ) -> None:
         require_positive(max_observation_age=max_observation_age, planner_timeout=planner_timeout)
-        if max_plan_age is not None:
-            require_positive(max_plan_age=max_plan_age)
+        for name, seconds in {"max_plan_age": max_plan_age, "frozen_after": frozen_after}.items():
+            if seconds is not None:
+                require_positive(**{name: seconds})
         self._low, self._high = checked_limits(limits, spec.action_dim)
         self._bounds = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
         self._observed, self._planned = (spec.obs_dim,), (spec.horizon, spec.action_dim)
         self._executed_from = spec.n_obs_steps - 1
         self._max_observation_age, self._planner_timeout = max_observation_age, planner_timeout
         self.max_plan_age = math.inf if max_plan_age is None else max_plan_age
+        self._frozen_after = frozen_after
         self._any_observation = False
         self.details: dict[Fault, str] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forgets when there was a good observation or an unanswered request."""
-        self._seen = self._waiting_since = math.nan
+        self._seen = self._stamp = self._waiting_since = math.nan
+        self._unchanged: tuple[float, NDArray[np.float64] | None] = (math.nan, None)
         self.queued = False
 
-    def check_observation(self, given: object, now: float) -> tuple[NDArray[np.float64] | None, Fault]:
+    def check_observation(
+        self, given: object, now: float, time: object = None
+    ) -> tuple[NDArray[np.float64] | None, Fault]:
         """An observation as floats (None: it can't be), and its fault.
+
+        Args:
+            time: when it was measured; None: now.
 
         Raises:
             InputError: it is the first one ever, and has the wrong shape.
@@ -98,8 +111,28 @@ class Watchdog:
             return observation, Fault.OBSERVATION_SHAPE
         if not np.isfinite(observation).all():
             return observation, Fault.OBSERVATION_NOT_FINITE
-        self._seen = now
-        return observation, Fault.NONE
+        return observation, self._check_time(observation, now, time)
+
+    def _check_time(self, observation: NDArray[np.float64], now: float, time: object) -> Fault:
+        measured, detail = now, ""
+        if time is not None:
+            if not isinstance(time, int | float | np.integer | np.floating) or not time <= now + AHEAD:
+                self.details[Fault.OBSERVATION_TIME] = f"{time} s, where the clock says {now:.3f} s"
+                return Fault.OBSERVATION_TIME
+            measured, before, self._stamp = min(float(time), now), self._stamp, float(time)
+            if self._stamp <= before:
+                detail = f"of {self._stamp:.3f} s, where the last one was of {before:.3f} s"
+        if self._frozen_after is not None and not detail:
+            since, last = self._unchanged
+            if last is None or not np.array_equal(observation, last):
+                self._unchanged = measured, observation.copy()
+            elif measured - since > self._frozen_after:
+                detail = f"the same numbers for {measured - since:.3f} s"
+        if detail:
+            self.details[Fault.OBSERVATION_FROZEN] = detail
+            return Fault.OBSERVATION_FROZEN
+        self._seen = measured
+        return Fault.NONE
 
     def is_fresh(self, now: float) -> bool:
         """Whether the last good observation is recent enough to act on a plan."""

@@ -14,10 +14,12 @@ A datagram, little-endian, each field at a multiple of its size::
          12   uint32    session: of the sender, a new one each time it starts
          16   uint64    sequence number, increasing within the session
          24   float64   the sender's clock, seconds
-         32   float64   n numbers; hello and stop have none
+         32   float64   n numbers; a client's hello and stop have none
 
-The client says hello, repeatedly, until observations come; the robot then sends its observations to where
-the hello came from, and takes that session's commands.
+The client says hello, repeatedly, until observations come, and then once a second; the robot sends its
+observations to where the hello came from, and takes that session's commands.  An observation's time is when
+it was measured, by the robot's clock.  For the client to know what that is by its own, the robot should
+answer every hello: with a hello of the same sequence number and one number, the time at which that came.
 """
 
 from __future__ import annotations

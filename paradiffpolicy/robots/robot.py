@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class Robot(Protocol):
-    """Something that can be observed and commanded.  No call may block: the loop's rate depends on it."""
+    """Something that can be observed and commanded.  No call may block: the loop's rate depends on it.
+
+    It may also have an attribute ``observed_at``: when the newest observation was measured, in the clock's
+    seconds; None, as without it: when ``observe`` returned it.
+    """
 
     def observe(self) -> NDArray[Any] | None:
         """The newest observation ``[O]``; None if none has come since the last call."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..clock import Clock, MonotonicClock
+from ..clock import Clock, ClockOffset, MonotonicClock
 from ..errors import InputError, require_count, require_positive
 from ..files import Closing
 from .packets import MAX_DATAGRAM, Kind, Packet, PacketError, require_form, require_room, unpack
@@ -68,6 +68,8 @@ class Link:
 
     Attributes:
         traffic: counts.
+        session: of this end.
+        sequence: number of this end's last packet.
         peer: the other end's session; None before it was heard.
         address: of this end.
 
@@ -84,10 +86,10 @@ class Link:
     ) -> None:
         self.traffic = Traffic()
         self.peer: int | None = None
-        self._session = secrets.randbits(32) if session is None else session
-        self._sequence, self._newest = -1, -1
+        self.session = secrets.randbits(32) if session is None else session
+        self.sequence, self._newest = -1, -1
         self._over: deque[int] = deque(maxlen=REMEMBERED)
-        if not 0 <= self._session < 2**32:
+        if not 0 <= self.session < 2**32:
             raise InputError(f"{session=} must be a number of 32 bits")
         address: object = local if remote is None else remote
         lowest = 0 if remote is None else 1  # 0: any that is free
@@ -111,8 +113,8 @@ class Link:
 
     def packet(self, kind: Kind, time: float, numbers: ArrayLike = ()) -> bytes:
         """The next in this end's sequence."""
-        self._sequence += 1
-        return Packet(kind, self._session, self._sequence, time, np.asarray(numbers, dtype=np.float64)).pack()
+        self.sequence += 1
+        return Packet(kind, self.session, self.sequence, time, np.asarray(numbers, dtype=np.float64)).pack()
 
     def send(self, datagram: bytes, to: Address | None = None) -> None:
         """Sends without blocking; an error is counted."""
@@ -152,7 +154,7 @@ class Link:
                 self.traffic.stale += 1
                 return False
             self.traffic.lost += packet.sequence - self._newest - 1
-        elif packet.session in self._over:
+        elif self.is_over(packet.session):
             self.traffic.stale += 1
             return False
         elif self.peer is not None:
@@ -161,6 +163,10 @@ class Link:
         self.peer, self._newest = packet.session, packet.sequence
         self.traffic.received += 1
         return True
+
+    def is_over(self, session: int) -> bool:
+        """Whether another session of that end came after it."""
+        return session in self._over
 
     def refuse(self, reason: PacketError, address: Address) -> None:
         """Counts a datagram as refused; logs the first one's reason."""
@@ -186,12 +192,14 @@ class UdpRobot(Closing):
         clock: whose seconds count.
         hello_every: seconds without an observation after which it says hello (again), so that a robot
             that is started later, or again, knows where to send.
+        sync_every: seconds between hellos while observations come: their answers say what time it is there.
         stops: how many copies of a stop are sent, of which one must arrive.
         session: see ``Link``.
 
     Attributes:
         traffic: counts.
-        observed: when the newest observation was sent, by the robot's clock; NaN before there is one.
+        observed: when the newest observation was measured, by the robot's clock; NaN before there is one.
+        observed_at: the same by ``clock``, right to half a round trip; None: the robot didn't answer a hello.
 
     Raises:
         InputError: no such address, or a setting is out of range.
@@ -205,42 +213,85 @@ class UdpRobot(Closing):
         *,
         clock: Clock | None = None,
         hello_every: float = 0.1,
+        sync_every: float = 1.0,
         stops: int = 5,
         session: int | None = None,
     ) -> None:
         require_count(obs_dim=obs_dim, action_dim=action_dim, stops=stops)
-        require_positive(hello_every=hello_every)
+        require_positive(hello_every=hello_every, sync_every=sync_every)
         require_room(obs_dim=obs_dim, action_dim=action_dim)
-        self._clock, self._hello_every, self._stops = clock or MonotonicClock(), hello_every, stops
+        self._clock, self._stops = clock or MonotonicClock(), stops
+        self._hello_every, self._sync_every = hello_every, sync_every
         self._obs_dim, self._action_shape = obs_dim, (action_dim,)
         self._link = Link(remote=address, session=session)
         self.traffic, self.observed = self._link.traffic, math.nan
-        self._quiet_since = -math.inf
+        self.observed_at: float | None = None
+        self._ahead, self._ahead_of = ClockOffset(), self._link.peer
+        self._hellos: dict[int, float] = {}
         self._say_hello()
 
     def observe(self) -> NDArray[np.float64] | None:
         """The newest observation ``[O]``; None if none has come since the last call."""
-        newest = None
+        newest, now = None, self._clock.now()
         for datagram, address in self._link.receive():
             try:
                 packet = unpack(datagram)
+                if packet.kind == Kind.HELLO:
+                    self._take_answer(packet, now)
+                    continue
                 require_form(packet, Kind.OBSERVATION, self._obs_dim)
             except PacketError as reason:
                 self._link.refuse(reason, address)
                 continue
             if self._link.is_news(packet):
                 newest = packet
-        if newest is None:
+        if newest is not None:
+            self._quiet_since = now
+            self._place(newest, now)
+        due = min(self._quiet_since + self._hello_every, self._said + self._sync_every)
+        if now >= due - 1e-6:  # moments on a grid are rounded
             self._say_hello()
-            return None
-        self.observed, self._quiet_since = newest.time, self._clock.now()
-        return newest.numbers
+        return None if newest is None else newest.numbers
+
+    def _take_answer(self, packet: Packet, now: float) -> None:
+        """To a hello: when that came there."""
+        require_form(packet, Kind.HELLO, 1)
+        came = float(packet.numbers[0])
+        if not math.isfinite(came):
+            raise PacketError(f"the hello that it answers came at {came}")
+        said = self._hellos.pop(packet.sequence, None)
+        if said is None or self._link.is_over(packet.session):
+            self.traffic.stale += 1
+            return
+        ahead = self._offset_of(packet.session)
+        ahead.sent(said, came)
+        ahead.received(packet.time, now)
+
+    def _offset_of(self, session: int) -> ClockOffset:
+        """A robot that was started again may have another clock."""
+        if session != self._ahead_of:
+            self._ahead, self._ahead_of = ClockOffset(), session
+        return self._ahead
+
+    def _place(self, newest: Packet, now: float) -> None:
+        """Notes when an observation was measured."""
+        ahead = self._offset_of(newest.session)
+        ahead.received(newest.time, now)
+        before, self.observed = self.observed, newest.time
+        offset = ahead.seconds
+        if math.isnan(offset):
+            self.observed_at = None
+        elif newest.time != before or self.observed_at is None:
+            # A better estimate of the offset must not make a later one earlier.
+            later = -math.inf if self.observed_at is None else math.nextafter(self.observed_at, math.inf)
+            self.observed_at = max(min(now, newest.time - offset), later)
 
     def _say_hello(self) -> None:
         now = self._clock.now()
-        if now - self._quiet_since >= self._hello_every:
-            self._quiet_since = now
-            self._link.send(self._link.packet(Kind.HELLO, now))
+        self._quiet_since = self._said = now
+        hello = self._link.packet(Kind.HELLO, now)
+        self._hellos = dict([*self._hellos.items(), (self._link.sequence, now)][-REMEMBERED:])
+        self._link.send(hello)
 
     def apply(self, action: NDArray[Any]) -> None:
         """Sends a command ``[A]``.
