@@ -89,6 +89,6 @@ def numbers(spec: PolicySpec, observation: Observation) -> Tensor:
     if isinstance(observation, Tensor):
         return observation.to(torch.float64)
     try:
-        return torch.from_numpy(np.asarray(observation, dtype=np.float64))
+        return torch.from_numpy(np.array(observation, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise InvalidObservationError(f"the observation is no array of numbers ({error})")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         BenchEnvsConfig,
         BenchLatencyConfig,
         BenchServeConfig,
+        BenchSoakConfig,
         BenchSolversConfig,
     )
 
@@ -146,6 +147,37 @@ def bench_control(cfg: BenchControlConfig) -> None:
     title = f"{cfg.task.name}, {cfg.sampler_name}, {loop}"
     content = {"config": vars(cfg.scheduling), "rows": rows}
     publish([control_table(rows, title)], content, cfg.out)
+
+
+def bench_soak(cfg: BenchSoakConfig) -> None:
+    """Runs a control loop for long, among faults."""
+    import logging
+
+    import numpy as np
+
+    from ..benchmarks.soak import Attacks, soak, soak_tables
+    from ..control.scheduling import Scheduling
+
+    policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
+    observations = np.stack([window[-1] for window in recorded_windows(cfg, policy, 30)])
+    shares = {"dropped": cfg.dropped, "not_finite": cfg.not_finite}
+    attacks = Attacks(kills=cfg.kills, stops=cfg.stops, generator=np.random.default_rng(cfg.seed), **shares)
+    for room in ("control", "planning"):  # a line per fault would be thousands; they are counted
+        logging.getLogger(f"paradiffpolicy.{room}").setLevel(logging.CRITICAL)
+    with bar("soak", round(cfg.seconds * cfg.rate_hz), "tick") as ticks:
+        values = soak(
+            policy,
+            observations,
+            attacks,
+            rate_hz=cfg.rate_hz,
+            seconds=cfg.seconds,
+            planner_timeout=cfg.planner_timeout,
+            scheduling=Scheduling(**vars(cfg.scheduling)),
+            seed=cfg.seed,
+            on_tick=lambda tick: ticks.update(1 + tick.missed),
+        )
+    title = f"{cfg.task.name}, {cfg.sampler_name}, {cfg.rate_hz:g} Hz for {cfg.seconds:g} s, seed {cfg.seed}"
+    publish(soak_tables(values, title), {"config": vars(cfg.scheduling), **values}, cfg.out)
 
 
 def bench_solvers(cfg: BenchSolversConfig) -> None:

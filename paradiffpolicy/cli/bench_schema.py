@@ -96,6 +96,35 @@ class BenchControlConfig(PolicyConfig):
 
 
 @dataclass
+class BenchSoakConfig(PolicyConfig):
+    """Runs a control loop for long beside a planner that is never idle, is killed and stopped, with
+    observations that are dropped or have NaN in them, all at random. Says whether the loop missed more
+    than the clock alone, whether its memory grew, whether every fault is recorded.
+
+    Examples:
+      paradiffpolicy bench soak
+          an hour at 100 Hz, the planner killed and stopped 200 times
+      paradiffpolicy bench soak seconds=60 kills=2 stops=1
+          a minute
+    """
+
+    sampler_name: str = sampler_setting()
+    rate_hz: float = setting(100, "rate of the loop, a multiple of the policy's", above=0)
+    seconds: float = setting(3600, "length of the run", minimum=1)
+    kills: int = setting(100, "SIGKILLs to the planner", minimum=0)
+    stops: int = setting(100, "SIGSTOPs to the planner", minimum=0)
+    planner_timeout: float = setting(1.0, "seconds after which a stopped planner counts as hung", above=0)
+    dropped: float = setting(0.02, "share of observations that are dropped", minimum=0, maximum=0.5)
+    not_finite: float = setting(0.02, "share of observations with NaN", minimum=0, maximum=0.5)
+    seed: int = setting(0, "of what happens, and of the plans' noise", minimum=0, maximum=2**32 - 1)
+    first_seed: int = seed_setting("seed of the episode whose observations are replayed")
+    scheduling: SchedulingConfig = setting(
+        lambda: SchedulingConfig(50, None, True, True, True), "of the loop's thread"
+    )
+    out: str | None = json_setting()
+
+
+@dataclass
 class BenchSolversConfig(PolicyConfig):
     """Compares solvers, numbers of steps and drivers: iterations, NFE, wall time, error to the sequential
     sample, error to the exact flow. Writes a table, JSON and a work-precision plot.

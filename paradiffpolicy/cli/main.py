@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError, nearest
-from .bench import bench_control, bench_envs, bench_latency, bench_serve, bench_solvers
+from .bench import bench_control, bench_envs, bench_latency, bench_serve, bench_soak, bench_solvers
 from .building import choose_device
 from .collect import collect
 from .composing import compose
@@ -39,6 +39,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "info": info,
     "bench latency": bench_latency,
     "bench control": bench_control,
+    "bench soak": bench_soak,
     "bench solvers": bench_solvers,
     "bench serve": bench_serve,
     "bench envs": bench_envs,

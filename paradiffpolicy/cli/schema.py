@@ -10,6 +10,7 @@ from .bench_schema import (
     BenchEnvsConfig,
     BenchLatencyConfig,
     BenchServeConfig,
+    BenchSoakConfig,
     BenchSolversConfig,
 )
 from .parts import (
@@ -361,6 +362,7 @@ SCHEMAS: dict[str, type] = {
     "info": InfoConfig,
     "bench latency": BenchLatencyConfig,
     "bench control": BenchControlConfig,
+    "bench soak": BenchSoakConfig,
     "bench solvers": BenchSolversConfig,
     "bench serve": BenchServeConfig,
     "bench envs": BenchEnvsConfig,

@@ -125,8 +125,7 @@ def paced_run(policy: Policy, make_env: MakeEnv, seed: int, n_ticks: int, clock:
     generator = torch.Generator().manual_seed(seed)
     try:
         with Controller(policy, policy.spec.control_hz, generator=generator, clock=clock) as controller:
-            spec = policy.spec
-            robot = EnvRobot(env, seed, clock, control_hz=spec.control_hz, contract=spec.contract)
+            robot = EnvRobot(env, seed, clock, control_hz=policy.spec.control_hz)
             return ControlLoop(controller, robot).run(n_ticks, until=lambda: robot.finished)
     finally:
         env.close()
