@@ -47,7 +47,7 @@ from paradiffpolicy.policy import InvalidPlanError, Policy, spec_sampler
 from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.serving.batching import Batcher, planned_together
 from paradiffpolicy.serving.connection import ALLOWANCE
-from paradiffpolicy.serving.messages import MAX_ITEMS, MessageError, pack, unpack
+from paradiffpolicy.serving.messages import MAX_ITEMS, MessageError, msgpack_numpy, pack, read, unpack
 from paradiffpolicy.serving.protocol import (
     STATE,
     BusyError,
@@ -273,7 +273,6 @@ def array_map(**changes):
         (array_map(dtype="|O"), "isn't one of numbers"),
         (array_map(dtype="f4,f4"), "isn't one of numbers"),
         (array_map(dtype="<c8"), "isn't one of numbers"),
-        (array_map(dtype="<U2"), "isn't one of numbers"),
         (array_map(dtype="<M8[s]"), "isn't one of numbers"),
         (array_map(dtype=b"<f4"), "isn't one of numbers"),
         (array_map(dtype="|b1", shape=[8], data=b"\2" * 8), "zeros and ones"),
@@ -285,6 +284,9 @@ def array_map(**changes):
         ({b"__npgeneric__": True, b"data": "1", b"dtype": "<f4"}, "float32 can't be '1'"),
         ({b"__npgeneric__": True, b"data": True, b"dtype": "<i4"}, "int32 can't be True"),
         ({b"__npgeneric__": True, b"data": 1}, "a scalar in the message needs"),
+        ({b"nd": 1, b"type": "<f4", b"data": bytes(8)}, "a scalar of dtype|can't have 8 bytes"),
+        ({b"nd": True, b"type": "<f4", b"data": bytes(8)}, "an array in the message needs"),
+        ({b"nd": True, b"type": "|O", b"kind": b"O", b"shape": [1], b"data": b""}, "isn't one of numbers"),
         ({"deep": msgpack.ExtType(4, b"x")}, "an extension of type 4"),
         ([0] * (MAX_ITEMS + 1), "isn't msgpack"),
         ([[0] * (MAX_ITEMS // 4)] * 5, f"over {MAX_ITEMS} entries"),
@@ -462,7 +464,7 @@ def test_a_plan_of_another_policy_is_refused():
 # ---------------------------------------------------------------------------------------- sessions
 
 
-def test_the_published_clients_conversation():
+def test_the_published_clients_conversation(caplog):
     """Sends and reads what openpi's WebsocketClientPolicy does, with msgpack alone."""
     policy = tiny_policy()
     observation = windows(1)[0, 0]
@@ -493,11 +495,37 @@ def test_the_published_clients_conversation():
         assert actions.shape == (8, 2) and actions.dtype == np.float32
         assert answer["server_timing"]["infer_ms"] > 0 and "prev_total_ms" not in answer["server_timing"]
         assert answer["policy_timing"]["infer_ms"] > 0
-        connection.send(msgpack.packb({"prompt": "push"}))
-        assert connection.recv().startswith("the request has no place for 'prompt'")
-        connection.send(msgpack.packb({"observation": packed}))
-        again = msgpack.unpackb(connection.recv())
-        assert again["server_timing"]["prev_total_ms"] > 0 and again["iterations"] == 1
+        image = {**packed, b"data": bytes(48), b"dtype": "|u1", b"shape": (4, 4, 3)}
+        prompt = {b"__npgeneric__": True, b"data": "push", b"dtype": "<U4"}
+        for ignored in (["'observation/image'", "'prompt'"], None):  # said once
+            connection.send(
+                msgpack.packb({"observation": packed, "prompt": prompt, "observation/image": image})
+            )
+            again = msgpack.unpackb(connection.recv())
+            assert again["server_timing"]["prev_total_ms"] > 0 and again["iterations"] == 1
+            assert again.get("ignored") == ignored
+        connection.send(msgpack.packb({str(k): 0 for k in range(65)}))
+        assert connection.recv() == "the request has over 64 entries that the policy doesn't use"
+    assert [record.getMessage() for record in caplog.records] == [
+        "clients send 'observation/image', 'prompt', which this policy doesn't use: ignored"
+    ]
+
+
+def test_msgpack_numpys_arrays_are_taken_and_answered_in_kind():
+    policy, observation = tiny_policy(), windows(1)[0]
+    array = {b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [2, 20], b"data": observation.tobytes()}
+    seed = {b"nd": False, b"type": "<i8", b"data": (5).to_bytes(8, "little")}
+    with running(policy) as uri, client(uri) as connection:
+        connection.send(msgpack.packb({b"observation": array, b"seed": seed, b"prompt": b"push"}))
+        answer = msgpack.unpackb(connection.recv())
+    actions = answer["actions"]
+    assert actions[b"nd"] is True and actions[b"kind"] == b"" and actions[b"type"] == "<f4"
+    got = np.frombuffer(actions[b"data"], actions[b"type"]).reshape(actions[b"shape"])
+    np.testing.assert_array_equal(got, policy.plan(observation, generator=5).executed_actions[0])
+    assert answer["ignored"] == ["'prompt'"]
+    value = {"a": np.float32([[1, 2]]), "b": np.int64(3)}
+    read_back, encode = read(pack(value, msgpack_numpy))
+    assert encode is msgpack_numpy and same(value["a"], read_back["a"]) and read_back["b"] == value["b"]
 
 
 def test_a_session_keeps_history_plan_and_noise():

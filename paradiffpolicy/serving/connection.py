@@ -95,6 +95,7 @@ class BoundedConnection(ServerConnection):
         opening = [each for each in self._alive if each.protocol.state is State.CONNECTING]
         if len(opening) > self._settings.max_sessions:
             self._on_cut("opening")
+            self._alive.pop(opening[0])  # now, since more may be accepted before it hears that it is lost
             opening[0].transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

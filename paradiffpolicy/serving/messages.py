@@ -1,8 +1,11 @@
-"""Packs and unpacks msgpack with numpy arrays, as openpi's clients write them.
+"""Packs and unpacks msgpack with numpy arrays, as openpi's clients or the package msgpack-numpy write them.
 
-An array is a map of four entries, ``b"__ndarray__"``: true, ``b"data"``: its bytes in C order,
+openpi: an array is a map of four entries, ``b"__ndarray__"``: true, ``b"data"``: its bytes in C order,
 ``b"dtype"``: numpy's name as ``<f4``, ``b"shape"``; a numpy scalar is a map of three,
 ``b"__npgeneric__"``: true, ``b"data"``: its value, ``b"dtype"``.
+
+msgpack-numpy: ``b"nd"``: true for an array, false for a scalar, ``b"type"``, ``b"data"``: bytes; for an array
+also ``b"kind"``: empty, and ``b"shape"``.
 
 Messages come from outside: nothing in them can run code, name a type other than numbers, or claim more
 memory than their bytes (a number or list in Python is a few dozen times its msgpack, so their count is
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from reprlib import repr as short
 from typing import Any
 
@@ -31,47 +35,78 @@ MAX_AXES = 8
 NUMBER = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 """dtypes that a message may hold: booleans, integers, floats."""
 
-ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
+TEXT = re.compile(r"[<>|]?[SU]\d{1,9}")
+"""dtypes of text, which is taken, since clients send some beside their observations, but not decoded."""
+
+ARRAY, SCALAR, ND = b"__ndarray__", b"__npgeneric__", b"nd"
+
+Encode = Callable[[Any], dict[bytes, Any]]
+"""Writes a tensor, a numpy array or a numpy scalar as a map."""
 
 
 class MessageError(InputError):
     """Bytes that aren't a message, or a value that can't be sent as one."""
 
 
-def pack(value: Any) -> bytes:
+def openpi(value: Any) -> dict[bytes, Any]:
+    """Writes an array or a scalar as openpi's clients do."""
+    value = _numeric(value)
+    if isinstance(value, np.generic):
+        return {SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
+    return {ARRAY: True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+
+
+def msgpack_numpy(value: Any) -> dict[bytes, Any]:
+    """Writes an array or a scalar as the package msgpack-numpy does."""
+    value = _numeric(value)
+    encoded = {ND: isinstance(value, np.ndarray), b"type": value.dtype.str, b"data": value.tobytes()}
+    return encoded | ({b"kind": b"", b"shape": value.shape} if encoded[ND] else {})
+
+
+def pack(value: Any, encode: Encode = openpi) -> bytes:
     """Encodes maps, lists, text, bytes, numbers, numpy arrays and torch tensors as a message.
 
     Raises:
         MessageError: something in it is none of those.
     """
     try:
-        packed: bytes = msgpack.packb(value, default=_encoded)
+        packed: bytes = msgpack.packb(value, default=encode)
     except (TypeError, ValueError, OverflowError) as error:
         raise MessageError(f"can't be sent: {error}")
     return packed
 
 
 def unpack(message: bytes) -> Any:
-    """Decodes a message.  Arrays are copies in the machine's byte order, and may be written to.
+    """Decodes a message, as ``read`` does."""
+    return read(message)[0]
+
+
+def read(message: bytes) -> tuple[Any, Encode]:
+    """Decodes a message, and says how its sender writes arrays.  Arrays are copies in the machine's byte
+    order, and may be written to.
 
     Raises:
         MessageError: the bytes aren't msgpack, or an array in them isn't one.
     """
-    left = MAX_ITEMS
+    left, encode = MAX_ITEMS, openpi
 
-    def read(values: Any) -> Any:
+    def decoded(values: Any) -> Any:
         """Called for every list and map, the innermost first."""
-        nonlocal left
+        nonlocal left, encode
         left -= 1 + len(values)
         if left < 0:
             raise MessageError(f"the message has over {MAX_ITEMS} entries: send numbers as arrays")
-        return _decoded(values) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        if ND in values:
+            encode = msgpack_numpy
+        return _decoded(values)
 
     try:
-        return msgpack.unpackb(
+        value = msgpack.unpackb(
             message,
-            object_hook=read,
-            list_hook=read,
+            object_hook=decoded,
+            list_hook=decoded,
             ext_hook=_no_extension,
             strict_map_key=False,  # the arrays' keys are bytes
             max_array_len=MAX_ITEMS,
@@ -82,32 +117,36 @@ def unpack(message: bytes) -> Any:
     except Exception as error:  # msgpack raises half a dozen types, all for malformed input
         reason = str(error) or type(error).__name__
         raise MessageError(f"the message isn't msgpack ({reason}): send a packed map")
+    return value, encode
 
 
-def _encoded(value: Any) -> dict[bytes, Any]:
+def _numeric(value: Any) -> NDArray[Any] | np.generic:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if not isinstance(value, np.ndarray | np.generic):
         raise TypeError(f"{type(value).__name__} has no place in a message")
     if not NUMBER.fullmatch(value.dtype.str):
         raise TypeError(f"dtype {value.dtype} has no place in a message")
-    if isinstance(value, np.generic):
-        return {SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
-    return {ARRAY: True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+    return value
 
 
 def _decoded(values: dict[Any, Any]) -> Any:
     """A map, or the array or scalar that it stands for."""
-    data, dtype = values.get(b"data"), values.get(b"dtype")
-    if ARRAY in values:
-        if set(values) != {ARRAY, b"data", b"dtype", b"shape"} or values[ARRAY] is not True:
-            raise MessageError("an array in the message needs b'data', b'dtype' and b'shape', and no more")
-        return _array(data, _dtype(dtype), values[b"shape"])
-    if SCALAR in values:
-        if set(values) != {SCALAR, b"data", b"dtype"} or values[SCALAR] is not True:
-            raise MessageError("a scalar in the message needs b'data' and b'dtype', and no more")
-        return _scalar(data, _dtype(dtype))
-    return values
+    kind = next((name for name in (ARRAY, SCALAR, ND) if name in values), None)
+    if kind is None:
+        return values
+    array = values[kind] is True if kind == ND else kind == ARRAY
+    wanted = {kind, b"data", b"type" if kind == ND else b"dtype", *([b"shape"] if array else [])}
+    if set(values) - {b"kind"} != wanted or not (values[kind] is True or kind == ND):
+        what = "an array" if array else "a scalar"
+        names = ", ".join(map(str, sorted(wanted - {kind})))
+        raise MessageError(f"{what} in the message needs {names}, and no more")
+    data, dtype = values[b"data"], values[b"type" if kind == ND else b"dtype"]
+    if isinstance(dtype, str) and TEXT.fullmatch(dtype):
+        return data if isinstance(data, str | bytes) else None
+    if kind == ND and not array:
+        return _array(data, _dtype(dtype), [])[()]
+    return _array(data, _dtype(dtype), values[b"shape"]) if array else _scalar(data, _dtype(dtype))
 
 
 def _array(data: Any, dtype: np.dtype[Any], shape: Any) -> NDArray[Any]:

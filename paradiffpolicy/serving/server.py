@@ -27,7 +27,7 @@ from ..types import Plan
 from .batching import Batcher
 from .connection import BoundedConnection
 from .http import HttpAnswers
-from .messages import MessageError, pack, unpack
+from .messages import MessageError, pack, read
 from .metrics import Metrics
 from .protocol import Metadata, PlanFormat, error_map, job_of, kind_of
 from .session import ClientSession, answer_map
@@ -60,7 +60,7 @@ class PolicyServer:
         self._server: Server | None = None
         self._closable: set[ServerConnection] = set()
         self._stopping = False
-        self._connections = 0
+        self._connections, self._told = 0, False
 
     @property
     def warm_up_sizes(self) -> int:
@@ -183,7 +183,7 @@ class PolicyServer:
         try:
             if isinstance(message, str):
                 raise MessageError("the message is text: send a packed map as a binary message")
-            request = unpack(message)
+            request, encode = read(message)
         except MessageError as error:
             self._metrics.requests.labels("unknown").inc()
             return self._failed(error)["message"], False
@@ -206,7 +206,12 @@ class PolicyServer:
         timing = {"infer_ms": result.infer_seconds * 1e3, "queue_ms": result.queue_seconds * 1e3}
         if previous_seconds is not None:  # of the answer before, which was not known then
             timing["prev_total_ms"] = previous_seconds * 1e3
-        return pack(answer | {"server_timing": timing}), True
+        if not pure and (ignored := session.ignored()):
+            answer["ignored"] = ignored
+            if not self._told:
+                log.warning("clients send %s, which this policy doesn't use: ignored", ", ".join(ignored))
+            self._told = True
+        return pack(answer | {"server_timing": timing}, encode), True
 
     def _failed(self, error: Exception) -> dict[str, str]:
         self._count_error(kind_of(error))

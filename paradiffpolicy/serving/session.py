@@ -3,8 +3,8 @@
 A request is a map: ``observation`` ``[O]`` (or ``observation/state``), the newest, to which the
 session adds the ones before, or ``[To, O]``, a whole window; and, all optional, ``reset``: forget
 observations and plan first, ``seed``: a whole number that seeds the noise from here on, and
-``executed_steps`` of the last plan.  It becomes a pure request whose window, previous plan and generator
-the connection keeps.
+``executed_steps`` of the last plan.  Other entries are ignored, which an answer says once.  It becomes a
+pure request whose window, previous plan and generator the connection keeps.
 
 A policy sees observations that are one control step apart.  A client that asks only once per Ta
 steps should therefore send windows; one that asks every step may send single observations, with
@@ -14,6 +14,7 @@ steps should therefore send windows; one that asks every step may send single ob
 from __future__ import annotations
 
 import copy
+import difflib
 from reprlib import repr as short
 from typing import Any
 
@@ -26,10 +27,13 @@ from ..observation import InvalidObservationError
 from ..policy import InvalidPlanError, Policy
 from ..types import Plan
 from .messages import MessageError
-from .protocol import PlanJob, checked_map, executed_steps_of, numbers, state_of, whole
+from .protocol import PlanJob, executed_steps_of, numbers, state_of, whole
 
 OBSERVATION = ("observation", "observation/state")
-OPTIONAL = (*OBSERVATION, "reset", "seed", "executed_steps")
+OPTIONAL = ("reset", "seed", "executed_steps")
+
+MAX_IGNORED = 64
+"""Entries of a request that may be ignored."""
 
 
 class ClientSession:
@@ -45,6 +49,7 @@ class ClientSession:
         self._state = _seeded(seed)
         self._history = self._next = History(policy.spec.n_obs_steps)
         self._plan: Plan | None = None
+        self._ignored, self._told = list[str](), False
 
     def job(self, request: Any) -> PlanJob:
         """Reads a request, raising as ``protocol.job_of`` does; remembers nothing until ``remember``.
@@ -52,7 +57,7 @@ class ClientSession:
         A bad observation makes the session forget its observations and its plan, as a control loop
         does: after a gap the next plan is a cold start.
         """
-        request = checked_map(request, "the request", (), OPTIONAL)
+        request = self._known(request)
         given = [name for name in OBSERVATION if name in request]
         if len(given) != 1:
             raise MessageError("the request needs one 'observation', an array [O] or [To, O]")
@@ -71,6 +76,25 @@ class ClientSession:
         self._next = history
         return PlanJob(window, None if reset else self._plan, (state,), steps)
 
+    def _known(self, request: Any) -> dict[str, Any]:
+        """The entries that the session reads.  Clients of other policies send more, as a prompt, which is
+        ignored unless it looks like a misspelt one."""
+        if not isinstance(request, dict):
+            raise MessageError(f"the request must be a map, not {type(request).__name__}")
+        named = {
+            key.decode(errors="replace") if isinstance(key, bytes) else key: value
+            for key, value in request.items()
+        }
+        others = [key for key in named if key not in (*OBSERVATION, *OPTIONAL)]
+        if len(others) > MAX_IGNORED:
+            raise MessageError(f"the request has over {MAX_IGNORED} entries that the policy doesn't use")
+        for key in others:
+            close = difflib.get_close_matches(str(key)[:40], OPTIONAL, n=1, cutoff=0.75)
+            if close:
+                raise MessageError(f"the request has no place for {short(key)}; did you mean {close[0]!r}?")
+        self._ignored = sorted(map(short, others))
+        return named
+
     def remember(self, result: Plan | Exception, state: bytes) -> None:
         """Keeps a job's result, a plan on the policy's device or an error, and the generator's state."""
         self._state = state
@@ -78,6 +102,13 @@ class ClientSession:
             self._history, self._plan = self._next, result
         elif isinstance(result, InvalidPlanError):
             self._forget()
+
+    def ignored(self) -> list[str]:
+        """What the last request has that is ignored, once per connection: empty from then on."""
+        if self._told or not self._ignored:
+            return []
+        self._told = True
+        return self._ignored
 
     def _forget(self) -> None:
         self._history = History(self._policy.spec.n_obs_steps)
