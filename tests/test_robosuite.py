@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 
 import numpy as np
 import pytest
@@ -212,6 +213,56 @@ def test_a_recorded_state_is_a_start():
     np.testing.assert_array_equal(again["object"], info["object"])
     with pytest.raises(ValueError, match="3 numbers; the model has"):
         env.reset(options={"model": model, "states": np.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<worldbody>", '<include file="{outside}"/><worldbody>', "names the file '{outside}', which isn't"),
+        ("<worldbody>", '<include file="outside.xml"/><worldbody>', "names the file 'outside.xml'"),
+        ("<asset>", '<asset><hfield name="h" file="{outside}"/>', "names the file '{outside}'"),
+        (
+            "<asset>",
+            '<asset><mesh name="m" file="/robosuite/../../../../../..{outside}"/>',
+            "names the file '",
+        ),
+        (
+            "<asset>",
+            '<asset><texture name="c" type="cube" fileright="{outside}"/>',
+            "names the file '{outside}'",
+        ),
+        ("<asset>", '<compiler strippath="true" meshdir="/etc"/><asset>', "strips its files"),
+        ("<mujoco", '<!DOCTYPE x [<!ENTITY a "aaaa">]><mujoco', "declares a document type"),
+        (
+            "<asset>",
+            '<asset><texture name="t" builtin="flat" type="2d" width="99999" height="9"/>',
+            "over 4096",
+        ),
+        ("<worldbody>", '<worldbody><replicate count="999999999"><body/></replicate>', "over 4096"),
+        ("</mujoco>", "", "the model isn't XML"),
+        ("asset>", "assets>", "can't be built"),
+        ("robot0_joint1", "another", "can't be built"),
+    ],
+)
+def test_a_model_reads_robosuites_files_only(tmp_path, old, new, message):
+    """It may come with a dataset from elsewhere; after it was refused, the environment goes on."""
+    env, outside = shared_env("lift", "delta"), tmp_path / "outside.xml"
+    outside.write_text("<mujoco/>")
+    _, info = env.reset(seed=1)
+    model = env.simulation.model.replace(old, new.format(outside=outside))
+    with pytest.raises(ValueError, match=re.escape(message.format(outside=outside))) as caught:
+        env.reset(options={"model": model, "states": info["states"]})
+    assert "\n" not in str(caught.value)
+    np.testing.assert_array_equal(env.reset(seed=1)[1]["states"], info["states"])
+
+
+def test_a_snapshot_of_another_task_is_refused():
+    lift, can = shared_env("lift", "delta"), shared_env("can", "delta")
+    _, info = lift.reset(seed=0)
+    can.reset(seed=0)
+    with pytest.raises(ValueError, match="the snapshot is of PickPlaceCan, this is Lift"):
+        lift.reset(options={"snapshot": can.save()})
+    np.testing.assert_array_equal(lift.simulation.states, info["states"])
 
 
 @pytest.mark.slow

@@ -11,8 +11,6 @@ gripper.  States are robomimic's: time, positions, velocities.
 from __future__ import annotations
 
 import inspect
-import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from .mjcf import modern_model
 from .simulation import Simulation, import_robosuite
 
 ROUNDING = 1e-6
@@ -65,30 +64,6 @@ def supported(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], lis
             break
     rest = sorted(set(kwargs) - names)
     return {key: value for key, value in kwargs.items() if key in names}, rest
-
-
-def modern_model(model: str) -> str:
-    """Renames the parts in a scene's MJCF, of any version, as robosuite does since 1.5: grippers belong to
-    the right or left arm, and mounts are one kind of base.
-
-    Raises:
-        ValueError: it isn't XML.
-    """
-    if not re.search(r'name="gripper\d+_grip_site"', model):
-        return model
-    model = re.sub(r'"gripper(\d+)_', r'"gripper\1_right_', model)
-    model = re.sub(r'"mount(\d+)_', r'"fixed_mount\1_', model)
-    model = model.replace("/robosuite/models/assets/mounts/", "/robosuite/models/assets/bases/")
-    try:
-        scene = ElementTree.fromstring(model)
-    except ElementTree.ParseError as error:
-        raise ValueError(f"the model isn't XML ({error})")
-    bodies = {body.get("name", ""): body for body in scene.iter("body")}
-    for name in [name for name in bodies if re.fullmatch(r"robot\d+_base", name)]:
-        # 1.5 looks for a site where an arm is mounted.
-        foot = bodies.get(name.replace("base", "link0"), bodies[name])
-        ElementTree.SubElement(foot, "site", name=name.replace("base", "right_center"), size="0.01")
-    return ElementTree.tostring(scene, encoding="unicode")
 
 
 def _visited(simulation: Simulation, model: str, states: NDArray[np.float64]) -> Iterator[int]:

@@ -8,12 +8,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .camera import VARIABLES
+from .mjcf import parsed, require_own_files
 from .stepping import LeanStep, fits
 
 SETUP = "scripts/setup robosuite, or pip install 'paradiffpolicy[robosuite]'"
@@ -31,6 +33,7 @@ class Snapshot:
     """The whole state of a simulation: with the same actions, the same future.
 
     Attributes:
+        name: of the simulation, robosuite's.
         model: MJCF; objects' sizes may differ from reset to reset.
         physics: MuJoCo's integration state: time, positions, velocities, the solver's warm start, …
         arms: per arm, the gripper's last command, filtered; the posture that the controller's null space
@@ -39,6 +42,7 @@ class Snapshot:
         time: seconds since the reset, as robosuite counts them.
     """
 
+    name: str
     model: str
     physics: NDArray[np.float64]
     arms: list[tuple[NDArray[np.float64], ...]]
@@ -243,12 +247,20 @@ class Simulation:
             tuple(map(np.array, (r.gripper[arm].current_action, p.initial_joint, p.goal_pos, p.goal_ori)))
             for r, arm, p in self._arms()
         ]
-        return Snapshot(self.model, physics, arms, int(self._env.timestep), float(self._env.cur_time))
+        return Snapshot(
+            self.name, self.model, physics, arms, int(self._env.timestep), float(self._env.cur_time)
+        )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Goes back to a snapshot: the same actions then give the same numbers, bit by bit."""
+        """Goes back to a snapshot: the same actions then give the same numbers, bit by bit.
+
+        Raises:
+            ValueError: it is another task's.
+        """
         import mujoco
 
+        if snapshot.name != self.name:
+            raise ValueError(f"the snapshot is of {snapshot.name}, this is {self.name}")
         if snapshot.model != self.model:
             self._load(snapshot.model)
         state = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -267,12 +279,18 @@ class Simulation:
         self._env.close()
 
     def _load(self, model: str) -> None:
-        """Builds another scene."""
-        self._env._observables, self._env.hard_reset, self._keeps_scene = self._sensors, True, False
+        """Builds another scene; after a ``ValueError``, ``reset`` builds its own again."""
+        env = self._env
+        env._observables, env.hard_reset, self._keeps_scene = self._sensors, True, False
+        parsed(model)
         try:
-            self._env.reset_from_xml_string(self._env.edit_model_xml(model))
-        except (AssertionError, ValueError) as error:
-            raise ValueError(f"the model can't be built: {str(error).splitlines()[0]}")
+            edited = env.edit_model_xml(model)  # finds robosuite's assets here
+            require_own_files(edited, Path(import_robosuite().__file__).parent / "models" / "assets")
+            env.reset_from_xml_string(edited)
+        except (AssertionError, AttributeError, KeyError, ValueError) as error:
+            raise ValueError(f"the model can't be built: {(str(error).splitlines() or [''])[0]}")
+        finally:
+            env.deterministic_reset = False  # as robosuite leaves it, unless it fails
         self._model = model
         self._take_over()
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..data.formats.demonstration import POSE, Demonstration, Source
 from ..data.formats.store import WIDE_POSE
-from ..envs.robosuite.replay import Followed, modern_model
+from ..envs.robosuite.mjcf import modern_model
+from ..envs.robosuite.replay import Followed
 from ..envs.robosuite.rotation import absolute_action, pose_action
 from ..errors import InputError, nearest
 from .replaying import Replay, Simulations, as_installed
