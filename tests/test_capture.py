@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -22,6 +23,7 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.policy import Policy
+from paradiffpolicy.provenance import resident_bytes
 from paradiffpolicy.sampling.capture import cuda_graph, openvino
 from paradiffpolicy.sampling.capture.backends import CaptureSettings
 from paradiffpolicy.sampling.capture.emulated import EmulatedDevice, TapeGraph, captured
@@ -482,11 +484,32 @@ def test_a_compiled_model_is_found_again(tmp_path, monkeypatch, caplog):
         assert torch.equal(planned(policy.captured("openvino", cache=tmp_path)), first)
         with pytest.raises(AssertionError, match="compiled again"):  # other settings, another model
             planned(policy.captured("openvino", cache=tmp_path, threads=1))
-    for blob in blobs:
-        blob.write_bytes(blob.read_bytes()[:100])
-    assert_close(planned(policy.captured("openvino", cache=tmp_path)), first)
-    assert "is damaged" in caplog.text
+    cut, changed = blobs
+    cut.write_bytes(cut.read_bytes()[:100])
+    content = bytearray(changed.read_bytes())
+    content[-2000:-1000] = bytes(1000)  # weights, which OpenVINO itself would take
+    changed.write_bytes(content)
+    assert torch.equal(planned(policy.captured("openvino", cache=tmp_path)), first)
+    assert caplog.text.count("is damaged") == 2
     cache_written()
+
+
+def test_programs_are_kept_where_nobody_else_can_put_one(tmp_path, monkeypatch, caplog):
+    policy, folder = policy_with(solver="ddim", n_steps=2), tmp_path / "a" / "cache"
+    before = os.umask(0)
+    try:
+        planned(policy.captured("openvino", cache=folder), 1)
+    finally:
+        os.umask(before)
+    cache_written()
+    assert folder.stat().st_mode & 0o777 == 0o700 and len(list(folder.glob("*.blob"))) == 1
+    monkeypatch.setattr(openvino, "kept_plan", lambda path, options: pytest.fail("a kept program was used"))
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino.os, "getuid", lambda: folder.stat().st_uid + 1)
+        planned(policy.captured("openvino", cache=folder), 1)
+    folder.chmod(0o777)
+    planned(policy.captured("openvino", cache=folder), 1)
+    assert caplog.text.count(f"others can write to {folder}") == 2
 
 
 def test_other_weights_are_another_model(tmp_path):
@@ -680,6 +703,26 @@ def test_auto_falls_back_when_a_plan_cant_be_captured(caplog):
     assert_close(planned(auto, 2), planned(policy, 2), atol=0.02, rtol=0)
     assert "isn't translated to OpenVINO" in caplog.text and "trying the next backend" in caplog.text
     assert [program.method for program in auto.programs] == ["eager"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_what_cant_be_captured_keeps_its_precision(precision):
+    policy = policy_with(solver="ddim", n_steps=4, driver="anderson")
+    auto = planned(policy.captured("auto", precision=precision), 1)
+    assert torch.equal(auto, planned(policy.captured("eager", precision=precision), 1))
+    assert not torch.equal(auto, planned(policy, 1))
+
+
+def test_a_programs_memory_is_what_the_process_grew_by():
+    """Of a batch of 64 most is memory that OpenVINO computes in, and tells nothing of."""
+    policy = Policy.from_checkpoint(tiny_checkpoint(), make_sampler(SCHEDULE, solver="ddim", n_steps=3))
+    policy = policy.captured("openvino", threads=1)
+    policy.warm_up()
+    gc.collect()
+    before = resident_bytes()
+    policy.plan(WINDOW.expand(64, -1, -1), generator=0)
+    grown, (_, program) = resident_bytes() - before, policy.programs
+    assert program.nbytes > 0.7 * grown
 
 
 def test_auto_calls_large_batches_of_windows_on_active_rows_alone():

@@ -10,7 +10,6 @@ import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..clock import Clock
 from ..policy import Policy
+from ..provenance import resident_bytes
 from ..tables import quantiles
 from ..types import Plan
 
@@ -117,10 +117,7 @@ def timings(seconds: Sequence[float], baseline: Sequence[float]) -> dict[str, An
 
 def resident() -> float:
     """Megabytes of this process's memory that are in use; its peak where the system tells no more."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20
-    return peak()
+    return resident_bytes() / 2**20
 
 
 def peak() -> float:

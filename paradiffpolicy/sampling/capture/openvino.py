@@ -8,9 +8,12 @@ the number of iterations.  A compiled model is kept on disk, so that only a firs
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import logging
+import os
 import platform
+import stat
 import threading
 from collections.abc import Callable
 from io import BytesIO
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 
 from ...files import write_atomically
+from ...provenance import resident_bytes
 from ..driver import State
 from .fingerprint import fingerprint
 from .program import Backend, CaptureError, Program, nbytes
@@ -88,13 +92,19 @@ def openvino_backend(
 
 
 class OpenVINO:
-    """A compiled model with its buffers."""
+    """A compiled model with its buffers.
+
+    Attributes:
+        nbytes: by how much the process grew for it, but at least what is known of it: OpenVINO tells nothing
+            of the memory that it computes in, which is most of it for large batches.
+    """
 
     method = "one OpenVINO model"
 
     def __init__(self, program: Program, options: dict[str, Any], cache: Path | None) -> None:
         if any(value.device.type != "cpu" for value in program.inputs.values()):
             raise CaptureError("computes on the CPU alone: device=cpu, or another capture")
+        before = resident_bytes()
         compiled, size, self._memory = compiled_plan(program, options, cache)
         import openvino as ov
 
@@ -110,7 +120,8 @@ class OpenVINO:
             value = torch.zeros(tuple(port.shape), dtype=dtype)
             self.outputs[port.any_name.removeprefix(OUTPUT)] = value
             self.request.set_tensor(port.any_name, ov.Tensor(value.numpy(), shared_memory=True))
-        self.nbytes = nbytes(self.inputs, self.outputs) + size
+        self.request.infer()  # the first call allocates what lies between inputs and outputs
+        self.nbytes = max(nbytes(self.inputs, self.outputs) + size, resident_bytes() - before)
 
     def __call__(self, inputs: State) -> State:
         for name, value in inputs.items():
@@ -124,7 +135,7 @@ class Compiled(NamedTuple):
 
     Attributes:
         model: ready to be called.
-        nbytes: of its constants, which is all that OpenVINO tells of its memory.
+        nbytes: of its constants.
         memory: that it lies in; must outlive it.
     """
 
@@ -136,7 +147,7 @@ class Compiled(NamedTuple):
 def compiled_plan(program: Program, options: dict[str, Any], cache: Path | None) -> Compiled:
     """The program's model, from the cache if it is there, and in it soon afterwards."""
     path = None
-    if cache is not None and program.identity is not None:
+    if cache is not None and program.identity is not None and is_private(cache):
         path = cache / f"{fingerprint(program.identity(), options, surroundings())}.blob"
         kept = kept_plan(path, options)
         if kept is not None:
@@ -149,20 +160,41 @@ def compiled_plan(program: Program, options: dict[str, Any], cache: Path | None)
     return Compiled(compiled, size)
 
 
+def is_private(cache: Path) -> bool:
+    """Makes the folder if there is none; whether this user alone can put programs there."""
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = cache.stat()
+    except OSError as error:
+        log.warning("capture: %s can't be used (%s); no program is kept", cache, error.strerror)
+        return False
+    private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not private:
+        log.warning("capture: others can write to %s; no program is kept: chmod 700, or name another", cache)
+    return private
+
+
+DIGEST = hashlib.sha256().digest_size
+"""Bytes at the end of a kept model, the hash of those before."""
+
+
 def kept_plan(path: Path, options: dict[str, Any]) -> Compiled | None:
     """The compiled model in a file; None if there is none, or if it is damaged."""
     import openvino as ov
 
     try:
         mapped = np.memmap(path, dtype=np.uint8, mode="c")
-        compiled = core().import_model(ov.Tensor(mapped, shared_memory=True), "CPU", options)
+        model = mapped[:-DIGEST]
+        if hashlib.sha256(model.data).digest() != mapped[-DIGEST:].tobytes():
+            raise ValueError("its content isn't what was written")
+        compiled = core().import_model(ov.Tensor(model, shared_memory=True), "CPU", options)
         path.touch()  # pruning takes the oldest
     except FileNotFoundError:
         return None
     except (RuntimeError, ValueError, OSError) as error:
         log.warning("capture: %s is damaged (%s); compiling anew", path, str(error).splitlines()[0])
         return None
-    return Compiled(compiled, mapped.nbytes, mapped)
+    return Compiled(compiled, model.nbytes, mapped)
 
 
 def keep(compiled: ov.CompiledModel, path: Path) -> None:
@@ -170,7 +202,9 @@ def keep(compiled: ov.CompiledModel, path: Path) -> None:
     try:
         blob = BytesIO()
         compiled.export_model(blob)
-        write_atomically(path, lambda temporary: temporary.write_bytes(blob.getbuffer()))
+        content = blob.getvalue()
+        digest = hashlib.sha256(content).digest()
+        write_atomically(path, lambda temporary: temporary.write_bytes(content + digest))
         prune(path.parent)
     except (RuntimeError, OSError) as error:
         log.warning("capture: can't keep the compiled model (%s)", error)
