@@ -71,6 +71,7 @@ shared_policy = functools.cache(tiny_policy)
 
 
 def controller_on(clock, rate_hz=10, sampler=None, **options):
+    options = {"planner": "inline", **options}
     return Controller(shared_policy(**(sampler or {})), rate_hz, clock=clock, **options)
 
 
@@ -243,14 +244,16 @@ def test_the_wall_clock_may_jump(monkeypatch):
 
 @pytest.mark.parametrize(("rate", "latency"), [(10, 0.0), (10, 0.012), (10, 0.25), (50, 0.05), (100, 0.033)])
 def test_a_late_plans_first_actions_are_skipped(rate, latency):
-    """Plans are made for ticks 0, 8 s, …; each acts from when it arrives, at the step that is due then."""
+    """Plans are made for ticks 0, 8 s, …; each acts from when it arrives, at the step that is due then: the
+    first one's first, since the robot stood still until it came."""
     clock, stride = VirtualClock(), rate // 10
     n = 20 * stride
     actions = run(controller_on(clock, rate, planner=scripted(latency)), clock, n)
     late = math.ceil(latency * rate - 1e-9)
     for tick, action in enumerate(actions):
         made_for = (tick - late) // (8 * stride) * 8 * stride  # of the last plan that is here
-        expected = None if tick < late else [made_for, (tick - made_for) // stride + 1]
+        executed = tick - made_for if made_for else tick - late
+        expected = None if tick < late else [made_for, executed // stride + 1]
         assert action == expected, tick
 
 
@@ -270,18 +273,21 @@ def test_whatever_the_latency_an_action_is_the_newest_plans_for_now(latencies, s
         replan_every=replan_every,
     )
     actions = run(controller, clock, 30 * stride)
-    plans, last = controller.record.plans, -1.0
+    ticks, plans = controller.record.ticks, controller.record.plans
+    acted = np.concatenate([[0], np.cumsum(~ticks["fallback_active"])])  # before each tick
+    newest = begun = -1
     for tick, action in enumerate(actions):
-        here = plans["tick"][(plans["arrived"] <= tick / rate + 1e-9)]
-        if not len(here):
+        for plan in plans[plans["arrived"] <= tick / rate + 1e-9]:
+            if plan["tick"] > newest:  # of its steps those are left out that were executed meanwhile
+                newest, begun = plan["tick"], tick - (acted[tick] - acted[plan["tick"]])
+        step = (tick - begun) // stride + 1
+        if newest < 0:
             assert action is None
-            continue
-        step = (tick - here.max()) // stride + 1
-        if step < 16:
-            assert action == [here.max(), step]
-            assert here.max() >= last  # never back to an older plan
-            last = here.max()
-    assert (controller.record.ticks["plan_index"] < 16).all()
+        elif step < 16:
+            assert action == [newest, step] and ticks["plan"][tick] == newest
+        else:
+            assert ticks["fallback_active"][tick] and action == actions[tick - 1]
+    assert (ticks["plan_index"] < 16).all()
 
 
 def test_slower_requests_than_the_planner_can_answer_ask_for_the_newest():
@@ -327,17 +333,30 @@ def test_a_late_call_gets_the_action_for_now():
     assert controller.record.missed == 3
 
 
+@pytest.mark.parametrize("stride", [1, 5])
+def test_from_standstill_a_plan_begins_with_its_first_action_and_what_follows_continues_it(stride):
+    """Also after the old plan has ended while the next was made: only what was executed is left out."""
+    clock, asked, latency = VirtualClock(), [], iter([0.5, 1.4, 9.0])
+    controller = controller_on(clock, 10 * stride, planner=scripted(lambda: next(latency), asked))
+    actions = run(controller, clock, 24 * stride)[::stride]
+    assert actions[:5] == [None] * 5 and actions[5:20] == [[0, 1 + k] for k in range(15)]
+    # Asked for after 3 steps; 12 more were executed until the plan came, and for 2 the robot stood still.
+    assert actions[20:24] == [[0, 15]] * 2 + [[8 * stride, 13 + k] for k in range(2)]
+    assert [request.step for request in asked] == [0, 3, 15]
+
+
 def test_planning_within_a_tick_gives_the_action_for_when_it_is_done():
-    """Inline planning that takes 0.24 s of the clock: two actions are past when it is done."""
+    """Inline planning that takes 0.24 s of the clock: two actions have been executed when it is done, but for
+    the first plan, before which the robot stood still."""
     clock = VirtualClock()
     policy = tiny_policy()
     real = policy.plan
     vars(policy)["plan"] = lambda *a, **k: (clock.advance(0.24), real(*a, **k))[1]
-    controller = Controller(policy, 10, generator=torch.Generator().manual_seed(0), clock=clock)
+    controller = Controller(policy, 10, planner="inline", clock=clock)
     vars(policy)["warm_up"] = lambda *a, **k: policy
     record = ControlLoop(controller, Bench(clock, seconds=dict.fromkeys(range(99), 0.0))).run(12)
-    assert record.ticks["plan_index"].tolist()[:3] == [3, 4, 5]
-    assert record.ticks["missed"].tolist()[:2] == [0, 2]
+    assert record.ticks["plan_index"].tolist() == [1, 2, 3, 4, 5, 6, 3, 4]
+    assert record.ticks["index"].tolist() == [0, 3, 4, 5, 6, 7, 8, 11]
 
 
 # -------------------------------------------------------------------------------------------- blending
@@ -423,9 +442,9 @@ def test_committed_actions_are_what_runs():
     run(controller, clock, 30, observe=lambda k: np.full(20, 200.0 + 7 * k))
     first, second, third = seen[:3]
     # The delay is known from the first plan on.
-    for old, new in ((first, second), (second, third)):
+    for old, new, executed in ((first, second, 5), (second, third, 8)):
         kept = slice(0, 4)  # the action before, and three while it was made
-        np.testing.assert_allclose(new.actions[kept], old.actions[8:12], atol=1e-3)
+        np.testing.assert_allclose(new.actions[kept], old.actions[executed : executed + 4], atol=1e-3)
 
 
 # --------------------------------------------------------------------------------------- the watchdog
@@ -686,7 +705,7 @@ def test_a_plan_with_nan_is_refused_and_asked_for_again():
     clock = VirtualClock()
     policy = tiny_policy()
     policy.denoiser.network.final_conv[1].bias.data.fill_(float("nan"))
-    controller = Controller(policy, 10, generator=torch.Generator().manual_seed(0), clock=clock)
+    controller = Controller(policy, 10, planner="inline", clock=clock)
     vars(policy)["warm_up"] = lambda *a, **k: policy
     robot = Bench(clock)
     record = ControlLoop(controller, robot).run(3)
@@ -747,20 +766,24 @@ def test_a_step_beyond_the_limits_that_runs_after_all_is_an_action_that_is_refus
 
 
 def test_a_late_plans_limits_bind_the_steps_that_run_while_the_next_is_made():
-    """A plan for tick 0 that arrives at tick 3 acts until tick 11, on its steps 4 to 11."""
+    """A plan for tick 0 that arrives at tick 3 acts until tick 11, on its steps 1 to 8: the robot stood still
+    before.  One for tick 8 acts from tick 11 to tick 19, on its steps 4 to 11."""
     clock = VirtualClock()
-    for step, refused in ((3, False), (4, True), (11, True), (12, False)):
+    cases = [(0, 0, False), (0, 1, True), (0, 8, True), (0, 9, False)]
+    for tick, step, refused in (*cases, (8, 3, False), (8, 4, True), (8, 11, True), (8, 12, False)):
 
-        def planner(policy, generator, clock, step=step):
+        def planner(policy, generator, clock, tick=tick, step=step):
             def begin(request):
                 plan = numbered(request.tick, request.session, value=1.0)
-                plan.actions[step, 0] = -1.0
+                if request.tick == tick:
+                    plan.actions[step, 0] = -1.0
                 return lambda: plan
 
             return DelayedPlanner(begin, clock, lambda: 0.3)
 
         controller = controller_on(clock, planner=planner, limits=LIMITS)
-        assert (run(controller, clock, 4)[3] is None) == refused, step
+        run(controller, clock, tick + 4)
+        assert controller.record.plans["refused"].tolist() == [False] * (tick > 0) + [refused], (tick, step)
 
 
 @pytest.mark.parametrize(
@@ -868,7 +891,7 @@ def test_plans_of_before_a_reset_are_not_acted_on():
             clock.sleep_until(moment)
             assert controller.tick(np.zeros(20)) is None
         clock.sleep_until(0.5)
-        assert controller.tick(np.zeros(20)).tolist() == [0, 5]
+        assert controller.tick(np.zeros(20)).tolist() == [0, 1]
 
 
 def test_settings_are_checked():
@@ -928,7 +951,7 @@ def test_a_loop_that_waits_for_the_first_plan_acts_from_then_on():
         for _ in range(5):
             actions.append(controller.tick(np.zeros(20)).tolist())
             clock.advance(0.1)
-    assert actions == [[0, 3 + k] for k in range(5)] and controller.record.faults() == {"plan_missing": 1}
+    assert actions == [[0, 1 + k] for k in range(5)] and controller.record.faults() == {"plan_missing": 1}
     controller.wait_ready()  # at once
 
 
@@ -951,7 +974,7 @@ def test_a_policy_of_ones_own_needs_a_spec_and_plans():
             return policy.plan(window, previous, generator=generator, executed_steps=executed_steps)
 
     policy, clock = tiny_policy(), VirtualClock()
-    record = ControlLoop(Controller(Own(), 10, clock=clock), Bench(clock)).run(3)
+    record = ControlLoop(Controller(Own(), 10, planner="inline", clock=clock), Bench(clock)).run(3)
     expected = ControlLoop(controller_on(VirtualClock()), Bench(VirtualClock())).run(3)
     np.testing.assert_array_equal(record.ticks["action"], expected.ticks["action"])
 

@@ -60,7 +60,7 @@ def test_a_batch_of_episodes_is_the_control_loop_run_alone(sampler):
     for episode in episodes:
         clock, generator = VirtualClock(), torch.Generator().manual_seed(episode.seed)
         robot = EnvRobot(make_env(), episode.seed, clock)
-        controller = Controller(policy, 10, generator=generator, clock=clock).start()
+        controller = Controller(policy, 10, generator=generator, planner="inline", clock=clock).start()
         record = ControlLoop(controller, robot).run(20)
         clock.advance(0.1)
         robot.advance()

@@ -473,7 +473,7 @@ def test_another_tableaus_plan_is_not_continued():
 
 def test_anytime_plans_in_a_controller_say_their_residual():
     made, clock = anytime(0.015)
-    controller = Controller(made, 10, generator=seeded(), clock=clock)
+    controller = Controller(made, 10, generator=seeded(), planner="inline", clock=clock)
     with controller:
         for k in range(20):
             clock.sleep_until(max(clock.now(), k / 10))

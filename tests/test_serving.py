@@ -341,7 +341,9 @@ def test_a_control_loop_cannot_tell():
     def actions(planned, blending):
         clock, (generator,) = VirtualClock(), seeded(5)
         robot = EnvRobot(gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints"), 3, clock)
-        controller = Controller(planned, 10, generator=generator, clock=clock, blending=blending)
+        controller = Controller(
+            planned, 10, generator=generator, planner="inline", clock=clock, blending=blending
+        )
         return ControlLoop(controller, robot).run(20).ticks["action"].tolist()
 
     with running(policy) as uri, RemotePolicy(uri) as remote:

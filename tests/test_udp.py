@@ -789,6 +789,7 @@ def tiny_policy():
 
 def controller(policy, clock, rate_hz=10.0, **settings):
     generator = torch.Generator().manual_seed(0)
+    settings = {"planner": "inline", **settings}
     return Controller(policy, rate_hz, generator=generator, clock=clock, **settings)
 
 

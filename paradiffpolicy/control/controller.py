@@ -28,6 +28,7 @@ from ..errors import InputError, require_count, require_positive
 from ..history import History
 from ..planning import PLANNERS
 from ..planning.blending import BLENDINGS, Blending, Grid
+from ..planning.progress import Progress
 from ..planning.request import MakePlanner, PlanRequest, Plans
 from .fallback import Fallback, default_fallback
 from .rate import ticks_per_step
@@ -92,7 +93,7 @@ class Controller:
         rate_hz: float,
         *,
         generator: int | torch.Generator = 0,
-        planner: str | MakePlanner = "inline",
+        planner: str | MakePlanner = "thread",
         blending: str | Blending = "latest",
         clock: Clock | None = None,
         policy_hz: float | None = None,
@@ -205,6 +206,7 @@ class Controller:
             self._blender.clear()
             self._watchdog.reset()
             self._index, self._ticked, self._due = 0, -1, 0
+            self._progress = Progress()
             self._had_plan, self._found, self._faults = False, Fault.NONE, Fault.NONE
             self._fallback_since = math.nan
             self._inside: threading.Thread | None = None  # the thread that ticks now
@@ -258,6 +260,7 @@ class Controller:
         if index is None:  # the caller may be a little early or late
             index = self._index_at(now, early=0.5)
         self._index = max(self._index, index)
+        self._go_on(self._index)
         observation, faults = self._watchdog.check_observation(observation, now, time)
         observed = self._index
         if time is not None and not faults:
@@ -277,6 +280,9 @@ class Controller:
         assert self._origin is not None
         return max(self._index, math.floor((now - self._origin) * self.rate_hz + early))
 
+    def _go_on(self, index: int) -> None:
+        self._progress.go_on(index, self.latest is not None and not self.latest.fallback_active)
+
     def _ask(self, now: float, observed: int) -> None:
         kept = weight = None
         if self._blender.commits:
@@ -284,7 +290,7 @@ class Controller:
         if self._index >= self._due:
             self._due = self._index + self._ask_every
         self._watchdog.asked(now)
-        step, window = observed // self._stride, self._history.window()
+        step, window = self._progress.executed_at(observed) // self._stride, self._history.window()
         self._planner.request(PlanRequest(observed, step, self._session, now, window, kept, weight))
 
     def act(self) -> NDArray[np.float64] | None:
@@ -342,7 +348,7 @@ class Controller:
         self.latest = Tick(*times, observation, action, plan, step, age, faults, step < 0)
         self.record.add_tick(
             *times,
-            -1 if plan is None else plan.tick,
+            -1 if plan is None else plan.tick - plan.waited,
             *(step, age, int(faults), step < 0, math.nan if action is None else action),
         )
         self._ticked = self._index
@@ -354,19 +360,21 @@ class Controller:
     def _take_plan(self, index: int, now: float) -> Fault:
         """Takes a plan that has arrived; restarts a planner that is dead or hangs."""
         faults = Fault.NONE
+        self._go_on(index)
         reply = self._planner.poll()
         if reply is not None and reply.session == self._session:
             self._watchdog.answered(now)
-            self._delays.append(index - reply.tick)
+            reply, asked = self._progress.placed(reply), reply.tick
+            self._delays.append(index - asked)
             # It acts from now until the next plan, which is asked for later, is here.
-            until = reply.tick + self._ask_every + max(self._delays)
+            until = asked + self._ask_every + max(self._delays)
             first, last = (
                 (tick - reply.tick) // self._stride + self.spec.n_obs_steps - 1 for tick in (index, until - 1)
             )
             faults = self._watchdog.check_plan(reply, slice(first, last + 1))
             self.record.add_plan(
-                *(reply.tick, reply.asked, reply.arrived, reply.latency, reply.iterations, reply.residual),
-                *(index - reply.tick, bool(faults)),
+                *(asked, reply.asked, reply.arrived, reply.latency, reply.iterations, reply.residual),
+                *(index - asked, bool(faults)),
             )
             if faults:
                 self._due = 0

@@ -148,7 +148,7 @@ class Watchdog:
         detail = reply.fault
         if not detail:
             actions = np.asarray(reply.actions)
-            detail = f"made for tick {reply.tick}"
+            detail = f"made for tick {reply.tick - reply.waited}"
             if actions.dtype.kind not in "fiu" or actions.shape != self._planned:
                 detail += f", its shape {actions.shape} in place of {self._planned}"
             elif np.isfinite(actions[self._executed_from :]).all():

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..benchmarks.timing import plan_latencies
@@ -122,9 +121,10 @@ def compare(
 def paced_run(policy: Policy, make_env: MakeEnv, seed: int, n_ticks: int, clock: Clock) -> Record:
     """Runs the control loop at the environment's own rate on a real clock, planning within its ticks."""
     env = make_env()
-    generator = torch.Generator().manual_seed(seed)
     try:
-        with Controller(policy, policy.spec.control_hz, generator=generator, clock=clock) as controller:
+        with Controller(
+            policy, policy.spec.control_hz, generator=seed, planner="inline", clock=clock
+        ) as controller:
             robot = EnvRobot(env, seed, clock, control_hz=policy.spec.control_hz)
             return ControlLoop(controller, robot).run(n_ticks, until=lambda: robot.finished)
     finally:

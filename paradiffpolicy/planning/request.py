@@ -11,6 +11,8 @@ plans out when a latency has passed on a clock, which is how latency is simulate
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..clock import Clock
-from ..observation import InvalidObservationError
+from ..errors import InputError
 from ..policy import InvalidPlanError
 from ..types import Committed, Plan, PolicySpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,8 @@ class PlanRequest:
 
     Attributes:
         tick: of the window's newest observation.
-        step: the policy step that the tick belongs to; the difference between two requests is how many steps
-            of the first one's plan were executed in between.
+        step: how many steps have been executed since the reset; the difference between two requests is how
+            many of the first one's plan were, in between.
         session: a plan doesn't continue one of another session.
         asked: when, in the clock's seconds.
         window: ``[To, O]``.
@@ -55,13 +59,16 @@ class PlanReply:
     """A plan, and the tick that it was made for.
 
     Attributes:
-        tick, session, asked: of the request.
+        tick, session, asked: of the request; see ``waited``.
         latency: seconds of computation.
         iterations: network calls that had to wait for one another.
         residual: see ``Plan``; NaN if it wasn't measured.
         actions: ``[T, A]``; step To - 1 is for ``tick``.
         fault: why there is no plan (``actions`` are NaN then), or "".
         arrived: when it was handed out, in the clock's seconds; NaN before.
+        waited: ticks from the request to its arrival in which no plan was executed.  ``Controller`` counts
+            them, and puts ``tick`` off by as many before a blender takes the plan: the robot stood still, so
+            no action of the plan has been executed in its place.
     """
 
     tick: int
@@ -73,14 +80,15 @@ class PlanReply:
     actions: NDArray[np.float64]
     fault: str = ""
     arrived: float = math.nan
+    waited: int = 0
 
 
 class Plans(Protocol):
     """Anything that plans: a ``Policy``, or an object of the caller's own with these two members.
 
     It may also have ``warm_up(*, committed: bool = False)``, which is called once before the first plan.  To
-    refuse a request, raise ``InvalidObservationError`` or ``InvalidPlanError``; any other exception ends the
-    planner.
+    refuse a request, raise an exception: it becomes a fault of the tick that the plan was for, in its words.
+    A copy of it (``copy.copy``) plans in its place where a call hangs.
     """
 
     @property
@@ -107,12 +115,17 @@ def warm_up(policy: Plans, *, committed: bool) -> None:
 
 
 class PlanMaker:
-    """Turns requests into replies, for every planner.  It remembers the last plan, to continue it."""
+    """Turns requests into replies, for every planner; whatever the policy raises becomes a reply's fault.
+
+    Attributes:
+        last: the last plan, its request's step and its session.  The next plan continues it, also after
+            requests that gave none: a cold start takes longer, which a fault is no reason for.
+    """
 
     def __init__(self, policy: Plans, generator: torch.Generator, clock: Clock) -> None:
         self.policy, self.generator, self.clock = policy, generator, clock
-        self._plan: Plan | None = None
-        self._step, self._session = 0, -1
+        self.last: tuple[Plan, int, int] | None = None
+        self._fault: Exception | None = None
 
     def __call__(self, request: PlanRequest) -> PlanReply:
         started = self.clock.now()
@@ -125,29 +138,56 @@ class PlanMaker:
                 executed_steps=moved,
                 committed=committed_tensors([request]),
             )
-        except (InvalidObservationError, InvalidPlanError) as error:
-            return self.failed(request, str(error), self.clock.now() - started)
-        return self.made(request, plan, self.clock.now() - started)
+            reply = self.made(request, plan, self.clock.now() - started)
+        except Exception as error:
+            return self._failed(request, error, self.clock.now() - started)
+        self._fault = None
+        return reply
 
     def previous(self, request: PlanRequest) -> tuple[Plan | None, int]:
         """The plan that the request continues, and how many of its steps have been executed."""
-        moved = request.step - self._step
-        going_on = request.session == self._session and 0 <= moved < self.policy.spec.horizon
-        return (self._plan, moved) if going_on and self._plan is not None else (None, 0)
+        if self.last is not None:
+            plan, step, session = self.last
+            if request.session == session and 0 <= request.step - step < self.policy.spec.horizon:
+                return plan, request.step - step
+        return None, 0
 
     def made(self, request: PlanRequest, plan: Plan, latency: float) -> PlanReply:
-        """The reply with a plan, which the next one may continue."""
-        self._plan, self._step, self._session = plan, request.step, request.session
+        """The reply with a plan, which the next one may continue.
+
+        Raises:
+            InvalidPlanError: it has another shape than the policy's plans.
+        """
         actions = plan.actions[0].to("cpu", torch.float64).numpy()
+        wanted = (self.policy.spec.horizon, self.policy.spec.action_dim)
+        if actions.shape != wanted:
+            raise InvalidPlanError(f"the plan has the shape {actions.shape}, expected {wanted}")
         iterations = int(plan.solution.iterations[0])
         residual = math.nan if plan.residual is None else float(plan.residual[0])
+        self.last = plan, request.step, request.session
         return PlanReply(request.tick, request.session, request.asked, latency, iterations, residual, actions)
 
-    def failed(self, request: PlanRequest, fault: str, latency: float) -> PlanReply:
-        """The reply without a plan; the next one is a cold start."""
-        self._plan = None
+    def _failed(self, request: PlanRequest, error: Exception, latency: float) -> PlanReply:
+        before, self._fault = self._fault, error
+        if isinstance(error, InvalidPlanError) and isinstance(before, InvalidPlanError):
+            self.last = None  # what it continues may be the cause
+        fault = str(error)
+        if not isinstance(error, InputError):
+            fault = f"{type(error).__name__}: {error}"
+            if str(before) != str(error):  # once, with its traceback
+                log.error("planning failed", exc_info=error)
         nothing = np.full((self.policy.spec.horizon, self.policy.spec.action_dim), np.nan)
-        return PlanReply(request.tick, request.session, request.asked, latency, 0, math.nan, nothing, fault)
+        return PlanReply(
+            request.tick, request.session, request.asked, latency, 0, math.nan, nothing, fault or repr(error)
+        )
+
+    def anew(self) -> PlanMaker:
+        """One that goes on with a copy of the policy, whose locks and programs aren't this one's."""
+        generator = torch.Generator(self.generator.device)
+        generator.set_state(self.generator.get_state())
+        another = PlanMaker(copy.copy(self.policy), generator, self.clock)
+        another.last = self.last
+        return another
 
 
 def committed_tensors(requests: list[PlanRequest]) -> Committed | None:
