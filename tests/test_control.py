@@ -505,10 +505,10 @@ def test_the_action_for_now_counts_from_when_the_observation_was_measured():
             clock.sleep_until(k / 10)
             actions.append(controller.tick(np.full(20, float(k)), time=k / 10 - 0.24))
     made_for = [request.tick for request in asked]
-    assert made_for == [0, 2, 6] and [request.step for request in asked] == made_for
+    assert made_for == [0, 2, 6] and [request.step for request in asked] == [0, 1, 5]  # executed before
     assert asked[1].window[:, 0].tolist() == [3, 4]  # seen at ticks 1 and 2
     # A plan asked for at tick 4 is here at tick 5; its step 1 was due at tick 2.
-    expected = [None, *([0, k + 1] for k in range(1, 5)), *([2, k - 1] for k in range(5, 9))]
+    expected = [None, *([0, k] for k in range(1, 5)), *([2, k - 1] for k in range(5, 9))]
     assert [a if a is None else a.tolist() for a in actions[:9]] == expected
     assert controller.record.plans["delay"].tolist() == [1, 3, 3]
 
