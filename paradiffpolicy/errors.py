@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeGuard
 
 
 class InputError(Exception):
@@ -38,15 +40,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return hint if close and len(known) > 12 else f"{hint} known: {', '.join(known)}"
 
 
+LARGEST = 10**10
+"""Beyond it a setting's number is a mistake."""
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number, which true and false aren't, NaN isn't and infinity isn't."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def require_positive(**values: float) -> None:
     """Raises ``InputError`` that names the first value that is not a number above zero."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise InputError(f"{name}={value} must be a number above 0")
+    _require(int | float, "a number above 0", values)
 
 
 def require_count(**values: int) -> None:
     """Raises ``InputError`` that names the first value that is not a whole number above zero."""
+    _require(int, "a whole number above 0", values)
+
+
+def _require(kind: Any, words: str, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}={value} must be a whole number above 0")
+        if not is_number(value) or not isinstance(value, kind) or not 0 < value <= LARGEST:
+            most = f", at most {LARGEST:g}" if is_number(value) and value > LARGEST else ""
+            raise InputError(f"{name}={value} must be {words}{most}")

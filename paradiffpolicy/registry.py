@@ -88,5 +88,5 @@ def import_plugins(modules: list[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:
             raise InputError(f"plugins: {module} can't be imported ({error}): a module's name, as my_module")

@@ -900,9 +900,9 @@ def test_settings_are_checked():
         ({"rate_hz": 25}, "rate_hz=25 must be a multiple of the policy's 10 Hz.*; nearest rates: 20, 30$"),
         ({"rate_hz": 5}, "rate_hz=5 must be a multiple.*; nearest rates: 10$"),
         ({"rate_hz": 0}, "rate_hz=0"),
-        ({"rate_hz": math.inf}, "rate_hz=inf must be 100000 ticks per second or fewer"),
+        ({"rate_hz": math.inf}, "rate_hz=inf must be a number above 0"),
         ({"rate_hz": 1e300}, r"rate_hz=1e\+300 must be"),
-        ({"policy_hz": math.inf}, "rate_hz=10 must be a multiple of the policy's inf Hz"),
+        ({"policy_hz": math.inf}, "policy_hz=inf must be a number above 0"),
         ({"replan_every": -1}, "replan_every=-1"),
         ({"replan_every": 1.5}, "replan_every=1.5"),
         ({"max_plan_age": 0.0}, "max_plan_age=0.0"),
@@ -910,7 +910,7 @@ def test_settings_are_checked():
         ({"frozen_after": 0}, "frozen_after=0"),
         ({"planner_timeout": 0}, "planner_timeout=0"),
         ({"capacity": 0}, "capacity=0"),
-        ({"capacity": 10**15}, "capacity=1000000000000000: the memory for so many ticks isn't there"),
+        ({"capacity": 10**10}, "capacity=10000000000: the memory for so many ticks isn't there"),
         ({"limits": (np.zeros(3), np.zeros(3))}, r"limits must be two arrays \[action_dim=2\]"),
         *(
             ({"limits": limits}, "limits must be two arrays")

@@ -43,8 +43,11 @@ class BenchLatencyConfig(PolicyConfig):
         ["ddpm", "dpm_solver_pp_6", "paraddpm", "speculative", "speculative_sde", "rti", "rti_5"],
         "samplers to time",
         choices=sampler_names,
+        some=True,
     )
-    captures: list[str] = setting(["eager", "auto"], "backends, for every sampler", choices=BACKENDS)
+    captures: list[str] = setting(
+        ["eager", "auto"], "backends, for every sampler", choices=BACKENDS, some=True
+    )
     networks: dict[str, list[int] | None] = setting(
         {"shipped": None, "large": [256, 512, 1024]},
         "channels of the levels, with random weights; null: the checkpoint's own",
@@ -58,7 +61,7 @@ class BenchLatencyConfig(PolicyConfig):
     call_rows: list[int] = setting([1, 10], "rows of a timed network call; []: none", minimum=1)
     call_repeats: int = setting(30, "network calls per row", minimum=1)
     precisions: list[str] = setting(
-        ["f32", "int8"], "arithmetic of captured network calls", choices=PRECISIONS
+        ["f32", "int8"], "arithmetic of captured network calls", choices=PRECISIONS, some=True
     )
     steady: int | dict[str, int] = setting(
         {"shipped": 0, "large": 0}, "plans in a row with 'rti', captured, for memory and p99", minimum=0
@@ -82,7 +85,9 @@ class BenchControlConfig(PolicyConfig):
     """
 
     sampler_name: str = sampler_setting()
-    planners: list[str] = setting(["process", "thread", "inline"], "planners to run beside", choices=PLANNERS)
+    planners: list[str] = setting(
+        ["process", "thread", "inline"], "planners to run beside", choices=PLANNERS, some=True
+    )
     rate_hz: float = setting(100, "rate of the loop, a multiple of the policy's", above=0)
     seconds: float = setting(60, "seconds beside each planner, in all", above=0)
     turns: int = setting(3, "runs that they take turns in", minimum=1)
@@ -154,8 +159,9 @@ class BenchSolversConfig(PolicyConfig):
         ],
         "solvers to compare",
         choices=SOLVERS,
+        some=True,
     )
-    steps: list[int] = setting([5, 10, 20], "numbers of steps of every solver", minimum=1)
+    steps: list[int] = setting([5, 10, 20], "numbers of steps of every solver", minimum=1, some=True)
     spacing: str = setting("uniform_lambda", "spacing of timesteps", choices=SPACINGS)
     lambda_min: float | None = setting(
         -5.1, "lowest log-SNR; null: the schedule's (whose last timesteps are only noise)"
@@ -169,6 +175,8 @@ class BenchSolversConfig(PolicyConfig):
             "speculative": {"driver": "speculative"},
         },
         "drivers to compare; a window holds all nodes; speculative: for solvers with noise only",
+        check=lazily("cli.building", "check_driver"),
+        some=True,
     )
     first_seed: int = seed_setting("seed of the episode whose observations are planned from")
     windows: int = setting(4, "observations per row", minimum=1)
@@ -220,6 +228,7 @@ class BenchEnvsConfig(CommandConfig):
     envs: list[str] = setting(
         [f"paradiffpolicy/{name}-v0" for name in ("PushT", "Lift", "Can", "Square", "Transport", "ToolHang")],
         "environments, by gymnasium's ids",
+        some=True,
     )
     turns: int = setting(7, "turns of all, one after the other", minimum=1)
     steps: int = setting(100, "control steps per turn", minimum=1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, nearest
+from ..errors import LARGEST, InputError, is_number, nearest
 from ..registry import import_plugins
 from ..training.augmentation import AUGMENTATIONS
 from .settings import lazily
@@ -131,6 +131,13 @@ def check_sampler(settings: dict[str, Any]) -> None:
     make_sampler(NoiseSchedule.named("squared_cosine", longest), **own)
 
 
+def check_driver(settings: dict[str, Any]) -> None:
+    """Raises ``InputError`` unless a driver can be made of the settings."""
+    if "driver" not in settings:
+        raise InputError("driver must be given, as {driver: picard}")
+    check_sampler({"solver": "ddpm", "n_steps": 10, **settings})
+
+
 # --------------------------------------------------------------------------------- tasks, environments
 
 
@@ -236,7 +243,8 @@ def named_blending(settings: dict[str, Any]) -> Blending:
     """Which action runs where plans overlap: a name, and its options."""
     import inspect
 
-    from ..planning.blending import BLENDINGS
+    from ..planning.blending import BLENDINGS, Grid
+    from ..types import PolicySpec
 
     options = dict(settings)
     name = options.pop("name", None)
@@ -245,9 +253,11 @@ def named_blending(settings: dict[str, Any]) -> Blending:
     for option, value in options.items():
         if option not in known:
             raise InputError(f"blending {name!r} has no option {option!r}{nearest(option, known)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        if not is_number(value) or not 0 <= value <= LARGEST:
             raise InputError(f"blending.{option}={value} must be a number, not below 0")
-    return functools.partial(blending, **options)
+    chosen = functools.partial(blending, **options)
+    chosen(Grid(PolicySpec("any", obs_dim=1, action_dim=1), 1))  # whether it takes such values
+    return chosen
 
 
 # --------------------------------------------------------------------------------------------- machine

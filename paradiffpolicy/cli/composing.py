@@ -1,6 +1,6 @@
 """A command's config: its dataclass, the samplers, the task's file and the command line's overrides.
 
-An override is read by Hydra's grammar, and as it stands where a setting is text.  Everything that is wrong
+An override is read by Hydra's grammar, and verbatim where a setting is text.  Everything that is wrong
 with one is said here, in one line: the setting, what was given, what is allowed.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -80,7 +80,10 @@ def overridden(command: str, values: Mapping[str, Any], override: str) -> dict[s
             return {**node, first: changed(node[first], rest)}
         if match["sign"] == "~":
             return {name: value for name, value in node.items() if name != first}
-        value = given_value(declared(SCHEMAS[command], match["name"]), match["value"])
+        setting = declared(SCHEMAS[command], match["name"])
+        value = given_value(setting, match["value"])
+        if value == {} and first in node and setting is not None and is_dataclass(setting.hint):
+            return dict(node)  # a part has all of its settings, always
         return {**node, first: merged(node.get(first), value)}
 
     return changed(values, match["name"].split("."))

@@ -127,7 +127,9 @@ class NetworkConfig:
     n_obs_steps: int = setting(2, "observations that a plan is made from (To)", minimum=1)
     horizon: int = setting(16, "steps of a plan (T)", minimum=1)
     n_action_steps: int = setting(8, "steps of a plan that are executed (Ta)", minimum=1)
-    down_dims: list[int] = setting([64, 128, 256], "channels of the U-Net's levels", minimum=1)
+    down_dims: list[int] = setting(
+        [64, 128, 256], "channels of the U-Net's levels", minimum=1, maximum=100_000, some=True
+    )
     diffusion_step_embed_dim: int = setting(256, "numbers that encode the timestep", minimum=1)
     kernel_size: int = setting(5, "width of the convolutions", minimum=1)
     n_groups: int = setting(8, "groups of group normalization", minimum=1)
@@ -172,7 +174,9 @@ class SchedulingConfig:
     priority: int | None = setting(
         None, "real-time priority under SCHED_FIFO, 1 to 99; null: none", minimum=1, maximum=99
     )
-    cores: list[int] | None = setting(None, "cores that it may run on, as [0]; null: any", minimum=0)
+    cores: list[int] | None = setting(
+        None, "cores that it may run on, as [0]; null: any", minimum=0, some=True
+    )
     lock_memory: bool = setting(False, "whether all memory stays in RAM")
     freeze_gc: bool = setting(True, "whether garbage collection pauses while it runs")
     awake: bool = setting(False, "whether idle cores stay awake")

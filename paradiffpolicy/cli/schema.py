@@ -199,7 +199,11 @@ class RunConfig(PolicyConfig):
         "env: the task's environment, at the clock's pace; udp: in the network; or of a plugin",
         choices=lazily("robots", "ROBOTS"),
     )
-    robot_address: str | None = setting(None, "HOST:PORT of a robot in the network, as of robot=udp")
+    robot_address: str | None = setting(
+        None,
+        "HOST:PORT of a robot in the network, as of robot=udp",
+        check=lazily("robots.udp", "host_and_port"),
+    )
     robot_options: dict[str, Any] = setting({}, "options of a robot of your own")
     seconds: float = setting(30, "length of the run", above=0)
     rate_hz: float | None = setting(
@@ -292,7 +296,7 @@ class ConvertConfig(CommandConfig):
         "recorded: as they are; states: computed anew from the recorded states",
         choices=among("recorded", "states"),
     )
-    obs_keys: list[str] | None = setting(None, "observations to keep; null: all")
+    obs_keys: list[str] | None = setting(None, "observations to keep; null: all", some=True)
     mask: str | None = setting(None, "a subset, as train or valid; null: every demonstration")
     check: int = setting(3, "demonstrations to play again from their first state; 0: none", minimum=0)
     task: TaskConfig | None = setting(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from ..errors import InputError, nearest
+from ..errors import LARGEST, InputError, is_number, nearest
 from ..registry import Registry
 
 Choices = Callable[[Any], "Mapping[str, Any] | tuple[str, ...]"]
@@ -33,18 +33,18 @@ class Rule:
         help: one line for the command's ``--help``.
         choices: names that it may have; None: any.
         minimum, above, maximum, below: bounds of a number, or of every number in a list or dict.
-        some: whether a list must hold something.
+        some: whether a list, or names and values, must hold something.
         suffixes: what a path may end in; empty: anything.
         path: whether text names a file or folder, where ``~/`` is the home folder.
         named: whether a name alone stands for ``{name: NAME}``.
-        check: raises ``InputError`` unless names and values fit together.
+        check: raises ``InputError`` unless it is such a text, or names and values fit together.
     """
 
     help: str = ""
     choices: Choices | None = None
     minimum: float = -math.inf
     above: float = -math.inf
-    maximum: float = 1e9
+    maximum: float = LARGEST
     below: float = math.inf
     some: bool = False
     suffixes: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Rule:
     check: Callable[[Any], object] | None = None
 
     def holds(self, number: float) -> bool:
-        """Whether a number is within the bounds, which NaN and infinity never are."""
+        """Whether a number is within the bounds."""
         return self.minimum <= number <= self.maximum and self.above < number < self.below
 
     def range(self) -> str:
@@ -175,7 +175,6 @@ class Setting:
 
     def _as(self, hint: Any, config: Any) -> Any:
         value, kind, inner = self.value, typing.get_origin(hint) or hint, typing.get_args(hint)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_dataclass(kind) and (isinstance(value, dict) or is_dataclass(value)):
             return build(hint, value, f"{self.name}.", config)
         if kind is list and isinstance(value, list) and len(value) >= self.rule.some:
@@ -186,26 +185,32 @@ class Setting:
                     for k, v in parts
                 ]
             return [replace(self, value=entry)._as(inner[0], config) for entry in value]
-        if kind is dict and isinstance(value, dict):
+        if kind is dict and isinstance(value, dict) and len(value) >= self.rule.some:
             return self._entries(value, inner[1], config)
         if kind is str and isinstance(value, str):
             return self._text(value, config)
-        if kind in (int, float) and number and isinstance(value, int | kind) and self.rule.holds(value):
+        number = kind in (int, float) and is_number(value) and isinstance(value, int | kind)
+        if number and self.rule.holds(value):
             return kind(value)
         if kind is Any or (kind in (bool, type(None)) and isinstance(value, kind)):
             return value
         raise _MisfitError
 
     def _entries(self, value: Mapping[Any, Any], hint: Any, config: Any) -> dict[str, Any]:
-        if hint is Any and self.rule.check is not None and config is not None:
-            try:
-                self.rule.check(value)
-            except InputError as error:
-                raise InputError(f"{self.name}: {error}")
+        if hint is Any:
+            self._whole(value, config)
         return {
             str(key): replace(self, name=f"{self.name}.{key}", hint=hint, value=entry).checked(config)
             for key, entry in value.items()
         }
+
+    def _whole(self, value: Any, config: Any) -> None:
+        if self.rule.check is not None and config is not None:
+            try:
+                self.rule.check(value)
+            except InputError as error:
+                line = str(error)
+                raise InputError(line if line.startswith(self.name) else f"{self.name}: {line}")
 
     def _text(self, value: str, config: Any) -> str:
         names = None if self.rule.choices is None or config is None else self.rule.choices(config)
@@ -215,6 +220,7 @@ class Setting:
             last = self.name.split(".")[-1].removesuffix("s" * self.is_list)
             kind = names.kind if isinstance(names, Registry) else last
             raise InputError(f"{self.name}: unknown {kind} {value!r}{nearest(value, names)}")
+        self._whole(value, config)
         if not self.rule.path:
             return value
         if not value or not value.endswith(self.rule.suffixes or ("",)):

@@ -22,7 +22,7 @@ from ..clock import Clock, VirtualClock
 from ..control.controller import Controller
 from ..control.loop import ControlLoop
 from ..control.record import Record
-from ..errors import InputError
+from ..errors import LARGEST, InputError
 from ..planning.blending import Blending, Latest
 from ..planning.delayed import DelayedPlanner
 from ..planning.request import MakePlanner, PlanMaker, PlanReply, PlanRequest, Plans, committed_tensors
@@ -148,7 +148,7 @@ def realtime_rollout(
             blending=blending,
             clock=clock,
             replan_every=replan_every,
-            planner_timeout=math.inf,
+            planner_timeout=LARGEST,
             capacity=n_ticks,
         ).start()
         robot = EnvRobot(make_env(rate_hz), seed, clock, control_hz=rate_hz, success_key=success_key)

@@ -316,13 +316,20 @@ class UdpRobot(Closing):
         self._link.close()
 
 
+def host_and_port(address: str | None) -> Address:
+    """The parts of ``HOST:PORT``.
+
+    Raises:
+        InputError: it isn't that.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 2**16:
+        raise InputError(f"robot_address={address} must be HOST:PORT, where robot=udp finds the robot")
+    return host.strip("[]"), int(port)
+
+
 def build_udp(settings: RobotSettings) -> RobotSetup:
     """A robot in the network at ``settings.address``; its traffic is reported."""
-    host, _, port = (settings.address or "").rpartition(":")
-    if not host or not port.isdecimal():
-        raise InputError(
-            f"robot_address={settings.address} must be HOST:PORT, where robot=udp finds the robot"
-        )
     spec = settings.spec
-    robot = UdpRobot((host.strip("[]"), int(port)), spec.obs_dim, spec.action_dim, clock=settings.clock)
+    robot = UdpRobot(host_and_port(settings.address), spec.obs_dim, spec.action_dim, clock=settings.clock)
     return RobotSetup(robot, outcome=lambda: {"traffic": asdict(robot.traffic)}, close=robot.close)

@@ -109,6 +109,8 @@ def make_sampler(
     """
     if isinstance(solver, str) and solver in DRIVERS and solver not in SOLVERS:
         raise InputError(f"{solver!r} is a driver, not a solver: driver={solver!r}, with a solver as 'ddim'")
+    if not isinstance(solver_options or {}, Mapping):
+        raise InputError(f"{solver_options=} must be names and values")
     tableau = solver_tableau(
         schedule, solver, n_steps, spacing, denoise_to_zero, lambda_min, **(solver_options or {})
     )
@@ -142,7 +144,7 @@ def _driver(driver: str | type | Driver, executed: slice, options: Mapping[str, 
             hint = nearest(option, names) if names else ": it has none"
             raise InputError(f"driver {name!r} has no option {option!r}{hint}")
     given = {**options, **({"executed": executed} if "executed" in known else {})}
-    if isinstance(given.get("evaluate"), str):
+    if "evaluate" in given and not callable(given["evaluate"]):
         given["evaluate"] = EVALUATES.named(given["evaluate"])()
     try:
         built: Driver = make(**given)

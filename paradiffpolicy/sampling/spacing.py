@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.schedule import CLEAN, NoiseSchedule
-from ..errors import InputError
+from ..errors import LARGEST, InputError, is_number, require_count
 from ..registry import Registry
 
 Spacing = Callable[[NoiseSchedule, int, int], Tensor]
@@ -93,12 +93,17 @@ def time_grid(
         InputError: the spacing is unknown, or the schedule has too few timesteps for so many steps.
     """
     space = spacing if callable(spacing) else SPACINGS.named(spacing)
+    if not isinstance(denoise_to_zero, bool):
+        raise InputError(f"{denoise_to_zero=} must be true or false")
+    if lambda_min is not None and not (is_number(lambda_min) and abs(lambda_min) <= LARGEST):
+        raise InputError(f"{lambda_min=} must be a number, or null")
+    require_count(n_steps=n_steps)
     n_times = n_steps + (not denoise_to_zero)
     last = schedule.n_train_steps - 1
     if lambda_min is not None:
         last = min(last, math.floor(schedule.timestep(lambda_min) + 1e-6))
     usable = max(last + 1, 0) - (not denoise_to_zero)
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or not 0 < n_steps <= usable:
+    if n_steps > usable:
         clipped = "" if lambda_min is None else f" with lambda_min={lambda_min:g}"
         raise InputError(f"n_steps={n_steps} must be 1 to {usable}, the schedule's training steps{clipped}")
     times = space(schedule, n_times, last).clamp(0, last)  # against rounding at the ends
