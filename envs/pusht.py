@@ -184,7 +184,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         reward = min(1.0, info["coverage"] / SUCCESS_COVERAGE)
         if self.render_mode == "human":
             self.render()
-        return self._observe(), reward, info["coverage"] > SUCCESS_COVERAGE, False, info
+        return self._observe(), reward, info["success"], False, info
 
     @property
     def hold_action(self) -> NDArray[np.float64]:
@@ -246,11 +246,13 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         return kinds[obs_type]
 
     def _info(self) -> dict[str, Any]:
+        coverage = self.coverage()
         return {
             "state": self.state,
             "keypoint": self.keypoints(),
             "n_contacts": np.array([self._n_contacts], dtype=np.float64),
-            "coverage": self.coverage(),
+            "coverage": coverage,
+            "success": coverage > SUCCESS_COVERAGE,
         }
 
     def _build(self) -> None:

@@ -4,7 +4,7 @@
 need      taken from                                                          else
 ========  ==================================================================  ===========================
 rate      ``control_hz`` given, the attribute, ``metadata["render_fps"]``     ``InputError``
-success   ``info[key]`` that the task names, ``success``, ``is_success``      ``terminated``
+success   ``info[key]`` that the task names, ``success``, ``is_success``      None: it isn't known
 picture   the method ``picture(size)``, else ``render()``, resized            ``InputError``
 hold      the attribute ``hold_action``                                       None: it can't hold still
 ========  ==================================================================  ===========================
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import gymnasium
     from numpy.typing import NDArray
 
-SUCCESS_KEYS = ("success", "is_success")
-"""Keys of an environment's info that say whether the task is done."""
+SUCCESS_KEYS, TERMINATED = ("success", "is_success"), "terminated"
+"""Keys of an environment's info that say whether the task is done; and the key of a task that is done when
+the environment terminates."""
 
 
 def make_env(name: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -60,12 +61,15 @@ def control_rate(env: gymnasium.Env[Any, Any], given: float | None = None) -> fl
     return float(rate)
 
 
-def succeeded(terminated: bool, info: Mapping[str, Any], key: str | None = None) -> bool:
-    """Whether a step accomplished the task.
+def succeeded(terminated: bool, info: Mapping[str, Any], key: str | None = None) -> bool | None:
+    """Whether a step accomplished the task; None: the environment doesn't say.  Environments also terminate
+    when something went wrong: ``terminated`` counts only for a task that says so, by this key.
 
     Raises:
         InputError: ``info`` lacks the ``key`` that the task names.
     """
+    if key == TERMINATED and key not in info:
+        return bool(terminated)
     if key is not None:
         if key not in info:
             raise InputError(f"the environment's info has no {key!r}; it has {', '.join(sorted(info))}")
@@ -73,7 +77,7 @@ def succeeded(terminated: bool, info: Mapping[str, Any], key: str | None = None)
     for known in SUCCESS_KEYS:
         if known in info:
             return bool(np.any(info[known]))
-    return bool(terminated)
+    return None
 
 
 def picture(env: gymnasium.Env[Any, Any], size: int) -> NDArray[np.uint8]:

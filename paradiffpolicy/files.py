@@ -78,12 +78,12 @@ def require_absent(path: Path) -> None:
 
 
 def require_writable(**paths: Path) -> None:
-    """Raises ``InputError`` that names the first path that can't be written to.  Makes the folders that
-    they are in: for what ends in a file, so that it needn't end in an error."""
+    """Raises ``InputError`` that names the first path that can't be written to: for what ends in a file, so
+    that it needn't end in an error.  Nothing is left there."""
     for name, path in paths.items():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
+            there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+            with tempfile.TemporaryFile(dir=there):
                 pass
         except OSError as error:
             raise InputError(f"{name}={path} can't be written ({error.strerror}): name another place")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
 import resource
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,11 +75,25 @@ def sha256(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+@cache
+def code_sha256() -> str:
+    """The hash of this package's source and configs: two reports of one hash were made by the same code."""
+    package = Path(__file__).parent
+    folders = (package, package / "envs", package / "configs")  # two of them may be links
+    files = {file for folder in folders for kind in ("*.py", "*.yaml") for file in folder.rglob(kind)}
+    lines = sorted(f"{file.relative_to(package).as_posix()} {sha256(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def about(checkpoint: Path, /, **settings: Any) -> dict[str, Any]:
-    """The head of a report: checkpoint, hash of its weights file, the settings given, machine, versions."""
+    """The head of a report: checkpoint, hash of its weights, the data that they were trained on, hash of the
+    code, the settings given, machine, versions."""
+    description = json.loads((checkpoint / "policy.json").read_text())
     return {
         "checkpoint": str(checkpoint),
-        "weights_sha256": next(map(sha256, checkpoint.glob("*.safetensors")), None),
+        "weights_sha256": sha256(checkpoint / description["weights"]["file"]),
+        "data": description.get("info", {}).get("dataset"),
+        "code_sha256": code_sha256(),
         **settings,
         "machine": machine(),
         "versions": versions(),

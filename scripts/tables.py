@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from paradiffpolicy.evaluation.statistics import paired_difference
+import numpy as np
+from scipy.special import stdtrit
+
+from paradiffpolicy.evaluation.episodes import Episode, Outcome, described, judged
+from paradiffpolicy.evaluation.report import difference_cell, mean_cell
+from paradiffpolicy.evaluation.statistics import holm, paired_difference
 from paradiffpolicy.tables import tail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,47 +58,77 @@ def table(*reports: str) -> Callable[[Callable[..., Rows]], Callable[..., Rows]]
 
 
 def score(values: Report) -> str:
-    return f"{values['mean']:.3f} ± {values['standard_error']:.3f}"
+    """The mean of a row's score; where all are 0 or 1, which the standard error then hides, the interval."""
+    return mean_cell(described(list(values["score"]["per_seed"].values())))
 
 
 def success(values: Report) -> str:
-    return f"{values['success_rate']:.0%}"
+    return mean_cell(described(list(successes(values).values())))
 
 
-def difference(values: Report | None) -> str:
-    if values is None:
-        return "reference"
-    low, high = values["interval_95"]
-    return f"{values['mean']:+.3f} [{max(low, -1):+.3f}, {high:+.3f}]"
+def successes(values: Report) -> Mapping[str, float]:
+    """By seed.  Reports that don't keep them are of tasks where an episode succeeds when its score is 1.
+
+    Raises:
+        ValueError: that isn't so.
+    """
+    if values.get("success"):
+        return values["success"]["per_seed"]
+    found = {seed: float(score >= 1) for seed, score in values["score"]["per_seed"].items()}
+    if abs(sum(found.values()) / len(found) - values["success_rate"]) > 1e-6:
+        raise ValueError("a report has neither successes by seed nor scores that say so")
+    return found
 
 
-def verdict(values: Report | None) -> str:
-    return "" if values is None else values["verdict"]
+MARGINS = {"score": 0.05, "success": 0.1}
+
+
+def compared(
+    pairs: Mapping[Any, tuple[Report, Report]], score_margin: float = MARGINS["score"]
+) -> dict[Any, dict[str, Report]]:
+    """All differences of one table, in score and in success, seed by seed, tested together; as reports hold
+    them."""
+    results = [
+        Outcome(name=str(key), episodes=episodes(values), reference=episodes(reference, values))
+        for key, (values, reference) in pairs.items()
+    ]
+    judged_results = judged(results, MARGINS | {"score": score_margin})
+    return {
+        key: {name: difference.to_dict() for name, difference in result.differences.items()}
+        for key, result in zip(pairs, judged_results, strict=True)
+    }
+
+
+def episodes(values: Report, like: Report | None = None) -> list[Episode]:
+    """The episodes of a row, in the order of ``like``'s seeds."""
+    scores, done = values["score"]["per_seed"], successes(values)
+    seeds = (like or values)["score"]["per_seed"]
+    return [Episode(int(seed), scores[seed], bool(done[seed])) for seed in seeds]
+
+
+def both(found: Mapping[str, Report] | None, to: str) -> dict[str, str]:
+    """Both differences with their verdicts; of a row that is the reference, none."""
+    parts = found or {}
+    reference = "reference" if found is None else ""
+    return {
+        f"score against {to} [tested interval]": reference or difference_cell(parts["score"]),
+        "verdict on the score": "" if reference else parts["score"]["verdict"],
+        f"success against {to} [tested interval]": (
+            reference or difference_cell(parts["success"], percent=True)
+        ),
+        "verdict on success": "" if reference else parts["success"]["verdict"],
+    }
+
+
+def against(report: Report, reference: str, names: Iterable[str]) -> dict[str, dict[str, Report]]:
+    """The samplers of a report, each compared with one of them."""
+    rows = report["samplers"]
+    return compared({name: (rows[name], rows[reference]) for name in names if name != reference})
 
 
 def latency_ms(values: Report) -> str:
     """Of plans; a report of few that has their p99, and not the largest, is shown without."""
     return tail(values, 0) if "n" in values else f"{values['p50']:.0f} (n = {values['n_plans']})"
-
-
-def paired(values: Report, reference: Report, margin: float = 0.05) -> Report:
-    """The difference of two rows of a report, seed by seed, as reports hold one."""
-    a, b = (report["score"]["per_seed"] for report in (values, reference))
-    return compared(list(a.values()), [b[seed] for seed in a], margin)
-
-
-def compared(scores: Sequence[float], reference: Sequence[float], margin: float = 0.05) -> Report:
-    found = paired_difference(scores, reference, margin)
-    return {"mean": found.mean, "interval_95": [found.low, found.high], "verdict": found.verdict}
-
-
-def success_difference(values: Report, reference: Report) -> str:
-    """Of PushT, where an episode succeeds when its score reaches 1."""
-    if values is reference:
-        return "reference"
-    seeds = values["score"]["per_seed"]
-    reached = ([float(row["score"]["per_seed"][s] >= 1) for s in seeds] for row in (values, reference))
-    return difference(compared(*reached))
 
 
 def n_seeds(report: Report) -> int:
@@ -117,19 +153,19 @@ def slashed(values: Iterable[float] | None, form: str) -> str:
 @table(f"{PUSHT}/report/report.json", "docs/reports/latency.json")
 def summary(report: Report, latency: Report) -> Rows:
     captured = {row["plan"]: row["shipped"] for row in latency["plans"] if row["capture"] == "captured"}
-    n, reference = n_seeds(report), report["samplers"]["ddpm"]
-    for name in ("ddpm", "paraddpm", "speculative", "speculative_sde", "rti"):
+    n, names = n_seeds(report), ("ddpm", "paraddpm", "speculative", "speculative_sde", "rti")
+    found = against(report, "ddpm", names)
+    for name in names:
         values = report["samplers"][name]
         yield {
             "sampler": f"`{name}`",
-            f"score ± s.e., n = {n}": score(values["score"]),
-            f"success, n = {n}": success(values),
+            f"score ± s.e., n = {n}": score(values),
+            f"success [95 %], n = {n}": success(values),
             "iterations per plan": f"{values['iterations_per_plan']['mean']:.1f}",
             f"ms per plan, n = {latency['networks']['shipped']['plans_per_row']}": (
                 f"{captured[name]['p50']:.3g}"
             ),
-            f"score against `ddpm` [95 %], n = {n}": difference(values["difference_to_reference"]),
-            f"success against `ddpm` [95 %], n = {n}": success_difference(values, reference),
+            **both(found.get(name), "`ddpm`"),
         }
 
 
@@ -159,20 +195,18 @@ HOW = {
 
 @table(f"{PUSHT}/report/report.json")
 def samplers(report: Report) -> Rows:
-    reference = report["samplers"]["ddpm"]
+    found = against(report, "ddpm", HOW)
     for name, how in HOW.items():
         values = report["samplers"][name]
         yield {
             "sampler": f"`{name}`",
             "what it is": how,
-            "score ± s.e.": score(values["score"]),
-            "success": success(values),
+            "score ± s.e.": score(values),
+            "success [95 %]": success(values),
             "iterations": f"{values['iterations_per_plan']['mean']:.1f}",
             "NFE": f"{values['nfe_per_plan']['mean']:.0f}",
             "eager latency p50, ms": latency_ms(values["plan_latency_ms"]),
-            "score against `ddpm` [95 %]": difference(values["difference_to_reference"]),
-            "verdict on the score": verdict(values["difference_to_reference"]),
-            "success against `ddpm` [95 %]": success_difference(values, reference),
+            **both(found.get(name), "`ddpm`"),
         }
 
 
@@ -191,15 +225,15 @@ FEW = {
 
 @table(f"{PUSHT}/captured/report.json")
 def few_steps(report: Report) -> Rows:
+    found = against(report, "rti", FEW)
     for name, how in FEW.items():
         values = report["samplers"][name]
         yield {
             "sampler": how,
-            "score ± s.e.": score(values["score"]),
-            "success": success(values),
+            "score ± s.e.": score(values),
+            "success [95 %]": success(values),
             "latency p50, ms": f"{values['plan_latency_ms']['p50']:.0f}",
-            "against `rti` [95 %]": difference(values["difference_to_reference"]),
-            "verdict": verdict(values["difference_to_reference"]),
+            **both(found.get(name), "`rti`"),
         }
 
 
@@ -216,30 +250,41 @@ PRECISION = {
 
 @table(f"{PUSHT}/precision/report.json")
 def precision(report: Report) -> Rows:
+    rows = report["samplers"]
+    found = compared({name: (rows[name], rows[reference]) for name, (reference, _) in PRECISION.items()})
     for name, (reference, how) in PRECISION.items():
-        values, base = (report["samplers"][key] for key in (name, reference))
-        found = paired(values, base)
+        values, base = rows[name], rows[reference]
         yield {
             "sampler, precision": how,
-            "score ± s.e.": score(values["score"]),
-            "success": success(values),
-            "eager float32": f"{score(base['score'])}, {success(base)}",
-            "difference [95 %]": difference(found),
-            "verdict": verdict(found),
+            "score ± s.e.": score(values),
+            "success [95 %]": success(values),
+            "eager float32": f"{score(base)}, {success(base)}",
+            **both(found[name], "eager float32"),
         }
 
 
 @table("docs/reports/rti_200_seeds.json")
 def rti_200_seeds(report: Report) -> Rows:
+    """Of scores by seed only the means, their errors and the differences' intervals were kept."""
+    n = n_seeds(report)
+    spread = np.tile([-1.0, 1.0], n // 2) * math.sqrt(n - 1)  # of standard error 1
+    differences = []
     for row in report["rows"]:
+        kept = row["difference_to_reference"]
+        low, high = kept["interval_95"]
+        error = (high - low) / 2 / float(stdtrit(n - 1, 0.975))
+        differences.append(paired_difference(kept["mean"] + error * spread, 0 * spread, kept["margin"]))
+    for row, found in zip(report["rows"], holm(differences), strict=True):
+        mean = row["score"]
         yield {
             "solver": f"{row['solver']} (`{row['preset']}`)" if row["preset"] else row["solver"],
             "nodes": str(row["nodes"]),
             "iterations": str(row["iterations"]),
             "spacing": f"`{row['spacing']}`",
-            "score ± s.e.": score(row["score"]),
-            "against `ddpm` [95 %]": difference(row["difference_to_reference"]),
-            "verdict": verdict(row["difference_to_reference"]),
+            "score ± s.e.": f"{mean['mean']:.3f} ± {mean['standard_error']:.3f}",
+            "score against `ddpm` [tested interval]": difference_cell(found.to_dict()),
+            "verdict on the score": found.verdict,
+            "success": "not kept",
         }
 
 
@@ -378,35 +423,52 @@ def serve(report: Report) -> Rows:
 # --------------------------------------------------------------------------------- what latency costs
 
 
-def lived(cell: Report) -> dict[str, str]:
-    """A cell of an evaluation in real time, after its name and rate."""
+def lived(cells: Mapping[Any, Report], references: Mapping[str, Report]) -> dict[Any, dict[str, str]]:
+    """The cells of an evaluation in real time, after their names and rates; each is compared with the same
+    sampler when the world waits.
+
+    Args:
+        references: the latter's cells, by the cells' keys.
+    """
+    found = compared({key: (cell, references[key]) for key, cell in cells.items() if key in references})
     return {
-        "plan latency, ms": f"{cell['latency_ms']['p50']:g}",
-        "delay, ticks": number(cell["delay_ticks"], ".1f"),
-        "score ± s.e.": score(cell["score"]),
-        "success": success(cell),
-        "fallback active": f"{cell['fallback_share']:.0%}",
-        "score against unlimited time [95 %]": difference(cell["difference_to_unlimited"]),
-        "verdict": verdict(cell["difference_to_unlimited"]),
+        key: {
+            "plan latency, ms": f"{cell['latency_ms']['p50']:g}",
+            "delay, ticks": number(cell["delay_ticks"], ".1f"),
+            "score ± s.e.": score(cell),
+            "success [95 %]": success(cell),
+            "fallback active": f"{cell['fallback_share']:.0%}",
+            **both(found.get(key), "unlimited time"),
+        }
+        for key, cell in cells.items()
     }
+
+
+def cells_of(report: Report) -> tuple[dict[Any, Report], dict[Any, Report]]:
+    """The cells of a report by case and rate, and what each is compared with."""
+    cells = {(cell["case"], cell["rate_hz"]): cell for cell in report["cases"]}
+    unlimited = {name.split(",")[0]: cell for (name, _), cell in cells.items() if "unlimited" in name}
+    samplers = {name: case["sampler"] for name, case in report["realtime"]["cases"].items()}
+    return cells, {key: unlimited[samplers[key[0]]] for key in cells if key[0] in samplers}
 
 
 @table(f"{PUSHT}/realtime/report.json")
 def under_latency(report: Report) -> Rows:
-    for cell in report["cases"]:
-        yield {"case": cell["case"], "control, Hz": f"{cell['rate_hz']:g}", **lived(cell)}
+    for (case, rate), row in lived(*cells_of(report)).items():
+        yield {"case": case, "control, Hz": f"{rate:g}", **row}
 
 
 @table(f"{PUSHT}/realtime/wall.json")
 def at_the_real_rate(report: Report) -> Rows:
-    for cell in report["cases"]:
+    cells, references = cells_of(report)
+    found = compared({key: (cells[key], reference) for key, reference in references.items()})
+    for key, cell in cells.items():
         yield {
             "case": cell["case"],
-            "score ± s.e.": score(cell["score"]),
-            "success": success(cell),
+            "score ± s.e.": score(cell),
+            "success [95 %]": success(cell),
             "missed ticks": f"{cell['missed_ticks']}",
-            "against unlimited time [95 %]": difference(cell["difference_to_unlimited"]),
-            "verdict": verdict(cell["difference_to_unlimited"]),
+            **both(found.get(key), "unlimited time"),
         }
 
 
@@ -419,7 +481,7 @@ def blendings(report: Report) -> Rows:
         yield {
             "latency, ms": f"{cell['latency_ms']['p50']:g}",
             "blending": f"`{cell['blending']}`",
-            "score ± s.e.": score(cell["score"]),
+            "score ± s.e.": score(cell),
             "jump where chunks join, px p50 / p95": slashed((jump["median"], jump["p95"]), ".0f"),
             "jerk, px p50": f"{cell['jerk']['median']:.1f}",
             "fallback active": f"{cell['fallback_share']:.0%}",
@@ -431,29 +493,37 @@ def blendings(report: Report) -> Rows:
 
 @table(*(f"checkpoints/{task}/report/report.json" for task in ROBOSUITE))
 def robosuite(*reports: Report) -> Rows:
-    for report in reports:
-        slowest = report["samplers"]["ddpm"]["plan_latency_ms"]["p50"]
-        for name, values in report["samplers"].items():
-            latency = values["plan_latency_ms"]
-            yield {
-                "task": task_n(report),
-                "sampler": f"`{name}`",
-                "success ± s.e.": score(values["score"]),
-                "iterations": f"{values['iterations_per_plan']['mean']:.1f}",
-                "NFE": f"{values['nfe_per_plan']['mean']:.0f}",
-                "plan latency p50, ms": latency_ms(latency),
-                "times `ddpm`": f"{slowest / latency['p50']:.1f}",
-                "against `ddpm` [95 %]": difference(values["difference_to_reference"]),
-                "verdict": verdict(values["difference_to_reference"]),
-            }
+    rows = {
+        (task_n(report), name): values for report in reports for name, values in report["samplers"].items()
+    }
+    pairs = {key: (values, rows[key[0], "ddpm"]) for key, values in rows.items() if key[1] != "ddpm"}
+    found = compared(pairs, MARGINS["success"])
+    for (task, name), values in rows.items():
+        latency, slowest = (of["plan_latency_ms"] for of in (values, rows[task, "ddpm"]))
+        verdicts = both(found.get((task, name)), "`ddpm`")
+        yield {
+            "task": task,
+            "sampler": f"`{name}`",
+            "success [95 %]": success(values),
+            "iterations": f"{values['iterations_per_plan']['mean']:.1f}",
+            "NFE": f"{values['nfe_per_plan']['mean']:.0f}",
+            "plan latency p50, ms": latency_ms(latency),
+            "times `ddpm`": f"{slowest['p50'] / latency['p50']:.1f}",
+            **{heading: cell for heading, cell in verdicts.items() if "score" not in heading},
+        }
 
 
 @table(*(f"checkpoints/{task}/realtime/report.json" for task in ROBOSUITE))
 def under_latency_robosuite(*reports: Report) -> Rows:
+    cells: dict[Any, Report] = {}
+    references: dict[Any, Report] = {}
     for report in reports:
-        for cell in report["cases"]:
-            if cell["difference_to_unlimited"]:
-                yield {"task": task_n(report), "case": f"`{cell['case']}`", **lived(cell)}
+        own, unlimited = cells_of(report)
+        cells |= {(task_n(report), *key): cell for key, cell in own.items() if key in unlimited}
+        references |= {(task_n(report), *key): cell for key, cell in unlimited.items()}
+    for (task, case, _), row in lived(cells, references).items():
+        shown = {heading: cell for heading, cell in row.items() if "score" not in heading}
+        yield {"task": task, "case": f"`{case}`", **shown}
 
 
 @table("docs/reports/paradigms_paper.json", *(f"checkpoints/{task}/report/report.json" for task in ROBOSUITE))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import gymnasium
@@ -26,13 +27,15 @@ from paradiffpolicy.benchmarks.timing import interleaved, plan_latencies
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
+from paradiffpolicy.environment import succeeded
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.compare import SamplerResult, compare
-from paradiffpolicy.evaluation.episodes import Episode
+from paradiffpolicy.evaluation.blocks import Blocks, kept_settings
+from paradiffpolicy.evaluation.compare import MARGINS, Case, SamplerResult, compare, compare_realtime
+from paradiffpolicy.evaluation.episodes import Episode, judged
 from paradiffpolicy.evaluation.pictures import caption, film_strip
-from paradiffpolicy.evaluation.report import sampler_table, write_episodes, write_report
+from paradiffpolicy.evaluation.report import difference_table, sampler_table, write_episodes, write_report
 from paradiffpolicy.evaluation.rollout import rollout
-from paradiffpolicy.evaluation.statistics import paired_difference, standard_error
+from paradiffpolicy.evaluation.statistics import holm, paired_difference, wilson
 from paradiffpolicy.files import write_json
 from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.robots.env import EnvRobot
@@ -41,6 +44,7 @@ from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.tables import quantiles, tail
 
 from .conftest import TINY, tiny_checkpoint
+from .toy_env import ToyEnv
 
 
 def tiny_policy(**sampler) -> Policy:
@@ -113,7 +117,7 @@ def test_records_are_of_before_the_action():
     for action, info in zip(episode.actions, episode.infos, strict=True):
         np.testing.assert_allclose(info["state"], env.unwrapped.state)
         env.step(action)
-    assert len(episode.frames) == 10 and episode.frames[0].shape == (32, 32, 3)
+    assert len(episode.frames) == 11 and episode.frames[0].shape == (32, 32, 3)
 
 
 # ------------------------------------------------------------------------------------- statistics
@@ -124,51 +128,65 @@ def test_interval_and_test_are_students():
     reference = draw.uniform(0, 1, 30)
     scores = reference + draw.normal(0.01, 0.03, 30)
     difference = paired_difference(scores, reference)
-    expected = stats.ttest_rel(scores, reference).confidence_interval(0.95)
-    assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high))
+    expected = stats.ttest_rel(scores, reference).confidence_interval(0.9)
+    assert difference.interval == pytest.approx((expected.low, expected.high))
     one = stats.ttest_1samp(scores - reference, -0.05, alternative="greater").pvalue
     other = stats.ttest_1samp(scores - reference, 0.05, alternative="less").pvalue
-    assert difference.p_value == pytest.approx(max(one, other))
+    worse = stats.ttest_1samp(scores - reference, -0.05, alternative="less").pvalue
+    lower = stats.ttest_rel(scores, reference, alternative="less").pvalue
+    expected = {"equivalent": max(one, other), "non_inferior": one, "worse": worse, "lower": lower}
+    assert difference.p_values == pytest.approx(expected)
     assert difference.equivalent and difference.verdict == "equivalent within 0.05"
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(-1, 1), min_size=3, max_size=30), st.floats(0.01, 0.5))
-def test_equivalent_means_the_90_percent_interval_is_inside_the_margin(differences, margin):
-    result = paired_difference(differences, [0.0] * len(differences), margin)
-    se = standard_error(differences)
-    if se > 1e-9:
-        half = stats.t.ppf(0.95, len(differences) - 1) * se
-        inside = -margin < result.mean - half and result.mean + half < margin
-        assert result.equivalent == inside
+@given(
+    st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=30), min_size=1, max_size=4),
+    st.floats(0.01, 0.5),
+    st.booleans(),
+)
+def test_the_interval_that_is_shown_is_the_one_that_was_tested(samples, margin, early):
+    """For every claim, at Holm's level and, after an early look, at that look's share of it."""
+    looks = {"looks": [3], "n_looks": 2} if early else {}
+    found = [
+        paired_difference(
+            values[:3] if early else values, [0.0] * (3 if early else len(values)), margin, **looks
+        )
+        for values in samples
+    ]
+    for result in holm(found):
+        if not result.se > 1e-9 or min(result.p_values.values()) == 0:
+            continue
+        low, high = result.interval
+        assert result.equivalent == (-margin < low and high < margin)
+        one_sided = {
+            claim: result.interval_at(1 - 2 * a * result.share) for claim, a in result.levels.items()
+        }
+        assert result.non_inferior == (result.equivalent or one_sided["non_inferior"][0] > -margin)
+        assert (result.claim == "worse") == (not result.non_inferior and one_sided["worse"][1] < -margin)
 
 
-def test_a_worse_sampler_is_not_called_equivalent():
-    draw = np.random.default_rng(1)
-    reference = draw.uniform(0.8, 1, 50)
-    assert not paired_difference(reference - 0.06 + draw.normal(0, 0.01, 50), reference).equivalent
-    assert not paired_difference(reference[:4] + np.array([0.2, -0.2, 0.1, -0.1]), reference[:4]).equivalent
-
-
-def test_a_better_sampler_is_not_inferior():
+def test_a_worse_sampler_is_called_worse_and_a_better_one_not_inferior():
     draw = np.random.default_rng(0)
     reference = draw.uniform(0.2, 0.6, 50)
     better = paired_difference(reference + 0.2 + draw.normal(0, 0.05, 50), reference)
     assert better.non_inferior and not better.equivalent
     assert better.verdict == "non-inferior within 0.05"
     worse = paired_difference(reference - 0.2 + draw.normal(0, 0.05, 50), reference)
-    assert not worse.non_inferior and worse.verdict == "not shown"
+    assert not worse.non_inferior and worse.verdict == "worse by more than 0.05"
+    lower = paired_difference(reference - 0.05 + draw.normal(0, 0.05, 50), reference)
+    assert lower.verdict.startswith("lower, inconclusive within 0.05") and not lower.decided
+    four = paired_difference(reference[:4] + np.array([0.2, -0.2, 0.1, -0.1]), reference[:4])
+    assert four.verdict.startswith("inconclusive")
 
 
 def test_one_seed_shows_nothing_and_identical_scores_are_equivalent():
-    assert not paired_difference([1.0], [1.0]).equivalent
+    one = paired_difference([1.0], [1.0])
+    assert one.verdict == "inconclusive" and math.isnan(one.low) and one.seeds_needed is None
     assert paired_difference([0.5, 0.7], [0.5, 0.7]).equivalent
-    assert not paired_difference([0.9, 0.9], [0.5, 0.5]).equivalent
+    assert paired_difference([0.9, 0.9], [0.5, 0.5]).verdict == "non-inferior within 0.05"
     with pytest.raises(ValueError, match="2 scores against 1"):
         paired_difference([1.0, 1.0], [1.0])
-
-
-# ----------------------------------------------------------------------------------------- latency
 
 
 def test_successes_are_compared_as_proportions():
@@ -178,8 +196,10 @@ def test_successes_are_compared_as_proportions():
     same = paired_difference(many, many)
     assert same.equivalent and same.mean == 0 and same.low == -same.high and 0.01 < same.high < 0.03
     worse = paired_difference([0.0] * 10 + [1.0] * 90, many)
-    assert worse.mean == pytest.approx(-0.1) and worse.high < -0.02 and not worse.equivalent
+    assert worse.mean == pytest.approx(-0.1) and worse.high < -0.03 and not worse.equivalent
     assert paired_difference([0.0] * 100, many).low == -1 and paired_difference(many, [0.0] * 100).high == 1
+    assert wilson(50, 50) == pytest.approx((0.9286, 1.0), abs=1e-4)
+    assert wilson(18, 50) == pytest.approx(stats.binomtest(18, 50).proportion_ci(0.95, "wilson"))
 
 
 def test_the_interval_of_successes_holds_the_truth_as_often_as_it_says():
@@ -187,9 +207,87 @@ def test_the_interval_of_successes_holds_the_truth_as_often_as_it_says():
     for _ in range(1000):
         kind = draw.choice(3, size=60, p=[0.02, 0.05, 0.93])  # won, lost, the same
         scores, reference = (kind != 1).astype(float), (kind != 0).astype(float)
-        result = paired_difference(scores.tolist(), reference.tolist())
-        hits += result.low <= truth <= result.high
-    assert hits >= 940
+        low, high = paired_difference(scores.tolist(), reference.tolist()).interval
+        hits += low <= truth <= high
+    assert hits >= 880
+
+
+MARGIN = {"score": 0.05, "success": 0.1}
+
+
+def pairs_of(kind, draw, margins, n):
+    """Scores and references whose mean difference is so many margins: normal, or of successes."""
+    mean = margins * MARGIN[kind]
+    if kind == "score":
+        return draw.normal(mean, 0.1, n), np.zeros(n)
+    outcome = draw.choice(3, size=n, p=[0.2, 0.2 - mean, 0.6 + mean])  # won, lost, the same
+    return (outcome != 1).astype(float), (outcome != 0).astype(float)
+
+
+@pytest.mark.parametrize("kind", ["score", "success"])
+@pytest.mark.parametrize(("mean", "false"), [(-1, "non_inferior"), (1, "equivalent"), (-0.99, "worse")])
+def test_stopping_early_does_not_cheat(kind, mean, false):
+    """At the margin, where a claim is just false, it is made in no more than 5 % of evaluations with eight
+    looks; looking as often at tests of the whole level makes it far more often."""
+    draw, ends, n_runs = np.random.default_rng(3), [25, 50, 75, 100, 125, 150, 175, 200], 400
+    stopped = peeking = 0
+    for _ in range(n_runs):
+        scores, reference = pairs_of(kind, draw, mean, ends[-1])
+        margin = MARGIN[kind]
+        last = paired_difference(scores, reference, margin, looks=ends, n_looks=len(ends))  # its best look
+        stopped += last.p_values[false] < 0.05
+        once = (paired_difference(scores[:end], reference[:end], margin) for end in ends)
+        peeking += any(found.p_values[false] < 0.05 for found in once)
+    bound = 0.05 + 3 * math.sqrt(0.05 * 0.95 / n_runs)
+    assert stopped / n_runs < bound < peeking / n_runs
+
+
+def test_a_verdict_stays_and_comes_early_where_it_is_clear():
+    draw = np.random.default_rng(0)
+    scores, reference = pairs_of("score", draw, 0.0, 200)
+    p_values = [
+        paired_difference(scores[:end], reference[:end], looks=range(25, end + 1, 25), n_looks=8).p_values[
+            "equivalent"
+        ]
+        for end in range(25, 201, 25)
+    ]
+    assert p_values == sorted(p_values, reverse=True) and p_values[4] < 0.05
+
+
+@pytest.mark.parametrize("name", ["equivalent", "non_inferior", "worse"])
+def test_of_many_comparisons_hardly_one_is_called_wrongly(name):
+    """Twelve samplers at the margin: any false claim in a table has a chance of at most 5 %."""
+    mean = {"equivalent": 0.05, "non_inferior": -0.05, "worse": -0.05}[name]
+    draw, n_tables, alone, together = np.random.default_rng(5), 200, 0, 0
+    for _ in range(n_tables):
+        found = [paired_difference(draw.normal(mean, 0.1, 30), np.zeros(30)) for _ in range(12)]
+        alone += any(result.p_values[name] < 0.05 for result in found)
+        together += any(result.p_values[name] < result.levels[name] for result in holm(found))
+    assert together / n_tables < 0.05 + 3 * math.sqrt(0.05 * 0.95 / n_tables) < alone / n_tables
+
+
+def test_holm_steps_down():
+    draw = np.random.default_rng(0)
+    easy = [paired_difference(draw.normal(0, 0.001, 20), np.zeros(20)) for _ in range(3)]
+    hard = paired_difference(np.linspace(-0.05, 0.1, 20), np.zeros(20))
+    assert 0.05 / 4 < hard.p_values["equivalent"] < 0.05
+    levels = [found.levels["equivalent"] for found in holm([hard, *easy])]
+    assert sorted(levels) == pytest.approx([0.05 / 4, 0.05 / 3, 0.05 / 2, 0.05]) and levels[0] == 0.05
+
+
+@pytest.mark.parametrize("mean", [-0.02, -0.03, -0.07])
+def test_as_many_seeds_as_are_named_decide(mean):
+    """Four times in five, if the difference and its spread are as they seemed."""
+    draw = np.random.default_rng(1)
+    seen = mean + 0.1 * np.tile([-1.0, 1.0], 8)
+    found = paired_difference(seen, np.zeros(16))
+    n = found.seeds_needed
+    assert found.verdict.endswith(f": some {n if n < 100 else -(-n // 10) * 10} seeds would decide")
+    decided = [paired_difference(draw.normal(mean, 0.1, n), np.zeros(n)).decided for _ in range(200)]
+    assert 0.7 < sum(decided) / 200 <= 0.97
+
+
+# ----------------------------------------------------------------------------------------- latency
 
 
 def test_a_percentile_is_stated_only_where_enough_values_are_beyond_it():
@@ -326,20 +424,20 @@ def test_the_baselines_refuse_what_diffusers_does_not_have():
 
 
 def toy_episode(seed, score, n_steps):
-    episode = Episode(seed, success=score > 0.9, iterations=[4, 6], nfe=[40, 60])
-    episode.add_rewards([score, *[0.5 * score] * (n_steps - 1)])
-    episode.frames = [np.full((31, 31, 3), 5 * k, dtype=np.uint8) for k in range(n_steps)]
+    episode = Episode(seed, iterations=[4, 6], nfe=[40, 60])
+    episode.add([score, *[0.5 * score] * (n_steps - 1)], score > 0.9)
+    episode.frames = [np.full((31, 31, 3), 5 * k, dtype=np.uint8) for k in range(n_steps + 1)]
     return episode
 
 
 def toy_results():
     ddpm = [toy_episode(0, 0.95, 3), toy_episode(1, 0.8, 4), toy_episode(2, 1.0, 5)]
     fast = [toy_episode(0, 0.94, 3), toy_episode(1, 0.81, 4), toy_episode(2, 1.0, 5)]
-    reference = [episode.score for episode in ddpm]
-    return [
+    results = [
         SamplerResult(name="ddpm", episodes=ddpm, latencies=[0.5, 0.52, 0.51]),
-        SamplerResult(name="fast", episodes=fast, latencies=[0.02, 0.03, 0.02], reference=reference),
+        SamplerResult(name="fast", episodes=fast, latencies=[0.02, 0.03, 0.02], reference=ddpm),
     ]
+    return judged(results, MARGINS)
 
 
 def test_a_report_is_json_picture_and_videos(tmp_path):
@@ -351,12 +449,15 @@ def test_a_report_is_json_picture_and_videos(tmp_path):
     assert fast["iterations_per_plan"] == {"mean": 5.0, "median": 5.0, "max": 6.0}
     assert fast["plan_latency_ms"]["p50"] == pytest.approx(20.0)
     assert fast["difference_to_reference"]["verdict"] == "equivalent within 0.05"
-    assert report["samplers"]["ddpm"]["difference_to_reference"] is None and report["unfinished"] == []
+    assert fast["success_difference_to_reference"]["verdict"].startswith("inconclusive: some ")
+    assert fast["success"]["per_seed"] == {"0": 1.0, "1": 0.0, "2": 1.0}
+    assert report["samplers"]["ddpm"]["difference_to_reference"] is None
     assert imageio.imread(paths[1]).shape[0] > 300
     (path,) = write_episodes(tmp_path, toy_results()[0], control_hz=10)
     video = imageio.mimread(path)
-    # Three episodes side by side, 4 pixels between them, odd sizes cut, captions above; the longest counts.
-    assert path.name == "ddpm.mp4" and len(video) == 5
+    # Three episodes side by side, 4 pixels between them, odd sizes cut, captions above; the longest counts,
+    # with a frame after its last action.
+    assert path.name == "ddpm.mp4" and len(video) == 6
     assert video[0].shape[1] == 100 and video[0].shape[0] > 31
 
 
@@ -364,7 +465,8 @@ def test_pictures_say_seed_time_score_and_that_an_episode_has_ended():
     episode = toy_episode(7, 0.8, 4)
     assert caption("rti", episode, 0, 10) == ["seed 7, rti", "0.0 s", ""]
     assert caption("rti", episode, 2, 10) == ["seed 7, rti", "0.2 s, score 0.40", "best 0.80 (at 0.1 s)"]
-    assert caption("rti", episode, 3, 10)[1] == "ended at 0.4 s, score 0.40"
+    assert caption("rti", episode, 3, 10)[1] == "0.3 s, score 0.40"
+    assert caption("rti", episode, 4, 10)[1] == "ended at 0.4 s, score 0.40"
     figure = film_strip(toy_results(), 10, columns=6)
     titles = [axes.get_title() for axes in figure.axes[:6]]
     assert sum("ended" in title for title in titles) == 1
@@ -376,59 +478,139 @@ def test_pictures_say_seed_time_score_and_that_an_episode_has_ended():
 def test_the_table_shows_every_sampler():
     console = Console(width=150, record=True, file=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(sampler_table(toy_results(), "toy"))
+        console.print(sampler_table(toy_results(), "toy"), difference_table(toy_results(), "toy"))
     text = capture.get()
-    parts = ("ddpm", "fast", "0.917 ± 0.056", "67%", "reference", "equivalent within 0.05", "max 30 (n = 3)")
-    for part in parts:
+    parts = ("ddpm", "fast", "0.917 ± 0.056", "67% [21%, 94%]", "max 30 (n = 3)")
+    for part in (*parts, "equivalent within 0.05", "inconclusive: some"):
         assert part in text, text
 
 
-def test_an_evaluation_that_is_cut_off_leaves_what_is_there(tmp_path):
-    """The second sampler fails; the first's report and video are written, and say what is missing."""
+def compared(policies, folder, **options):
+    """Four seeds in blocks of two, with pictures of three of them."""
+    settings = {"picture": lambda env: env.unwrapped.picture(32), "n_pictured": 3, "side_by_side": 2}
+    blocks = Blocks(folder, {"seeds": 4})
+    ran = {"reference": "ddpm", "clock": VirtualClock(), "blocks": blocks, **settings, **options}
+    return compare(policies, make_env, [1, 2, 3, 4], 8, **ran), blocks
 
-    class FailingPolicy:
-        spec = TINY
 
-        def plan(self, *args, **kwargs):
+class Failing:
+    """A policy that is interrupted at a plan."""
+
+    def __init__(self, policy, at):
+        self.policy, self.spec, self.left = policy, policy.spec, at
+
+    def plan(self, *args, **kwargs):
+        self.left -= 1
+        if self.left < 0:
             raise KeyboardInterrupt
+        return self.policy.plan(*args, **kwargs)
 
-    def write(results):
-        write_report(tmp_path, results, "toy", {}, 10, ["failing", "fast"][len(results) - 1 :])
-        write_episodes(tmp_path, results[-1], 10)
 
-    stages = []
+def test_an_evaluation_that_is_cut_off_goes_on_as_if_it_had_not_been(tmp_path):
+    """The second sampler fails in its second block: the blocks before are there, and aren't run again."""
+    policies = {"ddpm": tiny_policy(), "fast": tiny_policy(n_steps=2)}
+    whole, _ = compared(policies, None)
+    written, stages = [], []
+
+    def write(results, name):
+        written.append((name, [len(result.episodes) for result in results]))
+        write_report(tmp_path, results, "toy", {}, 10)
 
     @contextlib.contextmanager
     def progress(label, total, unit):
-        yield SimpleNamespace(update=lambda n: None, set_postfix_str=lambda s: stages.append((label, s)))
+        yield SimpleNamespace(update=lambda n: None, set_postfix_str=stages.append)
 
-    options = {"picture": lambda env: env.unwrapped.picture(32), "n_pictured": 1, "progress": progress}
-    policies = {"ddpm": tiny_policy(), "failing": FailingPolicy(), "fast": tiny_policy()}
     with pytest.raises(KeyboardInterrupt):
-        compare(
-            policies,
-            make_env,
-            [1, 2],
-            8,
-            reference="ddpm",
-            clock=VirtualClock(),
-            on_result=write,
-            **options,
-        )
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert list(report["samplers"]) == ["ddpm"] and report["unfinished"] == ["failing", "fast"]
-    assert (tmp_path / "ddpm.mp4").exists() and (tmp_path / "rollout.png").exists()
-    assert stages[:2] == [("ddpm", "starting 2 environments"), ("ddpm", "compiling the sampler")]
-    assert ("ddpm", "") in stages  # it says no longer that something is starting
+        failing = policies | {"fast": Failing(policies["fast"], 1)}
+        compared(failing, tmp_path, on_result=write, progress=progress)
+    assert written == [("ddpm", [2]), ("fast", [2, 2]), ("ddpm", [4, 2])]
+    report = json.loads((tmp_path / "report.json").read_text())["samplers"]
+    assert len(report["ddpm"]["score"]["per_seed"]) == 4
+    assert report["fast"]["difference_to_reference"]["n"] == 2
+    assert (tmp_path / "rollout.png").exists()
+    assert stages[:2] == ["ddpm starting 2 environments", "ddpm compiling the sampler"]
+    assert "ddpm" in stages  # it says no longer that something is starting
+    never = {"ddpm": Failing(policies["ddpm"], 0), "fast": policies["fast"]}
+    again, blocks = compared(never, tmp_path)
+    for one, other in zip(whole, again, strict=True):
+        assert one.to_dict() == other.to_dict()
+        for mine, theirs in zip(one.episodes, other.episodes, strict=True):
+            np.testing.assert_equal(asdict(theirs), asdict(mine))
+    blocks.remove()
+    assert kept_settings(tmp_path) is None and not (tmp_path / "unfinished").exists()
+
+
+def test_an_evaluation_in_real_time_goes_on_too(tmp_path):
+    def run(policy, folder):
+        cases = [
+            Case(name="free", policy=policy, rate_hz=10),
+            Case(name="late", policy=policy, rate_hz=10, latencies=[0.2], reference=FREE),
+        ]
+        options = {"side_by_side": 1, "on_result": lambda results: seen.append(len(results))}
+        blocks = Blocks(folder, {})
+        return compare_realtime(cases, lambda rate_hz: make_env(), [1, 2], 1.0, blocks=blocks, **options)
+
+    seen = []
+    FREE = Case(name="free", policy=None, rate_hz=10).label
+    whole = run(tiny_policy(), None)
+    assert seen == [1, 1, 2, 2]
+    with pytest.raises(KeyboardInterrupt):
+        run(Failing(tiny_policy(), 5), tmp_path)
+    again = run(tiny_policy(), tmp_path)
+    assert [result.to_dict() for result in judged(again, MARGINS)] == [
+        result.to_dict() for result in judged(whole, MARGINS)
+    ]
+
+
+def test_blocks_of_another_evaluation_or_damaged_ones_are_not_taken(tmp_path):
+    Blocks(tmp_path, {"seeds": 4, "a": 1}).episodes("ddpm", 0, lambda: [toy_episode(0, 1.0, 3)])
+    with pytest.raises(InputError, match=r"unfinished evaluation with other settings \(a, seeds\): finish"):
+        Blocks(tmp_path, {"seeds": 5})
+    (path,) = (tmp_path / "unfinished").glob("*.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"is damaged .*: delete it, and its episodes are run again"):
+        Blocks(tmp_path, {"seeds": 4, "a": 1}).episodes("ddpm", 0, list)
+
+
+def test_an_evaluation_stops_when_it_is_decided():
+    """A sampler that is the reference is equivalent soon; one that never gets anywhere isn't run on."""
+    same = tiny_policy()
+    policies = {"ddpm": same, "twin": same}
+    options = {"reference": "ddpm", "clock": VirtualClock(), "side_by_side": 2, "stop_early": True}
+    results = compare(policies, ToyEnv, range(1, 17, 2), 4, margins={"score": 1e9, "success": 1}, **options)
+    assert [len(result.episodes) for result in results] == [2, 2] and results[1].decided
+    assert results[1].differences["score"].verdict == "equivalent within 1e+09"
 
 
 def test_scores_may_be_negative_and_success_is_not_a_reward():
     episode = Episode(3)
-    episode.add_rewards([-2.0, -0.5, -1.0])
+    episode.add([-2.0, -0.5, -1.0], None)
     assert (episode.score, episode.n_steps) == (-0.5, 3)
-    result = SamplerResult(name="a", episodes=[episode], reference=[-1.0])
-    assert result.compared()["score"]["mean"] == -0.5 and result.success_rate == 0
-    assert result.compared()["difference_to_reference"]["mean"] == 0.5
+    (result,) = judged([SamplerResult(name="a", episodes=[episode], reference=[Episode(3, -1.0)])], MARGINS)
+    values = result.compared()
+    assert values["score"]["mean"] == -0.5 and values["difference_to_reference"]["mean"] == 0.5
+    assert values["success"] is values["success_rate"] is values["success_difference_to_reference"] is None
+
+
+def test_an_environment_that_terminates_has_not_succeeded():
+    """Many terminate when something went wrong; only a task may say that it means success."""
+    assert succeeded(True, {}) is None and succeeded(True, {}, "terminated") is True
+    assert succeeded(True, {"is_success": False}) is False and succeeded(False, {"success": 1}) is True
+    fallen, fine = (
+        rollout(tiny_policy(), ToyEnv, [6], 20, success_key=key)[0] for key in (None, "terminated")
+    )
+    assert (fallen.n_steps, fallen.success) == (fine.n_steps, None) and fine.success is True
+
+
+def test_one_seed_has_neither_standard_error_nor_interval():
+    one = [SamplerResult(name=n, episodes=[toy_episode(0, 0.5, 3)], reference=None) for n in "ab"]
+    results = judged([one[0], replace(one[1], reference=one[0].episodes)], MARGINS)
+    console = Console(width=150)
+    with console.capture() as capture:
+        console.print(sampler_table(results, "one"), difference_table(results, "one"))
+    text = capture.get()
+    assert not re.search("nan|± [0-9]|[0-9] \\[", text.replace("0% [0%, 79%]", "")), text
+    assert "0.500 " in text and "+0.000 " in text and "inconclusive " in text
 
 
 def test_episodes_give_columns_by_name():

@@ -19,6 +19,7 @@ from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.scheduling import Scheduling
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.compare import RealtimeResult
+from paradiffpolicy.evaluation.episodes import judged
 from paradiffpolicy.evaluation.pictures import realtime_figure
 from paradiffpolicy.evaluation.realtime import (
     Batch,
@@ -212,18 +213,19 @@ def test_the_report_says_what_happened(tmp_path):
     policy = tiny_policy()
     unlimited = realtime_rollout(policy, make_env, [1, 2], 2.0, rate_hz=10)
     late = realtime_rollout(policy, make_env, [1, 2], 2.0, rate_hz=10, latencies=[0.2])
-    scores = [episode.score for episode in unlimited]
     cases = [
         result("a, unlimited", 10, "latest", 0.0, unlimited),
-        result("a", 10, "latest", 0.2, late, scores),
-        result("b", 10, "latest", 0.2, unlimited, scores),
+        result("a", 10, "latest", 0.2, late, unlimited),
+        result("b", 10, "latest", 0.2, unlimited, unlimited),
     ]
-    sweep = [result("a", 10, j, ms, late, scores) for j in ("latest", "rtc") for ms in (0.0, 0.2)]
+    sweep = [result("a", 10, j, ms, late, unlimited) for j in ("latest", "rtc") for ms in (0.0, 0.2)]
+    cases, sweep = (judged(part, {"score": 0.05, "success": 0.1}) for part in (cases, sweep))
     paths = write_realtime_report(tmp_path, cases, sweep, "title", {"task": "pusht"})
     content = json.loads(paths[0].read_text())
     first, second, third = content["cases"]
     assert first["difference_to_unlimited"] is None and second["delay_ticks"] == 2
-    assert third["difference_to_unlimited"]["mean"] == 0 and second["latency_ms"]["p50"] == 200
+    assert third["difference_to_unlimited"]["mean"] == third["success_difference_to_unlimited"]["mean"] == 0
+    assert second["latency_ms"]["p50"] == 200
     assert 0 < second["fallback_share"] < 0.2 and first["fallback_share"] == 0
     assert len(content["sweep"]) == 4 and paths[1].stat().st_size > 10_000
     legend = realtime_figure(content, "t").axes[0].get_legend().get_texts()
@@ -280,6 +282,7 @@ def test_the_command_in_virtual_time(tmp_path, checkpoint, capsys):
     options = [*FAST, *cases, *sweep, "realtime.rates_hz=[10,20]", "realtime.blending={name: rtc}"]
     assert main(["evaluate", checkpoint, *options, f"out={out}"]) == 0
     content = json.loads((out / "report.json").read_text())
+    assert content["unfinished"] == [] and not (out / "unfinished").exists()
     assert [(c["case"], c["rate_hz"]) for c in content["cases"][2:]] == [
         *(("fast", 10), ("fast", 20), ("given", 10), ("given", 20)),
     ]

@@ -23,7 +23,13 @@ from .test_evaluation import tiny_policy
 from .toy_env import ToyEnv, picture
 
 SEEDS = [3, 4, 6, 7, 10]  # the second is truncated after 9 steps, two others terminate after 11 and 8
-RECORDED = {"max_steps": 20, "keep_infos": True, "picture": picture, "n_pictured": 3}
+RECORDED = {
+    "max_steps": 20,
+    "keep_infos": True,
+    "picture": picture,
+    "n_pictured": 3,
+    "success_key": "terminated",
+}
 OF_A_PROCESS = ("pid", "open", "torch")
 
 
@@ -66,7 +72,7 @@ def test_processes_give_what_this_one_gives(count, seeds):
         np.testing.assert_equal(content(theirs), content(mine))
     assert [e.n_steps for e in here] == [20, 9, 11, 20, 8][: len(seeds)]
     assert [e.success for e in here] == [False, False, True, False, True][: len(seeds)]
-    assert [len(e.frames) for e in there] == [20, 9, 11, 0, 0][: len(seeds)]
+    assert [len(e.frames) for e in there] == [21, 10, 12, 0, 0][: len(seeds)]  # one after the last action
     assert sum(steps) == 20 * len(seeds)
 
 
@@ -75,7 +81,7 @@ def test_results_are_copies():
     (episode,) = rollout(tiny_policy(), ToyEnv, [3], **RECORDED)
     assert [info["steps"] for info in episode.infos] == list(range(20))
     assert len({info["state"].tobytes() for info in episode.infos}) == 20
-    assert len({frame.tobytes() for frame in episode.frames}) == 20
+    assert len({frame.tobytes() for frame in episode.frames}) == 21
     assert all(action.any() for action in episode.actions)
     assert not any((old == new).any() for old, new in episode.windows[1:])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ def rollouts(cfg: CollectConfig) -> Collection:
             cfg.episodes,
             cfg.task.max_steps,
             cfg.task.record,
-            min_score=cfg.min_score,
+            min_score=-math.inf if cfg.min_score is None else cfg.min_score,
             first_seed=cfg.first_seed,
             batch=cfg.batch,
             workers=workers,

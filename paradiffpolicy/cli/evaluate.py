@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -27,7 +28,10 @@ from .building import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluation.compare import RealtimeComparison, SamplerResult
+    from rich.table import Table
+
+    from ..evaluation.blocks import Blocks
+    from ..evaluation.compare import Case, RealtimeResult, SamplerResult
     from ..policy import Policy
     from .schema import CaseConfig, EvaluateConfig
 
@@ -51,28 +55,61 @@ def quiet(logger: str) -> Iterator[None]:
         named.setLevel(before)
 
 
-def out_folder(cfg: EvaluateConfig, command: str) -> Path:
-    """The report's folder: as given, or named by the time."""
-    return Path(cfg.out or f"outputs/{command}/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
+NOT_DECIDING = {
+    "out",
+    "workers",
+    "plugins",
+    "checkpoint",
+    "margin",
+    "success_margin",
+    "latency_plans",
+    "paced_ticks",
+}
+"""Settings that change no episode; the weights' hash stands for the checkpoint."""
+
+
+def deciding(cfg: EvaluateConfig) -> dict[str, Any]:
+    """All that decides the episodes, as plain values: settings, weights, versions of code and packages."""
+    settings = {name: value for name, value in asdict(cfg).items() if name not in NOT_DECIDING}
+    head = about(locate(cfg.checkpoint, "checkpoint"))
+    return settings | {name: head[name] for name in ("weights_sha256", "code_sha256", "versions")}
+
+
+def out_folder(cfg: EvaluateConfig, command: str, settings: Mapping[str, Any]) -> Path:
+    """The report's folder: as given; else where the same evaluation was cut off; else named by the time.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    from ..evaluation.blocks import kept_settings
+    from ..files import require_writable
+
+    parent = Path(f"outputs/{command}/{cfg.task.name}")
+    cut_off = [] if cfg.out else [path for path in parent.glob("*") if kept_settings(path) == settings]
+    now = parent / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = Path(cfg.out) if cfg.out else max(cut_off, default=now)
+    require_writable(out=folder / "report.json")
+    return folder
 
 
 def evaluate_unlimited(cfg: EvaluateConfig) -> None:
     """Samplers side by side on the same seeds: reward, iterations, latency, deadlines."""
     from ..clock import MonotonicClock
     from ..environment import picture
+    from ..evaluation.blocks import Blocks
     from ..evaluation.compare import compare
-    from ..evaluation.report import sampler_table, write_episodes, write_report
+    from ..evaluation.report import difference_table, sampler_table, write_episodes, write_report
 
-    workers = env_workers(cfg.workers)
-    names = list(dict.fromkeys([cfg.reference, *cfg.samplers]))
-    policy = load_policy(cfg)
+    workers, policy = env_workers(cfg.workers), load_policy(cfg)
+    settings = deciding(cfg)
+    folder = out_folder(cfg, "evaluate", settings)
+    blocks, names = Blocks(folder, settings), list(dict.fromkeys([cfg.reference, *cfg.samplers]))
     policies = {name: sampling_policy(cfg, name, policy) for name in names}
-    seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
-    folder, rate = out_folder(cfg, "evaluate"), policy.spec.control_hz
+    seeds, rate = range(cfg.first_seed, cfg.first_seed + cfg.seeds), policy.spec.control_hz
     title = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint or '').name}"
-    videos = []
+    videos: dict[str, list[Path]] = {}
 
-    def write(results: Sequence[SamplerResult]) -> list[Path]:
+    def write(results: Sequence[SamplerResult], unfinished: Sequence[str], pictures: bool) -> list[Path]:
         head = about(
             locate(cfg.checkpoint, "checkpoint"),
             checkpoint=str(cfg.checkpoint),
@@ -81,13 +118,19 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
             guidance_scale=cfg.guidance_scale,
             capture={"backend": cfg.capture, "precision": cfg.precision, "programs": programs(policies)},
             seeds=[seeds.start, seeds.stop - 1],
+            stop_early=cfg.stop_early,
             samplers_config={name: cfg.sampler[name] for name in names},
+            unfinished=unfinished,
         )
-        return write_report(folder, results, title, head, rate, names[len(results) :])
+        return write_report(folder, results, title, head, rate, pictures=pictures)
 
-    def finished(results: Sequence[SamplerResult]) -> None:
-        write(results)
-        videos.extend(write_episodes(folder, results[-1], rate))
+    def finished_block(results: Sequence[SamplerResult], name: str) -> None:
+        (newest,) = (result for result in results if result.name == name)
+        pictured = name not in videos and len(newest.episodes) >= min(cfg.videos, cfg.seeds)
+        done = [r.name for r in results if len(r.episodes) == cfg.seeds or (cfg.stop_early and r.decided)]
+        write(results, [name for name in names if name not in done], pictured)
+        if pictured:
+            videos[name] = write_episodes(folder, newest, rate)
 
     with contextlib.closing(workers):
         results = compare(
@@ -97,111 +140,166 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
             cfg.task.max_steps,
             reference=cfg.reference,
             clock=MonotonicClock(),
-            margin=cfg.margin,
+            margins={"score": cfg.margin, "success": cfg.success_margin},
+            stop_early=cfg.stop_early,
+            side_by_side=cfg.side_by_side,
+            n_pictured=cfg.videos,
             latency_plans=cfg.latency_plans,
             paced_ticks=cfg.paced_ticks,
-            on_result=finished,
+            blocks=blocks,
+            on_result=finished_block,
             progress=bar,
             picture=functools.partial(picture, size=cfg.video_size),
-            n_pictured=cfg.videos,
             workers=workers,
-            side_by_side=cfg.side_by_side,
             success_key=cfg.task.success_key,
         )
-    screen, paths = console(), write(results)
-    screen.print(sampler_table(results, title))
-    screen.print(f"on {describe(machine())}; plans: {in_words(programs(policies))}", highlight=False)
-    for path in (*paths, *videos):
-        screen.print(str(path), highlight=False)
+    paths = write(results, [], True)
+    blocks.remove()
+    notes = [f"on {describe(machine())}; plans: {in_words(programs(policies))}"]
+    tables = [sampler_table(results, title), difference_table(results, f"Differences to {cfg.reference}")]
+    show(tables, [*notes, *paths, *itertools.chain(*videos.values())])
+
+
+def show(tables: Sequence[Table], lines: Sequence[object]) -> None:
+    """Prints the tables that have a row, then lines."""
+    screen = console()
+    for view in tables:
+        if view.row_count:
+            screen.print(view)
+    for line in lines:
+        screen.print(str(line), highlight=False)
 
 
 def evaluate_realtime(cfg: EvaluateConfig) -> None:
     """Reward while simulated time goes on: by sampler and control rate, and against latency."""
-    from ..control.rate import ticks_per_step
-    from ..evaluation.compare import RealtimeComparison
-    from ..evaluation.report import realtime_table, write_realtime_report, write_results
+    from ..clock import MonotonicClock
+    from ..evaluation.blocks import Blocks
+    from ..evaluation.compare import compare_realtime
+    from ..evaluation.episodes import judged
+    from ..evaluation.report import difference_table, realtime_table, write_realtime_report
 
-    setting = cfg.realtime
-    policy = load_policy(cfg)
-    rates = setting.rates_hz or [policy.spec.control_hz]
-    for rate in rates:
-        ticks_per_step(rate, policy.spec.control_hz)
+    setting, policy, settings = cfg.realtime, load_policy(cfg), deciding(cfg)
+    folder = out_folder(cfg, "realtime", settings)
+    blocks = Blocks(folder, settings)
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
-    folder = out_folder(cfg, "realtime")
     title = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint or '').name}, {setting.clock} clock"
-    head = about(
-        locate(cfg.checkpoint, "checkpoint"),
-        checkpoint=str(cfg.checkpoint),
-        task=cfg.task.name,
-        seeds=[seeds.start, seeds.stop - 1],
-        realtime=asdict(setting),
-    )
-    run = RealtimeComparison(
+    cases, sweep = realtime_cases(cfg, policy, blocks)
+
+    def split(results: Sequence[RealtimeResult]) -> tuple[list[RealtimeResult], list[RealtimeResult]]:
+        margins, n = {"score": cfg.margin, "success": cfg.success_margin}, len(cases)
+        return judged(results[:n], margins), judged(results[n:], margins)
+
+    def write(results: Sequence[RealtimeResult], pictures: bool = False) -> list[Path]:
+        done = sum(len(result.episodes) == cfg.seeds for result in results)
+        head = about(
+            locate(cfg.checkpoint, "checkpoint"),
+            checkpoint=str(cfg.checkpoint),
+            task=cfg.task.name,
+            seeds=[seeds.start, seeds.stop - 1],
+            realtime=asdict(setting),
+            unfinished=[case.label for case in (*cases, *sweep)[done:]],
+        )
+        judged_cases, judged_sweep = split(results)
+        return write_realtime_report(folder, judged_cases, judged_sweep, title, head, pictures=pictures)
+
+    results = compare_realtime(
+        [*cases, *sweep],
         env_maker_at(cfg, policy.spec),
         seeds,
         cfg.task.max_steps / policy.spec.control_hz,
-        rates,
-        setting.blending["name"],
-        named_blending(setting.blending),
-        cfg.margin,
-        options={
-            "replan_every": setting.replan_every,
-            "side_by_side": cfg.side_by_side,
-            "success_key": cfg.task.success_key,
-        },
-        on_result=lambda: write_results(folder, run.results, run.sweep, head),
+        side_by_side=cfg.side_by_side,
+        wall={"clock": MonotonicClock(), "side_by_side": setting.side_by_side},
+        blocks=blocks,
+        on_result=write,
         progress=bar,
+        replan_every=setting.replan_every,
+        success_key=cfg.task.success_key,
     )
-    run_cases(cfg, run, policy)
-    screen = console()
-    screen.print(realtime_table(run.results, title))
-    if run.sweep:
-        screen.print(realtime_table(run.sweep, f"{setting.sweep.sampler} under injected latency"))
-    screen.print(f"on {describe(machine())}", highlight=False)
-    for path in write_realtime_report(folder, run.results, run.sweep, title, head):
-        screen.print(str(path), highlight=False)
+    paths = write(results, pictures=True)
+    blocks.remove()
+    titles = (title, f"{setting.sweep.sampler} under injected latency")
+    shown = [
+        view
+        for part, heading in zip(split(results), titles, strict=True)
+        for view in (realtime_table(part, heading), difference_table(part, "Differences to unlimited time"))
+    ]
+    show(shown, [f"on {describe(machine())}", *paths])
 
 
-def run_cases(cfg: EvaluateConfig, run: RealtimeComparison, policy: Policy) -> None:
-    """Runs every sampler with unlimited time, then the cases, then the sweep of injected latencies."""
-    from ..clock import MonotonicClock
+def realtime_cases(cfg: EvaluateConfig, policy: Policy, blocks: Blocks) -> tuple[list[Case], list[Case]]:
+    """Every sampler with unlimited time, then the cases at every rate; and the sweep."""
+    from ..control.rate import ticks_per_step
+    from ..evaluation.compare import Case
 
-    setting, cases = cfg.realtime, cfg.realtime.cases
-    virtual = setting.clock == "virtual"
-    timed = {name: case_policy(cfg, case, policy) for name, case in cases.items()}
+    setting = cfg.realtime
+    rates = setting.rates_hz or [policy.spec.control_hz]
+    for rate in rates:
+        ticks_per_step(rate, policy.spec.control_hz)
+    virtual, blending = setting.clock == "virtual", named_blending(setting.blending)
+    chunks: dict[str, Any] = {"blending_name": setting.blending["name"], "blending": blending}
     blendings = {name: named_blending(chosen) for name, chosen in setting.sweep.blendings.items()}
-    latencies = case_latencies(cfg, cases, timed, policy)
-    samplers = {name: sampling_policy(cfg, name, policy) for name in {c.sampler for c in cases.values()}}
-    swept = sampling_policy(cfg, setting.sweep.sampler, policy)
-    for name, planned in samplers.items():
-        run.unlimited(name, planned)
-    wall = {"clock": MonotonicClock(), "side_by_side": setting.side_by_side}
-    for name, case in cases.items():
-        if virtual:
-            run.case(name, case.sampler, samplers[case.sampler], latencies[name])
-        else:
-            run.case(name, case.sampler, timed[name], None, **wall)
-    for name, blending in blendings.items():
-        for ms in setting.sweep.latency_ms if virtual else []:
-            run.inject(setting.sweep.sampler, swept, name, blending, ms)
+    timed = {name: case_policy(cfg, case, policy) for name, case in setting.cases.items()}
+    latencies = case_latencies(cfg, timed, policy, blocks)
+    names = dict.fromkeys(case.sampler for case in setting.cases.values())
+    samplers = {name: sampling_policy(cfg, name, policy) for name in names}
+    unlimited = {
+        name: Case(name=f"{name}, unlimited", policy=sampler, rate_hz=rates[0], **chunks)
+        for name, sampler in samplers.items()
+    }
+    cases = [
+        Case(
+            name=name,
+            policy=samplers[case.sampler] if virtual else timed[name],
+            rate_hz=rate,
+            latencies=latencies[name] if virtual else None,
+            reference=unlimited[case.sampler].label,
+            **chunks,
+        )
+        for name, case in setting.cases.items()
+        for rate in rates
+    ]
+    swept, reference = (
+        sampling_policy(cfg, setting.sweep.sampler, policy),
+        unlimited.get(setting.sweep.sampler),
+    )
+    sweep = [
+        Case(
+            name=setting.sweep.sampler,
+            policy=swept,
+            rate_hz=rates[0],
+            latencies=[ms / 1e3],
+            blending_name=name,
+            blending=blending,
+            reference=reference.label if reference else None,
+            table="sweep",
+        )
+        for name, blending in blendings.items()
+        for ms in (setting.sweep.latency_ms if virtual else [])
+    ]
+    return [*unlimited.values(), *cases], sweep
 
 
 def case_latencies(
-    cfg: EvaluateConfig, cases: Mapping[str, CaseConfig], timed: Mapping[str, Policy], policy: Policy
+    cfg: EvaluateConfig, timed: Mapping[str, Policy], policy: Policy, blocks: Blocks
 ) -> dict[str, list[float]]:
-    """Seconds per plan of every case on the virtual clock: as given, or measured now."""
+    """Seconds per plan of every case on the virtual clock: as given, or measured once per evaluation."""
     from ..benchmarks.timing import plan_latencies
     from ..clock import MonotonicClock
 
+    cases = cfg.realtime.cases
     given = {
         name: latency_seconds(case.latency_ms) for name, case in cases.items() if case.latency_ms is not None
     }
     measured = {name: timed[name] for name in cases if name not in given}
     if not measured or cfg.realtime.clock != "virtual":
         return given
-    windows = recorded_windows(cfg, sampling_policy(cfg, "rti", policy), max(cfg.latency_plans, 1))
-    with bar("latency", len(windows)) as turns:
-        return given | plan_latencies(measured, windows, MonotonicClock(), turns.update)
+
+    def measure() -> dict[str, list[float]]:
+        windows = recorded_windows(cfg, sampling_policy(cfg, "rti", policy), max(cfg.latency_plans, 1))
+        with bar("latency", len(windows)) as turns:
+            return plan_latencies(measured, windows, MonotonicClock(), turns.update)
+
+    return given | blocks.values("latencies", measure)
 
 
 def case_policy(cfg: EvaluateConfig, case: CaseConfig, policy: Policy) -> Policy:

@@ -61,6 +61,9 @@ def describe_task(task: TaskConfig, plugins: list[str]) -> Table:
         except InputError as error:
             rows.append({"need": name, "found": f"MISSING: {error}", "from": where})
 
+    def known(value: object, otherwise: str) -> object:
+        return otherwise if value is None else value
+
     need("observed fields", "observation", lambda: ", ".join(f.key for f in agreed.observation) or "none")
     need("numbers observed", "observation's shapes", lambda: contract_size(agreed.observation) or "not known")
     need("action", "action.kind", lambda: f"{agreed.action_kind}: {ACTION_KINDS[agreed.action_kind]}")
@@ -75,18 +78,15 @@ def describe_task(task: TaskConfig, plugins: list[str]) -> Table:
         action = env.action_space.sample() if hold is None else hold
         _, reward, terminated, _, after = env.step(action)
         missing = [key for key in task.record if key not in after]
-        keys = f"info: {task.success_key or 'success, is_success'}, else terminated"
+        keys = task.success_key or "info: success, is_success"
         need("environment", "env", lambda: task.env.id)
         need("observation", "observation_space", lambda: env.observation_space)
         need("action", "action_space", lambda: env.action_space)
         need("control_hz", "control_hz, else the environment", lambda: control_rate(env, task.control_hz))
         need("reward of a step", "step", lambda: f"{float(reward):g}")
-        need("success", keys, lambda: succeeded(terminated, after, task.success_key))
-        need(
-            "holds still",
-            "hold_action",
-            lambda: "unknown: no attribute hold_action" if hold is None else hold,
-        )
+        done = "unknown: set success_key, to terminated where termination is success"
+        need("success", keys, lambda: known(succeeded(terminated, after, task.success_key), done))
+        need("holds still", "hold_action", lambda: known(hold, "unknown: no attribute hold_action"))
         need("picture", "picture(size), else render()", lambda: picture(env, 64).shape)
         need(
             "record",

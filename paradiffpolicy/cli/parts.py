@@ -28,6 +28,10 @@ def sampler_setting(default: str = "rti", text: str = "sampler that makes the pl
     return setting(default, text, choices=sampler_names)
 
 
+VALIDATION_SEED = 200_000
+"""The first seed for choosing among checkpoints or settings: those of reports stay unseen."""
+
+
 def seed_setting(text: str, default: int | None = 100_000) -> Any:
     """The first of some seeds, none of which is a demonstration's; simulators' end below 2^32."""
     return setting(default, text, minimum=0, maximum=4_000_000_000)
@@ -94,7 +98,7 @@ class TaskConfig:
     name: str = setting("???", "the task's name; the file's, unless it says another")
     env: EnvConfig = setting(EnvConfig, "the environment")
     success_key: str | None = setting(
-        None, "key of the environment's info; null: success, is_success, else terminated"
+        None, "key of the environment's info, or terminated; null: success, is_success, or unknown"
     )
     max_steps: int = setting(300, "control steps per episode", minimum=1)
     control_hz: float | None = setting(None, "control steps per second; null: the environment's", above=0)

@@ -18,6 +18,7 @@ from .parts import (
     BACKENDS,
     BLENDING,
     PLANNERS,
+    VALIDATION_SEED,
     CommandConfig,
     DeviceConfig,
     MachineConfig,
@@ -43,7 +44,7 @@ class TrainEvaluationConfig:
     """Closed-loop evaluation of the averaged weights."""
 
     seeds: int = setting(50, "episodes; 0: none, and no environment is needed", minimum=0)
-    first_seed: int = seed_setting("seed of the first episode")
+    first_seed: int = seed_setting("seed of the first episode, apart from a report's", VALIDATION_SEED)
     sampler: str = sampler_setting("ddpm")
     workers: int | str = workers_setting()
 
@@ -162,9 +163,13 @@ class EvaluateConfig(PolicyConfig):
     first_seed: int = seed_setting("seed of the first episode")
     workers: int | str = workers_setting()
     side_by_side: int | None = setting(
-        None, "episodes at a time, where memory is short; null: all", minimum=1
+        25, "episodes at a time: a block, after which results are written; null: all", minimum=1
     )
     margin: float = setting(0.05, "difference of score that still counts as equivalent", above=0)
+    success_margin: float = setting(
+        0.1, "difference of the success rate that still counts as equivalent", above=0, maximum=1
+    )
+    stop_early: bool = setting(False, "ends a sampler after the block that decides on it; mode=unlimited")
     latency_plans: int = setting(20, "timed plans per sampler, for one robot; 0: none", minimum=0)
     paced_ticks: int = setting(40, "control ticks on the real clock; 0: none", minimum=0)
     videos: int = setting(4, "episodes per video; 0: none", minimum=0)
@@ -266,7 +271,7 @@ class CollectConfig(PolicyConfig):
     )
     batch: int = setting(10, "a policy's episodes side by side", minimum=1)
     workers: int | str = workers_setting()
-    min_score: float = setting(0.0, "episodes below it are not written")
+    min_score: float | None = setting(None, "episodes below it are not written; null: all are")
 
 
 @dataclass

@@ -120,12 +120,15 @@ def task_rate(cfg: TaskedConfig) -> float:
         return control_rate(env)
 
 
-def evaluation(cfg: TrainConfig, spec: PolicySpec, device: str) -> Callable[[Checkpoint], dict[str, float]]:
+def evaluation(
+    cfg: TrainConfig, spec: PolicySpec, device: str
+) -> Callable[[Checkpoint], dict[str, float | None]]:
     """Scores a checkpoint in closed loop.
 
     Raises:
         InputError: the environment can't be made, or ``check_env`` refuses it.
     """
+    from ..evaluation.episodes import Outcome
     from ..evaluation.rollout import rollout
     from ..evaluation.statistics import standard_error
     from ..policy import Policy
@@ -138,16 +141,16 @@ def evaluation(cfg: TrainConfig, spec: PolicySpec, device: str) -> Callable[[Che
     capture = capture_settings(cfg) | {"cache": None}  # weights change
     seeds = range(setting.first_seed, setting.first_seed + setting.seeds)
 
-    def evaluate(checkpoint: Checkpoint) -> dict[str, float]:
+    def evaluate(checkpoint: Checkpoint) -> dict[str, float | None]:
         policy = Policy.from_checkpoint(checkpoint, sampler, device).captured(**capture)
         with contextlib.closing(workers):  # until the next evaluation
             success_key, max_steps = cfg.task.success_key, cfg.task.max_steps
             episodes = rollout(policy, make_env, seeds, max_steps, workers=workers, success_key=success_key)
-        scores = [episode.score for episode in episodes]
+        outcome = Outcome(name=setting.sampler, episodes=episodes)
         return {
-            "score": round(sum(scores) / len(scores), 4),
-            "standard_error": round(standard_error(scores), 4),
-            "success_rate": sum(episode.success for episode in episodes) / len(episodes),
+            "score": round(sum(outcome.scores) / len(episodes), 4),
+            "standard_error": round(standard_error(outcome.scores), 4),
+            "success_rate": outcome.success_rate,
             "n_seeds": len(seeds),
             "first_seed": seeds.start,
         }

@@ -114,13 +114,13 @@ def collect_demonstrations(
     episodes = demonstrations(make_env, expert, first, max_steps, record, workers)
     with progress("demonstrations", n_episodes, "episode") as bar, contextlib.closing(episodes):
         for episode in episodes:
-            made.add(episode, episode.success, "rewards")
+            made.add(episode, bool(episode.success), "rewards")
             if made.failed > max(MANY_FAILURES, made.written):
                 tried = made.failed + made.written
                 raise InputError(
                     f"the expert failed {made.failed} of {tried} times: it isn't for this task as configured"
                 )
-            bar.update(int(episode.success))
+            bar.update(int(bool(episode.success)))
             bar.set_postfix(failed=made.failed)
             if made.written == n_episodes:
                 break

@@ -65,7 +65,7 @@ def demonstrate(
         episode.infos.append({name: np.array(info[name]) for name in record})
         episode.actions.append(np.array(action))
         _, reward, terminated, _, info = env.step(action)
-        episode.add_rewards([float(reward)])
+        episode.add([float(reward)], success=None)
         done = done + 1 if terminated else 0
         if done > HELD:
             break

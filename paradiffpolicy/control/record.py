@@ -106,6 +106,14 @@ class Record:
         self._plans = _rows(capacity, plans, "i8 f8 f8 f8 i8 f8 i8 ?")
         self.n_ticks = self.n_plans = 0
 
+    @classmethod
+    def of(cls, ticks: NDArray[Any], plans: NDArray[Any]) -> Record:
+        """A record of rows that another's ``ticks`` and ``plans`` gave."""
+        record = cls(0, 0)
+        record._ticks, record._plans = ticks, plans
+        record.n_ticks, record.n_plans = len(ticks), len(plans)
+        return record
+
     def add_tick(self, *values: Any) -> None:
         """Adds a row: the fields of ``ticks``, in their order."""
         self._ticks[self.n_ticks % len(self._ticks)] = values

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,19 +17,23 @@ from ..clock import Clock
 from ..control.controller import Controller
 from ..control.loop import ControlLoop
 from ..control.record import Record, total_faults
-from ..planning.blending import Blending
+from ..planning.blending import Blending, Latest
 from ..policy import Policy
 from ..robots.env import EnvRobot
 from ..tables import bar
-from .episodes import Episode, Outcome
+from .blocks import Blocks
+from .episodes import Episode, Outcome, judged
 from .realtime import MakeEnvAt, boundary_jumps, realtime_rollout, wall_rollout
-from .rollout import rollout
+from .rollout import in_groups, rollout
 from .workers import MakeEnv
 
 Progress = Callable[[str, float, str], AbstractContextManager[Any]]
 """A label, a total and its unit to a progress bar; see ``tables.bar``."""
 
 no_progress: Progress = partial(bar, shown=False)
+
+MARGINS = {"score": 0.05, "success": 0.1}
+"""Differences that still count as equivalent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,45 +82,88 @@ def compare(
     *,
     reference: str,
     clock: Clock,
-    margin: float = 0.05,
+    margins: Mapping[str, float] = MARGINS,
+    stop_early: bool = False,
+    side_by_side: int | None = None,
+    n_pictured: int = 0,
     latency_plans: int = 0,
     paced_ticks: int = 0,
-    on_result: Callable[[Sequence[SamplerResult]], object] = lambda results: None,
+    blocks: Blocks | None = None,
+    on_result: Callable[[Sequence[SamplerResult], str], object] = lambda results, name: None,
     progress: Progress = no_progress,
     **options: Any,
 ) -> list[SamplerResult]:
-    """Runs every sampler's policy on the same seeds, then times their plans and loops.
+    """Runs every sampler's policy on the same seeds, block by block, then times their plans and loops.
 
     Args:
         policies: by the sampler's name.
         reference: the sampler that the others are compared with; it runs first.
         clock: the machine's.
-        margin: of score, for the verdict.
+        margins: for the verdicts on ``score`` and ``success``.
+        stop_early: a sampler ends after the block that decides on its score and its success; verdicts are
+            then those of ``paired_difference`` with a look after every block.
+        side_by_side: episodes in a block; None: all.
+        n_pictured: episodes of every sampler of which there are pictures.
         latency_plans: plans of one robot that are timed, per sampler, taking turns; 0: none.
         paced_ticks: ticks of a run at the environment's own rate, per sampler; 0: none.
-        on_result: called with the results so far, whenever a sampler's episodes are there.
+        blocks: keeps the episodes of finished blocks; None: nothing does.
+        on_result: called after every block with the results so far, and whose block it was.
         options: of ``rollout``.
     """
-    results: list[SamplerResult] = []
-    for name in dict.fromkeys([reference, *policies]):
-        with progress(name, len(seeds) * max_steps, "step") as shown:
-            options |= {"on_steps": shown.update, "on_stage": shown.set_postfix_str}
-            episodes = rollout(policies[name], make_env, seeds, max_steps, **options)
-        scores = results[0].scores if results else None
-        results.append(SamplerResult(name=name, episodes=episodes, reference=scores, margin=margin))
-        on_result(results)
+    blocks = Blocks() if blocks is None else blocks
+    episodes: dict[str, list[Episode]] = {name: [] for name in dict.fromkeys([reference, *policies])}
+    groups = in_groups(seeds, side_by_side)
+    ends = list(accumulate(map(len, groups)))
+    looks: dict[str, Any] = {"looks": ends, "n_looks": len(groups)} if stop_early else {}
+
+    def results(**more: Mapping[str, Any]) -> list[SamplerResult]:
+        rows = [
+            SamplerResult(
+                name=name,
+                episodes=own,
+                reference=None if name == reference else episodes[reference],
+                **{field: values[name] for field, values in more.items() if values},
+            )
+            for name, own in episodes.items()
+            if own
+        ]
+        return judged(rows, margins, **looks)
+
+    running = list(episodes)
+    with progress("episodes", len(episodes) * len(seeds) * max_steps, "step") as shown:
+        for k, group in enumerate(groups):
+            for name in running:
+
+                def on_stage(stage: str, name: str = name) -> None:
+                    shown.set_postfix_str(f"{name} {stage}".strip())
+
+                run = partial(
+                    rollout,
+                    *(policies[name], make_env, group, max_steps),
+                    n_pictured=max(0, n_pictured - ends[k] + len(group)),
+                    on_steps=shown.update,
+                    on_stage=on_stage,
+                    **options,
+                )
+                if blocks.has(name, k):
+                    shown.update(len(group) * max_steps)
+                episodes[name] += blocks.episodes(name, k, run)
+                on_result(results(), name)
+            if stop_early:
+                undecided = [r.name for r in results() if r.reference is not None and not r.decided]
+                running = [reference, *undecided] if undecided else []
+    latencies: dict[str, list[float]] = {}
+    records: dict[str, Record] = {}
     if latency_plans:
-        windows = [window for episode in results[0].episodes for window in episode.windows][:latency_plans]
+        windows = [window for episode in episodes[reference] for window in episode.windows][:latency_plans]
         with progress("latency", len(windows), "turn") as shown:
             latencies = plan_latencies(policies, windows, clock, shown.update)
-        results = [replace(result, latencies=latencies[result.name]) for result in results]
     if paced_ticks:
-        with progress("at the real rate", len(results), "sampler") as shown:
-            for k, result in enumerate(results):
-                record = paced_run(policies[result.name], make_env, int(seeds[0]), paced_ticks, clock)
-                results[k] = replace(result, record=record)
+        with progress("at the real rate", len(episodes), "sampler") as shown:
+            for name in episodes:
+                records[name] = paced_run(policies[name], make_env, int(seeds[0]), paced_ticks, clock)
                 shown.update(1)
-    return results
+    return results(latencies=latencies, record=records)
 
 
 def paced_run(policy: Policy, make_env: MakeEnv, seed: int, n_ticks: int, clock: Clock) -> Record:
@@ -144,6 +192,10 @@ class RealtimeResult(Outcome):
 
     rate_hz: float
     blending: str
+
+    @property
+    def row_name(self) -> str:
+        return f"{self.name}, {self.rate_hz:g} Hz, {self.blending}, {self.latency_ms['p50'] or 0:.3g} ms"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for report.json."""
@@ -181,99 +233,92 @@ def _median_p95(values: NDArray[Any]) -> dict[str, float | None]:
     }
 
 
-@dataclass
-class RealtimeComparison:
-    """Runs samplers of one task on the same seeds while simulated time goes on.
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A sampler to run while simulated time goes on.
 
     Attributes:
-        make_env: see ``realtime_rollout``.
-        seeds, seconds: of episodes.
-        rates_hz: of control; what isn't said to run at all of them runs at the first.
+        name: of the case.
+        policy: that plans.
+        rate_hz: of control.
+        latencies: in seconds, to draw from; None: as plans take on the machine's clock.
         blending_name, blending: of chunks.
-        margin: of score, for verdicts.
-        options: of ``realtime_rollout`` and ``wall_rollout``.
-        on_result: called after every result.
-        results: of ``unlimited`` and ``case``.
-        sweep: of ``inject``.
+        reference: the label of the case that it is compared with, if any.
+        table: that the result belongs to.
     """
 
-    make_env: MakeEnvAt
-    seeds: Sequence[int]
-    seconds: float
-    rates_hz: Sequence[float]
-    blending_name: str
-    blending: Blending
-    margin: float = 0.05
-    options: Mapping[str, Any] = field(default_factory=dict)
-    on_result: Callable[[], object] = lambda: None
-    progress: Progress = no_progress
-    results: list[RealtimeResult] = field(default_factory=list, init=False)
-    sweep: list[RealtimeResult] = field(default_factory=list, init=False)
-    references: dict[str, list[float]] = field(default_factory=dict, init=False)
+    name: str
+    policy: Policy
+    rate_hz: float
+    latencies: Sequence[float] | None = (0.0,)
+    blending_name: str = "latest"
+    blending: Blending = Latest
+    reference: str | None = None
+    table: str = "cases"
 
-    def unlimited(self, sampler: str, policy: Policy) -> None:
-        """Runs a sampler whose plans take no time: the reference of its cases."""
-        label, rate = f"{sampler}, unlimited", self.rates_hz[0]
-        episodes = self._run(label, realtime_rollout, policy, rate)
-        self.references[sampler] = [episode.score for episode in episodes]
-        self._add(self.results, label, episodes, [0.0], rate, self.blending_name)
+    @property
+    def label(self) -> str:
+        """Which case it is, among all of an evaluation."""
+        latency = "" if not self.latencies else f", {1e3 * float(np.median(self.latencies)):g} ms"
+        return f"{self.table}: {self.name}, {self.rate_hz:g} Hz, {self.blending_name}{latency}"
 
-    def case(
-        self, name: str, sampler: str, policy: Policy, latencies: Sequence[float] | None, **wall: Any
-    ) -> None:
-        """Runs a sampler at every rate.
 
-        Args:
-            policy: that plans.
-            latencies: in seconds, to draw from; None: as plans take on the machine's clock.
-            wall: options of ``wall_rollout``, where there are no latencies.
-        """
-        for rate in self.rates_hz:
-            label, options = f"{name}, {rate:g} Hz", {"blending": self.blending}
-            if latencies is None:
-                episodes = self._run(label, wall_rollout, policy, rate, **options, **wall)
+def compare_realtime(
+    cases: Sequence[Case],
+    make_env: MakeEnvAt,
+    seeds: Sequence[int],
+    seconds: float,
+    *,
+    side_by_side: int | None = None,
+    wall: Mapping[str, Any] | None = None,
+    blocks: Blocks | None = None,
+    on_result: Callable[[Sequence[RealtimeResult]], object] = lambda results: None,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> list[RealtimeResult]:
+    """Runs cases on the same seeds, one after the other, each block by block.
+
+    Args:
+        make_env: see ``realtime_rollout``.
+        seeds, seconds: of episodes.
+        side_by_side: episodes in a block; None: all.
+        wall: options of ``wall_rollout``, for cases whose latencies aren't given.
+        blocks: keeps the episodes of finished blocks; None: nothing does.
+        on_result: called with the results so far after every block.
+        options: of ``realtime_rollout`` and ``wall_rollout``.
+
+    Returns:
+        The results, which ``judged`` has yet to compare.
+    """
+    blocks = Blocks() if blocks is None else blocks
+    done: dict[str, RealtimeResult] = {}
+    for case in cases:
+        if case.latencies is None:
+            roll = partial(wall_rollout, **(wall or {}))
+        else:
+            roll = partial(realtime_rollout, latencies=case.latencies)
+        episodes: list[Episode] = []
+        with progress(case.label, len(seeds) * round(seconds * case.rate_hz), "tick") as shown:
+            for k, group in enumerate(in_groups(seeds, side_by_side)):
+                run = partial(
+                    roll,
+                    *(case.policy, make_env, group, seconds),
+                    rate_hz=case.rate_hz,
+                    blending=case.blending,
+                    on_ticks=shown.update,
+                    **options,
+                )
+                if blocks.has(case.label, k):
+                    shown.update(len(group) * round(seconds * case.rate_hz))
+                episodes += blocks.episodes(case.label, k, run)
                 taken = [float(s) for e in episodes if e.record for s in e.record.plans["latency"]]
-            else:
-                episodes = self._run(label, realtime_rollout, policy, rate, latencies=latencies, **options)
-                taken = list(latencies)
-            reference = self.references.get(sampler)
-            self._add(self.results, name, episodes, taken, rate, self.blending_name, reference)
-
-    def inject(self, sampler: str, policy: Policy, blending_name: str, blending: Blending, ms: float) -> None:
-        """Runs a sampler at the first rate under an injected latency."""
-        options = {"latencies": [ms / 1e3], "blending": blending}
-        label, rate = f"{blending_name}, {ms:g} ms", self.rates_hz[0]
-        episodes = self._run(label, realtime_rollout, policy, rate, **options)
-        reference = self.references.get(sampler)
-        self._add(self.sweep, sampler, episodes, [ms / 1e3], rate, blending_name, reference)
-
-    def _run(
-        self, label: str, how: Callable[..., list[Episode]], policy: Policy, rate: float, **options: Any
-    ) -> list[Episode]:
-        total = len(self.seeds) * round(self.seconds * rate)
-        with self.progress(label, total, "tick") as shown:
-            options = {**self.options, **options, "rate_hz": rate, "on_ticks": shown.update}
-            return how(policy, self.make_env, self.seeds, self.seconds, **options)
-
-    def _add(
-        self,
-        results: list[RealtimeResult],
-        name: str,
-        episodes: Sequence[Episode],
-        latencies: Sequence[float],
-        rate_hz: float,
-        blending: str,
-        reference: Sequence[float] | None = None,
-    ) -> None:
-        results.append(
-            RealtimeResult(
-                name=name,
-                episodes=episodes,
-                latencies=latencies,
-                reference=reference,
-                margin=self.margin,
-                rate_hz=rate_hz,
-                blending=blending,
-            )
-        )
-        self.on_result()
+                done[case.label] = RealtimeResult(
+                    name=case.name,
+                    episodes=list(episodes),
+                    latencies=taken if case.latencies is None else case.latencies,
+                    reference=None if case.reference is None else done[case.reference].episodes,
+                    rate_hz=case.rate_hz,
+                    blending=case.blending_name,
+                )
+                on_result(list(done.values()))
+    return list(done.values())

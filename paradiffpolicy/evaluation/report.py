@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,55 @@ from ..tables import table, tail
 from .compare import RealtimeResult, SamplerResult
 from .episodes import Outcome
 from .pictures import episodes_video, film_strip, realtime_figure, score_latency
-from .statistics import standard_error
 
 
-def _score_cells(result: Outcome) -> dict[str, str]:
+def mean_cell(values: Mapping[str, Any]) -> str:
+    """``described`` values in words: a mean with its standard error, or a proportion with its interval."""
+    if values["interval_95"]:
+        low, high = values["interval_95"]
+        return f"{values['mean']:.0%} [{low:.0%}, {high:.0%}]"
+    error = values["standard_error"]
+    known = error is not None and math.isfinite(error)
+    return f"{values['mean']:.3f} ± {error:.3f}" if known else f"{values['mean']:.3f}"
+
+
+def difference_cell(values: Mapping[str, Any] | None, *, percent: bool = False) -> str:
+    """A ``PairedDifference`` of a report in words: its mean, the interval that was tested, its confidence."""
+    if values is None:
+        return ""
+    form, (low, high) = "+.0%" if percent else "+.3f", values["interval"]
+    mean = f"{values['mean']:{form}}"
+    if low is None or math.isnan(low):
+        return mean
+    return f"{mean} [{low:{form}}, {high:{form}}], {100 * values['confidence']:.3g} %"
+
+
+def _cells(result: Outcome) -> dict[str, str]:
+    values = result.compared()
     return {
-        "score ± s.e.": f"{np.mean(result.scores):.3f} ± {standard_error(result.scores):.3f}",
-        "success": f"{result.success_rate:.0%}",
+        "seeds": str(len(result.episodes)),
+        "score ± s.e.": mean_cell(values["score"]),
+        "success\n[95 %]": mean_cell(values["success"]) if values["success"] else "unknown",
     }
 
 
-def _difference_cells(result: Outcome, to: str) -> dict[str, str]:
-    found = result.difference
-    return {
-        f"difference to {to}\n[95 % interval]": (
-            "reference" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        ),
-        "verdict": "" if found is None else found.verdict,
-    }
+def difference_table(results: Sequence[Outcome], title: str) -> Table:
+    """One row per result that is compared: its differences in score and in success, with both verdicts."""
+    rows = []
+    for result in results:
+        values = result.compared()
+        score, success = (values[f"{of}difference_to_{result.against}"] for of in ("", "success_"))
+        if score is not None:
+            rows.append(
+                {
+                    "": result.row_name,
+                    "score [interval tested]": difference_cell(score),
+                    "verdict on the score": score["verdict"],
+                    "success [interval tested]": difference_cell(success, percent=True),
+                    "verdict on success": success["verdict"] if success else "success is unknown",
+                }
+            )
+    return table(title, rows, left=("verdict on the score", "verdict on success"))
 
 
 def sampler_table(results: Sequence[SamplerResult], title: str) -> Table:
@@ -39,18 +71,17 @@ def sampler_table(results: Sequence[SamplerResult], title: str) -> Table:
     rows = (
         {
             "sampler": result.name,
-            **_score_cells(result),
+            **_cells(result),
             "iterations\n/ plan": f"{np.mean(result.per_plan('iterations')):.1f}",
             "NFE\n/ plan": f"{np.mean(result.per_plan('nfe')):.0f}",
             "latency\nms": tail(result.latency_ms, 0),
             "deadlines\nmissed": f"{result.missed} in {result.record.n_ticks} ticks"
             if result.record
             else "-",
-            **_difference_cells(result, "reference"),
         }
         for result in results
     )
-    return table(title, rows, left=("verdict",))
+    return table(title, rows)
 
 
 def realtime_table(results: Sequence[RealtimeResult], title: str) -> Table:
@@ -67,13 +98,12 @@ def realtime_table(results: Sequence[RealtimeResult], title: str) -> Table:
                 "blending": result.blending,
                 "latency\nms": tail(result.latency_ms, 0),
                 "delay\nticks": "-" if delay is None else f"{delay:.1f}",
-                **_score_cells(result),
+                **_cells(result),
                 "fallback\nactive": f"{values['fallback_share']:.1%}",
                 "jump at boundaries\nmedian / p95": " / ".join(jumps) or "-",
-                **_difference_cells(result, "unlimited time"),
             }
         )
-    return table(title, rows, left=("blending", "verdict"))
+    return table(title, rows, left=("blending",))
 
 
 def write_report(
@@ -82,23 +112,23 @@ def write_report(
     title: str,
     about: Mapping[str, Any],
     control_hz: float,
-    unfinished: Sequence[str] = (),
+    *,
+    pictures: bool = True,
 ) -> list[Path]:
     """Writes report.json and the pictures; returns their paths.
 
     Args:
         about: what else report.json holds.
-        unfinished: samplers that are still to run.
+        pictures: False: only report.json.
     """
     paths = [folder / "report.json"]
-    samplers = {result.name: result.to_dict() for result in results}
-    write_json(paths[0], {**about, "unfinished": list(unfinished), "samplers": samplers})
+    write_json(paths[0], {**about, "samplers": {result.name: result.to_dict() for result in results}})
     figures = {}
     if any(result.latencies for result in results):
         figures["score_latency.png"] = score_latency(results, title, control_hz)
     if any(result.episodes[0].frames for result in results):
         figures["rollout.png"] = film_strip(results, control_hz)
-    for name, figure in figures.items():
+    for name, figure in figures.items() if pictures else ():
         paths.append(folder / name)
         write_atomically(paths[-1], figure.savefig)
     return paths
@@ -113,31 +143,25 @@ def write_episodes(folder: Path, result: SamplerResult, control_hz: float) -> li
     return [path]
 
 
-def write_results(
-    folder: Path,
-    results: Sequence[RealtimeResult],
-    sweep: Sequence[RealtimeResult],
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Writes report.json; returns its content."""
-    content = {
-        **about,
-        "cases": [result.to_dict() for result in results],
-        "sweep": [result.to_dict() for result in sweep],
-    }
-    write_json(folder / "report.json", content)
-    return content
-
-
 def write_realtime_report(
     folder: Path,
-    results: Sequence[RealtimeResult],
+    cases: Sequence[RealtimeResult],
     sweep: Sequence[RealtimeResult],
     title: str,
     about: Mapping[str, Any],
+    *,
+    pictures: bool = True,
 ) -> list[Path]:
-    """Writes report.json and the picture; returns their paths."""
-    figure = realtime_figure(write_results(folder, results, sweep, about), title)
-    paths = [folder / "report.json", folder / "latency.png"]
-    write_atomically(paths[1], figure.savefig)
+    """Writes report.json and the picture; returns their paths.
+
+    Args:
+        about: what else report.json holds.
+        pictures: False: only report.json.
+    """
+    paths = [folder / "report.json"]
+    results = {"cases": [case.to_dict() for case in cases], "sweep": [cell.to_dict() for cell in sweep]}
+    write_json(paths[0], {**about, **results})
+    if pictures:
+        paths.append(folder / "latency.png")
+        write_atomically(paths[1], realtime_figure(results, title).savefig)
     return paths

@@ -115,11 +115,10 @@ def _run_together(
             for observation in stretch.observations:
                 histories[i].push(observation)
             before = episode.n_steps
-            episode.add_rewards(stretch.rewards)
+            episode.add(stretch.rewards, stretch.success)
             episode.actions += list(actions[row][: len(stretch.rewards)])
             episode.infos += stretch.infos
             episode.frames += stretch.frames
-            episode.success |= stretch.success
             if stretch.over:
                 on_steps(settings.max_steps - before)
             else:

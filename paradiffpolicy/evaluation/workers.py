@@ -61,15 +61,15 @@ class Stretch:
     Attributes:
         observations: ``[k, O]``, each after an action.
         rewards: per action.
-        success: the task was done after one of them.
+        success: the task was done after one of them; None: the environment doesn't say.
         over: the episode is: terminated, truncated, or ``max_steps`` long.
         infos: per action, the info before it; empty unless asked for.
-        frames: per action, the picture before it; empty unless asked for.
+        frames: per action, the picture before it, and at the end one more; empty unless asked for.
     """
 
     observations: NDArray[Any]
     rewards: list[float]
-    success: bool
+    success: bool | None
     over: bool
     infos: list[dict[str, Any]]
     frames: list[NDArray[np.uint8]]
@@ -120,7 +120,8 @@ class _Running:
     def stretch(self, actions: NDArray[Any], settings: EpisodeSettings, pictured: bool) -> Stretch:
         """Executes ``[n, A]``.  Copies all that it keeps: an environment may use its arrays again."""
         observations, rewards, infos, frames = [], [], [], []
-        success = terminated = truncated = False
+        success: bool | None = None
+        terminated = truncated = False
         for action in actions[: settings.max_steps - self.n_steps]:
             if settings.picture is not None and pictured:
                 frames.append(np.array(settings.picture(self.env)))
@@ -129,11 +130,14 @@ class _Running:
             observation, reward, terminated, truncated, self.info = self.env.step(action.copy())
             observations.append(np.array(observation))
             rewards.append(float(reward))
-            success |= succeeded(terminated, self.info, settings.success_key)
+            done = succeeded(terminated, self.info, settings.success_key)
+            success = success if done is None else done or bool(success)
             self.n_steps += 1
             if terminated or truncated:
                 break
         over = bool(terminated or truncated) or self.n_steps >= settings.max_steps
+        if over and settings.picture is not None and pictured:
+            frames.append(np.array(settings.picture(self.env)))
         return Stretch(np.stack(observations), rewards, success, over, infos, frames)
 
 

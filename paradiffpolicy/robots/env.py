@@ -39,7 +39,7 @@ class EnvRobot:
         score: the largest reward so far; NaN before the first step.
         best_step: the step that had it.
         reward: of the last step; NaN before the first.
-        success: the task was done at some step.
+        success: the task was done at some step; None: the environment doesn't say.
         finished: it terminated, or was truncated.
         n_steps: steps so far.
 
@@ -69,7 +69,8 @@ class EnvRobot:
         self._observation, self._info = self.env.reset(seed=seed)
         self.info = self._info
         self.score = self.reward = math.nan
-        self.success, self.finished, self.n_steps, self.best_step = False, False, 0, 0
+        self.success: bool | None = None
+        self.finished, self.n_steps, self.best_step = False, 0, 0
         space = self.env.action_space
         if not isinstance(space, gymnasium.spaces.Box):
             raise InputError(f"the environment's actions are {space}: a robot's must be a box")
@@ -92,7 +93,8 @@ class EnvRobot:
             self.reward = float(reward)
             if not self.reward <= self.score:
                 self.score, self.best_step = self.reward, self.n_steps
-            self.success |= environment.succeeded(terminated, self._info, self._success_key)
+            done = environment.succeeded(terminated, self._info, self._success_key)
+            self.success = self.success if done is None else done or bool(self.success)
             self.finished = terminated or truncated
 
     def observe(self) -> NDArray[Any]:

@@ -76,7 +76,7 @@ class TrainSettings:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-Evaluate = Callable[[Checkpoint], dict[str, float]]
+Evaluate = Callable[[Checkpoint], dict[str, float | None]]
 """Evaluates the averaged weights in closed loop; returns numbers by name, logged with the step."""
 
 
@@ -145,7 +145,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.losses: list[Tensor] = []  # since the last point of the curve
         self.curve: list[list[float]] = []
-        self.scores: list[dict[str, float]] = []
+        self.scores: list[dict[str, float | None]] = []
         auto = settings.precision == "auto"
         self.autocast = bfloat16_pays(self.device) if auto else settings.precision == "bfloat16"
         if (folder / RESUME_FILE).exists():
@@ -200,6 +200,8 @@ class Trainer:
         score = self.evaluate(Checkpoint.load(self.folder / "checkpoint"))
         self.scores.append({"step": self.step, **score})
         for name, value in score.items():
+            if value is None:
+                continue
             writer.add_scalar(f"evaluation/{name}", value, self.step)
         self._save()
 
