@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,7 +29,7 @@ from paradiffpolicy.data.replay_buffer import ReplayBuffer, augmented
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.task import ObservationField
 
-from .conftest import toy_episode
+from .conftest import ROOT, toy_episode
 
 
 def test_the_human_demonstrations_open(human_data):
@@ -112,6 +115,14 @@ def test_an_append_interrupted_anywhere_leaves_earlier_episodes():
             break
         points += 1
     assert points >= 2 * len(first) + 2, "every field's and the ends' metadata and values are separate writes"
+
+
+def test_killed_writers_lose_nothing():
+    """A short run of the script, in a process of its own: it forks."""
+    command = [sys.executable, ROOT / "scripts" / "kills.py", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert "4 kills" in done.stdout and "none lost" in done.stdout
 
 
 def test_fingerprints_tell_data_apart(tmp_path, toy_store):
