@@ -77,6 +77,11 @@ class Contract:
         """Whether actions are known to be absolute, so that repeating one holds still."""
         return self.action_kind in ("position", "pose")
 
+    @property
+    def is_relative(self) -> bool:
+        """Whether actions are known to be deltas or velocities, so that zero holds still."""
+        return self.action_kind in ("delta", "velocity")
+
     def vector(self, observation: Mapping[str, Any]) -> NDArray[np.float64]:
         """The observation vector ``[O]`` of a dict of fields.
 

@@ -1076,6 +1076,22 @@ def test_any_environment_is_a_robot():
     assert taken[-1] == [-1]
 
 
+@pytest.mark.parametrize(
+    ("kind", "after"), [("delta", 0), ("velocity", 0), ("position", 1), ("pose", 1), ("other", 1)]
+)
+def test_an_environment_that_does_not_say_how_it_holds_is_stopped_as_its_actions_are(kind, after):
+    env, clock = gymnasium.make("Pendulum-v1"), VirtualClock()
+    robot = EnvRobot(env, 0, clock, control_hz=20, contract=Contract(action_kind=kind))
+    taken, step = [], env.step
+    env.step = lambda action: (taken.append(action.tolist()), step(action))[1]
+    robot.apply(np.ones(1))
+    clock.advance(0.05)
+    robot.stop()
+    clock.advance(0.1)
+    robot.observe()
+    assert taken == [[1], [after], [after]]
+
+
 def test_an_environment_without_a_rate_or_with_other_actions_is_named():
     clock = VirtualClock()
     with pytest.raises(InputError, match="actions are Discrete"):

@@ -350,7 +350,7 @@ def _as_json(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
 def require_finite(values: NDArray[Any], where: str, remedy: str, first_step: int = 0) -> None:
     """Raises ``InputError`` that names the first step of ``[N, ...]`` with NaN or infinity."""
     if np.issubdtype(values.dtype, np.floating):
-        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
         if not finite.all():
             step = first_step + int(np.argmin(finite))
             raise InputError(f"{where} has NaN or infinity at step {step}: {remedy}")

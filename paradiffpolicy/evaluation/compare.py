@@ -170,10 +170,9 @@ def paced_run(policy: Policy, make_env: MakeEnv, seed: int, n_ticks: int, clock:
     """Runs the control loop at the environment's own rate on a real clock, planning within its ticks."""
     env = make_env()
     try:
-        with Controller(
-            policy, policy.spec.control_hz, generator=seed, planner="inline", clock=clock
-        ) as controller:
-            robot = EnvRobot(env, seed, clock, control_hz=policy.spec.control_hz)
+        spec = policy.spec
+        with Controller(policy, spec.control_hz, generator=seed, planner="inline", clock=clock) as controller:
+            robot = EnvRobot(env, seed, clock, control_hz=spec.control_hz, contract=spec.contract)
             return ControlLoop(controller, robot).run(n_ticks, until=lambda: robot.finished)
     finally:
         env.close()

@@ -151,7 +151,14 @@ def realtime_rollout(
             planner_timeout=LARGEST,
             capacity=n_ticks,
         ).start()
-        robot = EnvRobot(make_env(rate_hz), seed, clock, control_hz=rate_hz, success_key=success_key)
+        robot = EnvRobot(
+            make_env(rate_hz),
+            seed,
+            clock,
+            control_hz=rate_hz,
+            contract=policy.spec.contract,
+            success_key=success_key,
+        )
         return robot, controller
 
     episodes = []
@@ -250,7 +257,14 @@ def wall_rollout(
             replan_every=replan_every,
             capacity=n_ticks,
         ) as controller:
-            robot = EnvRobot(env, seed, clock, control_hz=rate_hz, success_key=success_key)
+            robot = EnvRobot(
+                env,
+                seed,
+                clock,
+                control_hz=rate_hz,
+                contract=policy.spec.contract,
+                success_key=success_key,
+            )
             loop = ControlLoop(controller, robot, observers=[lambda tick: on_ticks(1 + tick.missed)])
             record = loop.run(n_ticks, until=lambda: robot.finished)
         robot.advance()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .. import environment
 from ..clock import Clock
 from ..errors import InputError
+from ..task import Contract
 from .robot import EpisodeProgress, RobotSettings, RobotSetup
 
 
@@ -31,7 +32,9 @@ class EnvRobot:
         clock: whose seconds count.  A reset is the moment 0 of the world.
         control_hz: its steps per second; None: see ``environment.control_rate``.
         hold: gives the action that stops it; None: see ``environment.hold_action``, or where that gives none,
-            the last action (zero, or the bound next to it, before there was one).
+            zero (or the bound next to it) if the contract says that actions are relative, and before there
+            was an action; else the last one.
+        contract: says what its actions are.
         success_key: see ``environment.succeeded``.
 
     Attributes:
@@ -57,9 +60,11 @@ class EnvRobot:
         *,
         control_hz: float | None = None,
         hold: Callable[[], Any] | None = None,
+        contract: Contract = Contract(),  # noqa: B008  frozen
         success_key: str | None = None,
     ) -> None:
         self.env, self._clock, self._hold, self._success_key = env, clock, hold, success_key
+        self._contract = contract
         self.control_hz = environment.control_rate(env, control_hz)
         self._drawn: dict[int, tuple[int, NDArray[np.uint8]]] = {}
         self.reset(seed)
@@ -74,14 +79,16 @@ class EnvRobot:
         space = self.env.action_space
         if not isinstance(space, gymnasium.spaces.Box):
             raise InputError(f"the environment's actions are {space}: a robot's must be a box")
-        self._action = np.clip(np.zeros(space.shape), space.low, space.high)
+        self._action = self._zero = np.clip(np.zeros(space.shape), space.low, space.high)
         self._action = self._holding()
         self._drawn.clear()
         self._begun = self._clock.now()
 
     def _holding(self) -> NDArray[Any]:
         action = (self._hold or partial(environment.hold_action, self.env))()
-        return self._action if action is None else np.asarray(action)
+        if action is None:
+            return self._zero if self._contract.is_relative else self._action
+        return np.asarray(action)
 
     def advance(self) -> None:
         """Takes the steps that are over by the clock."""
@@ -156,6 +163,7 @@ def build_env(settings: RobotSettings) -> RobotSetup:
         raise InputError("robot=env drives the task's environment, and this task has none")
     env, rate, size = settings.make_env(settings.rate_hz), settings.rate_hz, settings.picture_size
     options: dict[str, Any] = {"control_hz": rate, "success_key": settings.success_key}
+    options["contract"] = settings.spec.contract
     robot = PacedEnvRobot(env, settings.seed, settings.clock, **options)
     space: Any = env.action_space
 

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError, nearest, reading
-from ...files import write_new
+from ...files import Closing, write_new
 from ..replay_buffer import require_finite
 from .demonstration import Demonstration, check_poses
 from .env_args import EnvArgs
@@ -38,7 +38,7 @@ SUFFIXES = (".hdf5", ".h5")
 MASK_BYTES = 2**24
 
 
-class RobomimicFile:
+class RobomimicFile(Closing):
     """A ``Source`` that reads an HDF5 file; values are read on demand.
 
     Args:
@@ -79,7 +79,7 @@ class RobomimicFile:
     def length(self, demo: str) -> int:
         """Steps of a demonstration."""
         with reading(f"{self.name}: {demo}/actions"):
-            return len(self._dataset(demo, "actions"))
+            return int((self._dataset(demo, "actions").shape or (0,))[0])
 
     def fields(self, demo: str) -> dict[str, str | None]:
         """All of a demonstration's datasets, by path: ``None``, or why they aren't readable numbers."""
