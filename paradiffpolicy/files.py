@@ -33,10 +33,24 @@ class Closing:
         self.close()
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises ``InputError`` that names ``path`` for the system's errors, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or (str(error).splitlines() or [""])[0]
+        raise InputError(f"{path} can't be written ({reason}): free space there, or name another place")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls ``write`` on a temporary file of the same name and moves the result over ``path``.  A crash, or
-    an exception from ``write``, leaves whatever was at ``path``."""
-    with _unfinished(path) as temporary:
+    an exception from ``write``, leaves whatever was at ``path``.
+
+    Raises:
+        InputError: the system can't write it, as on a full disk.
+    """
+    with writing(path), _unfinished(path) as temporary:
         write(temporary)
         _flush(temporary)
         temporary.replace(path)
@@ -46,10 +60,10 @@ def write_new(path: Path, write: Callable[[Path], object]) -> None:
     """As ``write_atomically``, but ``write`` may also make a folder.
 
     Raises:
-        InputError: something is at ``path``.
+        InputError: something is at ``path``, or the system can't write it.
     """
     require_absent(path)
-    with _unfinished(path) as temporary:
+    with writing(path), _unfinished(path) as temporary:
         write(temporary)
         _flush(temporary)
         require_absent(path)  # nobody else made it meanwhile

@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import resource
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from paradiffpolicy import files
 from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.data.dataset import WindowDataset
@@ -106,6 +109,99 @@ def test_killed_within_a_save_and_resumed_is_uninterrupted(uninterrupted, tmp_pa
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
+    trainer(store, tmp_path).run(progress=False)
+    assert_same_run(whole, tmp_path)
+
+
+def poisoned(run: Trainer, value: float) -> None:
+    """Runs on with a weight of that value."""
+    next(run.network.parameters()).data[0] = value
+    run.run(progress=False)
+
+
+@pytest.mark.parametrize(("value", "log_every"), [(np.nan, 20), (np.inf, 3), (1e6, 20)])
+def test_a_run_that_diverged_keeps_its_last_save_and_goes_on_with_another_rate(
+    uninterrupted, tmp_path, value, log_every
+):
+    store, _ = uninterrupted
+    trainer(store, tmp_path).run(until=6, progress=False)
+    saved = (tmp_path / "resume.pt").read_bytes()
+    with pytest.raises(
+        InputError, match=r"at step (7|9): what .* last saved is kept: resume it with a train"
+    ) as e:
+        poisoned(trainer(store, tmp_path, log_every=log_every), value)
+    assert "\n" not in str(e.value)
+    assert (tmp_path / "resume.pt").read_bytes() == saved
+    assert Checkpoint.load(tmp_path / "checkpoint").info["training"]["step"] == 6
+    slower = trainer(store, tmp_path, learning_rate=1e-4)
+    assert slower.step == 6
+    checkpoint = slower.run(progress=False)
+    assert checkpoint.info["training"]["learning_rates"] == [[0, 3e-4], [6, 1e-4]]
+    assert all(
+        weight.isfinite().all() for weight in Checkpoint.load(tmp_path / "checkpoint").weights.values()
+    )
+    with pytest.raises(InputError, match=r"another settings \(learning_rate=0.0001 there, 0.0003 here\)"):
+        trainer(store, tmp_path)
+
+
+def test_a_run_that_diverges_at_once_saves_nothing(uninterrupted, tmp_path):
+    store, _ = uninterrupted
+    with pytest.raises(InputError, match=r"train with a training\.learning_rate below 1000000"):
+        trainer(store, tmp_path, learning_rate=1e6, warmup_steps=0).run(progress=False)
+    assert not list(tmp_path.glob("*.*")) and not (tmp_path / "checkpoint").exists()
+
+
+def test_a_save_of_weights_that_are_not_finite_is_refused(uninterrupted, tmp_path):
+    store, _ = uninterrupted
+    trainer(store, tmp_path).run(until=3, progress=False)
+    saved = state(tmp_path)
+    saved["ema"]["final_conv.1.bias"][0] = np.nan
+    torch.save(saved, tmp_path / "resume.pt")
+    with pytest.raises(InputError, match=r"resume.pt has weights that aren't finite: delete it"):
+        trainer(store, tmp_path)
+
+
+@contextlib.contextmanager
+def file_size_limit(n_bytes: int) -> Iterator[None]:
+    """The system refuses larger files, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["resume.pt", "weights-", "policy.json"])
+def test_a_full_disk_ends_a_run_in_one_line(uninterrupted, tmp_path, monkeypatch, name, share):
+    """In the middle of each of its writes; what was there is there, and the run goes on later."""
+    store, whole = uninterrupted
+    trainer(store, tmp_path).run(until=3, progress=False)
+    real, sizes = files._unfinished, {path.name[:8]: path.stat().st_size for path in tmp_path.rglob("*.*")}
+
+    @contextlib.contextmanager
+    def unfinished(path: Path) -> Iterator[Path]:
+        full = path.name.startswith(name)
+        limit = file_size_limit(int(share * sizes[path.name[:8]])) if full else contextlib.nullcontext()
+        with real(path) as temporary, limit:
+            yield temporary
+
+    monkeypatch.setattr(files, "_unfinished", unfinished)
+    with pytest.raises(InputError, match=rf"{name}\S* can't be written \(File too large\): free space") as e:
+        trainer(store, tmp_path).run(progress=False)
+    assert "\n" not in str(e.value) and not list(tmp_path.rglob(".unfinished*"))
+    assert Checkpoint.load(tmp_path / "checkpoint").info["training"]["step"] in (3, 6)
+    monkeypatch.undo()
+    trainer(store, tmp_path).run(progress=False)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_full_disk_ends_a_run_at_its_scalars(uninterrupted, tmp_path):
+    store, whole = uninterrupted
+    trainer(store, tmp_path).run(until=3, progress=False)
+    with file_size_limit(100), pytest.raises(InputError, match=r"tfevents\S* can't be written"):
+        trainer(store, tmp_path).run(progress=False)
     trainer(store, tmp_path).run(progress=False)
     assert_same_run(whole, tmp_path)
 

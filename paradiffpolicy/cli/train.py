@@ -50,6 +50,8 @@ def train(cfg: TrainConfig) -> None:
     )
     if trainer.step:
         print(f"resuming {cfg.run} at step {trainer.step} of {settings.n_steps}")
+        for step, rate in trainer.learning_rates[1:]:
+            print(f"learning_rate={rate} from step {step} on")
     checkpoint = trainer.run()
     places = [Path(cfg.run) / "checkpoint"]
     if cfg.checkpoint:

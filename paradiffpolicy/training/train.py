@@ -11,13 +11,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ..checkpoint import Checkpoint
@@ -26,13 +26,16 @@ from ..data.normalizer import Normalizer
 from ..diffusion.denoiser import denoising_loss
 from ..diffusion.schedule import NoiseSchedule
 from ..errors import InputError, require_count, require_positive
-from ..files import write_atomically
+from ..files import write_atomically, write_json
 from ..models.ema import EMA
 from ..models.networks import build_network
 from ..policy import spec_schedule
 from ..types import PolicySpec
+from .scalars import ScalarFile
 
 RESUME_FILE = "resume.pt"
+DIVERGED_FILE = "diverged.json"
+"""Is there when the run diverged after its last save; it may then be resumed with another learning rate."""
 CURVE_POINTS = 100
 """Points of the loss curve that a checkpoint keeps, at least, if there are so many."""
 
@@ -91,6 +94,9 @@ def bfloat16_pays(device: torch.device) -> bool:
 class Trainer:
     """One training run in a folder; ``run`` resumes from the folder's last save.
 
+    Only finite weights are saved.  A run that diverged keeps its last save, and may be resumed with another
+    learning rate.
+
     Args:
         data: the training windows.
         spec: the policy's network, diffusion and shapes.
@@ -146,6 +152,7 @@ class Trainer:
         self.losses: list[Tensor] = []  # since the last point of the curve
         self.curve: list[list[float]] = []
         self.scores: list[dict[str, float | None]] = []
+        self.learning_rates: list[list[float]] = [[0, settings.learning_rate]]  # from which step on
         auto = settings.precision == "auto"
         self.autocast = bfloat16_pays(self.device) if auto else settings.precision == "bfloat16"
         if (folder / RESUME_FILE).exists():
@@ -155,13 +162,13 @@ class Trainer:
         """Trains to step ``until`` (default: ``n_steps``) and returns the averaged policy.
 
         Raises:
-            InputError: the loss is no longer finite.
+            InputError: the loss or a weight is no longer finite, or nothing can be written.
         """
         settings, n_steps = self.settings, self.settings.n_steps
         until = n_steps if until is None else min(until, n_steps)
         steps = {"total": n_steps, "initial": self.step, "unit": "step"}
         with (
-            SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) as writer,
+            ScalarFile(self.folder / "tensorboard", self.step) as scalars,
             tqdm(**steps, disable=not progress, dynamic_ncols=True) as bar,
         ):
             started = time.monotonic()
@@ -169,40 +176,53 @@ class Trainer:
                 self.losses.append(self.update())
                 bar.update()
                 if self.step % settings.log_every == 0 or self.step == n_steps:
-                    bar.set_postfix(loss=f"{self._log(writer):.4f}")
+                    bar.set_postfix(loss=f"{self._log(scalars):.4f}")
                 due = settings.evaluate_every and self.step % settings.evaluate_every == 0
                 if due or self.step % settings.save_every == 0 or self.step == until:
                     self.seconds += time.monotonic() - started
                     self._save()
                     if due:
-                        self._evaluate(writer)
+                        self._evaluate(scalars)
                     started = time.monotonic()
             if self.step == n_steps:
-                self._evaluate(writer)
+                self._evaluate(scalars)
         return self.checkpoint()
 
-    def _log(self, writer: SummaryWriter) -> float:
+    def _log(self, scalars: ScalarFile) -> float:
         """Adds the mean loss since the last call to the curve."""
         loss = float(torch.stack(self.losses).mean())
         self.losses.clear()
         if not math.isfinite(loss):
-            raise InputError(f"the loss is {loss} at step {self.step}: lower learning_rate")
+            self._diverged(f"the loss is {loss}")
         self.curve.append([self.step, loss])
-        writer.add_scalar("loss", loss, self.step)
-        writer.add_scalar("learning_rate", self.settings.learning_rate_at(self.step - 1), self.step)
+        scalars.add(self.step, loss=loss, learning_rate=self.settings.learning_rate_at(self.step - 1))
         return loss
 
-    def _evaluate(self, writer: SummaryWriter) -> None:
+    def _require_finite(self) -> None:
+        """Ends the run where it has diverged: what would be saved is of no use."""
+        if not _are_finite(self.network) or not _are_finite(self.ema.network):
+            self._diverged("weights aren't finite, or over half precision's 65504,")
+        if self.losses and not torch.stack(self.losses).isfinite().all():
+            self._diverged("the loss isn't finite")
+
+    def _diverged(self, reason: str) -> NoReturn:
+        """Notes beside the last save that the run diverged."""
+        rate = self.settings.learning_rate
+        saved = (self.folder / RESUME_FILE).exists()
+        if saved:
+            write_json(self.folder / DIVERGED_FILE, {"step": self.step, "learning_rate": rate})
+        kept = f"what {self.folder} last saved is kept: resume it" if saved else "train"
+        raise InputError(f"{reason} at step {self.step}: {kept} with a training.learning_rate below {rate}")
+
+    def _evaluate(self, scalars: ScalarFile) -> None:
         """Evaluates the checkpoint on disk, at most once per step."""
         if self.evaluate is None or any(score["step"] == self.step for score in self.scores):
             return
         self.checkpoint().save(self.folder / "checkpoint")
         score = self.evaluate(Checkpoint.load(self.folder / "checkpoint"))
         self.scores.append({"step": self.step, **score})
-        for name, value in score.items():
-            if value is None:
-                continue
-            writer.add_scalar(f"evaluation/{name}", value, self.step)
+        known = {f"evaluation/{name}": value for name, value in score.items() if value is not None}
+        scalars.add(self.step, **known)
         self._save()
 
     def update(self) -> Tensor:
@@ -243,6 +263,8 @@ class Trainer:
             "loss_curve": [[step, round(loss, 5)] for step, loss in curve],
             "scores": self.scores,
         }
+        if len(self.learning_rates) > 1:
+            training["learning_rates"] = self.learning_rates
         return Checkpoint(
             self.spec,
             dict(self.ema.network.state_dict()),
@@ -258,6 +280,7 @@ class Trainer:
         return {"spec": asdict(self.spec), "settings": settings, "dataset": dataset, "init": init}
 
     def _save(self) -> None:
+        self._require_finite()
         state = {
             "identity": self._identity(),
             "step": self.step,
@@ -265,11 +288,13 @@ class Trainer:
             "losses": self.losses,
             "curve": self.curve,
             "scores": self.scores,
+            "learning_rates": self.learning_rates,
             "network": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        write_atomically(self.folder / RESUME_FILE, lambda path: torch.save(state, path))
+        write_atomically(self.folder / RESUME_FILE, partial(_save_state, state))
+        (self.folder / DIVERGED_FILE).unlink(missing_ok=True)
         self.checkpoint().save(self.folder / "checkpoint")
 
     def _resume(self) -> None:
@@ -279,8 +304,13 @@ class Trainer:
         except Exception as error:
             reason = type(error).__name__
             raise InputError(f"{path} can't be read ({reason}): delete it to start the run again")
+        self.learning_rates = state.get("learning_rates", self.learning_rates)
         for part, wanted in self._identity().items():
             saved = state["identity"][part]
+            if part == "settings" and (self.folder / DIVERGED_FILE).exists():
+                rate = saved["learning_rate"] = wanted["learning_rate"]
+                if rate != self.learning_rates[-1][1]:
+                    self.learning_rates.append([state["step"], rate])
             others = [f"{k}={saved.get(k)} there, {v} here" for k, v in wanted.items() if saved.get(k) != v]
             if others:
                 raise InputError(
@@ -292,3 +322,18 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if not _are_finite(self.network) or not _are_finite(self.ema.network):
+            raise InputError(f"{path} has weights that aren't finite: delete it to start the run again")
+
+
+def _are_finite(network: torch.nn.Module) -> bool:
+    """Whether all weights are, also in a checkpoint's half precision."""
+    return bool(torch.stack([w.half().isfinite().all() for w in network.state_dict().values()]).all())
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # of its own, where the file raised the system's
+            raise error.__context__ if isinstance(error.__context__, OSError) else error

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from ...errors import InputError
 from ...files import write_atomically
 from ...provenance import resident_bytes
 from ..driver import State
@@ -206,7 +207,7 @@ def keep(compiled: ov.CompiledModel, path: Path) -> None:
         digest = hashlib.sha256(content).digest()
         write_atomically(path, lambda temporary: temporary.write_bytes(content + digest))
         prune(path.parent)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, InputError) as error:
         log.warning("capture: can't keep the compiled model (%s)", error)
 
 
