@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from torch import Tensor
 
 from .data.normalizer import Normalizer
 from .errors import InputError, nearest
-from .files import write_atomically
+from .files import require_regular, write_atomically
 from .types import ByValue, PolicySpec
 
 METADATA = "policy.json"
 FORMAT = 1
+LARGEST_METADATA, LARGEST_WEIGHTS = 2**24, 2**36
+"""Bytes of a file that are read at most."""
+DEEPEST = 32
+"""Levels of values in ``policy.json``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +50,16 @@ class Checkpoint(ByValue):
 
     def save(self, folder: str | Path) -> None:
         """Writes (or replaces) the checkpoint.  Weights are stored in half precision: half the size, and
-        far finer than what closed-loop scores can tell apart."""
+        far finer than what closed-loop scores can tell apart.
+
+        Raises:
+            InputError: a weight isn't finite; nothing is written.
+        """
         folder = Path(folder)
         weights = {name: w.detach().to("cpu", torch.float16).contiguous() for name, w in self.weights.items()}
+        for name, weight in weights.items():
+            if not weight.isfinite().all():
+                raise InputError(f"weight {name} isn't finite in half precision: the old checkpoint stays")
         content = safetensors.torch.save(weights)
         digest = hashlib.sha256(content).hexdigest()
         file_name = f"weights-{digest[:8]}.safetensors"
@@ -66,7 +78,7 @@ class Checkpoint(ByValue):
         write_atomically(folder / METADATA, lambda path: path.write_text(text))
         for stale in folder.glob("weights-*.safetensors"):
             if stale.name != file_name:
-                stale.unlink()
+                stale.unlink(missing_ok=True)
 
     def with_spec(self, **changes: Any) -> Checkpoint:
         """The same with parts of its spec replaced, as ``n_action_steps=4``.
@@ -82,30 +94,23 @@ class Checkpoint(ByValue):
 
     @staticmethod
     def load(folder: str | Path) -> Checkpoint:
-        """Reads a checkpoint; weights come back as float32.
+        """Reads a checkpoint; weights come back as float32.  While it is replaced, it is the old or the new.
 
         Raises:
-            InputError: it doesn't exist, is truncated, or isn't a checkpoint.
+            InputError: it doesn't exist, is damaged, or isn't a checkpoint.
         """
-        folder = Path(folder)
-        metadata = read_metadata(folder)
-        try:
-            weights_file = folder / Path(metadata["weights"]["file"]).name
-            spec = PolicySpec.from_dict(metadata["spec"])
-            observation = Normalizer.from_dict(metadata["normalizers"]["observation"], spec.obs_dim)
-            action = Normalizer.from_dict(metadata["normalizers"]["action"], spec.action_dim)
-            digest = metadata["weights"]["sha256"]
-        except (KeyError, TypeError, AttributeError, ValueError, InputError) as error:
-            raise InputError(f"{folder / METADATA} is not a policy's description ({error}): train it again")
-        if not weights_file.exists():
-            raise InputError(f"{weights_file} is missing: copy the whole checkpoint folder again")
-        content = weights_file.read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise InputError(
-                f"{weights_file} is truncated or changed (its SHA-256 isn't {METADATA}'s): copy it again"
-            )
-        weights = {name: w.float() for name, w in safetensors.torch.load(content).items()}
-        return Checkpoint(spec, weights, observation, action, metadata.get("info", {}))
+        folder, before = Path(folder), ""
+        while True:
+            about = read_description(folder)
+            try:
+                weights = _read_weights(folder / about.weights_file, about.sha256)
+            except InputError:
+                if about.sha256 == before:
+                    raise
+                before = about.sha256  # a writer may have replaced it meanwhile
+                continue
+            normalizers = about.observation_normalizer, about.action_normalizer
+            return Checkpoint(about.spec, weights, *normalizers, about.info)
 
 
 def find_checkpoint(folder: str | Path) -> Path:
@@ -119,19 +124,95 @@ def find_checkpoint(folder: str | Path) -> Path:
     return next((path for path in (given, *shipped) if (path / METADATA).exists()), given)
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """The content of ``policy.json``, without the weights.
+@dataclass(frozen=True, eq=False)
+class Description(ByValue):
+    """The content of ``policy.json``: a checkpoint but for its weights.
+
+    Attributes:
+        weights_file: name of the weights' file, in the same folder.
+        sha256: of that file.
+    """
+
+    weights_file: str
+    sha256: str
+    spec: PolicySpec
+    observation_normalizer: Normalizer
+    action_normalizer: Normalizer
+    info: dict[str, Any]
+
+
+def read_description(folder: Path) -> Description:
+    """Reads and checks ``policy.json``.
 
     Raises:
-        InputError: it doesn't exist or isn't a checkpoint's.
+        InputError: it doesn't exist, isn't a checkpoint's, or has a value that a checkpoint can't have; the
+            message names it.
     """
     path = folder / METADATA
     if not path.exists():
         raise InputError(f"no checkpoint at {folder}: name the folder that has its {METADATA}")
+    require_regular(path, LARGEST_METADATA)
     try:
-        metadata = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+        metadata = json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} can't be read ({error}): copy the checkpoint again")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not a format-{FORMAT} checkpoint of paradiffpolicy: train it again")
-    return metadata
+    try:
+        return _description(metadata)
+    except (InputError, OverflowError) as error:
+        raise InputError(f"{path} is not a policy's description ({error}): train it again")
+
+
+def _description(metadata: dict[str, Any]) -> Description:
+    _require_shallow(metadata)
+    weights, normalizers = _mapping(metadata, "weights"), _mapping(metadata, "normalizers")
+    file, sha256 = weights.get("file"), weights.get("sha256")
+    if not isinstance(file, str) or not re.fullmatch(r"[\w.-]{1,200}\.safetensors", file, re.ASCII):
+        raise InputError(f"weights.file={file!r:.40} must be a plain name that ends in .safetensors")
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise InputError(f"weights.sha256={sha256!r:.40} must be 64 hexadecimal digits")
+    spec = PolicySpec.from_dict(_mapping(metadata, "spec"))
+    observation = Normalizer.from_dict(_mapping(normalizers, "observation"), spec.obs_dim)
+    action = Normalizer.from_dict(_mapping(normalizers, "action"), spec.action_dim)
+    info = _mapping({"info": {}, **metadata}, "info")
+    for name in ("dataset", "training"):
+        _mapping({name: {}, **info}, name)
+    return Description(file, sha256, spec, observation, action, info)
+
+
+def _mapping(values: dict[str, Any], name: str) -> dict[str, Any]:
+    value = values.get(name)
+    if not isinstance(value, dict):
+        raise InputError(f"{name} must be a mapping, not {type(value).__name__}")
+    return value
+
+
+def _require_shallow(value: Any) -> None:
+    """Raises ``InputError`` for values that are nested too deep to be written or shown."""
+    level = [value]
+    for _ in range(DEEPEST):
+        nested = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [value for each in nested for value in each if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise InputError(f"its values are nested more than {DEEPEST} deep")
+
+
+def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    if not path.exists():
+        raise InputError(f"{path} is missing: copy the whole checkpoint folder again")
+    require_regular(path, LARGEST_WEIGHTS)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(f"{path} is truncated or changed (its SHA-256 isn't {METADATA}'s): copy it again")
+    try:
+        stored = safetensors.torch.load(content)
+    except Exception as error:  # its own kind, and any that a damaged header leads to
+        raise InputError(f"{path} is no safetensors file ({error}): copy the checkpoint again")
+    weights = {}
+    for name, weight in stored.items():
+        weights[name] = weight.float()
+        if not weight.is_floating_point() or not weights[name].isfinite().all():
+            raise InputError(f"{path}: {name} has values that aren't finite numbers: train it again")
+    return weights

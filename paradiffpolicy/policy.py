@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
 from .data.normalizer import Normalizer
-from .diffusion.denoiser import Clip, Denoiser, DynamicThreshold, Threshold, unbounded
+from .diffusion.denoiser import Clip, Denoiser, DynamicThreshold, Threshold, prediction_of, unbounded
 from .diffusion.schedule import NoiseSchedule
 from .errors import InputError
-from .models.networks import build_network, check_network, usable_device
+from .models.networks import build_network, check_network, check_weights, usable_device
 from .models.precision import Model
 from .models.unet1d import ConditionalUnet1D
 from .observation import Observation, observation_window
@@ -80,6 +80,9 @@ class Policy:
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     info: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        prediction_of(self.spec.prediction)
+
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu", **sampler: Any) -> Policy:
         """A policy from a checkpoint folder; ``sampler`` as ``make_sampler`` takes it.
@@ -99,7 +102,9 @@ class Policy:
         Raises:
             InputError: the weights don't fit the checkpoint's spec, or the device is unusable.
         """
-        where, network = usable_device(device), build_network(checkpoint.spec)
+        where = usable_device(device)
+        check_weights(checkpoint.spec, checkpoint.weights)
+        network = build_network(checkpoint.spec)
         try:
             network.load_state_dict(checkpoint.weights)
         except RuntimeError as error:

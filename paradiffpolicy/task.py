@@ -39,6 +39,15 @@ class ObservationField:
     shape: tuple[int, ...] | None = None
     unit: str = ""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, str) or not isinstance(self.unit, str):
+            raise InputError(f"observation field {self.key!r:.40}: its key and unit must be text")
+        places = (self.start, self.stop, *(self.shape or ()))
+        if any(type(each) is not int or abs(each) > 10**9 for each in places if each is not None):
+            raise InputError(f"observation {self.key!r:.40}: start, stop and shape must be whole numbers")
+        if math.prod(self.shape or ()) not in range(10**9):
+            raise InputError(f"observation {self.key!r:.40}: shape={self.shape!r:.40} has too many numbers")
+
     @property
     def size(self) -> int | None:
         """How many numbers of the observation vector it fills; None: not known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self, cast
@@ -10,7 +11,20 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, nearest
-from .task import Contract
+from .task import Contract, contract_size
+
+LARGEST = {
+    "obs_dim": 10**6,
+    "action_dim": 10**5,
+    "n_obs_steps": 10**4,
+    "horizon": 10**4,
+    "n_action_steps": 10**4,
+    "diffusion_step_embed_dim": 10**5,
+    "kernel_size": 999,
+    "n_groups": 10**5,
+    "n_train_steps": 10**5,
+}
+"""The largest values of a spec's whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,9 @@ class PolicySpec:
     with some can be guided (``diffusion.guidance``).  ``network`` is a name in ``NETWORKS``, whose
     builder may read ``network_options``; ``contract`` says what the observation's and the action's
     numbers are.  ``dataclasses.asdict`` and ``from_dict`` take a spec to JSON and back.
+
+    Raises:
+        InputError: a value has the wrong type or is out of range; the message names it.
     """
 
     task: str
@@ -49,6 +66,46 @@ class PolicySpec:
     network_options: dict[str, Any] = field(default_factory=dict, hash=False)
     contract: Contract = field(default_factory=Contract)
 
+    def __post_init__(self) -> None:
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise InputError(f"{name}={value!r:.40} must be a whole number from 1 to {most}")
+        for name in ("task", "schedule", "prediction", "network"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name}={getattr(self, name)!r:.40} must be text")
+        for name in ("beta_start", "beta_end", "condition_dropout", "control_hz", "clip"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not ((number and value >= 0) or (name == "clip" and value is None)):
+                raise InputError(f"{name}={value!r:.40} must be a number, not below 0")
+        if not isinstance(self.cond_predict_scale, bool):
+            raise InputError(f"cond_predict_scale={self.cond_predict_scale!r:.40} must be true or false")
+        widths = self.down_dims
+        if not isinstance(widths, tuple) or not all(type(w) is int and 1 <= w <= 10**5 for w in widths):
+            raise InputError(f"down_dims={widths!r:.40} must be whole numbers from 1 to 100000")
+        if not 1 <= len(widths) <= 16:
+            raise InputError(f"down_dims={widths!r:.40} must be 1 to 16 numbers")
+        if self.condition_dropout >= 1:
+            raise InputError(f"condition_dropout={self.condition_dropout} must be at least 0 and under 1")
+        if self.control_hz == 0:
+            raise InputError("control_hz=0 must be above 0")
+        if not isinstance(self.network_options, dict) or not isinstance(self.contract, Contract):
+            raise InputError("network_options must be a mapping, and contract a Contract")
+        fields_size = contract_size(self.contract.observation)
+        if self.contract.observation and fields_size not in (None, self.obs_dim):
+            raise InputError(f"the contract's observation has {fields_size} numbers, obs_dim={self.obs_dim}")
+        if self.contract.action_names and len(self.contract.action_names) != self.action_dim:
+            raise InputError(
+                f"the contract names {len(self.contract.action_names)} numbers of an action, "
+                f"action_dim={self.action_dim}"
+            )
+        if self.executed.stop > self.horizon:
+            raise InputError(
+                f"n_obs_steps={self.n_obs_steps} - 1 + n_action_steps={self.n_action_steps} must not be over "
+                f"horizon={self.horizon}"
+            )
+
     @property
     def executed(self) -> slice:
         """The plan's steps that a control loop executes."""
@@ -68,14 +125,12 @@ class PolicySpec:
                 raise InputError(f"the policy's spec has an unknown setting {name!r}{nearest(name, known)}")
         given = dict(values)
         try:
-            if "down_dims" in given:
+            if isinstance(given.get("down_dims"), list):
                 given["down_dims"] = tuple(given["down_dims"])
-            if "network_options" in given:
-                given["network_options"] = dict(given["network_options"])
             if not isinstance(given.get("contract", Contract()), Contract):
                 given["contract"] = Contract.from_dict(given["contract"])
             return PolicySpec(**given)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"the policy's spec is malformed ({error})")
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
+from paradiffpolicy import checkpoint as checkpoint_module
 from paradiffpolicy.checkpoint import Checkpoint
+from paradiffpolicy.cli.main import main
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.files import write_atomically
 from paradiffpolicy.policy import Policy
@@ -89,6 +95,28 @@ def edit(change):
     return damage
 
 
+def nested(depth):
+    return [nested(depth - 1)] if depth else 0
+
+
+def replaced(path, make):
+    path.unlink()
+    make(path)
+
+
+def rewrite(folder, content):
+    """Weights whose hash fits."""
+    weights_file(folder).write_bytes(content)
+    edit(lambda m: m["weights"].update(sha256=hashlib.sha256(content).hexdigest()))(folder)
+
+
+def changed(folder, change):
+    """The weights' file with one of them changed."""
+    weights = safetensors.torch.load_file(weights_file(folder))
+    weights["final_conv.1.bias"] = change(weights["final_conv.1.bias"]).contiguous()
+    return safetensors.torch.save(weights)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -105,14 +133,131 @@ def edit(change):
         (edit(lambda m: m["spec"].update(n_action_steps=16)), "n_action_steps=16"),
         (edit(lambda m: m["spec"].update(down_dims=[16, 64])), "weights don't fit"),
         (edit(lambda m: m["spec"].update(schedule="cosine")), "unknown noise schedule"),
-        (edit(lambda m: m["weights"].update(file="../../etc/passwd")), "is missing"),
+        (edit(lambda m: m["weights"].update(file="gone.safetensors")), "is missing"),
+        *(
+            (edit(lambda m, file=file: m["weights"].update(file=file)), "must be a plain name")
+            for file in (
+                "../../etc/passwd",
+                "a/b.safetensors",
+                "",
+                "..",
+                3,
+                None,
+                "a\0.safetensors",
+                "/dev/zero",
+            )
+        ),
+        (edit(lambda m: m["weights"].update(sha256=0)), "weights.sha256=0 must be 64 hexadecimal digits"),
+        (edit(lambda m: m.update(weights=[])), "weights must be a mapping, not list"),
+        (edit(lambda m: m.update(spec=3)), "spec must be a mapping, not int"),
+        (edit(lambda m: m.update(info=[1])), "info must be a mapping, not list"),
+        (edit(lambda m: m["info"].update(training="x")), "training must be a mapping, not str"),
+        (edit(lambda m: m["info"].update(a=nested(40))), "nested more than 32 deep"),
+        (edit(lambda m: m["normalizers"]["action"].update(offset=[0.0])), "offset must be a list of 2"),
+        (edit(lambda m: m["normalizers"]["action"].update(scale=[0, 1])), "scale has 0"),
+        (edit(lambda m: m["normalizers"]["action"].update(scale=[math.nan, 1])), "scale has nan"),
+        (edit(lambda m: m["normalizers"]["action"].update(scale=[10**400, 1])), "too large"),
+        (edit(lambda m: m["normalizers"]["action"].update(scale=["1", 1])), "scale has '1'"),
+        *(
+            (edit(lambda m, name=name, value=value: m["spec"].update({name: value})), name)
+            for name, value in [
+                *(("obs_dim", value) for value in (0, -1, 2.0, "20", True, None, 10**9)),
+                *(("n_train_steps", value) for value in (0, 10**9, math.nan)),
+                *(("horizon", value) for value in (10**6, [16], "16")),
+                *(("down_dims", value) for value in ([], [16, "32"], [16, -32], 16, "16", [10**7], [8] * 40)),
+                *(("kernel_size", value) for value in (0, 4, 10**5)),
+                *(("diffusion_step_embed_dim", value) for value in (1, 2, 15)),
+                *(("n_groups", value) for value in (0, 3)),
+                *(("clip", value) for value in (-1, math.nan, "1", False)),
+                *(("control_hz", value) for value in (0, -10, math.inf, "10", None)),
+                *(("condition_dropout", value) for value in (1, -0.5, "0")),
+                *(("cond_predict_scale", value) for value in (1, "true", None)),
+                *(("task", value) for value in (3, None, [])),
+                *(("prediction", value) for value in (3, "velocity")),
+                *(("network", value) for value in ([], "unet2d")),
+                ("network_options", [1]),
+                ("schedule", {}),
+                ("contract", []),
+                ("contract", {"observation": [{"key": "a", "shape": [19]}]}),
+                ("contract", {"action_names": ["x"]}),
+            ]
+        ),
+        *(
+            (edit(lambda m, field=field: m["spec"].update(contract={"observation": [field]})), message)
+            for field, message in [
+                ({"key": 3}, "its key and unit must be text"),
+                ({"key": "a", "shape": [10**9, 10**9]}, "too many numbers"),
+                ({"key": "a", "start": 1.5}, "must be whole numbers"),
+                ({"key": "a", "colour": "red"}, "contract is malformed"),
+                ([], "contract is malformed"),
+            ]
+        ),
+        (edit(lambda m: m["spec"].update(contract={"action_kind": []})), "unknown action kind"),
+        (lambda folder: (folder / "policy.json").write_text("[" * 10**5), "can't be read"),
+        (lambda folder: (folder / "policy.json").write_bytes(b"\xff\xfe{"), "can't be read"),
+        (lambda folder: os.truncate(folder / "policy.json", 2**24 + 1), "the most that is read"),
+        (lambda folder: replaced(folder / "policy.json", os.mkfifo), "isn't a regular file"),
+        (lambda folder: replaced(weights_file(folder), os.mkfifo), "isn't a regular file"),
+        (lambda folder: rewrite(folder, b"nonsense"), "is no safetensors file"),
+        (lambda folder: rewrite(folder, b"\xff" * 64), "is no safetensors file"),
+        (lambda folder: rewrite(folder, changed(folder, lambda w: w.fill_(math.nan))), "aren't finite"),
+        (lambda folder: rewrite(folder, changed(folder, lambda w: w.fill_(math.inf))), r"final_conv.1.bias"),
+        (lambda folder: rewrite(folder, changed(folder, lambda w: w.int())), "aren't finite numbers"),
+        (
+            lambda folder: rewrite(folder, changed(folder, lambda w: w[:1])),
+            r"bias is \(1,\), expected \(2,\)",
+        ),
     ],
 )
 def test_damage_is_named(tmp_path, damage, message):
     tiny_checkpoint().save(tmp_path)
     damage(tmp_path)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         Policy.load(tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_info_reads_descriptions_as_loading_does(tmp_path, capsys):
+    tiny_checkpoint().save(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    edit(lambda m: m["info"].update(training=3))(tmp_path)
+    assert main(["info", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_sizes_beyond_the_weights_take_no_memory(tmp_path):
+    """A network of these widths has 10^12 numbers."""
+    tiny_checkpoint().save(tmp_path)
+    edit(lambda m: m["spec"].update(down_dims=[80_000, 80_000, 80_000]))(tmp_path)
+    with pytest.raises(InputError, match="don't fit its spec"):
+        Policy.load(tmp_path)
+
+
+def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
+    tiny_checkpoint().save(tmp_path)
+    before = Checkpoint.load(tmp_path)
+    for value in (math.nan, 1e6):  # the second has no half
+        broken = tiny_checkpoint(seed=1)
+        broken.weights["final_conv.1.bias"].fill_(value)
+        with pytest.raises(InputError, match=r"final_conv\.1\.bias isn't finite"):
+            broken.save(tmp_path)
+    assert Checkpoint.load(tmp_path) == before
+
+
+@pytest.mark.parametrize("at", ["read_description", "_read_weights"])
+def test_a_reader_that_races_its_writer_reads_the_old_or_the_new(tmp_path, monkeypatch, at):
+    """The writer comes just before the description, or the weights, are read for the first time."""
+    tiny_checkpoint().save(tmp_path)
+    real, writers = getattr(checkpoint_module, at), [tiny_checkpoint(seed=1)]
+
+    def late(*arguments):
+        if writers:
+            writers.pop().save(tmp_path)
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoint_module, at, late)
+    expected = tiny_checkpoint(seed=1).weights["final_conv.1.weight"].half().float()
+    assert torch.equal(Checkpoint.load(tmp_path).weights["final_conv.1.weight"], expected)
 
 
 def test_a_published_state_dict_loads_unchanged():

@@ -265,7 +265,7 @@ def test_a_device_that_isnt_there_is_named():
 
 
 def test_a_spec_goes_through_json():
-    field = ObservationField("keypoint", shape=(9, 2), unit="px")
+    field = ObservationField("keypoint", shape=(10, 2), unit="px")
     spec = replace(TINY, contract=Contract((field,), "position", ("x", "y"), "px"), network_options={"a": 1})
     assert PolicySpec.from_dict(json.loads(json.dumps(asdict(spec)))) == spec
     old = {name: value for name, value in asdict(TINY).items() if name not in ("network", "contract")}

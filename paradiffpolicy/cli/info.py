@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,17 +123,17 @@ def describe_checkpoint(path: Path) -> list[Table]:
     Raises:
         InputError: it isn't a checkpoint.
     """
-    from ..checkpoint import read_metadata
+    from ..checkpoint import read_description
 
-    metadata = read_metadata(path)
-    training = metadata.get("info", {}).get("training", {})
+    about = read_description(path)
+    training = about.info.get("training", {})
     return [
         pairs(
             f"checkpoint {path}",
             {
-                **metadata.get("spec", {}),
-                "weights": metadata.get("weights", {}).get("file"),
-                "trained on": metadata.get("info", {}).get("dataset", {}),
+                **asdict(about.spec),
+                "weights": about.weights_file,
+                "trained on": about.info.get("dataset", {}),
                 "steps": training.get("step"),
                 "minutes": training.get("minutes"),
                 "scores": training.get("scores"),

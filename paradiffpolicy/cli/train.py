@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def train(cfg: TrainConfig) -> None:
     """Demonstrations to a checkpoint; run again to resume."""
-    from ..checkpoint import Checkpoint, read_metadata
+    from ..checkpoint import Checkpoint, read_description
     from ..training.train import Trainer, TrainSettings
 
     device = choose_device(cfg)
@@ -40,7 +40,7 @@ def train(cfg: TrainConfig) -> None:
     init = Checkpoint.load(locate(cfg.init, "init")) if cfg.init else None
     info = {
         "dataset": about_data,
-        "init": {"sha256": read_metadata(locate(cfg.init, "init"))["weights"]["sha256"]} if init else {},
+        "init": {"sha256": read_description(locate(cfg.init, "init")).sha256} if init else {},
         "evaluation": {"sampler": cfg.sampler[cfg.evaluation.sampler], "max_steps": cfg.task.max_steps},
         "machine": machine(),
     }

@@ -9,7 +9,7 @@ what builds it, in a module that every process imports (``plugins``):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -57,19 +57,31 @@ def build_network(spec: PolicySpec) -> nn.Module:
         InputError: the network is unknown, its builder returns no module, or the spec's sizes don't fit
             together.
     """
-    if not 0 <= spec.condition_dropout < 1:
-        raise InputError(f"condition_dropout={spec.condition_dropout} must be at least 0 and under 1")
-    if spec.executed.stop > spec.horizon:
-        raise InputError(
-            f"n_obs_steps={spec.n_obs_steps} - 1 + n_action_steps={spec.n_action_steps} must not be over "
-            f"horizon={spec.horizon}"
-        )
     network = NETWORKS.named(spec.network)(spec)
     if not isinstance(network, nn.Module):
         raise InputError(
             f"network {spec.network!r}: its builder returned {type(network).__name__}, not a torch.nn.Module"
         )
     return network
+
+
+def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> None:
+    """Makes sure that weights are a spec's, before the memory for its network is taken.
+
+    Raises:
+        InputError: a weight is missing, unknown or of another shape; or the spec's sizes don't fit together.
+    """
+    if spec.network != "unet1d":
+        return  # another builder may need real tensors
+    with torch.device("meta"):
+        wanted = {name: tuple(w.shape) for name, w in build_network(spec).state_dict().items()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            raise InputError(
+                f"the checkpoint's weights don't fit its spec ({name} is {found.get(name, 'missing')}, "
+                f"expected {wanted.get(name, 'none')}): train it again"
+            )
 
 
 def check_network(spec: PolicySpec, network: nn.Module, device: torch.device) -> None:

@@ -136,7 +136,8 @@ class ConditionalUnet1D(nn.Module):
         cond_predict_scale: FiLM with a scale, not only a bias.
 
     Raises:
-        ValueError: ``down_dims`` is empty or not divisible by ``n_groups``, or the first by ``FINAL_GROUPS``.
+        ValueError: ``down_dims`` is empty or not divisible by ``n_groups``, or the first by ``FINAL_GROUPS``;
+            ``kernel_size`` is even, or ``diffusion_step_embed_dim`` is odd.
     """
 
     def __init__(
@@ -154,6 +155,10 @@ class ConditionalUnet1D(nn.Module):
             raise ValueError(f"every one of {down_dims=} must be a multiple of {n_groups=}")
         if down_dims[0] % FINAL_GROUPS:
             raise ValueError(f"{down_dims[0]=} must be a multiple of {FINAL_GROUPS}, the last block's groups")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"{kernel_size=} must be odd: the horizon keeps its length")
+        if diffusion_step_embed_dim % 2 or diffusion_step_embed_dim < 4:
+            raise ValueError(f"{diffusion_step_embed_dim=} must be even, and at least 4: sines and cosines")
         self.input_dim = input_dim
         self.global_cond_dim = global_cond_dim
         self.horizon_multiple = 2 ** (len(down_dims) - 1)
