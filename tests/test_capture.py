@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import logging
@@ -283,6 +284,42 @@ def test_iterations_are_launched_ahead_and_stop_early():
         assert launched == min(target + LAUNCH_AHEAD, program.limit)
     # The first graph and the iterations that the host is ahead, while it waits for one.
     assert device.most_in_flight == LAUNCH_AHEAD + 2
+
+
+class OtherDevice(LateDevice):
+    """A device that is current only while it is active: an event that is recorded meanwhile elsewhere has
+    nothing of this one's queue to wait for."""
+
+    current = False
+
+    @contextlib.contextmanager
+    def active(self):
+        before, self.current = self.current, True
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def event(self):
+        device = self
+
+        class Event(LateEvent):
+            def record(self) -> None:
+                self.marker = object()
+                if device.current:
+                    device.queue.append(self.marker)
+
+        return Event(device)
+
+
+def test_a_device_that_is_not_the_current_one_is_waited_for():
+    """Else the flag of the plan before is read, and a plan ends early."""
+    device = OtherDevice()
+    captured_program = Graphs(counting(lambda: 1), device)
+    for target in (3.0, 20.0, 40.0):
+        outputs = captured_program({"to": torch.tensor([target])})
+        device.until(None)
+        assert outputs["x"] == target and not device.current
 
 
 class LoopingDevice(EmulatedDevice):
@@ -791,6 +828,17 @@ def test_a_cuda_graph_is_the_eager_plan(driver, solver):
     sampler = make_sampler(SCHEDULE, driver=driver, solver=solver, n_steps=8)
     policy = Policy.from_checkpoint(tiny_checkpoint(), sampler, "cuda")
     assert_close(planned(policy.captured("cuda_graph")), planned(policy), atol=0.05, rtol=0)
+
+
+@pytest.mark.cuda
+def test_a_policy_on_another_gpu_than_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    sampler = make_sampler(SCHEDULE, driver="picard", solver="ddpm", n_steps=20)
+    policy = Policy.from_checkpoint(tiny_checkpoint(), sampler, "cuda:1")
+    with torch.cuda.device(0):
+        captured_policy = policy.captured("cuda_graph")
+        assert_close(planned(captured_policy), planned(policy), atol=0.05, rtol=0)
 
 
 @pytest.mark.cuda

@@ -46,8 +46,7 @@ def cuda_graphs(program: Program, tf32: bool) -> Graphs:
     (device, *others) = devices
     if others or device.type != "cuda":
         raise CaptureError(f"needs all inputs on one CUDA device, not on {sorted(map(str, devices))}")
-    with torch.cuda.device(device):
-        return Graphs(program, CudaDevice(tf32))
+    return Graphs(program, CudaDevice(device, tf32))
 
 
 @contextlib.contextmanager
@@ -86,12 +85,15 @@ class CudaGraph:
 
 
 class CudaDevice:
-    """A ``graphs.Device``: the current CUDA device."""
+    """A ``graphs.Device``: a CUDA device, which needn't be the current one."""
 
-    def __init__(self, tf32: bool) -> None:
-        self.tf32 = tf32
-        self.name = f"CUDA graph on {torch.cuda.get_device_name()}"
+    def __init__(self, device: torch.device, tf32: bool) -> None:
+        self.device, self.tf32 = device, tf32
+        self.name = f"CUDA graph on {torch.cuda.get_device_name(device)}"
         self.while_loop = while_node()
+
+    def active(self) -> contextlib.AbstractContextManager[object]:
+        return torch.cuda.device(self.device)
 
     def capture(self, function: Callable[[], State]) -> CudaGraph:
         try:

@@ -9,6 +9,7 @@ counted is stuck in its first iteration.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,9 @@ class EmulatedDevice:
 
     name = "emulated"
     while_loop = "the emulation has no while node"
+
+    def active(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
 
     def capture(self, function: Callable[[], State]) -> TapeGraph:
         return TapeGraph(captured(function))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -59,7 +60,7 @@ class Event(Protocol):
 
 
 class Device(Protocol):
-    """Captures functions as graphs.
+    """Captures functions as graphs; all its methods are called while it is active.
 
     Attributes:
         name: for people.
@@ -71,6 +72,11 @@ class Device(Protocol):
 
     @property
     def while_loop(self) -> WhileLoop | str: ...
+
+    def active(self) -> AbstractContextManager[object]:
+        """Makes it the current device: streams and events belong to the one that is current when they are
+        made or used."""
+        ...
 
     def capture(self, function: Callable[[], State]) -> Graph:
         """Records ``function``'s work.  Raises ``CaptureError``, and keeps nothing then."""
@@ -87,7 +93,11 @@ class Graphs:
     """A program, captured on a device."""
 
     def __init__(self, program: Program, device: Device) -> None:
-        self.program = program
+        self.program, self.device = program, device
+        with device.active():
+            self._capture(program, device)
+
+    def _capture(self, program: Program, device: Device) -> None:
         self.inputs = {name: value.clone() for name, value in program.inputs.items()}
         self.state: State = {}
         self.whole: Graph | None = None
@@ -157,6 +167,10 @@ class Graphs:
         return self.program.finish(self.inputs, self.state)
 
     def __call__(self, inputs: State) -> State:
+        with self.device.active():
+            return self._replay(inputs)
+
+    def _replay(self, inputs: State) -> State:
         for name, value in inputs.items():
             self.inputs[name].copy_(value, non_blocking=True)
         if self.whole is not None:
