@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .planning.blending import BLENDINGS as BLENDINGS
     from .policy import Policy as Policy
     from .robots.env import EnvRobot as EnvRobot
+    from .sampling.sample import NetworkSampler as NetworkSampler
     from .sampling.sample import sample as sample
     from .sampling.sampler import DRIVERS as DRIVERS
     from .sampling.solvers import SOLVERS as SOLVERS
@@ -41,6 +42,7 @@ PUBLIC = {
     "Policy": "policy",
     "Session": "session",
     "sample": "sampling.sample",
+    "NetworkSampler": "sampling.sample",
     "Controller": "control.controller",
     "ControlLoop": "control.loop",
     "EnvRobot": "robots.env",

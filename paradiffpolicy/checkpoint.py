@@ -113,17 +113,6 @@ class Checkpoint(ByValue):
             return Checkpoint(about.spec, weights, *normalizers, about.info)
 
 
-def find_checkpoint(folder: str | Path) -> Path:
-    """A checkpoint's folder: as given, else in the checkout or the installed package.
-
-    The shipped PushT checkpoint is found as ``checkpoints/pusht_keypoints`` from any working folder.
-    """
-    given = Path(folder).expanduser()
-    package = Path(__file__).resolve().parent
-    shipped = (package.parent / given, package / given)
-    return next((path for path in (given, *shipped) if (path / METADATA).exists()), given)
-
-
 @dataclass(frozen=True, eq=False)
 class Description(ByValue):
     """The content of ``policy.json``: a checkpoint but for its weights.

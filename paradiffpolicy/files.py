@@ -85,6 +85,14 @@ def plain_json(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def located(path: str | Path) -> Path:
+    """A path as given, from the working folder, or else from the checkout or the package of this code, so
+    that the shipped policy and the tasks are found from anywhere."""
+    given, package = Path(path).expanduser(), Path(__file__).resolve().parent
+    places = [folder / given for folder in (Path(), package.parent, package)]
+    return next((place for place in places if place.exists()), given)
+
+
 def require_absent(path: Path) -> None:
     """Raises ``InputError`` where something is at ``path``."""
     if os.path.lexists(path):

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .checkpoint import Checkpoint, find_checkpoint
+from .checkpoint import Checkpoint
+from .files import located
 from .policy import Policy, spec_sampler
 from .presets import preset
 from .sampling.capture.backends import default_cache
@@ -48,12 +47,10 @@ def load_policy(
     Raises:
         InputError: there is no such checkpoint, or a setting is unknown or can't be had here.
     """
-    checkpoint = Checkpoint.load(find_checkpoint(folder))
+    checkpoint = Checkpoint.load(located(folder))
     if n_action_steps is not None:
         checkpoint = checkpoint.with_spec(n_action_steps=n_action_steps)
     settings = preset(sampler) if isinstance(sampler, str) else dict(sampler)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = Policy.from_checkpoint(checkpoint, spec_sampler(checkpoint.spec, **settings), device)
     settings = {"cache": default_cache(), **capture_settings}
     policy = policy.captured(capture, precision=precision, **settings)

@@ -16,7 +16,7 @@ from paradiffpolicy import checkpoint as checkpoint_module
 from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.files import write_atomically
+from paradiffpolicy.files import located, write_atomically
 from paradiffpolicy.policy import Policy
 
 from .conftest import TINY, tiny_checkpoint
@@ -215,6 +215,16 @@ def test_damage_is_named(tmp_path, damage, message):
     with pytest.raises(InputError, match=message) as caught:
         Policy.load(tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_checkpoints_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_checkpoint().save(tmp_path / "own")
+    assert Checkpoint.load(located("~/own")) == Checkpoint.load(located("own"))
+    assert Checkpoint.load(located("checkpoints/lift")).spec.task == "lift"
+    assert located("checkpoints/mine") == Path("checkpoints/mine")
+    assert main(["info", "~/own"]) == 0
 
 
 def test_info_reads_descriptions_as_loading_does(tmp_path, capsys):

@@ -15,7 +15,7 @@ import torch
 from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.diffusion.schedule import SCHEDULES, NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.models.networks import NETWORKS, build_network
+from paradiffpolicy.models.networks import NETWORKS, build_network, usable_device
 from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.policy import Policy, spec_sampler, spec_schedule
 from paradiffpolicy.sampling.sampler import make_sampler
@@ -256,6 +256,14 @@ def test_policies_and_plans_print_on_one_line():
     plan = str(policy.plan(WINDOWS, generator=0))
     assert plan.startswith("Plan(actions (3, 16, 2), executed 1 to 8, Solution(")
     assert all(len(text) < 200 and "\n" not in text for text in (str(policy), plan))
+
+
+def test_a_device_is_chosen_in_one_place():
+    found = Policy.from_checkpoint(tiny_checkpoint(), make_sampler(spec_schedule(TINY)), "auto").device
+    assert found == (torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    for wrong in ("gpu", 2.5):
+        with pytest.raises(InputError, match=f"device={wrong} can't be used here"):
+            usable_device(wrong)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

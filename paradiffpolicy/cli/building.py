@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LARGEST, InputError, is_number, nearest
+from ..files import located
 from ..registry import import_plugins
 from ..training.augmentation import AUGMENTATIONS
 from .settings import lazily
@@ -271,23 +272,18 @@ def choose_device(cfg: DeviceConfig) -> str:
 
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    if cfg.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    usable_device(cfg.device)
-    return cfg.device
+    return str(usable_device(cfg.device))
 
 
 def locate(path: str | None, setting: str) -> Path:
-    """A path as given, from the working folder, or else from the checkout or the package of this code.
+    """A setting's path, as ``located`` finds it.
 
     Raises:
         InputError: it is null; ``setting`` is its name.
     """
     if path is None:
         raise InputError(f"{setting} is null, and the task names none: write {setting}=PATH")
-    package = Path(__file__).resolve().parents[1]
-    places = [folder / path for folder in (Path(), package.parent, package)]
-    return next((place for place in places if place.exists()), Path(path))
+    return located(path)
 
 
 EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets")}

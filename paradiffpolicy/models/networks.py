@@ -105,15 +105,19 @@ def check_network(spec: PolicySpec, network: nn.Module, device: torch.device) ->
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """A device that can compute here.
+    """A device that can compute here, with its number if there are several.
+
+    Args:
+        device: PyTorch's name of one, or ``auto``: a GPU if there is one.
 
     Raises:
         InputError: there is none of that name.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"device={device} can't be used here ({line}): device=cpu") from error
     return found
