@@ -73,7 +73,7 @@ def overridden(command: str, values: Mapping[str, Any], override: str) -> dict[s
         if not isinstance(node, Mapping) or (
             first not in node and (rest or match["sign"] not in ("+", "++"))
         ):
-            hint = nearest(match["name"], _names(values))
+            hint = nearest(match["name"], dotted_names(values))
             hint = hint if "did you mean" in hint else f": paradiffpolicy {command} --help lists them"
             raise InputError(f"{command} has no setting {match['name']!r}{hint}")
         if rest:
@@ -100,6 +100,8 @@ def given_value(setting: Setting | None, text: str) -> Any:
     if setting.is_list and not text.startswith(("[", "${")):
         return [text] if setting.rule.path else parsed(f"[{text}]")
     value = parsed(text)
+    if setting.rule.path and value == text:  # a bracket is a name's first letter
+        return [text]
     return {"name": value} if setting.is_named and isinstance(value, str) else value
 
 
@@ -169,8 +171,9 @@ def task_values(task: str) -> dict[str, Any]:
     return content
 
 
-def _names(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def dotted_names(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The names of values, of values in them by dotted names."""
     for name, value in node.items():
         yield f"{prefix}{name}"
         if isinstance(value, Mapping):
-            yield from _names(value, f"{prefix}{name}.")
+            yield from dotted_names(value, f"{prefix}{name}.")

@@ -79,6 +79,7 @@ class SweepConfig:
         {name: {"name": name} for name in ("latest", "rtc", "temporal_ensemble")},
         "blendings by their names in the report",
         check=BLENDING,
+        some=True,
     )
 
 
