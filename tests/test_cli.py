@@ -624,6 +624,14 @@ def test_a_truncated_checkpoint_is_refused(capsys, checkpoint, tmp_path):
         refused(capsys, "truncated", *command.split(), checkpoint)
 
 
+def test_processes_are_only_those_that_torchrun_starts(capsys, monkeypatch, checkpoint):
+    """WORLD_SIZE and RANK are set by batch systems, too."""
+    for name, value in (("WORLD_SIZE", "1"), ("RANK", "1"), ("LOCAL_RANK", "x")):
+        monkeypatch.setenv(name, value)
+    assert run(capsys, "info", checkpoint.partition("=")[2])[0] == 0
+    refused(capsys, "unknown task 'nix'", "info", "task=nix")
+
+
 def test_unknown_commands_are_named(capsys):
     code, _, err = run(capsys, "bench", "solver")
     assert code == 2 and "did you mean 'bench solvers'" in err
@@ -659,7 +667,6 @@ main({[*words.split(), "episodes=4"]})
         [sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert killed.returncode == -signal.SIGKILL
-    buffer = ReplayBuffer.open(store, "r+")
-    assert buffer.episode_ends.tolist() == [16, 32]
+    assert ReplayBuffer.open(store).episode_ends.tolist() == [16, 32]
     assert main([*words.split(), "episodes=1"]) == 0
     assert ReplayBuffer.open(store).episode_ends.tolist() == [16, 32, 48]

@@ -111,6 +111,8 @@ class BenchSoakConfig(PolicyConfig):
           an hour at 100 Hz, the planner killed and stopped 200 times
       paradiffpolicy bench soak seconds=60 kills=2 stops=1
           a minute
+      paradiffpolicy bench soak rate_hz=50 out=soak.json
+          slower, kept in a file
     """
 
     sampler_name: str = sampler_setting()

@@ -80,18 +80,23 @@ WORDS = {"info": "paths"}
 """The setting that a command's words without = go to."""
 
 
+def by_torchrun() -> bool:
+    """Whether torchrun started this process; other programs set WORLD_SIZE and RANK, too."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextlib.contextmanager
 def one_of_several(cfg: Any) -> Iterator[Any]:
     """Joins the other processes if torchrun started several.  All compute the same; the first
     reports, the others are silent and write to a folder that goes away."""
-    if "WORLD_SIZE" not in os.environ:
+    if not by_torchrun():
         yield cfg
         return
     import torch.distributed as dist
 
     from ..sampling.sharded import join_from_environment
 
-    rank = join_from_environment(choose_device(cfg))
+    rank = join_from_environment(choose_device(cfg) if hasattr(cfg, "device") else "cpu")
     try:
         if rank == 0:
             yield cfg
@@ -115,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return dispatch(argv)
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes, the first speaks
+        if not by_torchrun() or os.environ.get("RANK") == "0":  # of several processes, the first speaks
             print(f"paradiffpolicy: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except StoppedError as stop:
