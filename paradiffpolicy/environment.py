@@ -46,6 +46,18 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         raise InputError(f"{name} can't be made: {error}")
 
 
+def require_vectors(env: gymnasium.Env[Any, Any]) -> None:
+    """Raises ``InputError`` if observations or actions are dicts or tuples."""
+    for what, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        parts = getattr(space, "spaces", None)
+        if parts is not None:
+            names = f"dicts of {', '.join(parts)}" if isinstance(parts, Mapping) else "tuples"
+            raise InputError(
+                f"{type(env.unwrapped).__name__} has {names} as {what}: wrap it so that they are vectors, as "
+                "gymnasium.wrappers.FlattenObservation does, in the order of the task's observation"
+            )
+
+
 def control_rate(env: gymnasium.Env[Any, Any], given: float | None = None) -> float:
     """Control steps per second.
 

@@ -7,11 +7,16 @@ import importlib
 import subprocess
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 import paradiffpolicy as pdp
+from paradiffpolicy.cli.main import main
+from paradiffpolicy.clock import VirtualClock
+from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.task import Contract, ObservationField, contract_size
 
@@ -139,6 +144,27 @@ def test_a_session_refuses_what_is_not_a_count_or_a_seed(policy):
         policy.session(seed="a")
     with pytest.raises(InvalidObservationError):
         session.plan(np.zeros((3, 19)))
+
+
+class Parts(gymnasium.Env):
+    """Observes a dict, as many environments do."""
+
+    observation_space = spaces.Dict({"arm": spaces.Box(-1, 1, (3,)), "cube": spaces.Box(-1, 1, (17,))})
+    action_space = spaces.Box(0, 512, (2,))
+
+
+def test_dicts_as_observations_are_refused_with_their_names(policy, tmp_path, capsys):
+    said = "Parts has dicts of arm, cube as observations: wrap it"
+    with pytest.raises(pdp.InputError, match=said):
+        rollout(policy, Parts, seeds=[0], max_steps=8)
+    with pytest.raises(pdp.InputError, match=said):
+        pdp.EnvRobot(Parts(), seed=0, clock=VirtualClock(), control_hz=10)
+    gymnasium.register("Parts-v0", Parts)
+    (tmp_path / "pusht.yaml").write_text("env: {id: Parts-v0}\ncontrol_hz: 10\nname: pusht\n")
+    words = [f"task={tmp_path}/pusht.yaml", "checkpoint=checkpoints/pusht_keypoints", "capture=eager"]
+    for command in (["run", "planner=inline"], ["evaluate", "videos=0"], ["collect"]):
+        assert main([*command, *words, f"out={tmp_path}/out.zarr"]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_contract_survives_its_file(tmp_path):

@@ -164,19 +164,24 @@ def task_env(
     Raises:
         InputError: the task names none, it can't be made, or it has other sizes.
     """
-    from ..environment import make_env
+    from ..environment import make_env, require_vectors
 
     import_plugins(list(plugins))
     if task.env.id is None:
         raise InputError(f"task {task.name!r} names no environment: set task.env.id, as my_module:Reach-v0")
     env = make_env(task.env.id, **{"max_episode_steps": task.max_steps, **task.env.kwargs, **changes})
-    found = [getattr(space, "shape", None) for space in (env.observation_space, env.action_space)]
-    if sizes is not None and found != [(size,) for size in sizes]:
+    found = [space.shape for space in (env.observation_space, env.action_space)]
+    try:
+        if sizes is not None:
+            require_vectors(env)
+        if sizes is not None and found != [(size,) for size in sizes]:
+            raise InputError(
+                f"{task.env.id} has observations {found[0]} and actions {found[1]}, but the policy of task "
+                f"{task.name!r} has obs_dim={sizes[0]}, action_dim={sizes[1]}"
+            )
+    except InputError:
         env.close()
-        raise InputError(
-            f"{task.env.id} has observations {found[0]} and actions {found[1]}, but the policy of task "
-            f"{task.name!r} has obs_dim={sizes[0]}, action_dim={sizes[1]}"
-        )
+        raise
     return env
 
 

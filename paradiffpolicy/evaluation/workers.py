@@ -26,7 +26,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..environment import succeeded
+from ..environment import require_vectors, succeeded
 from ..errors import require_count
 from ..process import RemoteObject, end_all, pickled
 
@@ -114,6 +114,7 @@ class _Running:
         self.info: dict[str, Any] = {}
 
     def reset(self, seed: int) -> NDArray[Any]:
+        require_vectors(self.env)
         observation, self.info = self.env.reset(seed=seed)
         return np.array(observation)
 

@@ -65,6 +65,7 @@ class EnvRobot:
     ) -> None:
         self.env, self._clock, self._hold, self._success_key = env, clock, hold, success_key
         self._contract = contract
+        environment.require_vectors(env)
         self.control_hz = environment.control_rate(env, control_hz)
         self._drawn: dict[int, tuple[int, NDArray[np.uint8]]] = {}
         self.reset(seed)
