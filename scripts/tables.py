@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from scipy.special import stdtrit
 
 from paradiffpolicy.evaluation.episodes import Episode, Outcome, described, judged
@@ -131,6 +132,16 @@ def latency_ms(values: Report) -> str:
     return tail(values, 0) if "n" in values else f"{values['p50']:.0f} (n = {values['n_plans']})"
 
 
+PRESETS = yaml.safe_load((ROOT / "configs" / "samplers.yaml").read_text())["sampler"]
+
+
+def named(name: str, report: Report) -> str:
+    """A sampler's name, with the settings that it had in a report and that its preset no longer has."""
+    given, preset = report["samplers_config"][name], PRESETS.get(name, {})
+    changed = (f"{key}={value}" for key, value in given.items() if preset.get(key, value) != value)
+    return ", ".join((f"`{name}`", *changed))
+
+
 def n_seeds(report: Report) -> int:
     return int(report["seeds"][1] - report["seeds"][0] + 1)
 
@@ -158,7 +169,7 @@ def summary(report: Report, latency: Report) -> Rows:
     for name in names:
         values = report["samplers"][name]
         yield {
-            "sampler": f"`{name}`",
+            "sampler": named(name, report),
             f"score ± s.e., n = {n}": score(values),
             f"success [95 %], n = {n}": success(values),
             "iterations per plan": f"{values['iterations_per_plan']['mean']:.1f}",
@@ -199,7 +210,7 @@ def samplers(report: Report) -> Rows:
     for name, how in HOW.items():
         values = report["samplers"][name]
         yield {
-            "sampler": f"`{name}`",
+            "sampler": named(name, report),
             "what it is": how,
             "score ± s.e.": score(values),
             "success [95 %]": success(values),
@@ -291,10 +302,15 @@ def rti_200_seeds(report: Report) -> Rows:
 @table("docs/reports/stopping.json")
 def stopping(report: Report) -> Rows:
     for row in report["rows"]:
+        errors = row["error"], row["worst_error"]
         yield {
-            "driver": row["driver"],
+            "solver": f"`{row['solver']}`, {row['n_steps']} steps",
+            "driver": report["drivers"][row["driver"]],
             "iterations": f"{row['iterations']:.1f}",
-            "error to the sequential plan, pixels": number(row["error_px"]) or "another sample",
+            "NFE": f"{row['nfe']:.0f}",
+            f"error to the sequential plan, px: median / worst of {report['windows']}": (
+                "another sample" if row["driver"] == "speculative" else slashed(errors, ".2g")
+            ),
         }
 
 
@@ -496,6 +512,7 @@ def robosuite(*reports: Report) -> Rows:
     rows = {
         (task_n(report), name): values for report in reports for name, values in report["samplers"].items()
     }
+    names = {(task_n(report), name): named(name, report) for report in reports for name in report["samplers"]}
     pairs = {key: (values, rows[key[0], "ddpm"]) for key, values in rows.items() if key[1] != "ddpm"}
     found = compared(pairs, MARGINS["success"])
     for (task, name), values in rows.items():
@@ -503,7 +520,7 @@ def robosuite(*reports: Report) -> Rows:
         verdicts = both(found.get((task, name)), "`ddpm`")
         yield {
             "task": task,
-            "sampler": f"`{name}`",
+            "sampler": names[task, name],
             "success [95 %]": success(values),
             "iterations": f"{values['iterations_per_plan']['mean']:.1f}",
             "NFE": f"{values['nfe_per_plan']['mean']:.0f}",

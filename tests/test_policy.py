@@ -18,6 +18,7 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.networks import NETWORKS, build_network, usable_device
 from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.policy import Policy, spec_sampler, spec_schedule
+from paradiffpolicy.presets import preset
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.task import Contract, ObservationField
 from paradiffpolicy.types import Plan, PolicySpec
@@ -171,6 +172,19 @@ def test_seeds_stand_for_generators():
 
 
 # -------------------------------------------------------------------------------- parts of one's own
+
+
+def test_the_preset_of_paraddpm_gives_the_references_plans():
+    """To a tenth of a pixel; a tolerance of 0.05 is a pixel off."""
+    policy = shipped_policy("pusht_keypoints")
+    draw = torch.empty(3, 2, 20).uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(0))
+    windows = policy.observation_normalizer.unnormalize(draw)
+    reference, plan = (
+        policy.with_sampler(spec_sampler(policy.spec, **preset(name))).plan(windows, generator=0)
+        for name in ("ddpm", "paraddpm")
+    )
+    assert (plan.executed_actions - reference.executed_actions).abs().max() < 0.1
+    assert plan.solution.iterations.max() < 20
 
 
 class OwnNetwork(torch.nn.Module):

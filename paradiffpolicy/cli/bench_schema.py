@@ -171,9 +171,9 @@ class BenchSolversConfig(PolicyConfig):
     drivers: dict[str, dict[str, Any]] = setting(
         {
             "sequential": {"driver": "sequential"},
-            "picard": {"driver": "picard", "tolerance": 0.05},
+            "picard": {"driver": "picard", "tolerance": 0.002},
             "picard_published": {"driver": "picard_published", "tolerance": 0.1},
-            "anderson": {"driver": "anderson", "tolerance": 0.05},
+            "anderson": {"driver": "anderson", "tolerance": 0.002},
             "speculative": {"driver": "speculative"},
         },
         "drivers to compare; a window holds all nodes; speculative: for solvers with noise only",
