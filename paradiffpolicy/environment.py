@@ -58,6 +58,17 @@ def require_vectors(env: gymnasium.Env[Any, Any]) -> None:
             )
 
 
+def require_seed(seed: object) -> int:
+    """A seed that simulators take.
+
+    Raises:
+        InputError: it isn't a whole number from 0 to 2^32 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise InputError(f"{seed=} of an environment must be a whole number from 0 to 2^32 - 1")
+    return int(seed)
+
+
 def control_rate(env: gymnasium.Env[Any, Any], given: float | None = None) -> float:
     """Control steps per second.
 

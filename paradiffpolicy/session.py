@@ -54,7 +54,7 @@ class Session:
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise InputError(f"seed={seed!r} must be a whole number")
         self._history = History(self.policy.spec.n_obs_steps)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed % 2**64)
         self.last_plan: Plan | None = None
 
     def plan(self, observations: Any, executed: int | None = None) -> NDArray[np.float32]:

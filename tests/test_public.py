@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import importlib
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from paradiffpolicy.clock import VirtualClock
 from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.task import Contract, ObservationField, contract_size
+from paradiffpolicy.training.train import TrainSettings
 
 from .conftest import ROOT, tiny_checkpoint
 
@@ -144,6 +146,25 @@ def test_a_session_refuses_what_is_not_a_count_or_a_seed(policy):
         policy.session(seed="a")
     with pytest.raises(InvalidObservationError):
         session.plan(np.zeros((3, 19)))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70, 2.5, True])
+def test_seeds_that_a_simulator_or_training_doesnt_take_are_refused(policy, seed):
+    env = functools.partial(gymnasium.make, "paradiffpolicy/PushT-v0", obs_type="keypoints")
+    for use in (
+        lambda: rollout(policy, env, [seed], max_steps=1),
+        lambda: pdp.EnvRobot(env(), seed=seed, clock=VirtualClock()),
+        lambda: TrainSettings(n_steps=1, seed=seed),
+    ):
+        with pytest.raises(pdp.InputError, match=f"seed={seed}"):
+            use()
+
+
+@pytest.mark.parametrize("seed", [2**64, 2**70 + 3])
+def test_any_whole_number_seeds_noise(policy, seed):
+    actions = [policy.session(seed=each).plan(observations(1)) for each in (seed, seed % 2**64)]
+    np.testing.assert_array_equal(*actions)
+    pdp.Controller(policy, 10, generator=seed)
 
 
 class Parts(gymnasium.Env):

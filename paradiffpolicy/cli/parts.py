@@ -160,7 +160,7 @@ class TrainingConfig:
     learning_rate: float = setting(3e-4, "highest learning rate of AdamW", above=0, maximum=1000)
     warmup_steps: int = setting(500, "steps until the learning rate is at its highest", minimum=0)
     weight_decay: float = setting(1e-6, "weight decay of AdamW", minimum=0, maximum=1000)
-    seed: int = setting(0, "seed of weights, noise and order", minimum=0, maximum=2**63 - 1)
+    seed: int = setting(0, "seed of weights, noise and order", minimum=0, maximum=2**32 - 1)
     precision: str = setting(
         "auto",
         "arithmetic; auto: bfloat16 where the hardware multiplies it",

@@ -118,7 +118,7 @@ class Controller:
         if fallback is not None and not callable(fallback):
             raise InputError(f"{fallback=} must be a function of the last action and the faults")
         if isinstance(generator, int) and not isinstance(generator, bool):
-            generator = torch.Generator().manual_seed(generator)
+            generator = torch.Generator().manual_seed(generator % 2**64)
         if not isinstance(generator, torch.Generator):
             raise InputError(f"{generator=} must be a torch.Generator, or its seed: a whole number")
         if max_observation_age is None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from ..environment import require_seed
 from ..errors import require_count
 from ..history import History
 from ..policy import Policy
@@ -57,7 +58,7 @@ def rollout(
     """
     require_count(max_steps=max_steps)
     settings = EpisodeSettings(make_env, max_steps, keep_infos, picture, n_pictured, success_key)
-    episodes = [Episode(int(seed)) for seed in seeds]
+    episodes = [Episode(require_seed(seed)) for seed in seeds]
     with contextlib.closing(InlineWorkers()) as here:
         for group in in_groups(list(enumerate(episodes)), side_by_side):
             homes = here if workers is None else workers

@@ -72,7 +72,7 @@ class EnvRobot:
 
     def reset(self, seed: int) -> None:
         """Begins another episode, now."""
-        self._observation, self._info = self.env.reset(seed=seed)
+        self._observation, self._info = self.env.reset(seed=environment.require_seed(seed))
         self.info = self._info
         self.score = self.reward = math.nan
         self.success: bool | None = None

@@ -67,6 +67,8 @@ class TrainSettings:
             save_every=self.save_every,
         )
         require_positive(learning_rate=self.learning_rate)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise InputError(f"seed={self.seed} must be a whole number from 0 to 2^32 - 1")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"precision={self.precision} must be auto, float32 or bfloat16")
 
