@@ -328,15 +328,20 @@ def test_a_robot_that_was_started_again_has_another_clock(near, far, clock):
     tell(far, where(near), 0, 100.0)
     near.observe()
     assert near.observed_at == 0.0
-    for moment, known in ((0.05, False), (0.2, False), (0.25, True)):
-        clock.sleep_until(moment)
-        if known:
-            answer(far, where(near), 1, 7.25, session=5)
-        answer(far, where(near), 0, 100.2)  # late, of the one that is gone
-        tell(far, where(near), int(1000 * moment), 7 + moment, session=5)
-        near.observe()
-        near._say_hello()
-        assert near.observed_at == (pytest.approx(moment, abs=0.11) if known else None)
+    clock.sleep_until(0.1)
+    assert near.observe() is None  # says hello, which both robots answer
+    clock.sleep_until(0.2)
+    tell(far, where(near), 0, 7.2, session=5)
+    assert near.observe() is not None and near.observed_at is None
+    clock.sleep_until(0.3)
+    assert near.observe() is None
+    answer(far, where(near), 2, 7.3, session=5)
+    tell(far, where(near), 1, 7.3, session=5)
+    assert near.observe() is not None and near.observed_at == pytest.approx(0.3)
+    answer(far, where(near), 1, 100.1, session=1)  # late, of the one that is gone
+    clock.sleep_until(0.35)
+    tell(far, where(near), 2, 7.35, session=5)
+    assert near.observe() is not None and near.observed_at == pytest.approx(0.35)
 
 
 def test_a_sensor_that_sends_the_same_moment_again_has_not_measured(near, far, clock):
