@@ -933,6 +933,11 @@ def test_settings_are_checked():
             controller_on(clock, **options)
     with pytest.raises(InputError, match="isn't started"):
         controller_on(clock).tick(np.zeros(20))
+    with controller_on(clock) as controller:
+        with pytest.raises(InputError, match="origin=nan must be a moment"):
+            controller.reset(math.nan)
+        with pytest.raises(InputError, match=r"index=2\.5 must be a tick's number"):
+            controller.tick(np.zeros(20), 2.5)
     assert ticks_per_step(50, 10) == 5 and ticks_per_step(10, 2.5) == 4
 
 
@@ -953,6 +958,30 @@ def test_a_loop_that_waits_for_the_first_plan_acts_from_then_on():
             clock.advance(0.1)
     assert actions == [[0, 1 + k] for k in range(5)] and controller.record.faults() == {"plan_missing": 1}
     controller.wait_ready()  # at once
+
+
+def test_a_tick_does_not_wait_for_a_thread_that_waits_for_the_first_plan():
+    clock, waits, go_on = VirtualClock(), threading.Event(), threading.Event()
+
+    class Planner(DelayedPlanner):
+        def wait(self, timeout):
+            waits.set()
+            assert go_on.wait(10)
+            return super().wait(timeout)
+
+    def make(policy, generator, clock):
+        return Planner(lambda r: lambda: numbered(r.tick, r.session), clock, lambda: 0.2)
+
+    with controller_on(clock, planner=make) as controller:
+        controller.tick(np.zeros(20))
+        waiting = threading.Thread(target=controller.wait_ready)
+        waiting.start()
+        assert waits.wait(10)
+        clock.advance(0.1)
+        assert controller.tick(np.zeros(20)) is None
+        go_on.set()
+        waiting.join()
+        assert controller.tick(np.zeros(20)).tolist() == [0, 1]
 
 
 def test_a_first_plan_that_is_rejected_is_not_ready():

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..clock import Clock, MonotonicClock
-from ..errors import InputError, require_count, require_positive
+from ..errors import InputError, is_number, require_count, require_positive
 from ..history import History
 from ..planning import PLANNERS
 from ..planning.blending import BLENDINGS, Blending, Grid
@@ -166,20 +166,19 @@ class Controller:
         Raises:
             InputError: no plan was asked for, none came within ``timeout`` seconds, or the plan was rejected.
         """
-        with self._lock:
-            if self._had_plan:
-                return
-            if not self._watchdog.waiting:
-                raise InputError("no plan was asked for: call tick with a good observation first")
-            deadline = self.clock.now() + timeout
-            while not self._had_plan:
-                answered = self._planner.wait(max(0.0, deadline - self.clock.now()))
+        deadline, answered = self.clock.now() + timeout, True
+        while True:
+            with self._lock:
+                if not self._had_plan and not self._watchdog.waiting:
+                    raise InputError("no plan was asked for: call tick with a good observation first")
                 now = self.clock.now()
-                faults = self._take_plan(self._index_at(now), now)
-                if faults:
+                if not self._had_plan and (faults := self._take_plan(self._index_at(now), now)):
                     raise InputError(f"not ready: {self._in_words(faults)}")
-                if not self._had_plan and (not answered or now >= deadline):
-                    raise InputError(f"not ready: no plan came within {timeout:g} s")
+                if self._had_plan:
+                    return
+            if not answered or now >= deadline:
+                raise InputError(f"not ready: no plan came within {timeout:g} s")
+            answered = self._planner.wait(deadline - now)  # other threads may tick meanwhile
 
     def stop(self) -> None:
         """Ends the planner."""
@@ -199,9 +198,10 @@ class Controller:
         Args:
             origin: the moment of tick 0, in the clock's seconds; None: the next call of ``tick``.
         """
+        if origin is not None and not is_number(origin):
+            raise InputError(f"{origin=} must be a moment in the clock's seconds")
         with self._lock:
-            self._session += 1
-            self._origin = origin
+            self._session, self._origin = self._session + 1, origin
             self._history.clear()
             self._blender.clear()
             self._watchdog.reset()
@@ -259,6 +259,8 @@ class Controller:
             self._origin = now
         if index is None:  # the caller may be a little early or late
             index = self._index_at(now, early=0.5)
+        elif not isinstance(index, int | np.integer):
+            raise InputError(f"{index=} must be a tick's number")
         self._index = max(self._index, index)
         self._go_on(self._index)
         observation, faults = self._watchdog.check_observation(observation, now, time)

@@ -44,7 +44,7 @@ FAULTS: dict[Fault, str] = {
     Fault.OBSERVATION_SHAPE: "an observation of the wrong shape",
     Fault.OBSERVATION_NOT_FINITE: "an observation with NaN or infinity",
     Fault.OBSERVATION_STALE: "the last good observation is too old",
-    Fault.PLAN_REFUSED: "a plan with NaN, infinity or beyond the limits",
+    Fault.PLAN_REFUSED: "a plan with NaN, infinity or beyond the limits, or none",
     Fault.PLAN_LATE: "no plan that is recent enough",
     Fault.PLANNER_DEAD: "the planner had died, and is restarted",
     Fault.PLANNER_HUNG: "the planner didn't answer, and is restarted",
