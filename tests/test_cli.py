@@ -603,6 +603,29 @@ def test_serve_refuses(capsys, checkpoint, overrides, message):
     refused(capsys, message, "serve", checkpoint, "capture=eager", "max_batch=1", "port=0", *overrides)
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("bench control", "out"),
+        ("bench solvers", "out"),
+        ("collect", "out"),
+        ("train", "run"),
+        ("run", "video"),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_begins(capsys, tmp_path, command, name):
+    """One line, and no progress bar before it."""
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "x.mp4"
+    code, out, err = run(capsys, *command.split(), f"{name}={place}")
+    assert code == 2 and not out and err.count("\n") == 1
+    assert err.startswith(f"paradiffpolicy: {name}={place}") and "can't be written (Not a directory)" in err
+
+
+def test_a_folder_isnt_a_file(capsys, tmp_path):
+    refused(capsys, f"out={tmp_path} is a folder: name a file", "bench", "latency", f"out={tmp_path}")
+
+
 def test_a_port_in_use_is_refused(capsys, checkpoint):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

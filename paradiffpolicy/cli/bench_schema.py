@@ -19,7 +19,7 @@ from .parts import (
     sampler_setting,
     seed_setting,
 )
-from .settings import lazily, path_setting, setting
+from .settings import lazily, out_setting, setting
 
 SOLVERS = lazily("sampling.solvers", "SOLVERS")
 SPACINGS = lazily("sampling.spacing", "SPACINGS")
@@ -182,7 +182,7 @@ class BenchSolversConfig(PolicyConfig):
     )
     first_seed: int = seed_setting("seed of the episode whose observations are planned from")
     windows: int = setting(4, "observations per row", minimum=1)
-    out: str = path_setting("outputs/bench/solvers", "folder of solvers.json and solvers.png")
+    out: str = out_setting("outputs/bench/solvers", "folder of solvers.json and solvers.png")
 
 
 @dataclass

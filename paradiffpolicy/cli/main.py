@@ -27,6 +27,7 @@ from .info import info
 from .run import StoppedError, run
 from .schema import SCHEMAS
 from .serve import serve
+from .settings import require_outputs
 from .train import train
 
 COMMANDS: dict[str, Callable[[Any], None]] = {
@@ -155,5 +156,6 @@ def dispatch(argv: list[str]) -> int:
         words[WORDS[name]] = [word for word in overrides if "=" not in word or Path(word).exists()]
         overrides = [word for word in overrides if word not in words[WORDS[name]]]
     with one_of_several(compose(name, overrides, **words)) as cfg:
+        require_outputs(cfg)
         COMMANDS[name](cfg)
     return 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..registry import Registry
-from .settings import among, lazily, path_setting, setting
+from .settings import among, lazily, out_setting, path_setting, setting
 
 AUGMENTATIONS = lazily("cli.building", "AUGMENTATIONS")
 BACKENDS = lazily("sampling.capture.backends", "BACKENDS")
@@ -57,7 +57,7 @@ def replan_setting(default: int | None = None) -> Any:
 
 def json_setting() -> Any:
     """Where a benchmark's numbers go."""
-    return path_setting(None, "a JSON file; null: only printed")
+    return out_setting(None, "a JSON file; null: only printed", writes="file")
 
 
 # --------------------------------------------------------------------------------------------- tasks

@@ -40,7 +40,6 @@ def run(cfg: RunConfig) -> None:
     blending, sink, shown = named_blending(cfg.blending), view_sink(cfg.view), shown_seconds(cfg)
     folder = Path(cfg.out or f"outputs/run/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
     files = {name: Path(path) for name, path in (("record", cfg.record), ("video", cfg.video)) if path}
-    require_writable(**files)
     clock = MonotonicClock()
     policy = timed_policy(cfg, clock)
     rate_hz = policy.spec.control_hz if cfg.rate_hz is None else cfg.rate_hz

@@ -36,7 +36,7 @@ from .parts import (
     seed_setting,
     workers_setting,
 )
-from .settings import among, lazily, path_setting, setting
+from .settings import among, lazily, out_setting, path_setting, setting
 
 
 @dataclass
@@ -131,10 +131,8 @@ class TrainConfig(SamplersConfig, MachineConfig, TaskedConfig):
         choices=AUGMENTATIONS,
     )
     init: str | None = path_setting(None, "a checkpoint to start from; null: new weights")
-    run: str = path_setting(
-        "outputs/train/${task.name}", "folder for resuming, curves, the newest checkpoint"
-    )
-    checkpoint: str | None = path_setting(None, "a second place for the finished checkpoint")
+    run: str = out_setting("outputs/train/${task.name}", "folder for resuming, curves, the newest checkpoint")
+    checkpoint: str | None = out_setting(None, "a second place for the finished checkpoint")
     policy: NetworkConfig = setting(NetworkConfig, "the policy that is trained")
     training: TrainingConfig = setting(TrainingConfig, "optimization")
     evaluation: TrainEvaluationConfig = setting(TrainEvaluationConfig, "closed-loop evaluation")
@@ -181,7 +179,7 @@ class EvaluateConfig(PolicyConfig):
         choices=among("unlimited", "realtime"),
     )
     realtime: RealtimeConfig = setting(RealtimeConfig, "for mode=realtime")
-    out: str | None = path_setting(None, "folder of the report; null: outputs/evaluate/TASK/DATE-TIME")
+    out: str | None = out_setting(None, "folder of the report; null: outputs/evaluate/TASK/DATE-TIME")
 
 
 @dataclass
@@ -233,15 +231,15 @@ class RunConfig(PolicyConfig):
     view: str | None = path_setting(
         None, "rerun: opens the viewer; PATH.rrd: saves; or rerun+http://HOST:PORT/proxy"
     )
-    record: str | None = path_setting(
+    record: str | None = out_setting(
         None, "a .zarr store that the run is appended to, as train reads them", ".zarr"
     )
-    video: str | None = path_setting(None, "writes a video, PATH.mp4", ".mp4")
+    video: str | None = out_setting(None, "writes a video, PATH.mp4", ".mp4", writes="file")
     picture_size: int = setting(256, "pixels of pictures in the view and in the video", minimum=1)
     timeline: list[float] | None = setting(
         None, "[from, to] seconds that timeline.png shows; null: the first few plans", minimum=0
     )
-    out: str | None = path_setting(None, "folder of the report; null: outputs/run/TASK/DATE-TIME")
+    out: str | None = out_setting(None, "folder of the report; null: outputs/run/TASK/DATE-TIME")
     scheduling: SchedulingConfig = setting(SchedulingConfig, "of the loop's thread")
 
 
@@ -265,7 +263,7 @@ class CollectConfig(PolicyConfig):
         "scripted: the task's expert in place of the policy; its failures are left out",
         choices=among("scripted"),
     )
-    out: str = path_setting("outputs/collect/${task.name}.zarr", "dataset that is made, or appended to")
+    out: str = out_setting("outputs/collect/${task.name}.zarr", "dataset that is made, or appended to")
     episodes: int = setting(50, "episodes to collect", minimum=1)
     first_seed: int | None = seed_setting(
         "seed of the first episode; null: goes on after the store's last episode", None

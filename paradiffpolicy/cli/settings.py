@@ -13,9 +13,11 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import LARGEST, InputError, is_number, nearest
+from ..files import require_writable
 from ..registry import Registry
 
 Choices = Callable[[Any], "Mapping[str, Any] | tuple[str, ...]"]
@@ -36,6 +38,7 @@ class Rule:
         some: whether a list, or names and values, must hold something.
         suffixes: what a path may end in; empty: anything.
         path: whether text names a file or folder, where ``~/`` is the home folder.
+        writes: "file" or "folder", if the command writes there.
         named: whether a name alone stands for ``{name: NAME}``.
         check: raises ``InputError`` unless it is such a text, or names and values fit together.
     """
@@ -49,6 +52,7 @@ class Rule:
     some: bool = False
     suffixes: tuple[str, ...] = ()
     path: bool = False
+    writes: str = ""
     named: bool = False
     check: Callable[[Any], object] | None = None
 
@@ -78,9 +82,14 @@ def setting(default: Any, text: str, **rule: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def path_setting(default: str | None, text: str, *suffixes: str) -> Any:
-    """A file or folder."""
-    return setting(default, text, path=True, suffixes=suffixes)
+def path_setting(default: str | None, text: str) -> Any:
+    """A file or folder that the command reads."""
+    return setting(default, text, path=True)
+
+
+def out_setting(default: str | None, text: str, *suffixes: str, writes: str = "folder") -> Any:
+    """A file or folder that the command writes."""
+    return setting(default, text, path=True, suffixes=suffixes, writes=writes)
 
 
 def lazily(module: str, name: str) -> Any:
@@ -263,6 +272,16 @@ def build(cls: type, values: Any, prefix: str = "", config: Any = None) -> Any:
 def check(config: Any) -> None:
     """Raises ``InputError`` unless every setting is one of its choices and within its bounds."""
     build(type(config), config, config=config)
+
+
+def require_outputs(config: Any) -> None:
+    """Raises ``InputError`` if the command couldn't write to a place that a setting names."""
+    for each in settings_of(config):
+        if each.rule.writes and each.value is not None:
+            path = Path(each.value)
+            if each.rule.writes == "file" and path.is_dir():
+                raise InputError(f"{each.name}={path} is a folder: name a file")
+            require_writable(**{each.name: path / "content" if each.rule.writes == "folder" else path})
 
 
 def declared(hint: Any, name: str, rule: Rule | None = None) -> Setting | None:
