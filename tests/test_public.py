@@ -17,6 +17,7 @@ from gymnasium import spaces
 import paradiffpolicy as pdp
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.clock import VirtualClock
+from paradiffpolicy.environment import make_env
 from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.task import Contract, ObservationField, contract_size
@@ -186,6 +187,12 @@ def test_dicts_as_observations_are_refused_with_their_names(policy, tmp_path, ca
     for command in (["run", "planner=inline"], ["evaluate", "videos=0"], ["collect"]):
         assert main([*command, *words, f"out={tmp_path}/out.zarr"]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_whatever_an_environment_raises_when_it_is_made_is_one_line():
+    gymnasium.register("Broken-v0", lambda sizes: sizes["arm"])
+    with pytest.raises(pdp.InputError, match="Broken-v0 can't be made: KeyError: 'arm'"):
+        make_env("Broken-v0", sizes={})
 
 
 def test_a_contract_survives_its_file(tmp_path):
