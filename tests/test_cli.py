@@ -655,6 +655,21 @@ def test_processes_are_only_those_that_torchrun_starts(capsys, monkeypatch, chec
     refused(capsys, "unknown task 'nix'", "info", "task=nix")
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("9 GB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=repr
+)
+def test_a_lack_of_memory_is_one_line(capsys, monkeypatch, error):
+    def fails(config):
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "info", fails)
+    refused(capsys, f"the memory isn't there ({error}): smaller sizes", "info")
+    error.args = ("another reason",)
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError, match="another reason"):
+            main(["info"])
+
+
 def test_unknown_commands_are_named(capsys):
     code, _, err = run(capsys, "bench", "solver")
     assert code == 2 and "did you mean 'bench solvers'" in err

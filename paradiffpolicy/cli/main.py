@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import InputError, nearest
+from ..errors import InputError, first_line, nearest
 from .bench import bench_control, bench_envs, bench_latency, bench_serve, bench_soak, bench_solvers
 from .building import choose_device
 from .collect import collect
@@ -131,6 +132,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # as of '--help | head'
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  nothing fails at exit
         return 0
+    except (MemoryError, RuntimeError) as error:  # PyTorch's and pygame's lack of memory is a RuntimeError
+        line = first_line(error)
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate", line, re.I):
+            raise
+        print(f"paradiffpolicy: the memory isn't there ({line[:200]}): smaller sizes", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("paradiffpolicy: interrupted", file=sys.stderr)
         return 130

@@ -172,7 +172,7 @@ class EvaluateConfig(PolicyConfig):
     latency_plans: int = setting(20, "timed plans per sampler, for one robot; 0: none", minimum=0)
     paced_ticks: int = setting(40, "control ticks on the real clock; 0: none", minimum=0)
     videos: int = setting(4, "episodes per video; 0: none", minimum=0)
-    video_size: int = setting(192, "pixels of an episode's picture", minimum=1)
+    video_size: int = setting(192, "pixels of an episode's picture", minimum=1, maximum=4096)
     mode: str = setting(
         "unlimited",
         "unlimited: the simulation waits for every plan; realtime: it doesn't",
@@ -235,7 +235,9 @@ class RunConfig(PolicyConfig):
         None, "a .zarr store that the run is appended to, as train reads them", ".zarr"
     )
     video: str | None = out_setting(None, "writes a video, PATH.mp4", ".mp4", writes="file")
-    picture_size: int = setting(256, "pixels of pictures in the view and in the video", minimum=1)
+    picture_size: int = setting(
+        256, "pixels of pictures in the view and in the video", minimum=1, maximum=4096
+    )
     timeline: list[float] | None = setting(
         None, "[from, to] seconds that timeline.png shows; null: the first few plans", minimum=0
     )

@@ -54,9 +54,7 @@ class ServerSettings:
                 raise InputError(f"{name}={value} must be a whole number from 0 to {high}")
         key = self.api_key
         if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable() and key):
-            raise InputError(
-                "api_key must be printable ASCII text: quote a number, as 'api_key=\"123\"'; null: no key"
-            )
+            raise InputError("api_key must be printable ASCII text; null: no key")
         if (self.certificate is None) != (self.private_key is None):
             raise InputError("certificate and private_key go together: give both, or neither")
 
