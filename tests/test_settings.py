@@ -219,3 +219,10 @@ def test_what_isnt_text_isnt_a_path():
             continue
         with pytest.raises(InputError, match=f"^{name}="):
             compose(command, [override])
+
+
+def test_entries_of_a_list_may_have_any_letter_too():
+    for text in ("höhe,weite", "[höhe,weite]"):
+        assert given("convert", "obs_keys", text) == ["höhe", "weite"]
+    with pytest.raises(InputError, match=re.escape("unknown sampler '[ddim'")):
+        given("evaluate", "samplers", "[ddim")

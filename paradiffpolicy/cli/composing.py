@@ -97,11 +97,15 @@ def given_value(setting: Setting | None, text: str) -> Any:
         return parsed(text)
     if setting.is_text:
         return text[1:-1] if len(text) > 1 and text[0] == text[-1] in "'\"" else text
-    if setting.is_list and not text.startswith(("[", "${")):
-        return [text] if setting.rule.path else parsed(f"[{text}]")
+    if setting.is_list and not text.startswith("${"):
+        listed = text.startswith("[") and text.endswith("]")
+        if not listed and setting.rule.path:
+            return [text]
+        value = parsed(text if listed else f"[{text}]")
+        if isinstance(value, list):
+            return value
+        return [text] if setting.rule.path else text.strip("[]" * listed).split(",")
     value = parsed(text)
-    if setting.rule.path and value == text:  # a bracket is a name's first letter
-        return [text]
     return {"name": value} if setting.is_named and isinstance(value, str) else value
 
 
