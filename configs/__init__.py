@@ -1,1 +1,1 @@
-"""Hydra configs: one file per command, and the groups ``task`` and ``sampler``."""
+"""The samplers, and a file per task."""
