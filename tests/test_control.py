@@ -564,7 +564,7 @@ def test_numbers_that_do_not_change_are_believed_for_as_long_as_is_said():
         assert frozen.nonzero()[0].tolist() == found
 
 
-@pytest.mark.parametrize("time", [1.7e9, 0.25, math.nan, math.inf, "now", 1j])
+@pytest.mark.parametrize("time", [1.7e9, 0.25, math.nan, math.inf, -math.inf, 10**400, "now", 1j, [0.1]])
 def test_an_observation_of_a_moment_that_can_not_be_is_refused(time):
     """A clock's that isn't the controller's, above all.  One a little ahead is of now."""
     clock, asked = VirtualClock(), []
@@ -661,6 +661,13 @@ def test_a_fallbacks_action_is_checked_as_a_plans(given):
     assert actions == [[0, 1], [0, 2], None, None]
     assert controller.record.faults() == {"plan_late": 2, "fallback_refused": 2}
     assert "it gave" in controller._in_words(Fault.FALLBACK_REFUSED)
+
+
+def test_limits_may_be_any_two_vectors_and_are_the_controllers_own():
+    for limits in (np.array([[0.0, 0.0], [9.0, 1.0]]), [[0, 0], [9, 1]], ((0, 0), np.array([9, 1]))):
+        watchdog = controller_on(VirtualClock(), limits=limits)._watchdog
+        limits[1][1] = 5
+        assert watchdog.is_within([9, 1]) and not watchdog.is_within([0, 2])
 
 
 def test_infinite_limits_bar_infinity():

@@ -459,7 +459,7 @@ def pass_time(clock, arm, until):
 def test_hello_is_answered_at_once_and_then_every_period(cart, driver, clock):
     arm = cart()
     pass_time(clock, arm, 0.055)
-    assert arm.traffic.errors == {} and arm.dropped == 0  # nobody to send to
+    assert arm.traffic.errors == {} and arm.dropped == 0  # there is no client yet
     robot = driver(arm)
     assert arm.pump() == pytest.approx(0.06)
     assert robot.observe().tolist() == [0, 5] and robot.observed == pytest.approx(0.055)

@@ -17,7 +17,6 @@ from .record import Fault
 Limits = tuple[NDArray[Any], NDArray[Any]]
 """``(low, high)``, each ``[A]``."""
 
-
 AHEAD = 0.1
 """Seconds by which a measurement's time may be ahead of the clock, and means now; more is another clock's."""
 
@@ -30,7 +29,8 @@ def checked_limits(limits: Limits | None, action_dim: int) -> Limits:
     """
     most = np.full(action_dim, sys.float_info.max)
     try:
-        low, high = (np.array(bound, dtype=np.float64) for bound in limits or (-most, most))
+        given = (-most, most) if limits is None else limits
+        low, high = (np.array(bound, dtype=np.float64) for bound in given)
         fit = low.shape == high.shape == (action_dim,) and bool((low <= high).all())
     except (TypeError, ValueError):
         fit = False
@@ -113,15 +113,19 @@ class Watchdog:
             return observation, Fault.OBSERVATION_NOT_FINITE
         return observation, self._check_time(observation, now, time)
 
-    def _check_time(self, observation: NDArray[np.float64], now: float, time: object) -> Fault:
+    def _check_time(self, observation: NDArray[np.float64], now: float, time: Any) -> Fault:
         measured, detail = now, ""
         if time is not None:
-            if not isinstance(time, int | float | np.integer | np.floating) or not time <= now + AHEAD:
+            try:
+                stamp = float(time)
+            except (TypeError, ValueError, OverflowError):
+                stamp = math.nan
+            if not -math.inf < stamp <= now + AHEAD:
                 self.details[Fault.OBSERVATION_TIME] = f"{time} s, where the clock says {now:.3f} s"
                 return Fault.OBSERVATION_TIME
-            measured, before, self._stamp = min(float(time), now), self._stamp, float(time)
-            if self._stamp <= before:
-                detail = f"of {self._stamp:.3f} s, where the last one was of {before:.3f} s"
+            if stamp <= self._stamp:
+                detail = f"of {stamp:.3f} s, where the last one was of {self._stamp:.3f} s"
+            measured, self._stamp = min(stamp, now), stamp
         if self._frozen_after is not None and not detail:
             since, last = self._unchanged
             if last is None or not np.array_equal(observation, last):
