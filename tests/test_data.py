@@ -118,11 +118,11 @@ def test_an_append_interrupted_anywhere_leaves_earlier_episodes():
 
 
 def test_killed_writers_lose_nothing():
-    """A short run of the script, in a process of its own: it forks."""
-    command = [sys.executable, ROOT / "scripts" / "kills.py", "4"]
+    """A short run of the script, in a process of its own: it forks.  Of training: ``test_training``."""
+    command = [sys.executable, ROOT / "scripts" / "kills.py", "4", "0", "collect", "convert"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert "4 kills" in done.stdout and "none lost" in done.stdout
+    assert done.stdout.count("4 kills") == 2 and "none lost" in done.stdout
 
 
 def test_fingerprints_tell_data_apart(tmp_path, toy_store):

@@ -239,6 +239,24 @@ def test_a_finished_run_is_not_evaluated_twice(toy_store, tmp_path):
     assert len(calls) == 1
 
 
+def test_an_evaluation_that_was_cut_off_is_done_when_the_run_goes_on(uninterrupted, tmp_path):
+    store, _ = uninterrupted
+    settings, steps = replace(SETTINGS, evaluate_every=6), []
+
+    def evaluate(checkpoint: Checkpoint) -> dict[str, float]:
+        steps.append(checkpoint.info["training"]["step"])
+        if len(steps) == 1:
+            raise KeyboardInterrupt
+        return {"score": 1.0}
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(toy_data(store), SMALL, settings, tmp_path, evaluate=evaluate).run(progress=False)
+    run = Trainer(toy_data(store), SMALL, settings, tmp_path, evaluate=evaluate)
+    assert run.step == 6
+    run.run(progress=False)
+    assert steps == [6, 6, 12] and [score["step"] for score in run.scores] == [6, 12]
+
+
 def test_the_seed_decides(toy_store, tmp_path):
     ends = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

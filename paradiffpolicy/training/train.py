@@ -173,21 +173,18 @@ class Trainer:
             ScalarFile(self.folder / "tensorboard", self.step) as scalars,
             tqdm(**steps, disable=not progress, dynamic_ncols=True) as bar,
         ):
+            self._evaluate(scalars)  # a run may have been killed between a save and its evaluation
             started = time.monotonic()
             while self.step < until:
                 self.losses.append(self.update())
                 bar.update()
                 if self.step % settings.log_every == 0 or self.step == n_steps:
                     bar.set_postfix(loss=f"{self._log(scalars):.4f}")
-                due = settings.evaluate_every and self.step % settings.evaluate_every == 0
-                if due or self.step % settings.save_every == 0 or self.step == until:
+                if self._evaluation_is_due or self.step % settings.save_every == 0 or self.step == until:
                     self.seconds += time.monotonic() - started
                     self._save()
-                    if due:
-                        self._evaluate(scalars)
+                    self._evaluate(scalars)
                     started = time.monotonic()
-            if self.step == n_steps:
-                self._evaluate(scalars)
         return self.checkpoint()
 
     def _log(self, scalars: ScalarFile) -> float:
@@ -216,9 +213,16 @@ class Trainer:
         kept = f"what {self.folder} last saved is kept: resume it" if saved else "train"
         raise InputError(f"{reason} at step {self.step}: {kept} with a training.learning_rate below {rate}")
 
+    @property
+    def _evaluation_is_due(self) -> bool:
+        """Whether this step is one after which the policy is evaluated, and it wasn't yet."""
+        every, known = self.settings.evaluate_every, any(score["step"] == self.step for score in self.scores)
+        wanted = self.step == self.settings.n_steps or (every and self.step and self.step % every == 0)
+        return bool(self.evaluate and wanted and not known)
+
     def _evaluate(self, scalars: ScalarFile) -> None:
-        """Evaluates the checkpoint on disk, at most once per step."""
-        if self.evaluate is None or any(score["step"] == self.step for score in self.scores):
+        """Evaluates the checkpoint on disk, if it is due."""
+        if self.evaluate is None or not self._evaluation_is_due:
             return
         self.checkpoint().save(self.folder / "checkpoint")
         score = self.evaluate(Checkpoint.load(self.folder / "checkpoint"))
