@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from paradiffpolicy.environment import succeeded
+
 IDS = sorted(name for name in gymnasium.registry if name.startswith("paradiffpolicy/"))
 N_STEPS = 8
 
@@ -124,4 +126,5 @@ def test_holding_holds(env):
 def test_its_rate_and_its_infos_are_known(env):
     _, info = env.reset(seed=0)
     assert env.unwrapped.control_hz == env.unwrapped.metadata["render_fps"] > 0
-    assert all(isinstance(value, np.ndarray | float) for value in info.values())
+    assert all(isinstance(value, np.ndarray | float | bool) for value in info.values())
+    assert succeeded(False, info) is False  # it says so, rather than nothing

@@ -106,7 +106,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     ``reset(seed=s)`` draws a start that depends on the seed alone;
     ``reset(options={"snapshot": Snapshot})`` goes back to ``save()``'s, exactly;
     ``reset(options={"model": MJCF, "states": [...]})`` to a state that robomimic recorded.
-    ``info`` has what demonstrations record: the observation's parts by name, and ``states``.
+    ``info`` has what demonstrations record, the observation's parts by name and ``states``; and ``success``.
 
     Raises:
         MissingRobosuiteError: robosuite isn't installed.
@@ -177,8 +177,8 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
             raise ValueError(f"action must be {len(self._bound)} finite numbers, got {action}")
         self._grippers = action.reshape(self._n_arms, -1)[:, -1].clip(-1, 1)
         self.simulation.step(self.command(action))
-        success, info = self.simulation.success, self._info()
-        return self._observe(info), float(success), success, False, info
+        info = self._info()
+        return self._observe(info), float(info["success"]), info["success"], False, info
 
     def save(self) -> Snapshot:
         """The whole state, for ``reset(options={"snapshot": ...})``."""
@@ -213,8 +213,9 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         return pose_action(arms.reshape(-1))
 
     def _info(self) -> dict[str, Any]:
-        seen = self.simulation.observations()
-        return {**{key: seen[key] for key in self._keys}, "states": self.simulation.states}
+        seen, simulation = self.simulation.observations(), self.simulation
+        parts = {key: seen[key] for key in self._keys}
+        return {**parts, "states": simulation.states, "success": simulation.success}
 
     def _draw(self, view: str | View, size: int) -> NDArray[np.uint8]:
         simulation = self.simulation
