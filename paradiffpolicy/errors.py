@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeGuard
@@ -52,6 +53,17 @@ def is_number(value: object) -> TypeGuard[int | float]:
 def require_positive(**values: float) -> None:
     """Raises ``InputError`` that names the first value that is not a number above zero."""
     _require(int | float, "a number above 0", values)
+
+
+def require_within(low: int, high: int, **values: Any) -> None:
+    """Raises ``InputError`` that names the first value that is not a whole number within bounds."""
+    for name, value in values.items():
+        try:
+            fits = not isinstance(value, bool) and low <= operator.index(value) <= high
+        except TypeError:
+            fits = False
+        if not fits:
+            raise InputError(f"{name}={value!r} must be a whole number from {low} to {high}")
 
 
 def require_count(**values: int) -> None:

@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint
 from .data.normalizer import Normalizer
 from .diffusion.denoiser import Clip, Denoiser, DynamicThreshold, Threshold, prediction_of, unbounded
 from .diffusion.schedule import NoiseSchedule
-from .errors import InputError
+from .errors import InputError, require_within
 from .models.networks import build_network, check_network, check_weights, usable_device
 from .models.precision import Model
 from .models.unet1d import ConditionalUnet1D
@@ -308,11 +308,14 @@ class Policy:
         Raises:
             InvalidObservationError: the window has the wrong shape, or NaN or infinity in it.
             InvalidPlanError: the plan has.
-            InputError: the number of generators, ``previous`` or ``committed`` doesn't fit the batch.
+            InputError: the number of generators, ``previous`` or ``committed`` doesn't fit the batch, or
+                ``executed_steps`` isn't a whole number from 0 to T.
         """
         spec = self.spec
         window = self.checked(observation)
         generators = generators_for(generator, len(window), "observation windows")
+        executed_steps = spec.n_action_steps if executed_steps is None else executed_steps
+        require_within(0, spec.horizon, executed_steps=executed_steps)
         if previous is not None and previous.actions.shape[0] != len(window):
             raise InputError(f"{len(window)} observation windows, but {len(previous.actions)} previous plans")
         inputs = self._inputs(window, committed)
@@ -320,7 +323,7 @@ class Policy:
             self.sampler.tableau,
             (spec.horizon, spec.action_dim),
             None if previous is None else previous.solution,
-            spec.n_action_steps if executed_steps is None else executed_steps,
+            int(executed_steps),
             generators,
         )
         solution = self.executor.run(inputs, noise.to(self.device), guess)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import pickle
+import resource
 import select
 import signal
 import subprocess
@@ -26,13 +28,15 @@ from paradiffpolicy.control.record import Fault
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.planning.anytime import Anytime
+from paradiffpolicy.planning.backoff import BackOff
 from paradiffpolicy.planning.blending import RealTimeChunking
 from paradiffpolicy.planning.inline import InlinePlanner
-from paradiffpolicy.planning.process import Channel, ProcessPlanner
+from paradiffpolicy.planning.process import Channel, ProcessPlanner, recall, remember
 from paradiffpolicy.planning.request import PlanMaker, PlanReply, PlanRequest
 from paradiffpolicy.planning.slot import HEAD, Slot
 from paradiffpolicy.planning.thread import ThreadPlanner
-from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.policy import InvalidPlanError, Policy, spec_schedule
+from paradiffpolicy.process import ChildProcess, Connection
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.types import Committed
 
@@ -126,9 +130,16 @@ class Driven:
     """A controller on a virtual clock, with a planner in a process that really runs."""
 
     def __init__(self):
-        self.clock = VirtualClock()
+        self.clock, self.pickled = VirtualClock(), 0
+        policy = tiny_policy(**REALTIME)
+
+        def counted():
+            self.pickled += 1
+            return Policy.__getstate__(policy)
+
+        vars(policy)["__getstate__"] = counted
         self.controller = Controller(
-            tiny_policy(**REALTIME),
+            policy,
             10,
             planner=ProcessPlanner,
             blending=RealTimeChunking,
@@ -155,6 +166,9 @@ class Driven:
     def kill(self):
         os.kill(self.planner.pid, signal.SIGKILL)
         self.planner._child.join(60)
+
+    def iterations(self):
+        return self.controller.record.plans["iterations"].tolist()
 
     def until_restarted(self):
         self.planner._restarting.join(60)
@@ -189,6 +203,8 @@ def driven():
 
 def test_a_planner_that_is_killed_is_started_again_and_the_robot_goes_on(driven):
     driven.begin()
+    driven.tick()
+    driven.tick(wait=True)  # of the first plan, it is known by now, something is written down
     record, pid = driven.controller.record, driven.planner.pid
     driven.kill()
     before = [driven.tick() for _ in range(3)]  # a loop that waits for nothing
@@ -201,6 +217,8 @@ def test_a_planner_that_is_killed_is_started_again_and_the_robot_goes_on(driven)
     driven.tick()
     driven.tick(wait=True)
     assert record.n_plans == plans + 1
+    assert driven.iterations()[0] == 6 and set(driven.iterations()[1:]) == {2}  # also after the restart
+    assert driven.pickled == 1  # not again within the loop's process
     assert record.faults()["planner_dead"] >= 1
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -247,8 +265,23 @@ def test_the_process_ends_with_its_parent_however_that_ends():
     pid = int(done.stdout)
     with contextlib.suppress(ProcessLookupError):  # it has ended already
         handle = os.pidfd_open(pid)
-        assert select.select([handle], [], [], 30)[0]  # readable when it has ended
+        ended = select.poll()
+        ended.register(handle, select.POLLIN)
+        assert ended.poll(30_000)
         os.close(handle)
+
+
+def test_a_process_is_reached_beyond_1024_open_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    with contextlib.ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1030):
+            held.enter_context(Path(os.devnull).open())
+        child = ChildProcess(Connection.send_bytes, pickle.dumps(b"ready"), name="planner")
+        assert child.connection.fileno() > 1024
+        child.await_ready(60)
+        child.end()
 
 
 def test_a_policy_that_cannot_go_to_another_process_is_named():
@@ -346,6 +379,47 @@ def test_requests_and_replies_come_through_as_they_were(tick, number, commits, w
 
 
 # ----------------------------------------------------------------------------------------- threads
+
+
+def test_a_thread_that_hangs_within_a_captured_plan_is_replaced_and_threads_do_not_pile_up():
+    """It holds its program's lock; the copy's is another.  Of copies that hang too, none is replaced."""
+    hangs, go_on = [threading.Semaphore(0), threading.Semaphore(0)], threading.Event()
+    policy = tiny_policy(**REALTIME).captured("emulated")
+    planner = ThreadPlanner(policy, seeded(), MonotonicClock())
+    planner.start()
+    before = threading.active_count()
+    request = next(requests(1))
+    expected = reply_of(planner, request)
+
+    def hang(number):
+        executor = planner._make.policy.executor
+        real = executor._program
+
+        def hanging(inputs):
+            hangs[number].release()
+            go_on.wait(60)
+            return real(inputs)
+
+        executor._program = hanging
+        planner.request(replace(request, tick=99))
+        assert hangs[number].acquire(timeout=60)
+        return planner._thread
+
+    first = hang(0)
+    planner.restart()
+    assert not planner.alive  # it captures its own program first
+    reply = reply_of(planner, replace(request, tick=1, step=4))
+    assert reply.fault == "" and planner.alive and threading.active_count() == before + 1
+    assert reply.iterations == 2 < expected.iterations  # it continues the last plan
+    second = hang(1)
+    for _ in range(5):
+        planner.restart()
+    assert planner._thread is second and threading.active_count() == before + 1
+    go_on.set()
+    first.join(60)
+    assert reply_of(planner, replace(request, tick=100)).fault == ""
+    planner.stop()
+    assert threading.active_count() == before - 1
 
 
 def test_a_thread_that_hangs_is_left_alone():
@@ -565,6 +639,117 @@ def test_captured_plans_commit_too():
 def test_actions_that_cannot_be_committed_are_named(actions, weight, message):
     with pytest.raises(InputError, match=message):
         tiny_policy().plan(WINDOW, generator=seeded(), committed=Committed(actions, weight))
+
+
+def test_whatever_a_policy_raises_becomes_the_replys_fault(caplog):
+    policy = tiny_policy(**REALTIME)
+    make, base = PlanMaker(policy, seeded(), VirtualClock()), PlanRequest(0, 0, 0, 0.0, WINDOW)
+    real, errors = policy.plan, iter([OSError("no route"), OSError("no route"), KeyError(3), ValueError()])
+
+    def plan(*args, **kwargs):
+        error = next(errors, None)
+        if error is not None:
+            raise error
+        return real(*args, **kwargs)
+
+    vars(policy)["plan"] = plan
+    replies = [make(base) for _ in range(5)]
+    assert [reply.fault for reply in replies] == [
+        *["OSError: no route"] * 2,
+        "KeyError: 3",
+        "ValueError: ",
+        "",
+    ]
+    assert all(np.isnan(reply.actions).all() for reply in replies[:4])
+    assert len(caplog.records) == 3  # each with its traceback, but not again and again
+    vars(policy)["plan"] = lambda *a, **k: replace(real(*a, **k), actions=torch.zeros(1, 16, 3))
+    assert make(base).fault == "the plan has the shape (16, 3), expected (16, 2)"
+    vars(policy)["plan"] = lambda *a, **k: None
+    assert make(base).fault.startswith("TypeError") or make(base).fault.startswith("AttributeError")
+
+
+def test_a_tick_beside_a_policy_that_blocks_does_not_wait():
+    """As one that asks a server which doesn't answer, and then raises."""
+    begun, answer = threading.Event(), threading.Event()
+    policy = tiny_policy()
+
+    def plan(*args, **kwargs):
+        begun.set()
+        answer.wait(60)
+        raise ConnectionError("no answer from ws://robot within 10 s")
+
+    vars(policy)["plan"] = plan
+    vars(policy)["warm_up"] = lambda *args, **kwargs: policy
+    clock = VirtualClock()
+    with Controller(policy, 10, clock=clock) as controller:  # planner: the default
+        for _ in range(3):
+            assert controller.tick(WINDOW[0]) is None
+            clock.advance(0.1)
+        assert begun.wait(60)
+        answer.set()
+        assert controller._planner.wait(60)
+        assert controller.tick(WINDOW[0]) is None
+        assert Fault.PLAN_REFUSED in controller.latest.faults
+        assert "no answer from" in controller._watchdog.details[Fault.PLAN_REFUSED]
+
+
+def test_the_last_solution_outlives_refusals():
+    """The plan after one takes as many iterations as any other; after a second refusal in a row it starts
+    anew, as what it continues may be the cause."""
+    policy = tiny_policy(**REALTIME)
+    make, base = PlanMaker(policy, seeded(), VirtualClock()), PlanRequest(0, 0, 0, 0.0, WINDOW)
+    real, bad = policy.plan, replace(base, window=WINDOW * np.nan)
+
+    def refused(*args, **kwargs):
+        raise InvalidPlanError("the plan has NaN")
+
+    def iterations(*given):
+        return [make(request).iterations for request in given]
+
+    assert iterations(base, bad, bad, replace(base, step=4), bad) == [6, 0, 0, 2, 0]
+    vars(policy)["plan"] = refused
+    assert iterations(base) == [0]
+    vars(policy)["plan"] = real
+    assert iterations(replace(base, step=8)) == [2]
+    vars(policy)["plan"] = refused
+    assert iterations(base, base) == [0, 0]
+    vars(policy)["plan"] = real
+    assert iterations(replace(base, step=8)) == [6]
+
+
+def test_a_process_continues_the_plan_of_the_one_before_it():
+    first = PlanMaker(tiny_policy(**REALTIME), seeded(), VirtualClock())
+    base = PlanRequest(0, 0, 0, 0.0, WINDOW)
+    with tempfile.TemporaryFile() as file:
+        second = PlanMaker(tiny_policy(**REALTIME), seeded(1), VirtualClock())
+        recall(file.fileno(), second)
+        assert second.last is None
+        first(base)
+        remember(file.fileno(), first)
+        recall(file.fileno(), second)
+        request = replace(base, step=4)
+        again, expected = second(request), first(request)
+        assert again.iterations == 2 and again.actions.tolist() == expected.actions.tolist()
+        os.pwrite(file.fileno(), b"torn", 400)
+        third = PlanMaker(tiny_policy(**REALTIME), seeded(1), VirtualClock())
+        recall(file.fileno(), third)
+        assert third.last is None
+
+
+def test_starts_that_fail_are_ever_further_apart():
+    back_off = BackOff()
+    assert [back_off.next() for _ in range(9)] == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
+    back_off.succeeded()
+    assert back_off.next() == 0
+
+
+@pytest.mark.parametrize("steps", [-1, 17, 20, 1.5, float("nan"), True, "8", 8.0])
+def test_executed_steps_are_a_number_of_a_plans_steps(steps):
+    policy = tiny_policy(**REALTIME)
+    plan = policy.plan(WINDOW, generator=seeded())
+    with pytest.raises(InputError, match=f"executed_steps={steps!r} must be a whole number from 0 to 16"):
+        policy.plan(WINDOW, plan, generator=seeded(), executed_steps=steps)
+    assert policy.plan(WINDOW, plan, generator=seeded(), executed_steps=np.int64(16)).actions.shape[1] == 16
 
 
 def test_a_plan_maker_continues_only_its_sessions_recent_plan():

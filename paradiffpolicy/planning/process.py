@@ -10,13 +10,16 @@ import contextlib
 import logging
 import mmap
 import os
+import pickle
+import struct
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ from ..clock import Clock
 from ..errors import InputError
 from ..process import ChildProcess, Connection, pickled, wake, woken
 from ..types import PolicySpec
+from .backoff import BackOff
 from .request import PlanMaker, PlanReply, PlanRequest, Plans, warm_up
 from .slot import Slot
 
@@ -118,8 +122,11 @@ class ProcessPlanner:
             chosen = frozenset(os.sched_getaffinity(0) if cores is None else cores)
         make = PlanMaker(policy, generator, clock)
         self._job = PlannerJob(make, chosen, nice, torch.get_num_threads(), committed=False)
-        self._clock, self._start_timeout = clock, start_timeout
+        self._spec, self._clock, self._start_timeout = policy.spec, clock, start_timeout
+        self._content = b""
+        self._last: IO[bytes] | None = None
         self._child: PlannerProcess | None = None
+        self._back_off = BackOff()
         self._restarting: threading.Thread | None = None
         self._stopped = threading.Event()
 
@@ -130,11 +137,19 @@ class ProcessPlanner:
             InputError: the policy can't be sent there, or the process doesn't get ready.
         """
         self._stopped.clear()
-        self._job = self._job._replace(committed=committed)
+        job = self._job._replace(committed=committed)
+        # Once: in a restart it would hold up the loop, whose interpreter this is.
+        self._content = pickled(job, "this policy", "plan in a thread, planner='thread'")
+        self._last = unnamed_file()
         log.info("starting the planner's process: loading PyTorch and warming up the policy takes seconds")
         started = time.monotonic()
-        self._child = PlannerProcess(self._job, self._start_timeout)
+        self._child = self._started()
         log.info("the planner's process is ready after %.1f s", time.monotonic() - started)
+
+    def _started(self, given_up: threading.Event | None = None) -> PlannerProcess:
+        assert self._last is not None
+        files = self._content, self._last.fileno()
+        return PlannerProcess(*files, self._spec, self._start_timeout, given_up)
 
     def request(self, request: PlanRequest) -> None:
         child = self._child
@@ -144,7 +159,10 @@ class ProcessPlanner:
 
     def poll(self) -> PlanReply | None:
         child = self._child
-        return None if child is None else child.channel.receive_reply(self._clock)
+        reply = None if child is None else child.channel.receive_reply(self._clock)
+        if reply is not None:
+            self._back_off.succeeded()
+        return reply
 
     def wait(self, timeout: float) -> bool:
         child = self._child
@@ -164,15 +182,18 @@ class ProcessPlanner:
         if self._restarting is not None and self._restarting.is_alive():
             return
         child, self._child = self._child, None
-        self._restarting = threading.Thread(target=self._replace, args=(child,), name="planner-restart")
+        arguments = child, self._back_off.next()
+        self._restarting = threading.Thread(target=self._replace, args=arguments, name="planner-restart")
         self._restarting.start()
 
-    def _replace(self, child: PlannerProcess | None) -> None:
+    def _replace(self, child: PlannerProcess | None, after: float) -> None:
         if child is not None:
             child.end(patience=0.0)
+        if self._stopped.wait(after):
+            return
         try:
-            self._child = PlannerProcess(self._job, self._start_timeout, self._stopped)
-        except InputError as error:
+            self._child = self._started(self._stopped)
+        except (InputError, OSError) as error:
             log.error("planner: %s", str(error))  # not the error, which holds the child
 
     def stop(self) -> None:
@@ -182,26 +203,38 @@ class ProcessPlanner:
         child, self._child = self._child, None
         if child is not None:
             child.end()
+        if self._last is not None:
+            self._last.close()
+            self._last = None
 
 
 class PlannerProcess(ChildProcess):
     """The planner's process, ready to plan, and the memory that it shares with this one."""
 
-    def __init__(self, job: PlannerJob, timeout: float, given_up: threading.Event | None = None) -> None:
-        content = pickled(job, "this policy", "plan in a thread, planner='thread'")
-        in_memory = Path("/dev/shm")
-        with tempfile.TemporaryFile(dir=in_memory if in_memory.is_dir() else None) as memory:
-            self.channel = Channel(memory.fileno(), job.make.policy.spec)
-            super().__init__(serve, content, name="planner", files=[memory.fileno()])
+    def __init__(
+        self, content: bytes, last: int, spec: PolicySpec, timeout: float, given_up: threading.Event | None
+    ) -> None:
+        with unnamed_file() as memory:
+            self.channel = Channel(memory.fileno(), spec)
+            super().__init__(serve, content, name="planner", files=[memory.fileno(), last])
         self.await_ready(timeout, given_up)
         os.set_blocking(self.connection.fileno(), False)
+
+
+def unnamed_file() -> IO[bytes]:
+    """A file in memory, if the system has such, that is gone when the last process has closed it."""
+    in_memory = Path("/dev/shm")
+    return tempfile.TemporaryFile(dir=in_memory if in_memory.is_dir() else None)
 
 
 # ------------------------------------------------------------------------------- in the other process
 
 
-def serve(connection: Connection, job: PlannerJob, memory: int) -> None:
-    """Plans until the connection closes.  A message says that it is ready, then a byte each plan."""
+def serve(connection: Connection, job: PlannerJob, memory: int, last: int) -> None:
+    """Plans until the connection closes.  A message says that it is ready, then a byte each plan.
+
+    ``last`` is a file for the last plan, which the process after this one continues.
+    """
     if job.cores is not None:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, job.cores)
@@ -210,6 +243,7 @@ def serve(connection: Connection, job: PlannerJob, memory: int) -> None:
     torch.set_num_threads(job.threads)
     channel = Channel(memory, job.make.policy.spec)
     warm_up(job.make.policy, committed=job.committed)
+    recall(last, job.make)
     connection.send_bytes(b"ready")
     os.set_blocking(connection.fileno(), False)
     while woken(connection, None):
@@ -217,3 +251,25 @@ def serve(connection: Connection, job: PlannerJob, memory: int) -> None:
         if request is not None:
             channel.send_reply(job.make(request))
             wake(connection)
+            remember(last, job.make)
+
+
+LAST = struct.Struct("=QI")
+"""The size of what follows, and its checksum."""
+
+
+def remember(file: int, make: PlanMaker) -> None:
+    """Writes down the last plan, and the state of the noise."""
+    if make.last is not None:
+        plan, *rest = make.last
+        content = pickle.dumps((plan.to(torch.device("cpu")), plan.actions.device, rest, make.generator))
+        os.pwrite(file, LAST.pack(len(content), zlib.crc32(content)) + content, 0)
+
+
+def recall(file: int, make: PlanMaker) -> None:
+    """Takes up what ``remember`` wrote, unless there is nothing, or its process died as it wrote."""
+    size, checksum = LAST.unpack(os.pread(file, LAST.size, 0).ljust(LAST.size, b"\0"))
+    content = os.pread(file, size, LAST.size)
+    if content and zlib.crc32(content) == checksum:
+        plan, device, rest, make.generator = pickle.loads(content)
+        make.last = plan.to(device), *rest
