@@ -88,7 +88,7 @@ def test_a_planner_is_attacked_again_only_when_it_plans_again(monkeypatch):
     assaults = PlannerAttacks(attacks(kills=1, stops=1), lambda: 7, 100)
 
     def tick(index, plan_tick):
-        plan = None if plan_tick is None else type("Reply", (), {"tick": plan_tick})()
+        plan = None if plan_tick is None else type("Reply", (), {"tick": plan_tick, "waited": 0})()
         assaults(type("Tick", (), {"index": index, "plan": plan})())
 
     for index, plan_tick in ((99, None), (99, 90), (100, 90), (101, 99), (102, 100), (103, 102)):

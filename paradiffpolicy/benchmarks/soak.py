@@ -96,7 +96,7 @@ class PlannerAttacks:
         if not self._left or tick.index < self._left[-1][0] or tick.plan is None:
             return
         last, pid = self.sent[-1][0] if self.sent else 0, self._pid()
-        if pid is not None and tick.plan.tick > last:
+        if pid is not None and tick.plan.tick - tick.plan.waited > last:  # asked for after that
             self.sent.append((tick.index, int(self._left.pop()[1])))
             os.kill(pid, self.sent[-1][1])
 

@@ -15,7 +15,6 @@ from functools import partial
 
 import gymnasium
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..clock import Clock, VirtualClock
@@ -50,6 +49,12 @@ class Batch:
 
     def __init__(self) -> None:
         self._waiting: list[Pending] = []
+
+    def planner(self, latency: Callable[[], float]) -> MakePlanner:
+        """A planner whose plans are computed here, and arrive after a latency."""
+        return lambda policy, generator, clock: DelayedPlanner(
+            partial(self.begin, PlanMaker(policy, generator, clock)), clock, latency
+        )
 
     def begin(self, maker: PlanMaker, request: PlanRequest) -> Callable[[], PlanReply]:
         """Queues a request; the returned function gives its plan."""
@@ -134,32 +139,22 @@ def realtime_rollout(
             no count.
     """
     n_ticks, latency = round(seconds * rate_hz), drawn_from(latencies)
+    contract = policy.spec.contract
+    robot = partial(EnvRobot, control_hz=rate_hz, contract=contract, success_key=success_key)
 
     def started(seed: int, clock: Clock, batch: Batch) -> tuple[EnvRobot, Controller]:
-        def planner(policy: Plans, generator: torch.Generator, clock: Clock) -> DelayedPlanner:
-            begin = partial(batch.begin, PlanMaker(policy, generator, clock))
-            return DelayedPlanner(begin, clock, latency(np.random.default_rng(seed)))
-
         controller = Controller(
             policy,
             rate_hz,
             generator=seed,
-            planner=planner,
+            planner=batch.planner(latency(np.random.default_rng(seed))),
             blending=blending,
             clock=clock,
             replan_every=replan_every,
             planner_timeout=LARGEST,
             capacity=n_ticks,
         ).start()
-        robot = EnvRobot(
-            make_env(rate_hz),
-            seed,
-            clock,
-            control_hz=rate_hz,
-            contract=policy.spec.contract,
-            success_key=success_key,
-        )
-        return robot, controller
+        return robot(make_env(rate_hz), seed, clock), controller
 
     episodes = []
     for group in in_groups(seeds, side_by_side):

@@ -22,10 +22,11 @@ from .tableau import Tableau
 
 @dataclass(frozen=True)
 class RTI(IterativeDriver):
-    """Iterates ``D <- D(drift + B D)`` K times over all nodes: constant latency, no stopping rule.
+    """Iterates ``D <- D(drift + B D)`` K times over all nodes: no stopping rule, so constant latency, but for
+    plans without a ``guess``.
 
-    Without a ``guess`` (a first plan) there is nothing to start from: that plan is sampled
-    sequentially, in N iterations.
+    A plan without one (the first, or the first after a reset or a long gap) is sampled sequentially, in N
+    iterations: time for that must be budgeted.
     """
 
     usual_start: ClassVar[str] = "warm_same_noise"
