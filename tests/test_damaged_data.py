@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import json
 import os
+import resource
 import shutil
 import threading
 import tracemalloc
 import zlib
+from types import SimpleNamespace
 
 import numcodecs
 import numpy as np
@@ -19,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paradiffpolicy.cli.main import main
+from paradiffpolicy.collection.collecting import Collection
 from paradiffpolicy.data import arrays
 from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.formats.store import StoreFile
@@ -128,6 +132,7 @@ def edit_json(path, **changes):
 def test_a_field_whose_codec_is_not_installed_hides_no_other(capsys, tmp_path, old, toy_store, zarr_format):
     if zarr_format == 2:
         path, field = old, "state"
+        replace_array("data/speed", np.ones((12, 1)))(old)
         edit_json(old / "data" / "state" / ".zarray", compressor={"id": "imagecodecs_jpegxl", "effort": 3})
     else:
         path, field = toy_store, "keypoint"
@@ -166,8 +171,7 @@ def test_texts_and_single_numbers_are_left_out_with_a_line(capsys, tmp_path, old
 def replace_array(name, values):
     def change(path):
         group = zarr.open_group(path, mode="r+")
-        del group[name]
-        group.create_array(name, data=values)
+        group.create_array(name, data=values, overwrite=True)
 
     return change
 
@@ -444,3 +448,48 @@ def test_what_killed_writers_left_is_removed_by_the_next(tmp_path, toy_store):
     ReplayBuffer.open(toy_store, "r+")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "other.txt", "toy.zarr"]
     assert not list(toy_store.rglob("*.partial"))
+
+
+@contextlib.contextmanager
+def disk_full_after(n_bytes):
+    """Files can't become longer, which raises as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, toy_store):
+    large = {
+        name: np.random.default_rng(0).normal(size=(20_000, *v.shape[1:])).astype(v.dtype)
+        for name, v in toy_episode(1).items()
+    }
+    with ReplayBuffer.open(toy_store, "r+") as buffer:
+        before = buffer.read("action")
+        with (
+            disk_full_after(100_000),
+            pytest.raises(InputError, match=r"toy\.zarr can't be written"),
+        ):
+            buffer.append(large)
+        again = ReplayBuffer.open(toy_store)
+        assert again.n_episodes == 3
+        np.testing.assert_array_equal(again.read("action"), before)
+        buffer.append(toy_episode(5))
+    assert ReplayBuffer.open(toy_store).n_steps == len(before) + 5
+    file = tmp_path / "a.json"
+    write_json(file, 1)
+    with disk_full_after(1000), pytest.raises(InputError, match=r"a.json can't be written"):
+        write_json(file, [0] * 1000)
+    assert file.read_text() == "1\n" and not list(tmp_path.glob(f"{UNFINISHED}*"))
+
+
+def test_collecting_is_refused_before_its_first_episode(toy_store, tmp_path):
+    with ReplayBuffer.open(toy_store, "r+"), pytest.raises(InputError, match="is being written to"):
+        Collection(toy_store, [])
+    with ReplayBuffer.create(tmp_path / "a.zarr") as buffer:
+        assert Collection.next_seed(SimpleNamespace(buffer=buffer, path="a")) == 0
+        buffer.append(toy_episode(4), texts={"seed": "x"})
+        with pytest.raises(InputError, match="seed is 'x': name first_seed"):
+            Collection.next_seed(SimpleNamespace(buffer=buffer, path="a"))

@@ -61,9 +61,12 @@ class Collection:
         between are not counted."""
         if given is not None:
             return given
-        if "seed" in self.buffer.texts:
-            return int(self.buffer.text("seed", self.buffer.n_episodes - 1)) + 1
-        return self.buffer.n_episodes
+        if "seed" not in self.buffer.texts:
+            return self.buffer.n_episodes
+        last = self.buffer.text("seed", self.buffer.n_episodes - 1)
+        if not last.isdecimal():
+            raise InputError(f"{self.path}: the last episode's seed is {last[:20]!r}: name first_seed")
+        return int(last) + 1
 
     def add(self, episode: Episode, good: bool, *more: str) -> None:
         """Stores an episode if it is good; ``more`` are further columns."""

@@ -38,7 +38,7 @@ import zarr.storage
 from numpy.typing import NDArray
 
 from ..errors import InputError, nearest, reading
-from ..files import Closing, clear_unfinished, lock, write_atomically, write_new
+from ..files import Closing, clear_unfinished, lock, write_atomically, write_new, writing
 from .arrays import array_names, check_rows, open_array, open_group, read_rows, subgroup, write_rows
 
 Augment = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
@@ -193,7 +193,7 @@ class ReplayBuffer(Closing):
 
         Raises:
             InputError: the lengths differ, the episode is empty, the fields, their shapes or dtypes, or the
-                texts' names aren't the store's, or the store's last steps can't be read.
+                texts' names aren't the store's, the store's last steps can't be read, or the disk is full.
         """
         texts = texts or {}
         self.check(episode)
@@ -208,14 +208,15 @@ class ReplayBuffer(Closing):
                 self._read_meta(name, max(0, start - 1), start)
         else:
             starts = dict.fromkeys(texts, 0)
-        for field, values in episode.items():
-            write_rows(self._data, field, self.n_steps, values)
-        for name, text in texts.items():
-            content = np.frombuffer(text.encode(), dtype=np.uint8)
-            write_rows(self._meta, name, starts[name], content)
-            write_rows(self._meta, f"{name}_ends", last + 1, np.array([starts[name] + len(content)]))
         end = np.array([self.n_steps + len(next(iter(episode.values())))])
-        write_rows(self._meta, "episode_ends", last + 1, end)
+        with writing(Path(self.name)):
+            for field, values in episode.items():
+                write_rows(self._data, field, self.n_steps, values)
+            for name, text in texts.items():
+                content = np.frombuffer(text.encode(), dtype=np.uint8)
+                write_rows(self._meta, name, starts[name], content)
+                write_rows(self._meta, f"{name}_ends", last + 1, np.array([starts[name] + len(content)]))
+            write_rows(self._meta, "episode_ends", last + 1, end)
         self.episode_ends = np.append(self.episode_ends, end)
         self._survey()
 

@@ -76,8 +76,10 @@ class DatasetRecorder(Closing):
         # full, not zeros: memory that was never written to is only there when it is first touched.
         self._rows = {name: np.full((rows, *value.shape), 0, _stored(value)) for name, value in like.items()}
         self._capacity, self._first, self.n_rows = rows, 0, 0
-        if path.exists():
-            ReplayBuffer.open(path).check({name: values[:1] for name, values in self._rows.items()})
+        # Held from now on: a second writer is refused before its run, not after this one's.
+        self._buffer = ReplayBuffer.open(path, "r+") if path.exists() else None
+        if self._buffer:
+            self._buffer.check({name: values[:1] for name, values in self._rows.items()})
 
     def __call__(self, tick: Tick) -> None:
         row = tick.index // self._every - self._first
@@ -101,11 +103,14 @@ class DatasetRecorder(Closing):
     def close(self) -> None:
         """Writes the episode; nothing, if there was no good tick."""
         length, self.n_rows = self.n_rows, 0
-        if not length:
-            return
-        known = self.path.exists()
-        buffer = ReplayBuffer.open(self.path, "r+") if known else ReplayBuffer.create(self.path)
-        buffer.append({name: values[:length] for name, values in self._rows.items()})
+        buffer, self._buffer = self._buffer, None
+        if length and not buffer:
+            known = self.path.exists()
+            buffer = ReplayBuffer.open(self.path, "r+") if known else ReplayBuffer.create(self.path)
+        if buffer:
+            with buffer:
+                if length:
+                    buffer.append({name: values[:length] for name, values in self._rows.items()})
 
 
 def _stored(value: NDArray[Any]) -> np.dtype[Any]:
