@@ -16,7 +16,9 @@ from paradiffpolicy.envs.pusht import COLORS, GOAL_POSE, KEYPOINTS, PushTEnv, mi
 
 
 @pytest.mark.parametrize("obs_type", ["state", "keypoints", "image"])
-def test_gymnasiums_checker_passes(obs_type):
+def test_gymnasiums_checker_passes(monkeypatch, obs_type):
+    # It opens a window.  SDL's own choice without a screen ends EGL for the whole process.
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     env = gymnasium.make("paradiffpolicy/PushT-v0", obs_type=obs_type, render_mode="rgb_array")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

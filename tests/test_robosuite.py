@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import re
 
@@ -389,7 +390,8 @@ def test_demonstrations_dont_depend_on_the_processes_that_make_them(tmp_path):
     buffer = ReplayBuffer.open(tmp_path / "toy.zarr")
     assert [buffer.text("seed", k) for k in range(3)] == ["2", "6", "10"]  # the others fail
     for k in range(3):
-        here = demonstrate(ToyEnv(), ToyExpert(), int(buffer.text("seed", k)), 30, ["state"])
+        with contextlib.closing(ToyEnv()) as env:
+            here = demonstrate(env, ToyExpert(), int(buffer.text("seed", k)), 30, ["state"])
         for name, values in stored(here.columns(["state", "action", "rewards"])).items():
             np.testing.assert_array_equal(buffer.episode(k)[name], values)
             assert len(np.unique(values, axis=0)) == len(values)  # though arrays are used again
