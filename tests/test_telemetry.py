@@ -572,10 +572,12 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
             *("run", checkpoint, "planner=thread", "seconds=0.6", "rate_hz=50", "capture=eager"),
             *(f"out={tmp_path / 'out'}", f"record={tmp_path / 'runs.zarr'}", "timeline=[0.1,0.4]"),
             *("blending.name=rtc", "replan_every=2", "scheduling.freeze_gc=false"),
+            *("safety.limits=[[0,0],[512,1e-3]]", "safety.fallback_timeout=0.05"),
         ]
     )
     assert code == 0, capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {"plan_refused", "fallback_timeout"} <= {*report["faults"]}
     n_ticks = int(np.load(tmp_path / "out" / "record.npz")["ticks"]["index"][-1]) + 1
     assert report["ticks"] + report["missed"] == n_ticks <= 30 and report["rate_hz"] == 50
     assert ReplayBuffer.open(tmp_path / "runs.zarr").n_steps <= 6
@@ -603,6 +605,10 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
         (["video=run.avi"], "video=run.avi must be a path that ends in .mp4"),
         (["timeline=[3,1]"], "timeline=[3,1] must be [from, to]"),
         (["scheduling.awake=perhaps"], "scheduling.awake=perhaps must be true or false"),
+        (["safety.limits=[0,512]"], "safety.limits=[0,512] must be a list, each entry a list"),
+        (["safety.limits=[[0,0,0],[9,9,9]]"], "limits must be two arrays [action_dim=2], low and high"),
+        (["safety.limits=[[9,9],[0,0]]"], "limits must be two arrays [action_dim=2], low and high"),
+        (["safety.frozen_after=0"], "safety.frozen_after=0 must be a number above 0"),
         (["plannr=inline"], "did you mean 'planner'"),
     ],
 )
@@ -613,6 +619,19 @@ def test_run_refuses(capsys, monkeypatch, checkpoint, tmp_path, overrides, messa
     assert code == 2 and message in err
     assert err.startswith("paradiffpolicy: ") and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_robot_that_can_not_say_how_it_ended_loses_no_record(monkeypatch, checkpoint, tmp_path):
+    def outcome():
+        raise OSError("the robot is gone")
+
+    build = ROBOTS["env"]
+    monkeypatch.setitem(ROBOTS, "env", lambda settings: replace(build(settings), outcome=outcome))
+    settings = ["planner=inline", "seconds=0.3", "capture=eager", f"out={tmp_path / 'out'}"]
+    with pytest.raises(OSError, match="the robot is gone"):
+        main(["run", checkpoint, *settings])
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["ticks"] > 0
+    assert (tmp_path / "out" / "record.npz").exists()
 
 
 @pytest.mark.parametrize("name", ["out", "record", "video", "view"])

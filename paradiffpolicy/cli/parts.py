@@ -172,6 +172,28 @@ class TrainingConfig:
 
 
 @dataclass
+class SafetyConfig:
+    """What the robot acts on; else the fallback acts, and stops it in the end."""
+
+    limits: list[list[float]] | None = setting(
+        None, "[low, high] of actions, a list of each; null: any that are finite"
+    )
+    fallback_timeout: float = setting(
+        2, "seconds after which a fallback that goes on acting stops the robot", above=0
+    )
+    max_plan_age: float | None = setting(
+        None, "seconds since its request that a plan is acted on; null: until it ends", above=0
+    )
+    max_observation_age: float | None = setting(
+        None, "seconds that a plan is acted on without a good observation; null: Ta steps", above=0
+    )
+    frozen_after: float | None = setting(
+        None, "seconds after which an observation that never changed isn't believed; null: it is", above=0
+    )
+    planner_timeout: float = setting(10, "seconds after which a planner that doesn't answer hangs", above=0)
+
+
+@dataclass
 class SchedulingConfig:
     """What the loop's thread asks of the operating system."""
 

@@ -49,11 +49,15 @@ def run(cfg: RunConfig) -> None:
         f"{rate_hz:g} Hz, planner: {cfg.planner}, {cfg.blending['name']}"
     )
     options: dict[str, Any] = {"planner": cfg.planner, "blending": blending, "replan_every": cfg.replan_every}
-    controller = Controller(policy, rate_hz, generator=cfg.seed, clock=clock, capacity=n_ticks, **options)
+    options |= {"generator": cfg.seed, "clock": clock, "capacity": n_ticks} | vars(cfg.safety)
+    controller = Controller(policy, rate_hz, **options)
 
     def finish() -> tuple[dict[str, Any], list[Path]]:
-        report = about(cfg, rate_hz) | summary(controller.record) | driven.outcome()
-        paths = write_run(folder, controller.record, report, title, ticks_per_step=stride, seconds=shown)
+        report = about(cfg, rate_hz) | summary(controller.record)
+        try:
+            report |= driven.outcome()
+        finally:  # also when the robot can't say
+            paths = write_run(folder, controller.record, report, title, ticks_per_step=stride, seconds=shown)
         return report, paths
 
     with contextlib.ExitStack() as stack:
@@ -158,6 +162,7 @@ def about(cfg: RunConfig, rate_hz: float) -> dict[str, Any]:
         "budget_ms": cfg.budget_ms,
         "blending": cfg.blending,
         "replan_every": cfg.replan_every,
+        "safety": vars(cfg.safety),
         "scheduling": vars(cfg.scheduling),
         "seed": cfg.seed,
         "machine": machine(),

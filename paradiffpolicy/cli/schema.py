@@ -24,6 +24,7 @@ from .parts import (
     MachineConfig,
     NetworkConfig,
     PolicyConfig,
+    SafetyConfig,
     SamplersConfig,
     SchedulingConfig,
     TaskConfig,
@@ -242,6 +243,7 @@ class RunConfig(PolicyConfig):
         None, "[from, to] seconds that timeline.png shows; null: the first few plans", minimum=0
     )
     out: str | None = out_setting(None, "folder of the report; null: outputs/run/TASK/DATE-TIME")
+    safety: SafetyConfig = setting(SafetyConfig, "what is acted on")
     scheduling: SchedulingConfig = setting(SchedulingConfig, "of the loop's thread")
 
 
