@@ -82,7 +82,7 @@ def numbered(tick, session=0, value=None):
     return PlanReply(tick, session, 0.0, 0.0, 1, math.nan, actions)
 
 
-def scripted(latency, plans=None):
+def scripted(latency, plans=None, made=DelayedPlanner):
     """A planner whose plans say where they are from, and arrive late; ``plans`` notes what was asked."""
 
     def make(policy, generator, clock):
@@ -91,7 +91,7 @@ def scripted(latency, plans=None):
                 plans.append(request)
             return lambda: numbered(request.tick, request.session)
 
-        return DelayedPlanner(begin, clock, latency if callable(latency) else lambda: latency)
+        return made(begin, clock, latency if callable(latency) else lambda: latency)
 
     return make
 
@@ -167,15 +167,20 @@ class BrokeError(Exception):
 
 @pytest.mark.parametrize("error", [BrokeError, KeyboardInterrupt])
 @pytest.mark.parametrize(
-    "part", ["observe", "apply", "first observer", "second observer", "until", "fallback"]
+    "part", ["observe", "request", "apply", "first observer", "second observer", "until", "fallback"]
 )
 def test_the_robot_is_stopped_however_a_run_ends_and_the_record_is_whole(part, error, tmp_path):
     """Whatever breaks in tick 3.  Each observer is told of every tick that was applied."""
     clock, told = VirtualClock(), ([], [])
 
     def broken(here):
-        if here == part and controller.record.n_ticks >= 3 + (here not in ("observe", "fallback")):
+        if here == part and controller.record.n_ticks >= 3 + (here not in ("observe", "request", "fallback")):
             raise error
+
+    class Planner(DelayedPlanner):
+        def request(self, request):
+            broken("request")
+            super().request(request)
 
     def fallback(last, faults):
         broken("fallback")
@@ -192,7 +197,8 @@ def test_the_robot_is_stopped_however_a_run_ends_and_the_record_is_whole(part, e
 
     robot = Robot(clock)
     options = {"max_observation_age": 0.25} if part == "fallback" else {}
-    controller = controller_on(clock, planner=scripted(0.0), fallback=fallback, **options)
+    planner = scripted(0.0, made=Planner)
+    controller = controller_on(clock, planner=planner, fallback=fallback, replan_every=1, **options)
     observers = [
         lambda tick: (told[0].append(tick.index), broken("first observer")),
         lambda tick: (told[1].append(tick.index), broken("second observer")),
@@ -206,7 +212,9 @@ def test_the_robot_is_stopped_however_a_run_ends_and_the_record_is_whole(part, e
     applied = 4 if part in ("until", "first observer", "second observer") else 3
     assert told == (list(range(applied)),) * 2 and len(robot.applied) == applied
     assert ticks["action"][:applied].tolist() == [list(action) for action in robot.applied]
-    assert ticks["fallback_active"].tolist() == [part == "fallback" and k == 3 for k in range(len(ticks))]
+    assert ticks["fallback_active"].tolist() == [
+        part in ("request", "fallback") and k == 3 for k in range(len(ticks))
+    ]
     controller.record.save(tmp_path / "record.npz")
 
 
@@ -931,7 +939,8 @@ def test_settings_are_checked():
         ({"blending": "commit"}, "unknown blending 'commit'.*known: latest, rtc, temporal_ensemble"),
         ({"blending": partial(TemporalEnsemble, decay=-1)}, "decay=-1"),
         ({"blending": partial(RealTimeChunking, overlap=1.5)}, "overlap=1.5"),
-        ({"generator": "zero"}, "generator='zero' must be a torch.Generator, or its seed"),
+        ({"generator": "zero"}, "generator='zero' must be a whole number or a torch.Generator"),
+        ({"generator": True}, "generator=True must be a whole number or a torch.Generator"),
         ({"fallback": "hold"}, "fallback='hold' must be a function"),
         ({"fallback_timeout": 0}, "fallback_timeout=0"),
         ({"fallback_timeout": math.nan}, "fallback_timeout=nan"),

@@ -20,7 +20,6 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..clock import Clock, MonotonicClock
@@ -30,6 +29,7 @@ from ..planning import PLANNERS
 from ..planning.blending import BLENDINGS, Blending, Grid
 from ..planning.progress import Progress
 from ..planning.request import MakePlanner, PlanRequest, Plans
+from ..sampling.noise import Seed, generators_for
 from .fallback import Fallback, default_fallback
 from .rate import ticks_per_step
 from .record import FAULTS, Fault, Record, Tick
@@ -92,7 +92,7 @@ class Controller:
         policy: Plans,
         rate_hz: float,
         *,
-        generator: int | torch.Generator = 0,
+        generator: Seed = 0,
         planner: str | MakePlanner = "thread",
         blending: str | Blending = "latest",
         clock: Clock | None = None,
@@ -117,10 +117,6 @@ class Controller:
         require_positive(fallback_timeout=fallback_timeout)
         if fallback is not None and not callable(fallback):
             raise InputError(f"{fallback=} must be a function of the last action and the faults")
-        if isinstance(generator, int) and not isinstance(generator, bool):
-            generator = torch.Generator().manual_seed(generator % 2**64)
-        if not isinstance(generator, torch.Generator):
-            raise InputError(f"{generator=} must be a torch.Generator, or its seed: a whole number")
         if max_observation_age is None:
             max_observation_age = spec.n_action_steps / policy_hz
         self._watchdog = Watchdog(
@@ -133,7 +129,7 @@ class Controller:
         )
         self.spec, self.rate_hz, self.clock = spec, rate_hz, clock or MonotonicClock()
         self._stride, self._ask_every = stride, max(1, replan_every * stride)
-        self._planner = PLANNERS.resolve(planner)(policy, generator, self.clock)
+        self._planner = PLANNERS.resolve(planner)(policy, generators_for(generator, 1)[0], self.clock)
         self._blender = BLENDINGS.resolve(blending)(Grid(spec, stride))
         self._history = History(spec.n_obs_steps, stride)
         self._fallback, self._capacity = fallback or default_fallback(spec.contract), capacity
@@ -275,7 +271,11 @@ class Controller:
         self._sensed, self._found = (now, observation), faults
         # A request that still waits for the planner is renewed: the newest observation counts.
         if not faults and (self._index >= self._due or self._watchdog.queued):
-            self._ask(now, observed)
+            try:
+                self._ask(now, observed)
+            except BaseException:  # as a planner of the caller's own may raise
+                self._note(None, -1, math.nan)
+                raise
 
     def _index_at(self, now: float, early: float = 1e-6) -> int:
         """The tick of a moment; ``early`` is the part of a period by which the moment may be before it."""

@@ -27,12 +27,12 @@ def generators_for(
     Raises:
         InputError: their number doesn't fit, or one generator is to serve several elements.
     """
-    if isinstance(seeds, int | np.integer):
+    if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
         seeds = int(seeds)
         streams = [np.random.SeedSequence((seeds % 2**64, b)) for b in range(1, batch)]
         seeds = [seeds, *(int(stream.generate_state(1, np.uint64)[0]) for stream in streams)]
     try:
-        given = [seeds] if isinstance(seeds, torch.Generator) else list(seeds)
+        given = [seeds] if isinstance(seeds, bool | str | torch.Generator) else list(seeds)
     except TypeError:
         raise InputError(
             f"generator={seeds!r} must be a whole number, a torch.Generator, or one of them per element"
@@ -42,7 +42,7 @@ def generators_for(
             f"{batch} {of} need as many generators, got {len(given)}: generator=0 seeds any number of them"
         )
     for each in given:
-        if not isinstance(each, int | np.integer | torch.Generator):
+        if isinstance(each, bool) or not isinstance(each, int | np.integer | torch.Generator):
             raise InputError(f"generator={each!r} must be a whole number or a torch.Generator")
     generators = [
         each if isinstance(each, torch.Generator) else torch.Generator().manual_seed(int(each) % 2**64)
