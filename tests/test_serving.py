@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import functools
 import gc
@@ -34,6 +33,7 @@ from hypothesis.extra import numpy as hnp
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from paradiffpolicy.benchmarks.hostile import ATTACKS, PING, frame, half_open, mutated, raw_client
 from paradiffpolicy.benchmarks.timing import resident
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
@@ -862,30 +862,6 @@ def test_connections_are_bounded():
             assert ask(another, observation=windows(1)[0])["iterations"] == 4
 
 
-def raw_client(uri: str, receive_buffer: int | None = None) -> socket.socket:
-    """A websocket after its handshake, without any library's help."""
-    host, port = uri.removeprefix("ws://").split(":")
-    raw = socket.socket()
-    if receive_buffer:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    raw.settimeout(30)
-    raw.connect((host, int(port)))
-    key = base64.b64encode(bytes(16)).decode()
-    raw.sendall(
-        f"GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-    )
-    received = b""
-    while b"\r\n\r\n" not in received:
-        received += raw.recv(1)
-    return raw
-
-
-def frame(payload: bytes) -> bytes:
-    """A binary message, masked with zeros."""
-    return b"\x82" + struct.pack("!BQ", 0xFF, len(payload)) + bytes(4) + payload
-
-
 def test_a_client_that_vanishes_in_the_middle_of_a_message():
     message = frame(pack({"observation": windows(1)[0]}))
     with running(tiny_policy()) as uri, client(uri) as other:
@@ -931,9 +907,6 @@ def recv_all(raw: socket.socket) -> bytes:
 
 def cut(uri: str, why: str) -> float:
     return metric(uri, f'paradiffpolicy_errors_total{{kind="{why}"}}')
-
-
-PING = b"\x89\x80" + bytes(4)
 
 
 def test_a_client_that_pings_and_never_reads_is_cut_off():
@@ -1008,11 +981,7 @@ def test_an_unfinished_message_is_not_held_for_ever():
 
 def test_open_handshakes_are_bounded():
     with running(tiny_policy(), max_sessions=2, send_timeout=30) as uri, contextlib.ExitStack() as stack:
-        address = ("127.0.0.1", int(uri.rsplit(":", 1)[1]))
-        opened = [stack.enter_context(socket.create_connection(address, 10)) for _ in range(5)]
-        for raw in opened:
-            with contextlib.suppress(OSError):
-                raw.sendall(b"GET / HTTP/1.1\r\n")
+        opened = [stack.enter_context(half_open(uri)) for _ in range(5)]
         assert [recv_all(raw) for raw in opened[:2]] == [b"", b""]  # the oldest make room
         until(lambda: cut(uri, "opening") >= 3)
         with client(uri) as connection:
@@ -1049,24 +1018,6 @@ def test_every_http_request_is_answered(request_, status):
             raw.sendall(request_)
             answer = raw.recv(2**16)
     assert answer.startswith(b"HTTP/1.1 " + status) and b"send GET /healthz" in answer
-
-
-def mutated(message: bytes, draw: np.random.Generator) -> bytes:
-    data = bytearray(message)
-    for _ in range(draw.integers(1, 4)):
-        # Mostly where the structure is, seldom inside of thousands of bytes of noise.
-        place = int(draw.integers(len(data)) if draw.random() < 0.3 else draw.integers(min(150, len(data))))
-        match draw.integers(4):
-            case 0:
-                data[place] = draw.integers(256)
-            case 1:
-                data[place] ^= 1 << draw.integers(8)
-            case 2:
-                del data[place : place + int(draw.integers(1, 20))]
-            case 3:
-                data[place:place] = draw.bytes(draw.integers(1, 5))
-        data = data or bytearray(b"\0")
-    return bytes(data)
 
 
 def test_two_thousand_malformed_messages():
@@ -1308,7 +1259,15 @@ def test_sigterm_in_the_middle_of_requests(capsys, monkeypatch, tmp_path):
 def test_bench_serve_prints_tables_and_a_line_of_json(capsys, tmp_path):
     tiny_checkpoint(SMALL).save(tmp_path / "tiny")
     out = tmp_path / "bench.json"
-    arguments = ["requests=5", "clients=2", "seconds=0.3", "task.max_steps=16", f"out={out}", "capture=eager"]
+    arguments = [
+        "requests=5",
+        "clients=2",
+        "seconds=0.6",
+        "hostile=6",
+        "task.max_steps=16",
+        f"out={out}",
+        "capture=eager",
+    ]
     arguments.append("sampler_name=rti")
     code = main(["bench", "serve", f"checkpoint={tmp_path / 'tiny'}", "threads=1", "max_batch=2", *arguments])
     captured = capsys.readouterr()
@@ -1318,6 +1277,9 @@ def test_bench_serve_prints_tables_and_a_line_of_json(capsys, tmp_path):
     assert content == json.loads(out.read_text())
     alone, many = content["one_client"], content["many_clients"]
     assert alone["round_trip_ms"]["p50"] > alone["inference_ms"]["p50"] > 0 and alone["between_ms"]["n"] == 5
+    beside = content["beside_hostile"]
+    assert beside["errors"] == 0 and beside["round_trip_ms"]["p50"] < 5 * many["round_trip_ms"]["p50"]
+    assert content["attacks"].keys() == {attack.__name__ for attack in ATTACKS}
     assert many["errors"] == 0 and many["answers"] > 5 and 1 <= many["batch"] <= 2
     assert many["per_second"] == pytest.approx(many["answers"] / many["seconds"])
     assert many["memory"] is None or many["memory"] > 50 > many["growth"]

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
 
 from ..clock import Clock
 from ..errors import InputError
@@ -108,22 +109,25 @@ async def ask(
 ) -> None:
     """Sends requests from the moment ``due`` until ``end``, one every ``period`` seconds, but none before
     the last is answered."""
-    async with connect(uri, compression=None, proxy=None) as connection:
-        await connection.recv()
-        for message in messages:
-            if max(due, clock.now()) >= end:
-                break
-            if period:
-                await asyncio.sleep(max(0.0, due - clock.now()))
-                due += period
-            sent = clock.now()
-            await connection.send(message)
-            answer = await connection.recv()
-            seconds = clock.now() - sent
-            if isinstance(answer, str):
-                got.errors.append(answer)
-            else:
-                got.trips.append(trip(seconds, answer))
+    try:
+        async with connect(uri, compression=None, proxy=None) as connection:
+            await connection.recv()
+            for message in messages:
+                if max(due, clock.now()) >= end:
+                    break
+                if period:
+                    await asyncio.sleep(max(0.0, due - clock.now()))
+                    due += period
+                sent = clock.now()
+                await connection.send(message)
+                answer = await connection.recv()
+                seconds = clock.now() - sent
+                if isinstance(answer, str):
+                    got.errors.append(answer)
+                else:
+                    got.trips.append(trip(seconds, answer))
+    except (OSError, WebSocketException) as error:
+        got.errors.append(f"{type(error).__name__}: {error}")
 
 
 def one_client(
@@ -190,7 +194,7 @@ def many_clients(
         while (now := clock.now()) < end:
             if early is None and now >= started + seconds / 10:
                 early = (await asyncio.to_thread(measured, uri)).get(MEMORY)
-            on_seconds(round(now - last, 1))
+            on_seconds(round(now - last, 2))
             last = now
             await asyncio.sleep(min(1.0, seconds / 10))
         return early
@@ -237,19 +241,23 @@ def alone_table(alone: Mapping[str, Any], title: str) -> Table:
     return table(f"{title}: one client, {alone['requests']} requests", rows)
 
 
-def crowd_table(crowd: Mapping[str, Any], title: str) -> Table:
-    """Tabulates the results of many clients."""
+def crowd_table(crowds: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Tabulates the results of many clients, in named situations."""
+    rows = [
+        {
+            "": name,
+            "answers": crowd["answers"],
+            "per second": f"{crowd['per_second']:.1f}",
+            "errors": crowd["errors"],
+            "batch": f"{crowd['batch']:.1f}",
+            "round trip, ms": tail(crowd["round_trip_ms"]),
+            "inference\nms p50": f"{crowd['inference_ms']['p50']:.1f}",
+            "queue\nms p50": f"{crowd['queue_ms']['p50']:.1f}",
+            "server\nMB": "?" if crowd["memory"] is None else f"{crowd['memory']:.0f}",
+            "grown by\nMB": "?" if crowd["growth"] is None else f"{crowd['growth']:+.1f}",
+        }
+        for name, crowd in crowds.items()
+    ]
+    crowd = next(iter(crowds.values()))
     rate = "as fast as answers come" if crowd["rate_hz"] is None else f"{crowd['rate_hz']:g} Hz each"
-    memory, growth = crowd["memory"], crowd["growth"]
-    row = {
-        "answers": crowd["answers"],
-        "per second": f"{crowd['per_second']:.1f}",
-        "errors": crowd["errors"],
-        "batch": f"{crowd['batch']:.1f}",
-        "round trip, ms": tail(crowd["round_trip_ms"]),
-        "inference\nms p50": f"{crowd['inference_ms']['p50']:.1f}",
-        "queue\nms p50": f"{crowd['queue_ms']['p50']:.1f}",
-        "server\nMB": "?" if memory is None else f"{memory:.0f}",
-        "grown by\nMB": "?" if growth is None else f"{growth:+.1f}",
-    }
-    return table(f"{title}: {crowd['clients']} clients, {rate}, {crowd['seconds']:.0f} s", [row])
+    return table(f"{title}: {crowd['clients']} clients, {rate}, {crowd['seconds']:.0f} s", rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -207,13 +208,13 @@ def bench_serve(cfg: BenchServeConfig) -> None:
     from ..clock import MonotonicClock
 
     require_extra("serve")
-    from ..benchmarks import serving
+    from ..benchmarks import hostile, serving
 
     windows = recorded_windows(cfg, sampling_policy(cfg, cfg.sampler_name, load_policy(cfg)), 32)
     clock = MonotonicClock()
-    own = {"requests", "clients", "seconds", "rate_hz", "first_seed", "out", "sampler", "task"}
+    own = {"requests", "clients", "hostile", "seconds", "rate_hz", "first_seed", "out", "sampler", "task"}
     settings = {name: value for name, value in vars(cfg).items() if name not in own}
-    settings |= {"port": 0, "max_sessions": cfg.clients + 1}
+    settings |= {"port": 0, "max_sessions": cfg.clients + cfg.hostile + 1}
     settings[f"++sampler.{cfg.sampler_name}"] = cfg.sampler[cfg.sampler_name]
     settings |= {"task.name": cfg.task.name, "task.control_hz": cfg.task.control_hz}
     overrides = [f"{name}={written(value)}" for name, value in settings.items()]
@@ -222,13 +223,27 @@ def bench_serve(cfg: BenchServeConfig) -> None:
     with serving.served(command, environment) as uri:
         with bar("one client", cfg.requests, "request") as sent:
             alone = serving.one_client(uri, windows, cfg.requests, clock, sent.update)
+        load = (uri, windows, cfg.clients, cfg.seconds, cfg.rate_hz, clock)
         with bar(f"{cfg.clients} clients", cfg.seconds, "s") as passed:
-            crowd = serving.many_clients(
-                uri, windows, cfg.clients, cfg.seconds, cfg.rate_hz, clock, passed.update
-            )
+            crowds = {"undisturbed": serving.many_clients(*load, passed.update)}
+        if cfg.hostile:
+            messages = list(itertools.islice(serving.requests_of(windows), len(windows)))
+            with (
+                hostile.attacked(uri, cfg.hostile, messages, cfg.first_seed) as attacks,
+                bar("beside hostile ones", cfg.seconds, "s") as passed,
+            ):
+                crowds[f"beside {cfg.hostile} hostile ones"] = serving.many_clients(*load, passed.update)
+    content = {
+        "one_client": alone,
+        **dict(zip(("many_clients", "beside_hostile"), crowds.values(), strict=False)),
+    }
+    notes = []
+    if cfg.hostile:
+        content["attacks"] = attacks
+        notes.append("hostile connections: " + ", ".join(f"{n} {name}" for name, n in attacks.items()))
     title = f"{cfg.task.name}, {cfg.sampler_name}, over loopback, openpi's protocol"
-    tables = [serving.alone_table(alone, title), serving.crowd_table(crowd, title)]
-    publish(tables, {"one_client": alone, "many_clients": crowd}, cfg.out)
+    tables = [serving.alone_table(alone, title), serving.crowd_table(crowds, title)]
+    publish(tables, content, cfg.out, notes)
 
 
 def bench_envs(cfg: BenchEnvsConfig) -> None:

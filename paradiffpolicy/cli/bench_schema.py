@@ -188,11 +188,14 @@ class BenchSolversConfig(PolicyConfig):
 @dataclass
 class BenchServeConfig(PolicyConfig):
     """Starts a server and times it: one client (round trip, planning, and what is between), then many at
-    once (requests per second, batches, errors, memory). Prints tables, then one JSON line.
+    once (requests per second, batches, errors, memory), also beside hostile clients. Prints tables, then one
+    JSON line.
 
     Examples:
       paradiffpolicy bench serve
           a thousand requests, then 16 clients for five minutes
+      paradiffpolicy bench serve hostile=12 rate_hz=2 seconds=1800
+          then beside others that send malformed messages, never read, ping, or leave things unfinished
       paradiffpolicy bench serve seconds=10 requests=100
           quickly
       paradiffpolicy bench serve clients=50 rate_hz=1
@@ -205,6 +208,7 @@ class BenchServeConfig(PolicyConfig):
     awake: bool = setting(True, "keeps idle cores awake: answers come sooner, for more power")
     requests: int = setting(1000, "requests of one client by itself", minimum=1)
     clients: int = setting(16, "clients side by side", minimum=1)
+    hostile: int = setting(0, "hostile clients, beside which they are timed once more", minimum=0)
     seconds: float = setting(300, "seconds that they send requests for", above=0)
     rate_hz: float | None = setting(
         None, "requests per second and client; null: as fast as answers come", above=0
