@@ -19,7 +19,7 @@ import re
 import signal
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +162,30 @@ def one_client(
     return {"requests": requests, **{name: quantiles(values) for name, values in times.items()}}
 
 
+async def watched(
+    asking: Sequence[Coroutine[Any, Any, None]],
+    uri: str,
+    seconds: float,
+    clock: Clock,
+    on_seconds: Callable[[float], object],
+) -> float | None:
+    """Runs clients; returns the server's memory after a tenth of the time, in bytes, if the system tells."""
+
+    async def watch() -> float | None:
+        early, started = None, clock.now()
+        last = started
+        while (now := clock.now()) < started + seconds:
+            if early is None and now >= started + seconds / 10:
+                early = (await asyncio.to_thread(measured, uri)).get(MEMORY)
+            on_seconds(round(now - last, 2))
+            last = now
+            await asyncio.sleep(min(1.0, seconds / 10))
+        return early
+
+    early, *_ = await asyncio.gather(watch(), *asking)
+    return early
+
+
 def many_clients(
     uri: str,
     windows: Sequence[NDArray[Any]],
@@ -188,26 +212,11 @@ def many_clients(
     """
     before, got, started = measured(uri), Answers(), clock.now()
     end, period = started + seconds, 1 / rate_hz if rate_hz else 0.0
-
-    async def watch() -> float | None:
-        early, last = None, started
-        while (now := clock.now()) < end:
-            if early is None and now >= started + seconds / 10:
-                early = (await asyncio.to_thread(measured, uri)).get(MEMORY)
-            on_seconds(round(now - last, 2))
-            last = now
-            await asyncio.sleep(min(1.0, seconds / 10))
-        return early
-
-    async def run() -> float | None:
-        asking = (
-            ask(uri, requests_of(windows, k), clock, started + period * k / clients, end, period, got)
-            for k in range(clients)
-        )
-        early, *_ = await asyncio.gather(watch(), *asking)
-        return early
-
-    early = asyncio.run(run())
+    asking = [
+        ask(uri, requests_of(windows, k), clock, started + period * k / clients, end, period, got)
+        for k in range(clients)
+    ]
+    early = asyncio.run(watched(asking, uri, seconds, clock, on_seconds))
     elapsed, after = clock.now() - started, measured(uri)
     if not got.trips:
         raise InputError(
