@@ -262,6 +262,10 @@ class Policy:
         they say so: their method is ``eager``."""
         return self.executor.programs
 
+    def release(self) -> None:
+        """Drops the captured programs, with the memory that they keep; the next plan captures anew."""
+        self.executor.release()
+
     def warm_up(self, batch: int = 1, *, committed: bool = False) -> Policy:
         """Makes everything that the first plans of a batch need; this policy.
 

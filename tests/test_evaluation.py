@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import re
+import weakref
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -30,7 +32,14 @@ from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.environment import succeeded
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.blocks import Blocks, kept_settings
-from paradiffpolicy.evaluation.compare import MARGINS, Case, SamplerResult, compare, compare_realtime
+from paradiffpolicy.evaluation.compare import (
+    MARGINS,
+    Case,
+    Comparison,
+    SamplerResult,
+    compare_realtime,
+    plan_error,
+)
 from paradiffpolicy.evaluation.episodes import Episode, judged
 from paradiffpolicy.evaluation.pictures import caption, film_strip
 from paradiffpolicy.evaluation.report import difference_table, sampler_table, write_episodes, write_report
@@ -487,17 +496,30 @@ def test_the_table_shows_every_sampler():
 
 def compared(policies, folder, **options):
     """Four seeds in blocks of two, with pictures of three of them."""
-    settings = {"picture": lambda env: env.unwrapped.picture(32), "n_pictured": 3, "side_by_side": 2}
     blocks = Blocks(folder, {"seeds": 4})
-    ran = {"reference": "ddpm", "clock": VirtualClock(), "blocks": blocks, **settings, **options}
-    return compare(policies, make_env, [1, 2, 3, 4], 8, **ran), blocks
+    run = {
+        "policies": policies,
+        "make_env": make_env,
+        "seeds": [1, 2, 3, 4],
+        "max_steps": 8,
+        "reference": "ddpm",
+        "clock": VirtualClock(),
+        "n_pictured": 3,
+        "side_by_side": 2,
+        "blocks": blocks,
+        "options": {"picture": lambda env: env.unwrapped.picture(32)},
+    }
+    return Comparison(**(run | options)).run(), blocks
 
 
 class Failing:
     """A policy that is interrupted at a plan."""
 
     def __init__(self, policy, at):
-        self.policy, self.spec, self.left = policy, policy.spec, at
+        self.policy, self.left = policy, at
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
 
     def plan(self, *args, **kwargs):
         self.left -= 1
@@ -523,7 +545,7 @@ def test_an_evaluation_that_is_cut_off_goes_on_as_if_it_had_not_been(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         failing = policies | {"fast": Failing(policies["fast"], 1)}
         compared(failing, tmp_path, on_result=write, progress=progress)
-    assert written == [("ddpm", [2]), ("fast", [2, 2]), ("ddpm", [4, 2])]
+    assert written == [("ddpm", [2]), ("ddpm", [4]), ("fast", [4, 2])]
     report = json.loads((tmp_path / "report.json").read_text())["samplers"]
     assert len(report["ddpm"]["score"]["per_seed"]) == 4
     assert report["fast"]["difference_to_reference"]["n"] == 2
@@ -538,6 +560,58 @@ def test_an_evaluation_that_is_cut_off_goes_on_as_if_it_had_not_been(tmp_path):
             np.testing.assert_equal(asdict(theirs), asdict(mine))
     blocks.remove()
     assert kept_settings(tmp_path) is None and not (tmp_path / "unfinished").exists()
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_what_a_sampler_needed_is_freed_when_its_rows_are_written(stop_early):
+    """Captured programs, and pictures and windows that nothing will show."""
+    policies = {name: tiny_policy().captured("emulated") for name in ("ddpm", "second", "third")}
+    kept, left = {name: [] for name in policies}, []
+
+    def alive(names):
+        gc.collect()
+        return [(name, ref()) for name in names for ref in kept[name] if ref() is not None]
+
+    def note(results, name):
+        left.extend([] if stop_early else alive(before for before in kept if before != name))
+        newest = next(result for result in results if result.name == name).episodes
+        windows = [newest[-1].windows[0].base] if name != "ddpm" else []
+        assert policies[name].programs
+        kept[name] += map(weakref.ref, [*policies[name].programs, newest[1].frames[0], *windows])
+
+    results, _ = compared(policies, None, on_result=note, stop_early=stop_early)
+    assert all(kept.values()) and left + alive(kept) == []
+    assert all("emulated" in result.captured["how"][0] for result in results)
+    assert all(result.episodes[0].frames for result in results)
+
+
+def test_the_error_of_plans_stands_beside_their_iterations():
+    """Of the plans that the episodes had, against the sequential ones of the same noise."""
+    loose, tight, slow = (
+        tiny_policy(n_steps=6, driver="picard", window=6, tolerance=tolerance, start="warm")
+        for tolerance in (10.0, 1e-6, 0.1)
+    )
+    episodes = rollout(loose, make_env, [3, 4], 20)
+    found = plan_error(loose, episodes)
+    assert found["n"] == 4 and found["worst"] >= found["median"] > 1
+    plan, errors, generator = None, [], torch.Generator().manual_seed(3)
+    for window in episodes[0].windows:
+        plan = loose.plan(window, plan, generator=generator)
+        sequential = tiny_policy(n_steps=6).with_sampler(
+            replace(tiny_policy(n_steps=6).sampler, start=lambda *_, noise=plan.solution.noise: (noise, None))
+        )
+        moved = plan.executed_actions - sequential.plan(window).executed_actions
+        errors.append(float(moved.abs().max()))
+    alone = plan_error(loose, episodes[:1])
+    assert alone["worst"] == pytest.approx(max(errors[1:]), rel=1e-4)
+    assert plan_error(tight, rollout(tight, make_env, [3], 20))["worst"] < 0.1
+    assert plan_error(tiny_policy(), rollout(tiny_policy(), make_env, [3], 20)) is None
+    assert plan_error(slow, rollout(slow, make_env, [3], 2)) is None
+    console = Console(width=150)
+    result = SamplerResult(name="loose", episodes=episodes, plan_error=alone)
+    with console.capture() as capture:
+        console.print(sampler_table([result], ""))
+    assert "(n = 2)" in capture.get() and result.to_dict()["plan_error"] == alone
 
 
 def test_an_evaluation_in_real_time_goes_on_too(tmp_path):
@@ -576,8 +650,16 @@ def test_an_evaluation_stops_when_it_is_decided():
     """A sampler that is the reference is equivalent soon; one that never gets anywhere isn't run on."""
     same = tiny_policy()
     policies = {"ddpm": same, "twin": same}
-    options = {"reference": "ddpm", "clock": VirtualClock(), "side_by_side": 2, "stop_early": True}
-    results = compare(policies, ToyEnv, range(1, 17, 2), 4, margins={"score": 1e9, "success": 1}, **options)
+    results, _ = compared(
+        policies,
+        None,
+        make_env=ToyEnv,
+        seeds=range(1, 17, 2),
+        max_steps=4,
+        margins={"score": 1e9, "success": 1},
+        stop_early=True,
+        options={},
+    )
     assert [len(result.episodes) for result in results] == [2, 2] and results[1].decided
     assert results[1].differences["score"].verdict == "equivalent within 1e+09"
 

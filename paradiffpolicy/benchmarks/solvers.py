@@ -123,7 +123,7 @@ def sequential_plan(policy: Policy, window: NDArray[Any], noise: Noise) -> Plan:
         return noise, None
 
     sampler = Sampler(policy.sampler.tableau, Sequential(), given)
-    return policy.with_sampler(sampler).plan(window, generator=torch.Generator())
+    return policy.with_sampler(sampler).plan(window)
 
 
 def solver_rows(

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..provenance import about, describe, in_words, machine, programs
+from ..provenance import about, describe, in_words, machine
 from ..tables import bar, console
 from .building import (
     capture_settings,
@@ -93,71 +93,100 @@ def out_folder(cfg: EvaluateConfig, command: str, settings: Mapping[str, Any]) -
 
 
 def evaluate_unlimited(cfg: EvaluateConfig) -> None:
-    """Samplers side by side on the same seeds: reward, iterations, latency, deadlines."""
+    """Samplers side by side on the same seeds: reward, iterations, plan error, latency, deadlines."""
     from ..clock import MonotonicClock
     from ..environment import picture
     from ..evaluation.blocks import Blocks
-    from ..evaluation.compare import compare
-    from ..evaluation.report import difference_table, sampler_table, write_episodes, write_report
+    from ..evaluation.compare import Comparison
+    from ..evaluation.report import difference_table, sampler_table
 
     workers, policy = env_workers(cfg.workers), load_policy(cfg)
     settings = deciding(cfg)
     folder = out_folder(cfg, "evaluate", settings)
     blocks, names = Blocks(folder, settings), list(dict.fromkeys([cfg.reference, *cfg.samplers]))
-    policies = {name: sampling_policy(cfg, name, policy) for name in names}
-    seeds, rate = range(cfg.first_seed, cfg.first_seed + cfg.seeds), policy.spec.control_hz
-    title = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint or '').name}"
-    videos: dict[str, list[Path]] = {}
+    report = UnlimitedReport(cfg, folder, names, policy.spec.control_hz)
+    comparison = Comparison(
+        policies={name: sampling_policy(cfg, name, policy) for name in names},
+        make_env=env_maker(cfg, policy.spec),
+        seeds=range(cfg.first_seed, cfg.first_seed + cfg.seeds),
+        max_steps=cfg.task.max_steps,
+        reference=cfg.reference,
+        clock=MonotonicClock(),
+        margins={"score": cfg.margin, "success": cfg.success_margin},
+        stop_early=cfg.stop_early,
+        side_by_side=cfg.side_by_side,
+        n_pictured=cfg.videos,
+        latency_plans=cfg.latency_plans,
+        paced_ticks=cfg.paced_ticks,
+        blocks=blocks,
+        on_result=report.on_result,
+        progress=bar,
+        options={
+            "picture": functools.partial(picture, size=cfg.video_size),
+            "workers": workers,
+            "success_key": cfg.task.success_key,
+        },
+    )
+    with contextlib.closing(workers):
+        results = comparison.run()
+    paths = report.write(results, [], pictures=True)
+    blocks.remove()
+    how = in_words({result.name: result.captured for result in results})
+    tables = [
+        sampler_table(results, report.title),
+        difference_table(results, f"Differences to {cfg.reference}"),
+    ]
+    notes = [f"on {describe(machine())}; plans: {how}"]
+    show(tables, [*notes, *paths, *itertools.chain(*report.videos.values())])
 
-    def write(results: Sequence[SamplerResult], unfinished: Sequence[str], pictures: bool) -> list[Path]:
+
+class UnlimitedReport:
+    """Writes the report and the videos of samplers on the same seeds, as far as there are results.
+
+    Attributes:
+        title: of tables and pictures.
+        videos: paths of every sampler's.
+    """
+
+    def __init__(self, cfg: EvaluateConfig, folder: Path, names: Sequence[str], control_hz: float) -> None:
+        self._cfg, self._folder, self._names, self._control_hz = cfg, folder, names, control_hz
+        self.title = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint or '').name}"
+        self.videos: dict[str, list[Path]] = {}
+
+    def write(
+        self, results: Sequence[SamplerResult], unfinished: Sequence[str], *, pictures: bool
+    ) -> list[Path]:
+        """Writes all but the videos; returns the paths."""
+        from ..evaluation.report import write_report
+
+        cfg = self._cfg
+        captured = {result.name: result.captured for result in results}
         head = about(
             locate(cfg.checkpoint, "checkpoint"),
             checkpoint=str(cfg.checkpoint),
             task=cfg.task.name,
             reference=cfg.reference,
             guidance_scale=cfg.guidance_scale,
-            capture={"backend": cfg.capture, "precision": cfg.precision, "programs": programs(policies)},
-            seeds=[seeds.start, seeds.stop - 1],
+            capture={"backend": cfg.capture, "precision": cfg.precision, "programs": captured},
+            seeds=[cfg.first_seed, cfg.first_seed + cfg.seeds - 1],
             stop_early=cfg.stop_early,
-            samplers_config={name: cfg.sampler[name] for name in names},
+            samplers_config={name: cfg.sampler[name] for name in self._names},
             unfinished=unfinished,
         )
-        return write_report(folder, results, title, head, rate, pictures=pictures)
+        return write_report(self._folder, results, self.title, head, self._control_hz, pictures=pictures)
 
-    def finished_block(results: Sequence[SamplerResult], name: str) -> None:
+    def on_result(self, results: Sequence[SamplerResult], name: str) -> None:
+        """Writes the report after a sampler's block, and its video when all pictures are there."""
+        from ..evaluation.report import write_episodes
+
+        cfg = self._cfg
         (newest,) = (result for result in results if result.name == name)
-        pictured = name not in videos and len(newest.episodes) >= min(cfg.videos, cfg.seeds)
+        pictured = name not in self.videos and len(newest.episodes) >= min(cfg.videos, cfg.seeds)
         done = [r.name for r in results if len(r.episodes) == cfg.seeds or (cfg.stop_early and r.decided)]
-        write(results, [name for name in names if name not in done], pictured)
+        unfinished = [name for name in self._names if name not in done]
+        self.write(results, unfinished, pictures=pictured)
         if pictured:
-            videos[name] = write_episodes(folder, newest, rate)
-
-    with contextlib.closing(workers):
-        results = compare(
-            policies,
-            env_maker(cfg, policy.spec),
-            seeds,
-            cfg.task.max_steps,
-            reference=cfg.reference,
-            clock=MonotonicClock(),
-            margins={"score": cfg.margin, "success": cfg.success_margin},
-            stop_early=cfg.stop_early,
-            side_by_side=cfg.side_by_side,
-            n_pictured=cfg.videos,
-            latency_plans=cfg.latency_plans,
-            paced_ticks=cfg.paced_ticks,
-            blocks=blocks,
-            on_result=finished_block,
-            progress=bar,
-            picture=functools.partial(picture, size=cfg.video_size),
-            workers=workers,
-            success_key=cfg.task.success_key,
-        )
-    paths = write(results, [], True)
-    blocks.remove()
-    notes = [f"on {describe(machine())}; plans: {in_words(programs(policies))}"]
-    tables = [sampler_table(results, title), difference_table(results, f"Differences to {cfg.reference}")]
-    show(tables, [*notes, *paths, *itertools.chain(*videos.values())])
+            self.videos[name] = write_episodes(self._folder, newest, self._control_hz)
 
 
 def show(tables: Sequence[Table], lines: Sequence[object]) -> None:

@@ -2,9 +2,9 @@
 
 They lie in a folder beside the report until it is complete::
 
-    unfinished/settings.json   all that decides the results: another evaluation's blocks aren't taken
-    unfinished/0003-ddpm.npz   the fourth block of seeds, of one sampler
-    unfinished/latencies.json  other values that were measured
+    unfinished/settings.json      all that decides the results: another evaluation's blocks aren't taken
+    unfinished/0003-ddpm-….npz    the fourth block of seeds, of one sampler
+    unfinished/latencies-….json   other values that were measured
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ class Blocks:
         write(path)
 
     def _path(self, name: str, block: int) -> Path | None:
-        readable = "".join(letter if letter.isalnum() else "_" for letter in name)[:40]
-        file = f"{block:04}-{readable}-{sha256(name.encode()).hexdigest()[:8]}.npz"
-        return None if self._folder is None else self._folder / file
+        return None if self._folder is None else self._folder / f"{block:04}-{_file_name(name)}.npz"
 
     def has(self, name: str, block: int) -> bool:
         """Whether a block of a sampler's or case's episodes is kept."""
@@ -90,7 +88,7 @@ class Blocks:
         """Plain values that were measured: kept ones, or else made and kept."""
         if self._folder is None:
             return make()
-        path = self._folder / f"{name}.json"
+        path = self._folder / f"{_file_name(name)}.json"
         if not path.exists():
             measured = make()
             self._keep(path, lambda path: write_json(path, measured))
@@ -100,6 +98,11 @@ class Blocks:
         """Removes what was kept: the report is complete."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _file_name(name: str) -> str:
+    readable = "".join(letter if letter.isalnum() else "_" for letter in name)[:40]
+    return f"{readable}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 def kept_settings(folder: Path) -> Any:

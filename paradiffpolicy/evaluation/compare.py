@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ..benchmarks.solvers import sequential_plan
 from ..benchmarks.timing import plan_latencies
 from ..clock import Clock
 from ..control.controller import Controller
@@ -19,8 +21,11 @@ from ..control.loop import ControlLoop
 from ..control.record import Record, total_faults
 from ..planning.blending import Blending, Latest
 from ..policy import Policy
+from ..provenance import programs
 from ..robots.env import EnvRobot
+from ..sampling.sequential import Sequential
 from ..tables import bar
+from ..types import Plan
 from .blocks import Blocks
 from .episodes import Episode, Outcome, judged
 from .realtime import MakeEnvAt, boundary_jumps, realtime_rollout, wall_rollout
@@ -41,9 +46,13 @@ class SamplerResult(Outcome):
     """A sampler whose every plan the simulation waits for.
 
     Attributes:
+        plan_error: see ``plan_error``; None: the sampler is sequential.
+        captured: its programs, as ``provenance.programs`` describes them.
         record: of a run at the environment's own rate on a real clock, or None.
     """
 
+    plan_error: Mapping[str, Any] | None = None
+    captured: Mapping[str, Any] = field(default_factory=dict)
     record: Record | None = None
 
     @property
@@ -61,6 +70,7 @@ class SamplerResult(Outcome):
             **self.compared(),
             "iterations_per_plan": _spread(self.per_plan("iterations")),
             "nfe_per_plan": _spread(self.per_plan("nfe")),
+            "plan_error": self.plan_error,
             "plan_latency_ms": self.latency_ms,
             "deadlines": {
                 "ticks": 0 if self.record is None else self.record.n_ticks,
@@ -74,29 +84,16 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "median": float(np.median(values)), "max": float(np.max(values))}
 
 
-def compare(
-    policies: Mapping[str, Policy],
-    make_env: MakeEnv,
-    seeds: Sequence[int],
-    max_steps: int,
-    *,
-    reference: str,
-    clock: Clock,
-    margins: Mapping[str, float] = MARGINS,
-    stop_early: bool = False,
-    side_by_side: int | None = None,
-    n_pictured: int = 0,
-    latency_plans: int = 0,
-    paced_ticks: int = 0,
-    blocks: Blocks | None = None,
-    on_result: Callable[[Sequence[SamplerResult], str], object] = lambda results, name: None,
-    progress: Progress = no_progress,
-    **options: Any,
-) -> list[SamplerResult]:
-    """Runs every sampler's policy on the same seeds, block by block, then times their plans and loops.
+@dataclass(eq=False, kw_only=True)
+class Comparison:
+    """Samplers on the same seeds, block by block; then their plans and loops are timed.
 
-    Args:
+    A sampler's programs and pictures are released when its last block is done, so that the memory doesn't
+    grow with the number of samplers.
+
+    Attributes:
         policies: by the sampler's name.
+        seeds, max_steps: of the episodes.
         reference: the sampler that the others are compared with; it runs first.
         clock: the machine's.
         margins: for the verdicts on ``score`` and ``success``.
@@ -106,64 +103,167 @@ def compare(
         n_pictured: episodes of every sampler of which there are pictures.
         latency_plans: plans of one robot that are timed, per sampler, taking turns; 0: none.
         paced_ticks: ticks of a run at the environment's own rate, per sampler; 0: none.
-        blocks: keeps the episodes of finished blocks; None: nothing does.
+        blocks: keeps the episodes of finished blocks.
         on_result: called after every block with the results so far, and whose block it was.
         options: of ``rollout``.
     """
-    blocks = Blocks() if blocks is None else blocks
-    episodes: dict[str, list[Episode]] = {name: [] for name in dict.fromkeys([reference, *policies])}
-    groups = in_groups(seeds, side_by_side)
-    ends = list(accumulate(map(len, groups)))
-    looks: dict[str, Any] = {"looks": ends, "n_looks": len(groups)} if stop_early else {}
 
-    def results(**more: Mapping[str, Any]) -> list[SamplerResult]:
+    policies: Mapping[str, Policy]
+    make_env: MakeEnv
+    seeds: Sequence[int]
+    max_steps: int
+    reference: str
+    clock: Clock
+    margins: Mapping[str, float] = field(default_factory=lambda: MARGINS)
+    stop_early: bool = False
+    side_by_side: int | None = None
+    n_pictured: int = 0
+    latency_plans: int = 0
+    paced_ticks: int = 0
+    blocks: Blocks = field(default_factory=Blocks)
+    on_result: Callable[[Sequence[SamplerResult], str], object] = lambda results, name: None
+    progress: Progress = no_progress
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._groups = in_groups(self.seeds, self.side_by_side)
+        self._ends = list(accumulate(map(len, self._groups)))
+        self._rows = {name: _Row() for name in dict.fromkeys([self.reference, *self.policies])}
+
+    def run(self) -> list[SamplerResult]:
+        """Runs everything; the results."""
+        n_steps = len(self._rows) * len(self.seeds) * self.max_steps
+        with self.progress("episodes", n_steps, "step") as shown:
+            for name, k in self._turns():
+                self._run_block(name, k, shown)
+        if self.latency_plans:
+            windows = [
+                window for episode in self._rows[self.reference].episodes for window in episode.windows
+            ]
+            windows = windows[: self.latency_plans]
+            with self.progress("latency", len(windows), "turn") as shown:
+                for name, taken in plan_latencies(self.policies, windows, self.clock, shown.update).items():
+                    row, policy = self._rows[name], self.policies[name]
+                    row.latencies = taken
+                    if not row.captured["how"]:  # all its blocks were kept ones
+                        row.captured = programs({name: policy})[name]
+        if self.paced_ticks:
+            with self.progress("at the real rate", len(self._rows), "sampler") as shown:
+                for name, row in self._rows.items():
+                    run = (self.policies[name], self.make_env, int(self.seeds[0]), self.paced_ticks)
+                    row.record = paced_run(*run, self.clock)
+                    shown.update(1)
+        return self.results()
+
+    def results(self) -> list[SamplerResult]:
+        """The rows that have an episode, compared."""
+        against = self._rows[self.reference]
         rows = [
-            SamplerResult(
-                name=name,
-                episodes=own,
-                reference=None if name == reference else episodes[reference],
-                **{field: values[name] for field, values in more.items() if values},
-            )
-            for name, own in episodes.items()
-            if own
+            SamplerResult(name=name, reference=None if row is against else against.episodes, **vars(row))
+            for name, row in self._rows.items()
+            if row.episodes
         ]
-        return judged(rows, margins, **looks)
+        looks: dict[str, Any] = {"looks": self._ends, "n_looks": len(self._groups)} if self.stop_early else {}
+        return judged(rows, self.margins, **looks)
 
-    running = list(episodes)
-    with progress("episodes", len(episodes) * len(seeds) * max_steps, "step") as shown:
-        for k, group in enumerate(groups):
+    def _turns(self) -> Iterator[tuple[str, int]]:
+        """Whose block comes next, and which: a sampler's blocks together, or with ``stop_early``, whose
+        decisions need all rows of the table, one of every sampler that isn't decided."""
+        blocks, running = range(len(self._groups)), list(self._rows)
+        if not self.stop_early:
             for name in running:
+                yield from ((name, k) for k in blocks)
+                self._end(name)
+            return
+        for k in blocks:
+            yield from ((name, k) for name in running)
+            undecided = [r.name for r in self.results() if r.reference is not None and not r.decided]
+            going_on = [self.reference, *undecided] if undecided and k + 1 < len(blocks) else []
+            for name in running:
+                if name not in going_on:
+                    self._end(name)
+            running = going_on
 
-                def on_stage(stage: str, name: str = name) -> None:
-                    shown.set_postfix_str(f"{name} {stage}".strip())
+    def _run_block(self, name: str, k: int, shown: Any) -> None:
+        group, policy, row = self._groups[k], self.policies[name], self._rows[name]
+        run = partial(
+            rollout,
+            *(policy, self.make_env, group, self.max_steps),
+            n_pictured=max(0, self.n_pictured - self._ends[k] + len(group)),
+            on_steps=shown.update,
+            on_stage=lambda stage: shown.set_postfix_str(f"{name} {stage}".strip()),
+            **self.options,
+        )
+        if self.blocks.has(name, k):
+            shown.update(len(group) * self.max_steps)
+        row.episodes += self.blocks.episodes(name, k, run)
+        row.captured = programs({name: policy})[name]
+        self.on_result(self.results(), name)
 
-                run = partial(
-                    rollout,
-                    *(policies[name], make_env, group, max_steps),
-                    n_pictured=max(0, n_pictured - ends[k] + len(group)),
-                    on_steps=shown.update,
-                    on_stage=on_stage,
-                    **options,
-                )
-                if blocks.has(name, k):
-                    shown.update(len(group) * max_steps)
-                episodes[name] += blocks.episodes(name, k, run)
-                on_result(results(), name)
-            if stop_early:
-                undecided = [r.name for r in results() if r.reference is not None and not r.decided]
-                running = [reference, *undecided] if undecided else []
-    latencies: dict[str, list[float]] = {}
-    records: dict[str, Record] = {}
-    if latency_plans:
-        windows = [window for episode in episodes[reference] for window in episode.windows][:latency_plans]
-        with progress("latency", len(windows), "turn") as shown:
-            latencies = plan_latencies(policies, windows, clock, shown.update)
-    if paced_ticks:
-        with progress("at the real rate", len(episodes), "sampler") as shown:
-            for name in episodes:
-                records[name] = paced_run(policies[name], make_env, int(seeds[0]), paced_ticks, clock)
-                shown.update(1)
-    return results(latencies=latencies, record=records)
+    def _end(self, name: str) -> None:
+        """Measures what needs a sampler's programs and plans, and frees them; its first episode's pictures
+        are for the film strip, and the reference's windows are those that plans are timed on."""
+        policy, row = self.policies[name], self._rows[name]
+        error = partial(plan_error, policy, row.episodes[:MOST_EPISODES])
+        row.plan_error = self.blocks.values(f"plan_error of {name}", error)
+        policy.release()
+        for i, episode in enumerate(row.episodes):
+            episode.actions = []
+            if i:
+                episode.frames = []
+            if name != self.reference:
+                episode.windows = []
+
+
+@dataclass(eq=False)
+class _Row:
+    """Fields of a ``SamplerResult``, as far as they are known."""
+
+    episodes: list[Episode] = field(default_factory=list)
+    plan_error: Mapping[str, Any] | None = None
+    captured: Mapping[str, Any] = field(default_factory=dict)
+    latencies: Sequence[float] = ()
+    record: Record | None = None
+
+
+N_CONTINUED, MOST_EPISODES = 3, 20
+"""Plans of an episode, and episodes, of which the error is measured."""
+
+
+def plan_error(policy: Policy, episodes: Sequence[Episode]) -> dict[str, Any] | None:
+    """How far a policy's plans in episodes of ``rollout`` are from the sequential ones of its solver, of the
+    same noise: the largest deviation of an executed action.
+
+    The first plans of every episode are made again, and the second to the fourth are compared: a first one
+    may start cold, at the cost of more iterations.
+
+    Returns:
+        ``n``, ``median`` and ``worst``, in the action's ``unit``; None: nothing was compared, since the
+        sampler is sequential, decides on its noise itself (it is exact), or the episodes are too short.
+    """
+    driver = policy.sampler.driver
+    if isinstance(driver, Sequential) or getattr(driver, "decides_noise", False):
+        return None
+    episodes = [episode for episode in episodes if len(episode.windows) > 1]
+    generators = {episode.seed: torch.Generator().manual_seed(episode.seed) for episode in episodes}
+    plan: Plan | None = None
+    exact, errors = policy.captured("eager"), list[float]()
+    for k in range(1 + N_CONTINUED):
+        rows = [row for row, episode in enumerate(episodes) if k < len(episode.windows)]
+        episodes = [episodes[row] for row in rows]
+        if not episodes:
+            break
+        windows = np.stack([episode.windows[k] for episode in episodes])
+        own = [generators[episode.seed] for episode in episodes]
+        plan = policy.plan(windows, None if plan is None else plan.select(rows), generator=own)
+        if k:
+            sequential = sequential_plan(exact, windows, plan.solution.noise)
+            deviation = (plan.executed_actions - sequential.executed_actions).abs()
+            errors += deviation.flatten(1).amax(1).tolist()
+    if not errors:
+        return None
+    unit = policy.spec.contract.action_unit
+    return {"n": len(errors), "median": float(np.median(errors)), "worst": max(errors), "unit": unit}
 
 
 def paced_run(policy: Policy, make_env: MakeEnv, seed: int, n_ticks: int, clock: Clock) -> Record:

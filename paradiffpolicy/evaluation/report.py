@@ -38,6 +38,14 @@ def difference_cell(values: Mapping[str, Any] | None, *, percent: bool = False) 
     return f"{mean} [{low:{form}}, {high:{form}}], {100 * values['confidence']:.3g} %"
 
 
+def error_cell(values: Mapping[str, Any] | None) -> str:
+    """A ``plan_error`` in words."""
+    if values is None:
+        return "-"
+    both = f"{values['median']:.2g} / {values['worst']:.2g} {values['unit']}".rstrip()
+    return f"{both} (n = {values['n']})"
+
+
 def _cells(result: Outcome) -> dict[str, str]:
     values = result.compared()
     return {
@@ -74,6 +82,7 @@ def sampler_table(results: Sequence[SamplerResult], title: str) -> Table:
             **_cells(result),
             "iterations\n/ plan": f"{np.mean(result.per_plan('iterations')):.1f}",
             "NFE\n/ plan": f"{np.mean(result.per_plan('nfe')):.0f}",
+            "plan error\nmedian / worst": error_cell(result.plan_error),
             "latency\nms": tail(result.latency_ms, 0),
             "deadlines\nmissed": f"{result.missed} in {result.record.n_ticks} ticks"
             if result.record

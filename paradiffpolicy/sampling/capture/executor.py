@@ -187,6 +187,11 @@ class Executor:
             self._networks[backend.name] = self._make_network(backend)
         return self._networks[backend.name]
 
+    def release(self) -> None:
+        """Drops the captured programs, with the memory that they keep; the next plan captures anew."""
+        with self._lock:
+            self._captured.clear()
+
     @property
     def programs(self) -> list[CapturedProgram | EagerProgram]:
         """How plans have been run: the captured programs that are kept, the least recently used first, and
