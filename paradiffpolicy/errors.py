@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeGuard
+from typing import Any, SupportsIndex, TypeGuard
 
 
 class InputError(Exception):
@@ -50,6 +50,15 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_whole(value: object) -> TypeGuard[SupportsIndex]:
+    """Whether it is a whole number, as of Python, numpy or torch; true and false aren't."""
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return not isinstance(value, bool) and "bool" not in str(getattr(value, "dtype", ""))
+
+
 def require_positive(**values: float) -> None:
     """Raises ``InputError`` that names the first value that is not a number above zero."""
     _require(int | float, "a number above 0", values)
@@ -58,11 +67,7 @@ def require_positive(**values: float) -> None:
 def require_within(low: int, high: int, **values: Any) -> None:
     """Raises ``InputError`` that names the first value that is not a whole number within bounds."""
     for name, value in values.items():
-        try:
-            fits = not isinstance(value, bool) and low <= operator.index(value) <= high
-        except TypeError:
-            fits = False
-        if not fits:
+        if not (is_whole(value) and low <= operator.index(value) <= high):
             raise InputError(f"{name}={value!r} must be a whole number from {low} to {high}")
 
 

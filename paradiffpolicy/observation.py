@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .errors import InputError
-from .types import PolicySpec
+from .task import real_numbers
+from .types import PolicySpec, require_real
 
 Observation = ArrayLike | Tensor | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """Numbers, or dicts of numbers by field name."""
@@ -86,9 +87,10 @@ def numbers(spec: PolicySpec, observation: Observation) -> Tensor:
         observation = vector(observation)
     elif isinstance(observation, list | tuple) and observation and isinstance(observation[0], Mapping):
         observation = np.stack([vector(each) for each in observation])
-    if isinstance(observation, Tensor):
-        return observation.to(torch.float64)
     try:
-        return torch.from_numpy(np.array(observation, dtype=np.float64))
-    except (TypeError, ValueError) as error:
+        if isinstance(observation, Tensor):
+            require_real(observation=observation)
+            return observation.to(torch.float64)
+        return torch.from_numpy(real_numbers(observation))
+    except (TypeError, ValueError, OverflowError, RuntimeError, InputError) as error:
         raise InvalidObservationError(f"the observation is no array of numbers ({error})")

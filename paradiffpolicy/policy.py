@@ -16,11 +16,11 @@ from .checkpoint import Checkpoint
 from .data.normalizer import Normalizer
 from .diffusion.denoiser import Clip, Denoiser, DynamicThreshold, Threshold, prediction_of, unbounded
 from .diffusion.schedule import NoiseSchedule
-from .errors import InputError, require_within
-from .models.networks import build_network, check_network, check_weights, usable_device
+from .errors import LARGEST, InputError, require_count
+from .models.networks import build_network, check_weights, usable_device, usable_network
 from .models.precision import Model
 from .models.unet1d import ConditionalUnet1D
-from .observation import Observation, observation_window
+from .observation import InvalidObservationError, Observation, observation_window
 from .sampling.capture.backends import CaptureSettings
 from .sampling.capture.executor import EagerProgram, Executor
 from .sampling.capture.fingerprint import fingerprint
@@ -29,7 +29,7 @@ from .sampling.capture.program import Backend, CapturedProgram
 from .sampling.noise import Seed, generators_for
 from .sampling.sampler import Sampler, make_sampler
 from .session import Session
-from .types import Committed, Plan, PolicySpec
+from .types import Committed, Plan, PolicySpec, check_arguments
 
 
 class InvalidPlanError(InputError):
@@ -82,6 +82,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         prediction_of(self.spec.prediction)
+        if not isinstance(self.sampler, Sampler):
+            raise InputError(f"sampler must be a Sampler, as make_sampler makes it, not {self.sampler!r:.40}")
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu", **sampler: Any) -> Policy:
@@ -141,8 +143,7 @@ class Policy:
             InputError: the network can't be called like that, or a setting is unusable.
         """
         where = usable_device(device)
-        network = network.to(where).eval()
-        check_network(spec, network, where)
+        network = usable_network(spec, network, where)
         normalizers = observation_normalizer.to(where), action_normalizer.to(where)
         return cls(spec, Model(network), *normalizers, spec_sampler(spec, **sampler), where)
 
@@ -152,9 +153,7 @@ class Policy:
         Raises:
             InputError: the network can't be called as a policy's must.
         """
-        network = network.to(self.device).eval()
-        check_network(self.spec, network, self.device)
-        return self._with(model=Model(network))
+        return self._with(model=Model(usable_network(self.spec, network, self.device)))
 
     def with_sampler(self, sampler: Sampler) -> Policy:
         """This policy with another sampler."""
@@ -272,6 +271,7 @@ class Policy:
         Args:
             committed: for plans with something ``committed``.
         """
+        require_count(batch=batch)
         window = self.middle_window(batch)
         kept = None
         if committed:
@@ -318,16 +318,13 @@ class Policy:
         spec = self.spec
         window = self.checked(observation)
         generators = generators_for(generator, len(window), "observation windows")
-        executed_steps = spec.n_action_steps if executed_steps is None else executed_steps
-        require_within(0, spec.horizon, executed_steps=executed_steps)
-        if previous is not None and previous.actions.shape[0] != len(window):
-            raise InputError(f"{len(window)} observation windows, but {len(previous.actions)} previous plans")
+        executed = check_arguments(spec, len(window), previous, executed_steps, committed)
         inputs = self._inputs(window, committed)
         noise, guess = self.sampler.start(
             self.sampler.tableau,
             (spec.horizon, spec.action_dim),
             None if previous is None else previous.solution,
-            int(executed_steps),
+            executed,
             generators,
         )
         solution = self.executor.run(inputs, noise.to(self.device), guess)
@@ -340,27 +337,24 @@ class Policy:
 
     def _inputs(self, window: Tensor, committed: Committed | None) -> dict[str, Tensor]:
         """The network's conditions."""
-        condition = rearrange(self.observation_normalizer.normalize(window), "b t o -> b (t o)")
+        normalized = self.observation_normalizer.normalize(window)
+        far = normalized.abs() > LARGEST
+        if far.any():
+            b, step, column = (int(i[0]) for i in torch.where(far))
+            raise InvalidObservationError(
+                f"observation window {b} is too far from the training data at step {step}, column {column} "
+                f"({float(normalized[b, step, column]):.0e} of their half range): check the sensor"
+            )
+        condition = rearrange(normalized, "b t o -> b (t o)")
         inputs = {"condition": condition}
         if self.guidance_scale is not None:
             scale = torch.as_tensor(self.guidance_scale, dtype=condition.dtype, device=self.device)
             inputs["scale"] = scale.expand(len(condition))
         if committed is not None:
-            inputs |= dict(zip(COMMITTED, self._normalized(committed, len(window)), strict=True))
+            actions = self.action_normalizer.normalize(committed.actions.to(self.device))
+            weight = committed.weight.to(self.device, torch.float32)
+            inputs |= dict(zip(COMMITTED, (actions, weight), strict=True))
         return inputs
-
-    def _normalized(self, committed: Committed, batch: int) -> tuple[Tensor, Tensor]:
-        actions = committed.actions.to(self.device)
-        weight = committed.weight.to(self.device, torch.float32)
-        wanted = (batch, self.spec.horizon, self.spec.action_dim)
-        if tuple(actions.shape) != wanted or tuple(weight.shape) != wanted[:2]:
-            raise InputError(
-                f"committed actions {tuple(actions.shape)} and their weight {tuple(weight.shape)} must be "
-                f"[batch, horizon, action_dim] = {wanted} and [batch, horizon] = {wanted[:2]}"
-            )
-        if not actions.isfinite().all() or not ((weight >= 0) & (weight <= 1)).all():
-            raise InputError("committed actions must be finite, and their weight from 0 to 1")
-        return self.action_normalizer.normalize(actions), weight
 
     def session(self, seed: int = 0) -> Session:
         """A session for a control loop of the caller's own: keeps history, last plan and noise."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import InputError, is_whole
 from .history import History
 from .observation import observation_rows
 
@@ -51,10 +51,10 @@ class Session:
 
     def reset(self, seed: int = 0) -> None:
         """Starts a new episode: forgets observations and plans, and seeds the noise."""
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        if not is_whole(seed):
             raise InputError(f"seed={seed!r} must be a whole number")
         self._history = History(self.policy.spec.n_obs_steps)
-        self._generator = torch.Generator().manual_seed(seed % 2**64)
+        self._generator = torch.Generator().manual_seed(int(seed) % 2**64)
         self.last_plan: Plan | None = None
 
     def plan(self, observations: Any, executed: int | None = None) -> NDArray[np.float32]:
@@ -78,7 +78,7 @@ class Session:
             executed = 0
         elif executed is None:
             executed = spec.n_action_steps if alone else len(rows)
-        elif isinstance(executed, bool) or not isinstance(executed, int) or executed < 0:
+        elif not is_whole(executed) or int(executed) < 0:
             raise InputError(f"executed={executed!r} must be a number of actions, 0 or more")
         if executed > len(rows):  # an old observation isn't the one before the newest
             self._history.clear()

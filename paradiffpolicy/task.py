@@ -57,7 +57,24 @@ class ObservationField:
 
     def take(self, value: Any) -> NDArray[np.float64]:
         """Its numbers ``[size]`` of a value."""
-        return np.asarray(value, dtype=np.float64).reshape(-1)[self.start : self.stop]
+        return real_numbers(value).reshape(-1)[self.start : self.stop]
+
+
+def real_numbers(values: Any) -> NDArray[np.float64]:
+    """An array of real numbers as float64.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is none: numpy would make numbers of text, times and records,
+            and leave out imaginary parts.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufO" or any(isinstance(each, str | bytes) for each in _objects(array)):
+        raise TypeError(f"{array.dtype} isn't a type of real numbers")
+    return np.array(array, dtype=np.float64)
+
+
+def _objects(array: NDArray[Any]) -> Any:
+    return array.flat if array.dtype.kind == "O" else ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor
 
-from .errors import InputError, nearest
+from .errors import InputError, nearest, require_within
 from .task import Contract, contract_size
 
 LARGEST = {
@@ -286,3 +286,51 @@ class Plan(Batched):
     def executed_actions(self) -> Tensor:
         """``[batch, Ta, A]``."""
         return self.actions[:, self.executed]
+
+
+def require_real(**values: Any) -> None:
+    """Raises ``InputError`` that names the first value that isn't a dense tensor of real numbers."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} must be a tensor, not {type(value).__name__}")
+        dense = value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+        if not dense or value.is_complex():
+            what = f"{value.dtype}, {value.layout}, on {value.device}"
+            raise InputError(f"{name} must be a dense tensor of real numbers, not {what}")
+
+
+def check_arguments(
+    spec: PolicySpec,
+    batch: int,
+    previous: Plan | None,
+    executed_steps: int | None,
+    committed: Committed | None,
+) -> int:
+    """Checks what a plan for a batch of observation windows is to be made with; how many steps of the last
+    plan were executed, Ta unless given.
+
+    Raises:
+        InputError: something has another type, or doesn't fit the batch or the policy.
+    """
+    executed = spec.n_action_steps if executed_steps is None else executed_steps
+    require_within(0, spec.horizon, executed_steps=executed)
+    if previous is not None:
+        if not isinstance(previous, Plan) or not isinstance(previous.solution, Solution):
+            raise InputError(f"previous must be a plan that a policy made, not {type(previous).__name__}")
+        require_real(**{"previous.actions": previous.actions})
+        if len(previous.actions) != batch:
+            raise InputError(f"{batch} observation windows, but {len(previous.actions)} previous plans")
+    if committed is not None:
+        if not isinstance(committed, Committed):
+            raise InputError(f"committed must be Committed(actions, weight), not {type(committed).__name__}")
+        actions, weight = committed.actions, committed.weight
+        require_real(**{"committed.actions": actions, "committed.weight": weight})
+        wanted = (batch, spec.horizon, spec.action_dim)
+        if tuple(actions.shape) != wanted or tuple(weight.shape) != wanted[:2]:
+            raise InputError(
+                f"committed actions {tuple(actions.shape)} and their weight {tuple(weight.shape)} must be "
+                f"[batch, horizon, action_dim] = {wanted} and [batch, horizon] = {wanted[:2]}"
+            )
+        if not actions.float().isfinite().all() or not ((weight >= 0) & (weight <= 1)).all():
+            raise InputError("committed actions must be finite, and their weight from 0 to 1")
+    return int(executed)

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
-from paradiffpolicy.policy import Policy
+from paradiffpolicy.policy import InvalidPlanError, Policy
 from paradiffpolicy.provenance import resident_bytes
 from paradiffpolicy.sampling.capture import cuda_graph, openvino
 from paradiffpolicy.sampling.capture.backends import CaptureSettings
@@ -614,6 +615,18 @@ def test_guided_policies_are_captured(backend):
         guided = policy.with_guidance(scale)
         assert_close(planned(guided.captured(backend)), planned(guided), atol=0.02, rtol=0)
     assert (planned(guided) - planned(policy)).abs().max() > 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("backend", "threshold"), [("eager", None), ("eager", 0.9), ("emulated", None), ("openvino", None)]
+)
+def test_what_isnt_finite_in_a_network_is_no_plan(backend, threshold, value):
+    """Bounds would make numbers of it."""
+    policy = policy_with(solver="ddim", n_steps=4, driver="rti").with_guidance(None, threshold)
+    policy.network.final_conv[1].bias[0] = value
+    with pytest.raises(InvalidPlanError):
+        planned(policy.captured(backend))
 
 
 def test_warming_up_makes_what_plans_need():

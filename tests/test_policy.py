@@ -21,7 +21,7 @@ from paradiffpolicy.policy import Policy, spec_sampler, spec_schedule
 from paradiffpolicy.presets import preset
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.task import Contract, ObservationField
-from paradiffpolicy.types import Plan, PolicySpec
+from paradiffpolicy.types import Committed, Plan, PolicySpec
 
 from .conftest import ROOT, TINY, assert_close, tiny_checkpoint
 
@@ -145,6 +145,16 @@ def test_with_sampler_shares_the_weights():
         (torch.zeros(19), r"\(19,\) .* must be \[obs_dim=20\]"),
         (torch.zeros(1, 2, 20).index_fill(2, torch.tensor([7]), float("nan")), "step 0, column 7"),
         (torch.zeros(1, 2, 20).index_fill(1, torch.tensor([1]), float("inf")), "step 1, column 0"),
+        (torch.zeros(1, 2, 20).index_fill(2, torch.tensor([5]), 1e25), "too far .* step 0, column 5"),
+        (torch.zeros(1, 2, 20, dtype=torch.complex64), "dense tensor of real numbers, not torch.complex64"),
+        (torch.zeros(1, 2, 20).to_sparse(), "dense tensor"),
+        (torch.zeros(1, 2, 20, device="meta"), "dense tensor"),
+        (np.zeros((1, 2, 20), complex), "complex128 isn't a type of real numbers"),
+        (np.zeros((1, 2, 20), "datetime64[s]"), "datetime64"),
+        (np.zeros((1, 2, 20), [("a", float)]), "isn't a type of real numbers"),
+        ([["1"] * 20] * 2, "isn't a type of real numbers"),
+        ([[b"1", *[2**70] * 19]] * 2, "isn't a type of real numbers"),
+        ([[10**400] * 20] * 2, "too large"),
     ],
 )
 def test_bad_observations_are_refused(window, message):
@@ -158,6 +168,95 @@ def test_the_batch_must_agree():
         policy.plan(WINDOWS, generator=seeded(0, 1))
     with pytest.raises(InputError, match="3 previous plans"):
         policy.plan(WINDOWS[:1], policy.plan(WINDOWS, generator=seeded(0, 1, 2)), generator=seeded(0))
+
+
+def warm_policy(start: str | None = None) -> Policy:
+    return policy_with(solver="ddim", n_steps=6, driver="rti", start=start)
+
+
+def with_solution(plan: Plan, **changes) -> Plan:
+    return replace(plan, solution=replace(plan.solution, **changes))
+
+
+LAST = warm_policy().plan(WINDOWS)
+NOISE, X0 = LAST.solution.noise, LAST.solution.x0_hats
+
+
+@pytest.mark.parametrize(
+    ("previous", "message"),
+    [
+        (3, "previous must be a plan that a policy made, not int"),
+        ([LAST] * 3, "not list"),
+        (LAST.solution, "not Solution"),
+        (replace(LAST, solution=None), "must be a plan"),
+        (replace(LAST, actions=LAST.actions.numpy()), "previous.actions must be a tensor, not ndarray"),
+        (policy_with(n_steps=5).plan(WINDOWS), r"x0_hats \(5, 3, 16, 2\) .* another sampler's or policy's"),
+        (with_solution(LAST, x0_hats=X0[..., :-1, :]), r"not \(6, 3, 16, 2\) float32"),
+        (with_solution(LAST, x0_hats=X0[:, :1]), r"not \(6, 3, 16, 2\) float32"),
+        (with_solution(LAST, x0_hats=X0.double()), "float64, not"),
+        (with_solution(LAST, x0_hats=X0.to("meta")), "x0_hats must be a dense tensor"),
+        (with_solution(LAST, x0_hats=X0 / 0), "NaN or infinity in x0_hats"),
+        (with_solution(LAST, noise=None), "has no noise"),
+        (with_solution(LAST, noise=replace(NOISE, x_T=NOISE.x_T[:, :-1])), r"x_T \(3, 15, 2\)"),
+        (with_solution(LAST, noise=replace(NOISE, z=NOISE.z / 0)), "NaN or infinity in z"),
+    ],
+)
+@pytest.mark.parametrize("start", ["warm", "warm_same_noise"])
+def test_what_is_no_plan_to_go_on_from_is_named(start, previous, message):
+    with pytest.raises(InputError, match=message):
+        warm_policy(start).plan(WINDOWS, previous)
+
+
+@pytest.mark.parametrize(
+    ("committed", "message"),
+    [
+        ((torch.zeros(3, 16, 2), torch.zeros(3, 16)), r"must be Committed\(actions, weight\), not tuple"),
+        (Committed(np.zeros((3, 16, 2)), np.zeros((3, 16))), "committed.actions must be a tensor"),
+        (Committed(torch.zeros(3, 16, 2) + 1j, torch.zeros(3, 16)), "real numbers, not torch.complex64"),
+        (Committed(torch.zeros(3, 16, 2), torch.zeros(3, 16) * 1j), "committed.weight must be"),
+        (Committed(torch.zeros(3, 16, 2).to("meta"), torch.zeros(3, 16)), "dense"),
+        (Committed(torch.zeros(3, 16, 2).double() + 1e39, torch.zeros(3, 16)), "must be finite"),
+        (Committed(torch.zeros(3, 16, 2), torch.full((3, 16), 1.5)), "from 0 to 1"),
+        (Committed(torch.zeros(3, 15, 2), torch.zeros(3, 15)), r"= \(3, 16, 2\)"),
+    ],
+)
+def test_what_cant_be_committed_is_named(committed, message):
+    with pytest.raises(InputError, match=message):
+        warm_policy().plan(WINDOWS, committed=committed)
+
+
+def test_tensors_of_any_layout_and_type_of_real_numbers_are_taken():
+    policy, actions, weight = warm_policy(), torch.full((3, 16, 2), 200), torch.ones(3, 16)
+    expected = policy.plan(WINDOWS.double(), LAST, committed=Committed(actions, weight))
+    turned = WINDOWS.double().mT.contiguous().mT.requires_grad_()
+    kept = Committed(actions.double().mT.contiguous().mT.requires_grad_(), weight.bool())
+    assert policy.plan(turned, LAST, committed=kept) == expected
+    assert (expected.actions - 200).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda policy: policy.with_sampler(None), "sampler must be a Sampler"),
+        (lambda policy: policy.with_network(None), "must be a torch.nn.Module, not NoneType"),
+        (lambda policy: policy.with_network(lambda x, t, g: x), "must be a torch.nn.Module, not function"),
+        (lambda policy: policy.warm_up(-1), "batch=-1"),
+        (lambda policy: policy.warm_up("a"), "batch=a"),
+        (lambda policy: policy.plan(WINDOWS, LAST, executed_steps=torch.tensor(True)), "executed_steps="),
+        (lambda policy: policy.plan(WINDOWS, generator={1: 0, 2: 0, 3: 0}), "3 observation windows need"),
+        (lambda policy: policy.session(1.5), "seed=1.5"),
+    ],
+)
+def test_what_a_policy_cant_be_asked_for_is_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call(warm_policy())
+
+
+def test_seeds_and_counts_may_be_numpys():
+    window = WINDOWS[0]
+    sessions = [warm_policy().session(7), warm_policy().session(np.int64(7))]
+    plans = [(each.plan(window), each.plan(window, np.int64(3))) for each in sessions]
+    np.testing.assert_array_equal(*plans)
 
 
 def test_seeds_stand_for_generators():

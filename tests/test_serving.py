@@ -381,7 +381,7 @@ def test_errors_come_back_as_what_they_were():
             remote.plan(windows(2), generator=seeded(0))
         with pytest.raises(InputError, match="1 to max_batch=2 at a time"):
             remote.plan(windows(3), generator=seeded(0, 1, 2))
-        with pytest.raises(InputError, match="executed_steps=17 must be 0 to 16"):
+        with pytest.raises(InputError, match="executed_steps=17 must be a whole number from 0 to 16"):
             remote.plan(windows(1), generator=seeded(0), executed_steps=17)
         (here,), (there,) = seeded(0), seeded(0)
         for planner, generator in ((policy, here), (remote, there)):

@@ -45,9 +45,15 @@ def unbounded(x0: Tensor) -> Tensor:
     return x0
 
 
+def _bounded(x0: Tensor, bound: Tensor | float) -> Tensor:
+    # Where x0 isn't finite, the sum is NaN, so that the plan is refused: OpenVINO's bounds make a number of
+    # NaN, and all make one of infinity.
+    return x0.clamp(-bound, bound) + (x0 - x0)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Clip:
-    """``|x0_hat| <= bound``, in normalised units (diffusion_policy: 1)."""
+    """``|x0_hat| <= bound``, in normalised units (diffusion_policy: 1); NaN where it isn't finite."""
 
     bound: float = 1.0
 
@@ -55,7 +61,7 @@ class Clip:
         require_positive(clip=self.bound)
 
     def __call__(self, x0: Tensor) -> Tensor:
-        return x0.clamp(-self.bound, self.bound)
+        return _bounded(x0, self.bound)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class DynamicThreshold:
     def __call__(self, x0: Tensor) -> Tensor:
         quantile = torch.quantile(x0.flatten(1).abs(), self.ratio, dim=1)
         bound = per_row(quantile.clamp(1.0, self.maximum), x0)
-        return x0.clamp(-bound, bound) / bound
+        return _bounded(x0, bound) / bound
 
 
 @dataclass(frozen=True)

@@ -84,12 +84,15 @@ def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> None
             )
 
 
-def check_network(spec: PolicySpec, network: nn.Module, device: torch.device) -> None:
-    """Calls a network once as a policy of this spec will.
+def usable_network(spec: PolicySpec, network: nn.Module, device: torch.device) -> nn.Module:
+    """A network on a device and in evaluation mode, after it was called once as a policy of this spec will.
 
     Raises:
-        InputError: it can't be called like that, or its output has another shape.
+        InputError: it is no module, it can't be called like that, or its output has another shape.
     """
+    if not isinstance(network, nn.Module):
+        raise InputError(f"a policy's network must be a torch.nn.Module, not {type(network).__name__}")
+    network = network.to(device).eval()
     shape = (2, spec.horizon, spec.action_dim)
     condition = torch.zeros(2, spec.n_obs_steps * spec.obs_dim, device=device)
     call = "network(x [rows, T, A], t [rows], condition [rows, G])"
@@ -102,6 +105,7 @@ def check_network(spec: PolicySpec, network: nn.Module, device: torch.device) ->
     found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if found != shape:
         raise InputError(f"{type(network).__name__} gives {found}, expected {shape}, called as {call}")
+    return network
 
 
 def usable_device(device: torch.device | str) -> torch.device:

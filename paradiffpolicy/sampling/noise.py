@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ def generators_for(
         streams = [np.random.SeedSequence((seeds % 2**64, b)) for b in range(1, batch)]
         seeds = [seeds, *(int(stream.generate_state(1, np.uint64)[0]) for stream in streams)]
     try:
-        given = [seeds] if isinstance(seeds, bool | str | torch.Generator) else list(seeds)
+        one = isinstance(seeds, bool | str | bytes | Mapping | Set | torch.Generator)
+        given: list[Any] = [seeds] if one else list(seeds)  # type: ignore[arg-type]
     except TypeError:
         raise InputError(
             f"generator={seeds!r} must be a whole number, a torch.Generator, or one of them per element"

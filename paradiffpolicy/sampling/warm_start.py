@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..registry import Registry
-from ..types import Noise, Solution
+from ..types import Noise, Solution, require_real
 from .tableau import Tableau
 
 Shape = tuple[int, ...]
@@ -48,6 +49,27 @@ def shifted(values: Tensor, steps: int, tail: Tensor) -> Tensor:
     return torch.cat((values[..., steps:, :], tail), dim=-2)
 
 
+def check_continued(previous: Solution, tableau: Tableau, shape: Shape, batch: int) -> None:
+    """Makes sure that a plan can go on from a solution.
+
+    Raises:
+        InputError: it is another sampler's or policy's, or has NaN or infinity.
+    """
+    noise, wanted = previous.noise, (tableau.n_nodes, batch, *shape)
+    if not isinstance(noise, Noise):
+        raise InputError("the previous plan's solution has no noise: begin with previous=None")
+    require_real(x0_hats=previous.x0_hats, x_T=noise.x_T, z=noise.z)
+    parts = {"x0_hats": (previous.x0_hats, wanted), "x_T": (noise.x_T, wanted[1:]), "z": (noise.z, wanted)}
+    for name, (value, shape) in parts.items():
+        if tuple(value.shape) != shape or value.dtype != torch.float32:
+            raise InputError(
+                f"the previous plan has {name} {tuple(value.shape)} {value.dtype}, not {shape} float32: it "
+                "is another sampler's or policy's; begin with previous=None"
+            )
+        if not value.isfinite().all():
+            raise InputError(f"the previous plan has NaN or infinity in {name}: begin with previous=None")
+
+
 def shifted_guess(previous: Solution, executed_steps: int) -> Tensor:
     """The last plan's x0_hats, moved along by what was executed and extended by their last step."""
     last = previous.x0_hats[..., -1:, :]
@@ -63,7 +85,10 @@ def warm_start(
 ) -> tuple[Noise, Tensor | None]:
     """Draws new noise and takes the last plan as a first guess of the x0_hats, if there is one."""
     noise, _ = cold_start(tableau, shape, previous, executed_steps, generators)
-    return noise, None if previous is None else shifted_guess(previous, executed_steps)
+    if previous is None:
+        return noise, None
+    check_continued(previous, tableau, shape, len(generators))
+    return noise, shifted_guess(previous, executed_steps)
 
 
 def warm_start_same_noise(
@@ -80,6 +105,7 @@ def warm_start_same_noise(
     )
     if previous is None:
         return new_noise, None
+    check_continued(previous, tableau, shape, len(generators))
     noise = Noise(
         shifted(previous.noise.x_T, executed_steps, new_noise.x_T.to(previous.noise.x_T)),
         shifted(previous.noise.z, executed_steps, new_noise.z.to(previous.noise.z)),

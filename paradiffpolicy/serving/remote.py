@@ -25,7 +25,7 @@ from ..errors import InputError, require_positive
 from ..files import Closing
 from ..observation import Observation, observation_window
 from ..sampling.noise import Seed, generators_for
-from ..types import Committed, Plan, PolicySpec
+from ..types import Committed, Plan, PolicySpec, check_arguments
 from .messages import MessageError, pack, unpack
 from .protocol import (
     BusyError,
@@ -126,6 +126,7 @@ class RemotePolicy(Closing):
         """
         window = observation_window(self.spec, observation)
         generators = generators_for(generator, len(window), "observation windows")
+        executed = check_arguments(self.spec, len(window), previous, executed_steps, committed)
         if any(each.device.type != "cpu" for each in generators):
             raise InputError("a remote policy's generators must be on the CPU: torch.Generator()")
         form, most = self.metadata.form, self.metadata.max_message
@@ -134,7 +135,7 @@ class RemotePolicy(Closing):
                 window,
                 None if previous is None else form.plan_map(previous),
                 [state_of(each) for each in generators],
-                executed_steps=executed_steps,
+                executed_steps=executed,
                 committed=None if committed is None else form.committed_map(committed),
             )
         )
