@@ -7,8 +7,11 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -31,7 +34,7 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.files import UNFINISHED, write_atomically, write_json
 from paradiffpolicy.task import ObservationField
 
-from .conftest import toy_episode
+from .conftest import ROOT, toy_episode
 
 
 def refused(capsys, *argv) -> str:
@@ -363,8 +366,6 @@ def mutated(content, mutant):
                 changed[int(where * len(changed))] = value
         return bytes(changed)
     # One number, text or literal of a JSON file becomes another.
-    import re
-
     words = list(re.finditer(rb'(?<=[:\[,\s])(?:"[^"]*"|-?\d+|null|true|false)', content))
     if not words:
         return content
@@ -393,6 +394,14 @@ def test_a_mutated_store_is_read_or_refused(small_stores, tmp_path_factory, zarr
         use(path)
     except InputError as error:
         assert "\n" not in str(error)
+
+
+def test_mutated_messages_and_files_end_in_a_value_or_a_line():
+    """A short run of the script, in a process of its own, whose audit hook can't be taken back."""
+    command = [sys.executable, ROOT / "scripts" / "fuzz.py", "300", "60", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"│ (?:\w| )+ │ +(\d+) ", done.stdout) == ["300", *["12"] * 5]
 
 
 # ------------------------------------------------------------------------------------------- writers

@@ -115,6 +115,10 @@ BAD = {
     "no steps": (replaced(ACTIONS, dataset(data=np.zeros((0, 7)))), "must be steps x numbers"),
     "complex actions": (replaced(ACTIONS, dataset(data=np.zeros((6, 7), complex))), "holds complex128"),
     "actions that are a group": (replaced(ACTIONS, lambda file, name: file.create_group(name)), "no actions"),
+    "names that aren't text": (
+        lambda file: file.move("data/demo_1/obs/object", b"data/demo_1/obs/o\xff"),
+        "b'o\\xff', which isn't text",
+    ),
     "a model that is a number": (
         lambda file: file["data/demo_1"].attrs.__setitem__("model_file", 3),
         "model_file isn't text",

@@ -60,11 +60,25 @@ def find(group: h5py.Group, path: str, depth: int = 0) -> h5py.Group | h5py.Data
     return group
 
 
+def entries(group: h5py.Group) -> list[str]:
+    """What is in a group.
+
+    Raises:
+        InputError: a name isn't text.
+    """
+    found: list[Any] = list(group)
+    for name in found:
+        if not isinstance(name, str):
+            where = f"{group.file.filename}: {group.name}"
+            raise InputError(f"{where} has the name {name!r}, which isn't text: the file is damaged")
+    return found
+
+
 def datasets(
     group: h5py.Group, prefix: str = "", depth: int = 0
 ) -> Iterator[tuple[str, h5py.Dataset | None]]:
     """All datasets below a group, by path; ``None`` in place of links that lead to nothing in the file."""
-    for name in group if depth < DEEPEST else ():
+    for name in entries(group) if depth < DEEPEST else ():
         item = find(group, name)
         if isinstance(item, h5py.Group):
             yield from datasets(item, f"{prefix}{name}/", depth + 1)

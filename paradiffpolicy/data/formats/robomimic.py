@@ -32,7 +32,7 @@ from ...files import Closing, write_new
 from ..replay_buffer import require_finite
 from .demonstration import Demonstration, check_poses
 from .env_args import EnvArgs
-from .hdf5 import datasets, find, numbers, open_file, unreadable
+from .hdf5 import datasets, entries, find, numbers, open_file, unreadable
 
 SUFFIXES = (".hdf5", ".h5")
 MASK_BYTES = 2**24
@@ -58,7 +58,7 @@ class RobomimicFile(Closing):
                 if not isinstance(data, h5py.Group):
                     raise InputError(f"{path} has no group data: it isn't a robomimic dataset")
                 self._data = data
-                self.demos = sorted(data, key=self._number)
+                self.demos = sorted(entries(data), key=self._number)
                 if not self.demos:
                     raise InputError(f"{path} has no demonstrations: data is empty")
                 self.env_args = _stated_env_args(data, self.name) or env_args
@@ -106,9 +106,9 @@ class RobomimicFile(Closing):
         """See ``Source.read``."""
         group, where = self._group(demo), f"{self.name}: {demo}"
         with reading(where):
-            has = {name for name in group if isinstance(find(group, name), h5py.Dataset)}
+            has = {name for name in entries(group) if isinstance(find(group, name), h5py.Dataset)}
             seen = find(group, "obs")
-            known = sorted(seen) if isinstance(seen, h5py.Group) else []
+            known = sorted(entries(seen)) if isinstance(seen, h5py.Group) else []
             model = group.attrs.get("model_file")
             model = model.decode() if isinstance(model, bytes) else model
             if not isinstance(model, str | None):
