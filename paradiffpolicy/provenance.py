@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
 import platform
 import re
 import resource
+import shlex
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -85,19 +87,22 @@ def code_sha256() -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def about(checkpoint: Path, /, **settings: Any) -> dict[str, Any]:
-    """The head of a report: checkpoint, hash of its weights, the data that they were trained on, hash of the
-    code, the settings given, machine, versions."""
-    description = json.loads((checkpoint / "policy.json").read_text())
-    return {
-        "checkpoint": str(checkpoint),
-        "weights_sha256": sha256(checkpoint / description["weights"]["file"]),
-        "data": description.get("info", {}).get("dataset"),
-        "code_sha256": code_sha256(),
-        **settings,
-        "machine": machine(),
-        "versions": versions(),
+def about(checkpoint: Path | None, /, **settings: Any) -> dict[str, Any]:
+    """The head of a report: the command, the day, the hash of the code, the settings given, machine,
+    versions; of a checkpoint also its path, the hash of its weights, the data that they were trained on."""
+    head: dict[str, Any] = {
+        "command": shlex.join(["paradiffpolicy", *sys.argv[1:]]),
+        "date": f"{datetime.date.today()}",
     }
+    if checkpoint is not None:
+        description = json.loads((checkpoint / "policy.json").read_text())
+        head |= {
+            "checkpoint": str(checkpoint),
+            "weights_sha256": sha256(checkpoint / description["weights"]["file"]),
+            "data": description.get("info", {}).get("dataset"),
+        }
+    code = {"code_sha256": code_sha256()}
+    return {**head, **code, **settings, "machine": machine(), "versions": versions()}
 
 
 def programs(policies: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import plain_json, write_json
-from .provenance import describe, machine
+from .provenance import about, describe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,19 +105,21 @@ def publish(
     content: Mapping[str, Any],
     out: str | Path | None = None,
     notes: Sequence[str] = (),
+    *,
+    checkpoint: Path | None = None,
 ) -> None:
     """Ends a benchmark: prints its tables, notes and the machine, then ``content`` as one line of JSON.
 
     Args:
-        content: plain values; ``machine`` is added.
+        content: plain values; what ``provenance.about`` says is added.
         out: a JSON file to write as well.
+        checkpoint: that was measured, if one was.
     """
-    here, screen = machine(), console()
+    content, screen = {**about(checkpoint), **content}, console()
     for view in tables:
         screen.print(view)
-    for line in (*notes, f"on {describe(here)}"):
+    for line in (*notes, f"on {describe(content['machine'])}"):
         screen.print(line, highlight=False, markup=False)
-    content = {"machine": here, **content}
     sys.stdout.write(json.dumps(plain_json(content)) + "\n")
     if out:
         write_json(Path(out), content)

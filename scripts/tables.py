@@ -28,7 +28,7 @@ from scipy.special import stdtrit
 from paradiffpolicy.evaluation.episodes import Episode, Outcome, described, judged
 from paradiffpolicy.evaluation.report import difference_cell, mean_cell
 from paradiffpolicy.evaluation.statistics import holm, paired_difference
-from paradiffpolicy.tables import tail
+from paradiffpolicy.tables import spread, tail
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/*.md", "checkpoints/README.md")
@@ -163,7 +163,7 @@ def slashed(values: Iterable[float] | None, form: str) -> str:
 
 @table(f"{PUSHT}/report/report.json", "docs/reports/latency.json")
 def summary(report: Report, latency: Report) -> Rows:
-    captured = {row["plan"]: row["shipped"] for row in latency["plans"] if row["capture"] == "captured"}
+    captured = {row["name"]: row["ms"] for row in latency["shipped"]["plans"]}
     n, names = n_seeds(report), ("ddpm", "paraddpm", "speculative", "speculative_sde", "rti")
     found = against(report, "ddpm", names)
     for name in names:
@@ -173,9 +173,7 @@ def summary(report: Report, latency: Report) -> Rows:
             f"score ± s.e., n = {n}": score(values),
             f"success [95 %], n = {n}": success(values),
             "iterations per plan": f"{values['iterations_per_plan']['mean']:.1f}",
-            f"ms per plan, n = {latency['networks']['shipped']['plans_per_row']}": (
-                f"{captured[name]['p50']:.3g}"
-            ),
+            f"ms per plan, n = {captured['rti, auto']['n']}": f"{captured[f'{name}, auto']['p50']:.3g}",
             **both(found.get(name), "`ddpm`"),
         }
 
@@ -299,19 +297,26 @@ def rti_200_seeds(report: Report) -> Rows:
         }
 
 
-@table("docs/reports/stopping.json")
-def stopping(report: Report) -> Rows:
-    for row in report["rows"]:
-        errors = row["error"], row["worst_error"]
-        yield {
-            "solver": f"`{row['solver']}`, {row['n_steps']} steps",
-            "driver": report["drivers"][row["driver"]],
-            "iterations": f"{row['iterations']:.1f}",
-            "NFE": f"{row['nfe']:.0f}",
-            f"error to the sequential plan, px: median / worst of {report['windows']}": (
-                "another sample" if row["driver"] == "speculative" else slashed(errors, ".2g")
-            ),
-        }
+@table("docs/reports/stopping_ddpm.json", "docs/reports/stopping_ode.json")
+def stopping(*reports: Report) -> Rows:
+    for report in reports:
+        for row in report["rows"]:
+            settings = report["drivers"][row["driver"]]
+            names = [name for name in ("tolerance", "plan_tolerance") if settings.get(name) is not None]
+            errors = row["error"], row["worst_error"]
+            if settings["driver"] == "sequential":
+                continue
+            yield {
+                "solver": f"`{row['solver']}`, {row['n_steps']} steps",
+                "driver": ", ".join(
+                    (f"`{settings['driver']}`", *(f"{name} {settings[name]:g}" for name in names))
+                ),
+                "iterations": f"{row['iterations']:.1f}",
+                "NFE": f"{row['nfe']:.0f}",
+                f"error to the sequential plan, px: median / worst of {report['windows']}": (
+                    "another sample" if settings["driver"] == "speculative" else slashed(errors, ".2g")
+                ),
+            }
 
 
 @table("docs/reports/digits.json")
@@ -332,106 +337,110 @@ def digits(report: Report) -> Rows:
 
 # --------------------------------------------------------------------------------- latency, deadlines
 
-NETWORKS = {"shipped": "5.4 M", "large": "65.8 M"}
+NETWORKS = ("shipped", "large")
 
 
-def by_network(row: Report, cells: Callable[[Report], Mapping[str, str]]) -> dict[str, str]:
-    """Cells of both networks; the first heading of each names it."""
-    found: dict[str, str] = {}
-    for network, size in NETWORKS.items():
-        (first, cell), *others = cells(row[network]).items()
-        # Markdown's headings may be equal, a dict's keys may not.
-        found |= {
-            f"{size}: {first}": cell,
-            **{heading + " " * (network == "large"): c for heading, c in others},
-        }
-    return found
+def by_network(
+    report: Report, kind: str, cells: Callable[[Report], Mapping[str, str]]
+) -> Iterator[tuple[Report, dict[str, str]]]:
+    """The rows of a kind, each with its cells for both networks; the first heading of each names it."""
+    for rows in zip(*(report[network][kind] for network in NETWORKS), strict=True):
+        found: dict[str, str] = {}
+        for network, row in zip(NETWORKS, rows, strict=True):
+            (first, cell), *others = cells(row).items()
+            found[f"{report[network]['parameters'] / 1e6:.1f} M: {first}"] = cell
+            # Markdown's headings may be equal, a dict's keys may not.
+            found |= {heading + " " * (network == "large"): value for heading, value in others}
+        yield rows, found
 
 
-def times(row: Report, baseline: str) -> str:
-    low, high = row[f"{baseline}_quartiles"]
-    return f"{row[baseline]:.1f} [{low:.1f}, {high:.1f}]"
+def times(speedup: Sequence[float]) -> str:
+    return spread((speedup[0], speedup[1], speedup[2]))
+
+
+def significant(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 @table("docs/reports/latency.json")
 def latency_plans(report: Report) -> Rows:
-    for row in report["plans"]:
+    def cells(row: Report) -> dict[str, str]:
+        return {
+            "ms p50": significant(row["ms"]["p50"]),
+            "floor, ms": significant(row["floor"]),
+            "times DDPM-100 [quartiles]": times(row["speedup"]),
+            "times DDIM-10": f"{row['speedup_ddim']:.1f}",
+        }
+
+    for rows, shown in by_network(report, "plans", cells):
+        sampler, _, capture = rows[0]["name"].partition(", ")
         yield {
-            "plan, one robot": row["plan"]
-            if row["capture"] is None
-            else f"`{row['plan']}`, {row['capture']}",
-            **by_network(
-                row,
-                lambda cell: {
-                    "ms p50": f"{cell['p50']:g}",
-                    "floor, ms": f"{cell['floor']:g}",
-                    "times DDPM-100 [quartiles]": times(cell, "times_ddpm"),
-                    "times DDIM-10": f"{cell['times_ddim']:.1f}",
-                },
-            ),
-            "memory, MB": ", ".join(f"{row[network]['memory_mb']:.0f}" for network in NETWORKS),
+            "plan, one robot": f"`{sampler}`, {capture.replace('auto', 'captured')}" if capture else sampler,
+            **shown,
+            "memory, MB": ", ".join(f"{row['memory']:.0f}" for row in rows),
         }
 
 
 @table("docs/reports/latency.json")
 def latency_calls(report: Report) -> Rows:
-    for row in report["calls"]:
-        yield {
-            "network call": row["call"],
-            "rows": str(row["rows"]),
-            **by_network(
-                row,
-                lambda cell: {
-                    "ms p50": f"{cell['p50']:g}",
-                    "floor, ms": f"{cell['floor']:g}",
-                    "times eager [quartiles]": times(cell, "times_eager"),
-                },
-            ),
+    def cells(row: Report) -> dict[str, str]:
+        return {
+            "ms p50": significant(row["ms"]["p50"]),
+            "floor, ms": significant(row["floor"]),
+            "times eager [quartiles]": times(row["speedup"]),
         }
 
+    for rows, shown in by_network(report, "calls", cells):
+        yield {"network call": rows[0]["name"], "rows": str(rows[0]["batch"]), **shown}
 
-@table("docs/reports/latency.json")
+
+@table("docs/reports/first_plan.json")
 def latency_first_plan(report: Report) -> Rows:
-    for name, values in report["first_plan_s"].items():
-        if name != "note":
-            first, later = map(number, values)
-            yield {
-                "network": name,
-                "first start, s": first,
-                "later starts, from the cache of compiled models, s": later,
-            }
+    for name, (first, later) in report["first_plan_s"].items():
+        yield {
+            "network": name,
+            "first start, s": number(first),
+            "later starts, from the cache of compiled models, s": number(later),
+        }
 
 
 @table("docs/reports/control.json")
 def control(report: Report) -> Rows:
     for row in report["rows"]:
-        p50, p99, _, largest = row["deadline_error_ms"]  # four ticks are beyond the p99.9 of 4,000
+        beside = row["plan_latency_ms"]["p50"] is not None
         yield {
             "planner": row["planner"],
             "ticks": str(row["ticks"]),
             "over a period": str(row["over_a_period"]),
             "missed": str(row["missed"]),
-            "deadline error, ms p50 / p99 / maximum": slashed((p50, p99, largest), ".2f"),
-            "a tick, µs p50 / p99": slashed(row["tick_us"], ".0f"),
-            "plans per s": number(row["plans_per_s"]),
-            "plan latency, ms p50 / p99": slashed(row["plan_latency_ms"], ".1f"),
+            "deadline error, ms p50 / p99 / maximum": slashed(stated(row["deadline_error_ms"]), ".2f"),
+            "a tick, µs p50 / p99": slashed(stated(row["tick_us"])[:2], ".0f") if beside else "",
+            "plans per s": f"{row['plans_per_second']:.0f}" if beside else "",
+            "plan latency, ms p50 / p99": slashed(stated(row["plan_latency_ms"])[:2], ".1f"),
         }
+
+
+def stated(values: Report) -> list[float]:
+    """The median, the p99 and the largest, as far as they are stated."""
+    return [values[name] for name in ("p50", "p99", "max") if values.get(name) is not None]
 
 
 @table("docs/reports/serve.json")
 def serve(report: Report) -> Rows:
     one, many = report["one_client"], report["many_clients"]
-    over = one["over_inference_ms"]
+    between = f"{one['between_ms']['p50']:.1f} ms"
     yield {
         "clients": "1",
         "requests": f"{one['requests']}",
-        "result": f"a round trip takes {over['p50']} ms (p50) longer than the inference in it",
+        "result": f"a round trip takes {between} (p50) longer than the inference in it",
     }
     yield {
-        "clients": f"{many['clients']}, for {many['seconds']} s",
+        "clients": f"{many['clients']}, for {many['seconds']:.0f} s",
         "requests": f"{many['answers']:,}",
         "result": (
-            f"{many['per_second']} answers per second, {many['per_batch']} a batch, {many['errors']} errors"
+            f"{many['per_second']:.0f} answers per second, {many['batch']:.1f} a batch, "
+            f"{many['errors']} errors"
         ),
     }
 
@@ -576,12 +585,13 @@ def paradigms(paper: Report, *reports: Report) -> Rows:
 
 @table("docs/reports/environments.json")
 def environments(report: Report) -> Rows:
-    for row in report["rows"]:
-        yield {
-            "task": row["task"],
-            "control steps per second, median": f"{row['steps_per_second']}",
-            "times robosuite's own step": f"{row['times_robosuite']}",
-        }
+    for name, row in report["environments"].items():
+        if row["times_baseline"]:
+            yield {
+                "task": name.removesuffix("-v0"),
+                "control steps per second, median": f"{row['steps_hz'][1]:.0f}",
+                "times robosuite's own step": f"{row['times_baseline'][1]:.1f}",
+            }
 
 
 @table("docs/reports/experts.json")
@@ -606,12 +616,18 @@ def sha256(path: Path) -> str:
 def hashes(name: str) -> str:
     """The end of a table's first comment: its reports, and the weights that they are about."""
     reports, _ = TABLES[name]
-    parts = [f"report {path} {sha256(ROOT / path)}" for path in reports]
-    folders = dict.fromkeys(json.loads((ROOT / path).read_text()).get("checkpoint") for path in reports)
-    for folder in filter(None, folders):
-        weights = json.loads((ROOT / folder / "policy.json").read_text())["weights"]["file"]
-        parts.append(f"weights {folder} {sha256(ROOT / folder / weights)}")
-    return "".join(f" · {part}" for part in parts)
+    parts, weights = [f"report {path} {sha256(ROOT / path)}" for path in reports], dict[str, None]()
+    for path in reports:
+        report = json.loads((ROOT / path).read_text())
+        folder = report.get("checkpoint")
+        if folder is not None:
+            own = sha256(
+                ROOT / folder / json.loads((ROOT / folder / "policy.json").read_text())["weights"]["file"]
+            )
+            if report.get("weights_sha256", own)[: len(own)] != own:
+                raise ValueError(f"{path} is of other weights than {folder} has now: make it again")
+            weights[f"weights {folder} {own}"] = None
+    return "".join(f" · {part}" for part in (*parts, *weights))
 
 
 def markdown(name: str) -> str:
@@ -627,8 +643,8 @@ def renewed(text: str) -> str:
     """A page with its tables made anew.
 
     Raises:
-        ValueError: a table is unknown, or its weights changed and its reports didn't: they tell of
-            other weights.
+        ValueError: a table is unknown, or its reports tell of other weights: by the hash that they hold, or
+            where they are too old to hold one, by the table's, which changed when they didn't.
     """
 
     def block(match: re.Match[str]) -> str:

@@ -12,6 +12,7 @@ from ..tables import bar, console, publish
 from .building import (
     capture_settings,
     load_policy,
+    locate,
     named_blending,
     recorded_windows,
     require_extra,
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
         BenchSoakConfig,
         BenchSolversConfig,
     )
+    from .parts import PolicyConfig
+
+
+def measured(cfg: PolicyConfig) -> Path:
+    """The checkpoint that was measured."""
+    return locate(cfg.checkpoint, "checkpoint")
 
 
 def bench_latency(cfg: BenchLatencyConfig) -> None:
@@ -54,7 +61,7 @@ def bench_latency(cfg: BenchLatencyConfig) -> None:
         )
     content["peak_memory_mb"] = peak()
     reads = f"{rates.bandwidth / 1e9:.1f} GB/s read, {rates.matrix / 1e9:.0f} GFLOP/s multiplied"
-    publish((), content, cfg.out, [f"{reads}; peak memory {peak():.0f} MB"])
+    publish((), content, cfg.out, [f"{reads}; peak memory {peak():.0f} MB"], checkpoint=measured(cfg))
 
 
 def network_latencies(
@@ -147,7 +154,7 @@ def bench_control(cfg: BenchControlConfig) -> None:
     loop = f"{cfg.rate_hz:g} Hz for {cfg.seconds:g} s beside each planner"
     title = f"{cfg.task.name}, {cfg.sampler_name}, {loop}"
     content = {"config": vars(cfg.scheduling), "rows": rows}
-    publish([control_table(rows, title)], content, cfg.out)
+    publish([control_table(rows, title)], content, cfg.out, checkpoint=measured(cfg))
 
 
 def bench_soak(cfg: BenchSoakConfig) -> None:
@@ -178,7 +185,8 @@ def bench_soak(cfg: BenchSoakConfig) -> None:
             on_tick=lambda tick: ticks.update(1 + tick.missed),
         )
     title = f"{cfg.task.name}, {cfg.sampler_name}, {cfg.rate_hz:g} Hz for {cfg.seconds:g} s, seed {cfg.seed}"
-    publish(soak_tables(values, title), {"config": vars(cfg.scheduling), **values}, cfg.out)
+    content = {"config": vars(cfg.scheduling), **values}
+    publish(soak_tables(values, title), content, cfg.out, checkpoint=measured(cfg))
 
 
 def bench_solvers(cfg: BenchSolversConfig) -> None:
@@ -199,8 +207,13 @@ def bench_solvers(cfg: BenchSolversConfig) -> None:
     folder, figure = Path(cfg.out), work_precision(rows, title)
     write_atomically(folder / "solvers.png", lambda path: figure.savefig(path))
     written = [str(folder / name) for name in ("solvers.json", "solvers.png")]
-    content = {"spacing": cfg.spacing, "rows": [vars(row) for row in rows]}
-    publish([solver_table(rows, title)], content, written[0], written)
+    content = {
+        "spacing": cfg.spacing,
+        "windows": cfg.windows,
+        "drivers": cfg.drivers,
+        "rows": [vars(row) for row in rows],
+    }
+    publish([solver_table(rows, title)], content, written[0], written, checkpoint=measured(cfg))
 
 
 def bench_serve(cfg: BenchServeConfig) -> None:
@@ -243,7 +256,7 @@ def bench_serve(cfg: BenchServeConfig) -> None:
         notes.append("hostile connections: " + ", ".join(f"{n} {name}" for name, n in attacks.items()))
     title = f"{cfg.task.name}, {cfg.sampler_name}, over loopback, openpi's protocol"
     tables = [serving.alone_table(alone, title), serving.crowd_table(crowds, title)]
-    publish(tables, content, cfg.out, notes)
+    publish(tables, content, cfg.out, notes, checkpoint=measured(cfg))
 
 
 def bench_envs(cfg: BenchEnvsConfig) -> None:
