@@ -64,7 +64,7 @@ def score(values: Report) -> str:
 
 
 def success(values: Report) -> str:
-    return mean_cell(described(list(successes(values).values())))
+    return mean_cell(described(list(successes(values).values())), percent=True)
 
 
 def successes(values: Report) -> Mapping[str, float]:

@@ -26,6 +26,7 @@ from paradiffpolicy.benchmarks.calls import call_rows
 from paradiffpolicy.benchmarks.floors import Rates, TrunkCost, measured_rates, trunk_cost
 from paradiffpolicy.benchmarks.latency import latency_rows, steady_state
 from paradiffpolicy.benchmarks.timing import interleaved, plan_latencies
+from paradiffpolicy.cli.schema import EvaluateConfig, TrainEvaluationConfig
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
@@ -684,15 +685,26 @@ def test_an_environment_that_terminates_has_not_succeeded():
     assert (fallen.n_steps, fallen.success) == (fine.n_steps, None) and fine.success is True
 
 
-def test_one_seed_has_neither_standard_error_nor_interval():
-    one = [SamplerResult(name=n, episodes=[toy_episode(0, 0.5, 3)], reference=None) for n in "ab"]
+@pytest.mark.parametrize("score", [0.5, 1.0])
+def test_one_seed_has_neither_standard_error_nor_interval(score):
+    one = [SamplerResult(name=n, episodes=[toy_episode(0, score, 3)], reference=None) for n in "ab"]
     results = judged([one[0], replace(one[1], reference=one[0].episodes)], MARGINS)
     console = Console(width=150)
     with console.capture() as capture:
         console.print(sampler_table(results, "one"), difference_table(results, "one"))
     text = capture.get()
-    assert not re.search("nan|± [0-9]|[0-9] \\[", text.replace("0% [0%, 79%]", "")), text
-    assert "0.500 " in text and "+0.000 " in text and "inconclusive " in text
+    assert not re.search("nan|± [0-9]|[0-9%] \\[", text), text
+    success = "100%" if score == 1 else "0%"
+    for part in (f" {score:.3f} (n = 1) ", f" {success} (n = 1) ", " +0.000 (n = 1) ", " inconclusive "):
+        assert part in text, text
+    values = results[1].compared()
+    assert values["score"]["interval_95"] is values["success"]["interval_95"] is None
+
+
+def test_seeds_to_choose_on_and_seeds_of_reports_are_apart():
+    chosen, reported = TrainEvaluationConfig(), EvaluateConfig()
+    ends = [of.first_seed + of.seeds for of in (chosen, reported)]
+    assert chosen.first_seed == 200_000 >= ends[1] and chosen.seeds > 0
 
 
 def test_episodes_give_columns_by_name():

@@ -17,6 +17,7 @@ from paradiffpolicy.cli.composing import compose
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.envs.robosuite.rotation import absolute_action, pose_action, rotation_of, six_d
+from paradiffpolicy.errors import InputError
 from paradiffpolicy.types import PolicySpec
 
 from .conftest import tiny_checkpoint
@@ -386,15 +387,17 @@ def test_demonstrations_dont_depend_on_the_processes_that_make_them(tmp_path):
     """The second is another process's; the third another command's, which goes on with the seeds."""
     for episodes, workers in ((2, 2), (1, 1)):
         made = (ToyEnv, ToyExpert(), episodes, 30, ["state"])
-        collect_demonstrations(tmp_path / "toy.zarr", *made, workers=workers)
+        collect_demonstrations(tmp_path / "toy.zarr", *made, workers=workers, success_key="terminated")
     buffer = ReplayBuffer.open(tmp_path / "toy.zarr")
     assert [buffer.text("seed", k) for k in range(3)] == ["2", "6", "10"]  # the others fail
     for k in range(3):
         with contextlib.closing(ToyEnv()) as env:
-            here = demonstrate(env, ToyExpert(), int(buffer.text("seed", k)), 30, ["state"])
+            here = demonstrate(env, ToyExpert(), int(buffer.text("seed", k)), 30, ["state"], "terminated")
         for name, values in stored(here.columns(["state", "action", "rewards"])).items():
             np.testing.assert_array_equal(buffer.episode(k)[name], values)
             assert len(np.unique(values, axis=0)) == len(values)  # though arrays are used again
+    with contextlib.closing(ToyEnv()) as env, pytest.raises(InputError, match=r"set task\.success_key"):
+        demonstrate(env, ToyExpert(), 2, 30, ["state"])  # it terminates, which isn't success by itself
 
 
 def test_without_robosuite_a_task_names_the_command(monkeypatch, tmp_path, capsys):

@@ -42,6 +42,7 @@ def demonstrations(cfg: CollectConfig) -> Collection:
         cfg.task.record,
         first_seed=cfg.first_seed,
         workers=worker_count(cfg.workers),
+        success_key=cfg.task.success_key,
         progress=bar,
     )
 

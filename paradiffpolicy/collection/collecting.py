@@ -96,6 +96,7 @@ def collect_demonstrations(
     *,
     first_seed: int | None = None,
     workers: int = 1,
+    success_key: str | None = None,
     progress: Progress = no_progress,
 ) -> Collection:
     """Appends an expert's next ``n_episodes`` successes to a dataset.
@@ -103,6 +104,7 @@ def collect_demonstrations(
     Args:
         first_seed: None: goes on after the dataset's last.
         workers: processes.
+        success_key: see ``demonstrate``.
 
     Raises:
         InputError: it fails more often than it succeeds.
@@ -114,7 +116,7 @@ def collect_demonstrations(
             attributes = {} if described is None else {"env_args": described}
     made = Collection(path, record, attributes)
     first = made.next_seed(first_seed)
-    episodes = demonstrations(make_env, expert, first, max_steps, record, workers)
+    episodes = demonstrations(make_env, expert, first, max_steps, record, workers, success_key)
     with progress("demonstrations", n_episodes, "episode") as bar, contextlib.closing(episodes):
         for episode in episodes:
             made.add(episode, bool(episode.success), "rewards")

@@ -16,6 +16,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from ..environment import succeeded
+from ..errors import InputError
 from ..evaluation.episodes import Episode
 from ..evaluation.workers import MakeEnv
 from ..process import RemoteObject, end_all
@@ -46,11 +48,16 @@ def demonstrate(
     seed: int,
     max_steps: int,
     record: Sequence[str],
+    success_key: str | None = None,
 ) -> Episode:
     """Demonstrates one episode; successful if the task was done, and stayed so for ``HELD`` steps.
 
     Args:
         record: fields of the environment's info to keep.
+        success_key: of the environment's info; see ``environment.succeeded``.
+
+    Raises:
+        InputError: the environment doesn't say whether the task is done.
     """
     _, info = env.reset(seed=seed)
     episode = Episode(seed, texts={"seed": str(seed)})
@@ -66,7 +73,10 @@ def demonstrate(
         episode.actions.append(np.array(action))
         _, reward, terminated, _, info = env.step(action)
         episode.add([float(reward)], success=None)
-        done = done + 1 if terminated else 0
+        now = succeeded(terminated, info, success_key)
+        if now is None:
+            raise InputError("the environment doesn't say when the task is done: set task.success_key")
+        done = done + 1 if now else 0
         if done > HELD:
             break
     episode.success = done > HELD
@@ -81,11 +91,13 @@ class Demonstrating:
     demonstrator: Demonstrator
     max_steps: int
     record: Sequence[str]
+    success_key: str | None = None
 
     def all(self, seeds: Sequence[int]) -> list[Episode]:
         """An episode per seed."""
         with contextlib.closing(self.make_env()) as env:
-            return [demonstrate(env, self.demonstrator, seed, self.max_steps, self.record) for seed in seeds]
+            how = (self.max_steps, self.record, self.success_key)
+            return [demonstrate(env, self.demonstrator, seed, *how) for seed in seeds]
 
     def close(self) -> None:
         """Does nothing: environments are closed already."""
@@ -98,12 +110,13 @@ def demonstrations(
     max_steps: int,
     record: Sequence[str],
     workers: int,
+    success_key: str | None = None,
 ) -> Generator[Episode, None, None]:
     """Yields episodes of one seed after the other, without an end; ``workers`` processes work ahead.
 
     The episodes don't depend on their number.  ``make_env`` and ``demonstrator`` are pickled.
     """
-    make = partial(Demonstrating, make_env, demonstrator, max_steps, record)
+    make = partial(Demonstrating, make_env, demonstrator, max_steps, record, success_key)
     remotes: list[RemoteObject] = []
     try:
         for k in range(workers):

@@ -152,13 +152,14 @@ def _successes(episodes: Sequence[Episode]) -> list[float] | None:
 
 
 def described(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard error and, of proportions, Wilson's interval: their standard error is 0 by chance."""
+    """Mean, standard error and, of proportions, Wilson's interval: their standard error is 0 by chance.  One
+    value has neither, and whether it is a proportion can't be told."""
     n = len(values)
     return {
         "n": n,
         "mean": float(np.mean(values)),
         "standard_error": standard_error(values),
-        "interval_95": list(wilson(sum(values), n)) if is_proportion(values) else None,
+        "interval_95": list(wilson(sum(values), n)) if n > 1 and is_proportion(values) else None,
     }
 
 

@@ -17,14 +17,15 @@ from .episodes import Outcome
 from .pictures import episodes_video, film_strip, realtime_figure, score_latency
 
 
-def mean_cell(values: Mapping[str, Any]) -> str:
-    """``described`` values in words: a mean with its standard error, or a proportion with its interval."""
+def mean_cell(values: Mapping[str, Any], *, percent: bool = False) -> str:
+    """``described`` values in words: a mean with its standard error, or a proportion with its interval; one
+    value has neither."""
+    if values["n"] == 1:
+        return f"{values['mean']:{'.0%' if percent else '.3f'}} (n = 1)"
     if values["interval_95"]:
         low, high = values["interval_95"]
         return f"{values['mean']:.0%} [{low:.0%}, {high:.0%}]"
-    error = values["standard_error"]
-    known = error is not None and math.isfinite(error)
-    return f"{values['mean']:.3f} ± {error:.3f}" if known else f"{values['mean']:.3f}"
+    return f"{values['mean']:.3f} ± {values['standard_error']:.3f}"
 
 
 def difference_cell(values: Mapping[str, Any] | None, *, percent: bool = False) -> str:
@@ -34,7 +35,7 @@ def difference_cell(values: Mapping[str, Any] | None, *, percent: bool = False) 
     form, (low, high) = "+.0%" if percent else "+.3f", values["interval"]
     mean = f"{values['mean']:{form}}"
     if low is None or math.isnan(low):
-        return mean
+        return f"{mean} (n = {values['n']})"
     return f"{mean} [{low:{form}}, {high:{form}}], {100 * values['confidence']:.3g} %"
 
 
@@ -51,7 +52,7 @@ def _cells(result: Outcome) -> dict[str, str]:
     return {
         "seeds": str(len(result.episodes)),
         "score ± s.e.": mean_cell(values["score"]),
-        "success\n[95 %]": mean_cell(values["success"]) if values["success"] else "unknown",
+        "success\n[95 %]": mean_cell(values["success"], percent=True) if values["success"] else "unknown",
     }
 
 
