@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 import tracemalloc
+from dataclasses import replace
 from functools import partial
 
 import gymnasium
@@ -909,6 +910,51 @@ def test_plans_of_before_a_reset_are_not_acted_on():
         assert controller.tick(np.zeros(20)).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda reply: 42,
+        lambda reply: reply.actions,
+        lambda reply: replace(reply, tick=reply.tick + 100),
+        lambda reply: replace(reply, tick=-1),
+        lambda reply: replace(reply, tick=float(reply.tick)),
+        lambda reply: replace(reply, tick=None),
+        lambda reply: replace(reply, iterations=-1),
+        lambda reply: replace(reply, latency=math.nan),
+        lambda reply: replace(reply, asked=None),
+        lambda reply: replace(reply, residual="small"),
+    ],
+)
+def test_what_is_no_reply_is_refused_and_the_old_plan_goes_on(answer):
+    clock, begun = VirtualClock(), []
+
+    class Planner(DelayedPlanner):
+        def poll(self):
+            reply = super().poll()
+            begun.append(reply)
+            return answer(reply) if reply is not None and len(begun) > 1 else reply
+
+    controller = controller_on(clock, planner=scripted(0.0, made=Planner), replan_every=1)
+    assert run(controller, clock, 6) == [[0.0, k + 1.0] for k in range(6)]
+    assert controller.record.faults() == {"plan_refused": 5} and controller.record.n_plans == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (np.ones(20) * 1j, "observation_shape"),
+        ([str(k) for k in range(20)], "observation_shape"),
+        (torch.ones(20, requires_grad=True), "observation_shape"),
+        (np.ma.masked_equal(np.arange(20.0), 7), "observation_not_finite"),
+    ],
+)
+def test_what_is_no_real_number_is_no_observation(given, fault):
+    clock = VirtualClock()
+    controller = controller_on(clock, planner=scripted(0.0))
+    run(controller, clock, 2, observe=lambda k: given if k else np.zeros(20))
+    assert controller.record.faults() == {fault: 1}
+
+
 def test_settings_are_checked():
     clock = VirtualClock()
     for options, message in (
@@ -931,7 +977,15 @@ def test_settings_are_checked():
             ({"limits": limits}, "limits must be two arrays")
             for limits in (
                 *((np.ones(2), np.zeros(2)), ([0, math.nan], [1, 1]), ([0, 0], [1, math.nan])),
-                *(([0, "a"], [1, 1]), np.zeros(2), (0, 1), ([0, 0], [1, 1], [2, 2]), 3),
+                *(
+                    (np.zeros(2) * 1j, np.ones(2)),
+                    "ab",
+                    ([0, "a"], [1, 1]),
+                    np.zeros(2),
+                    (0, 1),
+                    ([0, 0], [1, 1], [2, 2]),
+                    3,
+                ),
             )
         ),
         ({"planner": "procces"}, "unknown planner 'procces'; did you mean 'process'"),

@@ -28,7 +28,7 @@ from ..history import History
 from ..planning import PLANNERS
 from ..planning.blending import BLENDINGS, Blending, Grid
 from ..planning.progress import Progress
-from ..planning.request import MakePlanner, PlanRequest, Plans
+from ..planning.request import MakePlanner, PlanReply, PlanRequest, Plans
 from ..sampling.noise import Seed, generators_for
 from .fallback import Fallback, default_fallback
 from .rate import ticks_per_step
@@ -364,30 +364,31 @@ class Controller:
         faults = Fault.NONE
         self._go_on(index)
         reply = self._planner.poll()
-        if reply is not None and reply.session == self._session:
+        if reply is not None and getattr(reply, "session", self._session) == self._session:
             self._watchdog.answered(now)
-            reply, asked = self._progress.placed(reply), reply.tick
-            self._delays.append(index - asked)
-            # It acts from now until the next plan, which is asked for later, is here.
-            until = asked + self._ask_every + max(self._delays)
-            first, last = (
-                (tick - reply.tick) // self._stride + self.spec.n_obs_steps - 1 for tick in (index, until - 1)
-            )
-            faults = self._watchdog.check_plan(reply, slice(first, last + 1))
-            self.record.add_plan(
-                *(asked, reply.asked, reply.arrived, reply.latency, reply.iterations, reply.residual),
-                *(index - asked, bool(faults)),
-            )
-            if faults:
-                self._due = 0
-            else:
-                self._blender.add(reply)
-                self._had_plan = True
-        broken = self._watchdog.check_planner(self._planner.alive, now)
-        if broken:
-            faults |= broken
+            faults = self._watchdog.check_reply(reply, index) or self._take(reply, index)
+        if broken := self._watchdog.check_planner(self._planner.alive, now):
             self._planner.restart()
+        if faults | broken:
             self._due = 0
+        return faults | broken
+
+    def _take(self, reply: PlanReply, index: int) -> Fault:
+        reply, asked = self._progress.placed(reply), reply.tick
+        self._delays.append(index - asked)
+        # It acts from now until the next plan, which is asked for later, is here.
+        until = asked + self._ask_every + max(self._delays)
+        first, last = (
+            (tick - reply.tick) // self._stride + self.spec.n_obs_steps - 1 for tick in (index, until - 1)
+        )
+        faults = self._watchdog.check_plan(reply, slice(first, last + 1))
+        self.record.add_plan(
+            *(asked, reply.asked, reply.arrived, reply.latency, reply.iterations, reply.residual),
+            *(index - asked, bool(faults)),
+        )
+        if not faults:
+            self._blender.add(reply)
+            self._had_plan = True
         return faults
 
     def _in_words(self, faults: Fault) -> str:

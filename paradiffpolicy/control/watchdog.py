@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -28,17 +30,25 @@ def checked_limits(limits: Limits | None, action_dim: int) -> Limits:
         InputError: they aren't two vectors of ``action_dim`` numbers, the first nowhere above the second.
     """
     most = np.full(action_dim, sys.float_info.max)
+    given: Any = (-most, most) if limits is None else limits
+    bounds = [floats(bound) for bound in given] if hasattr(given, "__iter__") else []
+    match bounds:
+        case [np.ndarray() as low, np.ndarray() as high]:
+            if low.shape == high.shape == (action_dim,) and (low <= high).all():
+                return np.maximum(low, -most), np.minimum(high, most)
+    raise InputError(
+        f"limits must be two arrays [action_dim={action_dim}], low and high, without NaN, low <= high"
+    )
+
+
+def floats(given: Any) -> NDArray[np.float64] | None:
+    """Numbers as floats of their own, NaN where they are masked; None: they aren't real numbers."""
     try:
-        given = (-most, most) if limits is None else limits
-        low, high = (np.array(bound, dtype=np.float64) for bound in given)
-        fit = low.shape == high.shape == (action_dim,) and bool((low <= high).all())
-    except (TypeError, ValueError):
-        fit = False
-    if not fit:
-        raise InputError(
-            f"limits must be two arrays [action_dim={action_dim}], low and high, without NaN, low <= high"
-        )
-    return np.maximum(low, -most), np.minimum(high, most)
+        masked = isinstance(given, np.ma.MaskedArray)
+        values = given.astype(np.float64).filled(math.nan) if masked else np.asarray(given)
+    except (TypeError, ValueError, RuntimeError):  # as a tensor's that needs a gradient
+        return None
+    return values.astype(np.float64) if values.dtype.kind in "biuf" else None
 
 
 class Watchdog:
@@ -96,12 +106,8 @@ class Watchdog:
         """
         if given is None:
             return None, Fault.OBSERVATION_MISSING
-        observation: NDArray[np.float64] | None
-        try:
-            observation = np.asarray(given, dtype=np.float64)
-            got = str(observation.shape)
-        except (TypeError, ValueError):
-            observation, got = None, f"a {type(given).__name__} without numbers"
+        observation = floats(given)
+        got = f"a {type(given).__name__} without numbers" if observation is None else observation.shape
         first, self._any_observation = not self._any_observation, True
         if observation is None or observation.shape != self._observed:
             detail = f"got {got}, expected {self._observed}"
@@ -117,7 +123,7 @@ class Watchdog:
         measured, detail = now, ""
         if time is not None:
             try:
-                stamp = float(time)
+                stamp = math.nan if isinstance(time, bool | str) else float(time)
             except (TypeError, ValueError, OverflowError):
                 stamp = math.nan
             if not -math.inf < stamp <= now + AHEAD:
@@ -141,6 +147,22 @@ class Watchdog:
     def is_fresh(self, now: float) -> bool:
         """Whether the last good observation is recent enough to act on a plan."""
         return now - self._seen <= self._max_observation_age
+
+    def check_reply(self, reply: Any, index: int) -> Fault:
+        """The fault of what a planner handed out, where that isn't a reply to a tick until this one."""
+        try:
+            made_for, iterations, times = reply.tick, reply.iterations, reply.asked + reply.latency
+            float(reply.residual)
+            if (
+                0 <= operator.index(made_for) <= index
+                and operator.index(iterations) >= 0
+                and math.isfinite(times)
+            ):
+                return Fault.NONE
+        except (AttributeError, TypeError, ValueError):
+            pass
+        self.details[Fault.PLAN_REFUSED] = f"{short(reply)}, which isn't a reply to a tick until {index}"
+        return Fault.PLAN_REFUSED
 
     def check_plan(self, reply: PlanReply, runs: slice) -> Fault:
         """The fault of a plan.
@@ -168,12 +190,9 @@ class Watchdog:
 
     def check_fallback(self, given: object) -> NDArray[np.float64] | None:
         """A fallback's action as floats of its own; None: it isn't one, or beyond the limits."""
-        try:
-            action = np.array(given, dtype=np.float64)
-            if action.shape == self._low.shape and self.is_within(action.tolist()):
-                return action
-        except (TypeError, ValueError):
-            pass
+        action = floats(given)
+        if action is not None and action.shape == self._low.shape and self.is_within(action.tolist()):
+            return action
         self.details[Fault.FALLBACK_REFUSED] = f"it gave {given!r}"
         return None
 
