@@ -127,6 +127,14 @@ def test_a_process_does_without_torch(two):
     assert not any(info["torch"] for info in episodes[0].infos)
 
 
+def test_processes_of_environments_and_demonstrations_import_little():
+    modules = "paradiffpolicy.evaluation.workers", "paradiffpolicy.collection.demonstrators"
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {*modules} <= {*loaded.stdout.split()}
+    assert not {"torch", "scipy", "matplotlib", "rich"} & {*loaded.stdout.split()}
+
+
 def test_no_episodes_need_no_process():
     with processes(2) as workers:
         assert rollout(tiny_policy(), ToyEnv, [], 20, workers=workers) == [] and workers.pids == []

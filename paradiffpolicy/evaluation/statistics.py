@@ -15,6 +15,8 @@ claim of a kind in the whole table.  Two one-sided tests at level a reject when 
 *Looking early.*  Of K looks the j-th spends the share (2j - 1) / K² of the level, and the shares sum to one:
 by the union bound the chance of a false claim at any look is at most the level, whatever the dependence
 between looks.  So an evaluation may stop at the first look that decides.
+
+scipy is imported where it is used: it takes a process of environments as long as all the rest of its start.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 LEVEL, POWER = 0.05, 0.8
 """Chance of a false claim; and of a verdict, for the number of seeds that would decide."""
@@ -53,6 +54,8 @@ def standard_error(values: Sequence[float]) -> float:
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a proportion: it doesn't shrink to nothing when all of n succeed."""
+    from scipy.special import ndtri
+
     z = float(ndtri((1 + confidence) / 2))
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -129,6 +132,8 @@ class PairedDifference:
 
     def interval_at(self, confidence: float) -> tuple[float, float]:
         """Of the mean."""
+        from scipy.special import ndtri, stdtrit
+
         upper = (1 + confidence) / 2
         half = self.se * float(ndtri(upper) if math.isinf(self.freedom) else stdtrit(self.freedom, upper))
         return max(self.centre - half, -self.limit), min(self.centre + half, self.limit)
@@ -145,6 +150,8 @@ class PairedDifference:
     def seeds_needed(self) -> int | None:
         """Seeds after which a test decides with a chance of ``POWER``, if the difference and its spread are
         as they seem now; None: it can't be told, or more than ``MOST_SEEDS``."""
+        from scipy.special import ndtri
+
         beyond = abs(self.centre) - self.margin
         distance = self.centre + self.margin if beyond > 0 and self.centre > 0 else abs(beyond)
         if not self.se > 0 or distance == 0:
@@ -219,6 +226,8 @@ def _at_once(
     scores: NDArray[Any], reference: NDArray[Any], margin: float
 ) -> tuple[PairedDifference, list[float]]:
     """The estimate, and the p-values of not below -margin, not above margin, below -margin, and below 0."""
+    from scipy.special import ndtr, stdtr
+
     differences = scores - reference
     n, mean = len(differences), float(differences.mean())
     centre, se, freedom, limit = mean, standard_error(differences.tolist()), n - 1.0, math.inf
