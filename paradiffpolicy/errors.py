@@ -33,9 +33,9 @@ def reading(what: str, remedy: str = "it is damaged, copy it again") -> Iterator
         raise InputError(f"{what} can't be read ({first_line(error)}): {remedy}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``, and what exists unless that is long, for the end of an error line."""
-    known = sorted(known)
+    name, known = str(name), sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return hint if close and len(known) > 12 else f"{hint} known: {', '.join(known)}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint
+from .errors import InputError
 from .files import located
 from .policy import Policy, spec_sampler
 from .presets import preset
@@ -47,6 +48,8 @@ def load_policy(
     Raises:
         InputError: there is no such checkpoint, or a setting is unknown or can't be had here.
     """
+    if not isinstance(folder, str | Path) or not isinstance(sampler, str | Mapping):
+        raise InputError(f"{folder=!r:.40} must be a path, and {sampler=!r:.40} a name or settings")
     checkpoint = Checkpoint.load(located(folder))
     if n_action_steps is not None:
         checkpoint = checkpoint.with_spec(n_action_steps=n_action_steps)

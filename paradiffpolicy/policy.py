@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from .checkpoint import Checkpoint
 from .data.normalizer import Normalizer
 from .diffusion.denoiser import Clip, Denoiser, DynamicThreshold, Threshold, prediction_of, unbounded
+from .diffusion.guidance import check_scale
 from .diffusion.schedule import NoiseSchedule
-from .errors import LARGEST, InputError, require_count
+from .errors import LARGEST, InputError, nearest, require_count
 from .models.networks import build_network, check_weights, usable_device, usable_network
 from .models.precision import Model
 from .models.unet1d import ConditionalUnet1D
@@ -106,15 +107,16 @@ class Policy:
         """
         where = usable_device(device)
         check_weights(checkpoint.spec, checkpoint.weights)
-        network = build_network(checkpoint.spec)
+        network: nn.Module = build_network(checkpoint.spec)
         try:
             network.load_state_dict(checkpoint.weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
             raise InputError(f"the checkpoint's weights don't fit its spec ({reason}): train it again")
+        network = usable_network(checkpoint.spec, network.requires_grad_(False), where)
         return cls(
             checkpoint.spec,
-            Model(network.to(where).eval().requires_grad_(False)),
+            Model(network),
             checkpoint.observation_normalizer.to(where),
             checkpoint.action_normalizer.to(where),
             sampler,
@@ -168,13 +170,14 @@ class Policy:
             dynamic_threshold: a quantile, to bound plans by ``DynamicThreshold`` instead of clipping.
 
         Raises:
-            InputError: the policy was never trained without its observation.
+            InputError: the policy was never trained without its observation, or a value is unusable.
         """
         if scale is not None and not self.spec.condition_dropout:
             raise InputError(
                 "guidance needs a policy that was trained with condition dropout, and this one wasn't: "
                 "train one with policy.condition_dropout=0.1, or leave guidance_scale=null"
             )
+        check_scale(scale)
         return self._with(guidance_scale=scale, dynamic_threshold=dynamic_threshold)
 
     def captured(self, backend: Any = "auto", *, precision: str = "f32", **settings: Any) -> Policy:
@@ -190,6 +193,10 @@ class Policy:
         Raises:
             InputError: a setting is unknown, or can't be had on this device or with this sampler.
         """
+        known = [each.name for each in fields(CaptureSettings)]
+        for name in settings:
+            if name not in known:
+                raise InputError(f"capture has no setting {name!r}{nearest(name, known)}")
         return self._with(capture=CaptureSettings(backend, precision, **settings))
 
     def _with(self, **changes: Any) -> Policy:
@@ -349,6 +356,8 @@ class Policy:
         inputs = {"condition": condition}
         if self.guidance_scale is not None:
             scale = torch.as_tensor(self.guidance_scale, dtype=condition.dtype, device=self.device)
+            if scale.ndim and scale.shape not in ((1,), condition.shape[:1]):
+                raise InputError(f"{len(scale)} guidance scales for a batch of {len(condition)}")
             inputs["scale"] = scale.expand(len(condition))
         if committed is not None:
             actions = self.action_normalizer.normalize(committed.actions.to(self.device))

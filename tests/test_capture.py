@@ -799,6 +799,11 @@ def test_auto_calls_large_batches_of_windows_on_active_rows_alone():
         ({"precision": "bf61"}, "unknown precision 'bf61'.*bf16"),
         ({"threads": 0}, "threads"),
         ({"budget": 0}, "budget"),
+        ({"precision": None}, "unknown precision None"),
+        ({"pinning": 1}, "pinning=1 must be true or false"),
+        ({"tf32": None}, "tf32=None must be true or false"),
+        ({"cache": 3}, "cache=3 must be a folder"),
+        ({"thread": 2}, "no setting 'thread'; did you mean 'threads'"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

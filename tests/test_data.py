@@ -344,3 +344,29 @@ def test_numbers_far_from_zero_keep_their_differences():
     data = torch.tensor([[4_000_000.0], [4_000_000.01]], dtype=torch.float64)
     middle = torch.tensor([4_000_000.0025], dtype=torch.float64)
     assert float(Normalizer.fit(data).normalize(middle)) == pytest.approx(-0.5, abs=1e-4)
+
+
+NAN, ONES = math.nan, torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Normalizer(ONES, torch.zeros(1)), r"scale \(2,\), offset \(1,\)"),
+        (lambda: Normalizer(ONES, torch.zeros(3)), r"offset \(3,\)"),
+        (lambda: Normalizer(ONES, ONES, torch.ones(3)), r"reach \(3,\)"),
+        (lambda: Normalizer(torch.ones(2, 2), torch.ones(2, 2)), "as many numbers each"),
+        (lambda: Normalizer([1.0], [0.0]), "scale must be a tensor, not list"),
+        (lambda: Normalizer(torch.tensor([1.0, 0.0]), ONES), "dimension 1 .* scale is 0"),
+        (lambda: Normalizer(ONES, torch.tensor([NAN, 0.0])), "dimension 0"),
+        (lambda: Normalizer(ONES, ONES, -ONES), "dimension 0"),
+        (lambda: Normalizer.fit(torch.tensor([[0.0, 1.0], [1.0, NAN]])), "dimension 1"),
+        (lambda: Normalizer.fit(torch.tensor([[0.0], [math.inf]])), "dimension 0"),
+        (lambda: Normalizer.fit(torch.tensor([[-1e308], [1e308]]).double() * 1.5), "dimension 0"),
+        (lambda: Normalizer.fit(torch.zeros(0, 2)), r"\(0, 2\) have no values"),
+        (lambda: Normalizer.fit(torch.ones(3, 2) * 1j), "real numbers"),
+    ],
+)
+def test_what_cant_normalize_is_named(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

@@ -88,7 +88,7 @@ def test_drivers_equal_sequential_for_drawn_problems(data):
         draw(st.sampled_from(sorted(SOLVERS))),
         n_steps,
         draw(st.sampled_from(sorted(SPACINGS))),
-        denoise_to_zero=draw(st.booleans()),
+        draw(st.booleans()),
     )
     n, batch = tableau.n_nodes, draw(st.integers(1, 4))
     noise = noise_for(
@@ -421,12 +421,20 @@ def test_a_nan_from_the_network_ends_the_solution(driver):
         ({"n_steps": 101}, "n_steps=101"),
         ({"solver": "ddim", "solver_options": {"eta": 2.0}}, "eta=2.0"),
         ({"solver": "ddim", "solver_options": {"etta": 0.0}}, "did you mean 'eta'"),
+        ({"solver": "ddim", "solver_options": {"eta": True}}, "eta=True"),
+        ({"solver": "ddim", "solver_options": {"schedule": 3}}, "no option 'schedule'"),
+        ({"solver_options": {1: 2}}, "must be names and values"),
+        ({"solver_options": 0}, "must be names and values"),
+        ({"schedule": None}, "schedule=None must be a NoiseSchedule"),
+        ({"driver": "picard", "executed": 3}, "executed=3 must be a slice"),
+        ({"driver": "anderson", "executed": slice("a", 2)}, "must be a slice"),
+        ({"driver": "picard", "executed": slice(3, 3)}, "must be a slice"),
         ({"solver": "ddpm", "solver_options": {"variance": "fixed_smal"}}, "did you mean 'fixed_small'"),
     ],
 )
 def test_bad_sampler_settings_are_named(options, message):
     with pytest.raises(InputError, match=message):
-        make_sampler(SCHEDULE, **options)
+        make_sampler(**{"schedule": SCHEDULE, **options})
 
 
 class Backwards:

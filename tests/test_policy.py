@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import pickle
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.diffusion.schedule import SCHEDULES, NoiseSchedule
@@ -345,6 +347,18 @@ def test_a_registered_network_is_built_by_name(tmp_path, monkeypatch):
         build_network(replace(TINY, network="mien"))
 
 
+def test_a_registered_network_that_doesnt_fit_is_named(monkeypatch):
+    monkeypatch.setitem(NETWORKS._choices, "first", lambda spec: FirstStep())
+    checkpoint = replace(tiny_checkpoint(), spec=replace(TINY, network="first"), weights={})
+    with pytest.raises(InputError, match=r"FirstStep gives \(2, 1, 2\), expected \(2, 16, 2\)"):
+        Policy.from_checkpoint(checkpoint, make_sampler(spec_schedule(TINY), n_steps=2))
+
+
+class FirstStep(nn.Module):
+    def forward(self, x, t, condition):
+        return x[:, :1]
+
+
 def test_a_policy_is_immutable_and_derived_ones_share_the_weights():
     policy = policy_with(n_steps=5)
     for name in ("denoiser", "sampler", "network"):
@@ -430,6 +444,28 @@ def test_a_dynamic_threshold_bounds_plans():
     clipped = policy.with_guidance(4.0)
     plans = [p.plan(window, generator=seeded(0)).solution.sample for p in (bounded, clipped)]
     assert plans[0].abs().max() <= 1 and not torch.equal(*plans)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((math.nan,), "guidance_scale=nan"),
+        (("2",), "guidance_scale='2'"),
+        ((True,), "guidance_scale=True"),
+        ((torch.tensor([1.0, math.inf, 1.0]),), r"\[batch\] finite numbers"),
+        ((torch.ones(3, 3),), r"guidance_scale \(3, 3\)"),
+        ((torch.ones(3) * 1j,), "real numbers"),
+        ((torch.ones(2),), "2 guidance scales for a batch of 3"),
+        ((1.0, "0.9"), "ratio='0.9'"),
+        ((1.0, True), "ratio=True"),
+        ((1.0, math.nan), "ratio=nan"),
+    ],
+)
+def test_guidance_that_cant_be_is_named(given, message):
+    checkpoint = tiny_checkpoint(replace(TINY, condition_dropout=0.1))
+    policy = Policy.from_checkpoint(checkpoint, make_sampler(spec_schedule(TINY), n_steps=2))
+    with pytest.raises(InputError, match=message):
+        policy.with_guidance(*given).plan(WINDOWS)
 
 
 def test_guiding_an_unconditional_policy_is_refused():

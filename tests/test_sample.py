@@ -98,6 +98,12 @@ def test_a_driver_of_ones_own_calls_the_network_at_its_own_times():
         ({"schedule": "cosin"}, "unknown noise schedule"),
         ({"prediction": "velocity"}, "unknown prediction type"),
         ({"windwo": 3}, "no option 'windwo'"),
+        ({"schedule": 3}, "schedule=3 must be a name"),
+        ({"n_train_steps": "a"}, "n_train_steps='a'"),
+        ({"n_train_steps": 10**12}, "n_train_steps=1000000000000"),
+        ({"dtype": torch.int64}, "dtype=torch.int64 must be"),
+        ({"dtype": torch.complex64}, "dtype=torch.complex64 must be"),
+        ({"dtype": "f32"}, "dtype='f32' must be"),
     ],
 )
 def test_bad_input_is_named(settings, message):
@@ -108,8 +114,16 @@ def test_bad_input_is_named(settings, message):
 def test_what_isnt_a_network_is_named():
     with pytest.raises(InputError, match="must be a module or a function"):
         sample(3, SHAPE)
-    with pytest.raises(InputError, match=r"shape=\(3,\)"):
-        sample(lambda x, t: x, (3,))
+    for shape in ((3,), 3, None, (1.5, 2), (True, 2), ("a", 2), (0, 2)):
+        with pytest.raises(InputError, match="shape="):
+            sample(lambda x, t: x, shape)
+
+
+@pytest.mark.parametrize("network", [lambda x, t: x[:, :1], lambda x, t: x.long(), lambda x, t: None])
+def test_what_a_network_cant_give_is_named(network):
+    """Broadcasting would make a sample of it."""
+    with pytest.raises(InputError, match=r"the network gives .* expected real numbers"):
+        sample(network, SHAPE, **QUICK)
 
 
 @pytest.mark.parametrize("seeds", [0, 7, [1, 2, 3], [torch.Generator().manual_seed(1), 2, 3]])

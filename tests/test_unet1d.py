@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from torch import nn
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.ema import EMA, ema_decay
 from paradiffpolicy.models.matmul_unet1d import Int8Weight, MatmulUnet1D, Weight
+from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.models.precision import HALF, Model, half_trunk, rounded_trunk, trunk_in
 from paradiffpolicy.models.unet1d import ConditionalUnet1D, SinusoidalPosEmb
 
-from .conftest import ROOT, assert_close
+from .conftest import ROOT, TINY, assert_close
 
 
 def published_names(input_dim, cond_dim, dsed, down_dims, kernel=5):
@@ -120,6 +122,15 @@ def test_batch_elements_are_independent():
 def test_impossible_widths_are_refused(down_dims, n_groups):
     with pytest.raises(ValueError, match="multiple of"):
         ConditionalUnet1D(2, 4, 8, down_dims, n_groups=n_groups)
+
+
+@pytest.mark.parametrize(("down_dims", "horizon"), [((8,), 1), ((16, 8), 2)])
+def test_groups_of_one_value_are_refused(down_dims, horizon):
+    """They would be 0, and torch refuses them for a batch of one."""
+    spec = replace(TINY, down_dims=down_dims, horizon=horizon, n_obs_steps=1, n_action_steps=1)
+    with pytest.raises(InputError, match="leave one value in a group"):
+        build_network(spec)
+    build_network(replace(spec, horizon=2 * horizon))
 
 
 @pytest.mark.parametrize("n_groups", [2, 4, 16])

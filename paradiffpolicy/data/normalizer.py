@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..types import ByValue
+from ..types import ByValue, require_real
 
 
 @dataclass(frozen=True, eq=False)
 class Normalizer(ByValue):
     """``normalized = raw * scale + offset``, per dimension of the last axis, computed in float64: raw values
     may be far from zero, next to how much they vary.
+
+    Raises:
+        InputError: they aren't as many finite numbers each, or a scale is 0.
 
     Attributes:
         scale, offset: ``[dim]`` float64.
@@ -30,9 +33,20 @@ class Normalizer(ByValue):
     reach: Tensor = field(default_factory=lambda: torch.tensor([math.inf]))
 
     def __post_init__(self) -> None:
+        require_real(scale=self.scale, offset=self.offset, reach=self.reach)
+        dim = self.scale.shape
+        if len(dim) != 1 or self.offset.shape != dim or self.reach.shape not in (dim, (1,)):
+            raise InputError(
+                f"a normalizer's scale {tuple(dim)}, offset {tuple(self.offset.shape)} and reach "
+                f"{tuple(self.reach.shape)} must be as many numbers each"
+            )
         for name in ("scale", "offset", "reach"):
             value = getattr(self, name).double().expand_as(self.scale)
             object.__setattr__(self, name, value)
+        usable = self.scale.isfinite() & (self.scale != 0) & self.offset.isfinite() & (self.reach >= 0)
+        if not usable.all():
+            column = int(usable.logical_not().nonzero()[0])
+            raise InputError(f"dimension {column} of a normalizer: its scale is 0, or not all is finite")
 
     @staticmethod
     def fit(data: Tensor, min_range: float = 1e-4) -> Normalizer:
@@ -42,7 +56,13 @@ class Normalizer(ByValue):
             data: ``[..., dim]``.
             min_range: dimensions of a smaller range are only centred, so that noise isn't amplified, and
                 come back within their range.
+
+        Raises:
+            InputError: there are no data, or their range isn't finite.
         """
+        require_real(data=data)
+        if data.ndim == 0 or data.numel() == 0:
+            raise InputError(f"data {tuple(data.shape)} have no values to fit a normalizer to")
         flat = data.reshape(-1, data.shape[-1]).double()
         low, high = flat.min(dim=0).values, flat.max(dim=0).values
         constant = high - low < min_range

@@ -22,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..errors import InputError, require_positive
+from ..errors import InputError, is_number, require_positive
 from ..registry import Registry
 from .schedule import NoiseSchedule
 
@@ -76,8 +76,8 @@ class DynamicThreshold:
     maximum: float = float("inf")
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
-            raise InputError(f"dynamic threshold ratio={self.ratio} must be over 0, at most 1")
+        if not is_number(self.ratio) or not 0 < self.ratio <= 1:
+            raise InputError(f"dynamic threshold ratio={self.ratio!r:.40} must be over 0, at most 1")
 
     def __call__(self, x0: Tensor) -> Tensor:
         quantile = torch.quantile(x0.flatten(1).abs(), self.ratio, dim=1)

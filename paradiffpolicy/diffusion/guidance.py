@@ -12,7 +12,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..errors import LARGEST, InputError, is_number
+from ..types import require_real
 from .denoiser import BoundDenoise, Denoiser, per_row
+
+
+def check_scale(scale: float | Tensor | None) -> None:
+    """Raises ``InputError`` unless it is finite, a number or ``[batch]``, or None."""
+    if isinstance(scale, Tensor):
+        require_real(guidance_scale=scale)
+        if scale.ndim > 1 or not scale.float().isfinite().all():
+            raise InputError(f"guidance_scale {tuple(scale.shape)} must be [batch] finite numbers")
+    elif scale is not None and not (is_number(scale) and abs(scale) <= LARGEST):
+        raise InputError(f"guidance_scale={scale!r:.40} must be a number, a tensor [batch], or null")
 
 
 def classifier_free(denoiser: Denoiser, condition: Tensor, blank: Tensor, scale: Tensor) -> BoundDenoise:

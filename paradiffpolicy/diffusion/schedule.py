@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, is_number, require_within
 from ..registry import Registry
-from ..types import ByValue
+from ..types import LARGEST, ByValue
 
 CLEAN = -1
 """The timestep of the noise-free sample."""
@@ -69,6 +69,10 @@ class NoiseSchedule(ABC):
         Raises:
             InputError: there is none of that name, or its values are unusable.
         """
+        require_within(1, LARGEST["n_train_steps"], n_train_steps=n_train_steps)
+        for end, value in {"beta_start": beta_start, "beta_end": beta_end}.items():
+            if not is_number(value) or value < 0:
+                raise InputError(f"{end}={value!r:.40} must be a number, not below 0")
         return SCHEDULES.named(name)(n_train_steps, beta_start, beta_end)
 
     def alpha(self, t: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import InputError
 from ..registry import Registry
 from ..types import PolicySpec
-from .unet1d import ConditionalUnet1D
+from .unet1d import FINAL_GROUPS, ConditionalUnet1D
 
 
 def build_unet1d(spec: PolicySpec) -> ConditionalUnet1D:
@@ -43,6 +43,13 @@ def build_unet1d(spec: PolicySpec) -> ConditionalUnet1D:
             f"horizon={spec.horizon} must be a multiple of {network.horizon_multiple}, since "
             f"{len(spec.down_dims)} levels halve it {len(spec.down_dims) - 1} times"
         )
+    groups = [(spec.n_groups, width, spec.horizon >> level) for level, width in enumerate(spec.down_dims)]
+    for count, width, steps in [*groups, (FINAL_GROUPS, spec.down_dims[0], spec.horizon)]:
+        if width // count * steps < 2:
+            raise InputError(
+                f"horizon={spec.horizon} and down_dims={spec.down_dims} leave one value in a group, 0 once "
+                "it is normalized: a longer horizon, wider levels, or fewer groups"
+            )
     return network
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import require_count, require_positive
+from ..errors import LARGEST, InputError, is_whole, require_count, require_positive
 from ..types import Noise, Solution
 from .driver import (
     Evaluate,
@@ -161,6 +161,9 @@ class Picard(_Tolerant):
         super().__post_init__()
         if self.plan_tolerance is not None:
             require_positive(plan_tolerance=self.plan_tolerance)
+        ends = (self.executed.start, self.executed.stop) if isinstance(self.executed, slice) else ("",)
+        if not all(end is None or is_whole(end) for end in ends) or not range(LARGEST)[self.executed]:
+            raise InputError(f"executed={self.executed!r:.40} must be a slice of steps that isn't empty")
 
     def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
         return PicardSolve(self, tableau, like, warm)

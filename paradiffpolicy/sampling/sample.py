@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..diffusion.denoiser import BoundDenoise, Clip, Denoiser, Prediction, Threshold, unbounded
 from ..diffusion.schedule import NoiseSchedule
-from ..errors import InputError
+from ..errors import InputError, is_whole
 from ..models.networks import usable_device
 from ..types import Noise, Solution
 from .capture.backends import CaptureSettings
@@ -81,6 +81,10 @@ class NetworkSampler:
             raise InputError(f"the network must be a module or a function (x, t, condition), not {network!r}")
         if isinstance(schedule, str):
             schedule = NoiseSchedule.named(schedule, n_train_steps)
+        if not isinstance(schedule, NoiseSchedule):
+            raise InputError(f"schedule={schedule!r:.40} must be a name, or a NoiseSchedule")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InputError(f"dtype={dtype!r:.40} must be a torch.dtype of real numbers, as torch.float32")
         steps = schedule.n_train_steps if n_steps is None else n_steps
         threshold = clip if callable(clip) else unbounded if clip is None else Clip(clip)
         if device is None:
@@ -90,7 +94,11 @@ class NetworkSampler:
         self.sampler = make_sampler(schedule, n_steps=steps, **sampler)
 
         def called(x: Tensor, t: Tensor, condition: Any) -> Tensor:
-            return network(x, t) if condition is None else network(x, t, condition)
+            output = network(x, t) if condition is None else network(x, t, condition)
+            if not isinstance(output, Tensor) or output.shape != x.shape or not output.is_floating_point():
+                found = (output.dtype, tuple(output.shape)) if isinstance(output, Tensor) else type(output)
+                raise InputError(f"the network gives {found}, expected real numbers {tuple(x.shape)}, as x")
+            return output
 
         denoiser = Denoiser(called, schedule, prediction, threshold)
         like = torch.zeros((), dtype=dtype, device=self.device)
@@ -110,8 +118,9 @@ class NetworkSampler:
         generator: Seed | Sequence[Seed] = 0,
     ) -> Solution:
         """Samples a batch; see ``sample``."""
-        if len(shape) < 2 or min(shape) < 1:
-            raise InputError(f"shape={tuple(shape)} must be [batch, …], the batch and the sample's own axes")
+        sizes = list(shape) if isinstance(shape, tuple | list) else []
+        if len(sizes) < 2 or not all(is_whole(size) and int(size) >= 1 for size in sizes):
+            raise InputError(f"shape={shape!r:.40} must be [batch, …], the batch and the sample's own axes")
         batch, *each = shape
         generators = generators_for(generator, batch)
         noise, guess = self.sampler.start(self.sampler.tableau, tuple(each), None, 0, generators)

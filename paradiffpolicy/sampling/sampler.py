@@ -109,10 +109,14 @@ def make_sampler(
     """
     if isinstance(solver, str) and solver in DRIVERS and solver not in SOLVERS:
         raise InputError(f"{solver!r} is a driver, not a solver: driver={solver!r}, with a solver as 'ddim'")
-    if not isinstance(solver_options or {}, Mapping):
+    if not isinstance(schedule, NoiseSchedule):
+        raise InputError(f"{schedule=!r:.40} must be a NoiseSchedule, as NoiseSchedule.named makes it")
+    if solver_options is None:
+        solver_options = {}
+    if not isinstance(solver_options, Mapping) or not all(isinstance(name, str) for name in solver_options):
         raise InputError(f"{solver_options=} must be names and values")
     tableau = solver_tableau(
-        schedule, solver, n_steps, spacing, denoise_to_zero, lambda_min, **(solver_options or {})
+        schedule, solver, n_steps, spacing, denoise_to_zero, lambda_min, **solver_options
     )
     built = _driver(driver, executed, driver_options)
     check_driver(built, tableau)

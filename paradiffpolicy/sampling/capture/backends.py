@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ...errors import require_count
+from ...errors import InputError, require_count
 from ...models.precision import check_precision
 from ...registry import Registry
 from .cuda_graph import cuda_graph_backend
@@ -51,13 +51,19 @@ class CaptureSettings:
     threads: int | None = None
     pinning: bool | None = None
     tf32: bool = False
-    cache: Path | None = None
+    cache: Path | str | None = None
     budget: int = 2**30
 
     def __post_init__(self) -> None:
         if not callable(self.backend):
             BACKENDS.named(self.backend)
         check_precision(self.precision)
+        for name, allowed in (("pinning", (None, True, False)), ("tf32", (True, False))):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, bool)) or value not in allowed:
+                raise InputError(f"{name}={value!r:.40} must be true or false")
+        if not isinstance(self.cache, str | Path | None):
+            raise InputError(f"cache={self.cache!r:.40} must be a folder, or null")
         require_count(budget=self.budget, **({} if self.threads is None else {"threads": self.threads}))
 
     def backends(self, device: torch.device) -> list[Backend]:
@@ -83,7 +89,12 @@ def _openvino(settings: CaptureSettings, device: torch.device) -> list[Backend]:
         raise CaptureError(f"capture=openvino computes on the CPU, not on {device}: device=cpu")
     arithmetic = "f32" if settings.precision == "int8" else settings.precision
     return [
-        openvino_backend(arithmetic, threads=settings.threads, pinning=settings.pinning, cache=settings.cache)
+        openvino_backend(
+            arithmetic,
+            threads=settings.threads,
+            pinning=settings.pinning,
+            cache=None if settings.cache is None else Path(settings.cache).expanduser(),
+        )
     ]
 
 

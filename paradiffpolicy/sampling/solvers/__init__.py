@@ -61,6 +61,7 @@ def solver_tableau(
     spacing: str | Spacing = "leading",
     denoise_to_zero: bool = True,
     lambda_min: float | None = None,
+    /,
     **options: Any,
 ) -> Tableau:
     """The table of a solver.

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from ...diffusion.schedule import NoiseSchedule, Point
-from ...errors import InputError, nearest
+from ...errors import InputError, is_number, nearest
 from ..tableau import Tableau
 from ..trace import LinearForm, Trace, posterior_variance
 
@@ -49,8 +49,8 @@ def ddim(schedule: NoiseSchedule, grid: Tensor, eta: float = 0.0) -> Tableau:
     First order.  Eta 0 is the exponential Euler step of the probability flow, which DPM-Solver-1
     and DPM-Solver++(1) are too (Lu et al. 2022); eta 1 is DDPM.
     """
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta={eta} must lie between 0 (deterministic) and 1 (DDPM)")
+    if not is_number(eta) or not 0 <= eta <= 1:
+        raise InputError(f"eta={eta!r:.40} must lie between 0 (deterministic) and 1 (DDPM)")
     trace = Trace(schedule, grid.tolist())
     x = trace.x_T
     for s, t in trace.steps:
