@@ -38,6 +38,7 @@ from paradiffpolicy.policy import Policy, spec_schedule
 from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.robots.replay import ReplayRobot
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.telemetry.summary import summary
 
 from .conftest import TINY, tiny_checkpoint
 
@@ -139,6 +140,25 @@ def test_every_reply_is_its_own_requests(monkeypatch):
         tiny_policy(**REALTIME), make_env, range(4), 6.0, rate_hz=10, latencies=latencies, replan_every=1
     )
     assert len(replies) > 100 and all(replies)
+
+
+@pytest.mark.parametrize(("latencies", "answered"), [([0.25], True), ([0.31, 0.05], True), ([9.0], False)])
+def test_requests_that_were_never_answered_are_counted(monkeypatch, latencies, answered):
+    """Replaced by newer ones, or the episode ended first."""
+    request, asked = DelayedPlanner.request, []
+
+    def counted(planner, wanted):
+        asked.append(wanted.tick)
+        request(planner, wanted)
+
+    monkeypatch.setattr(DelayedPlanner, "request", counted)
+    options = {"rate_hz": 10, "latencies": latencies, "replan_every": 1}
+    (episode,) = realtime_rollout(tiny_policy(**REALTIME), make_env, [3], 3.0, **options)
+    record, values = episode.record, result("a", 10, "latest", 0.2, [episode]).to_dict()
+    assert record.n_requests == values["requests"] == len(asked) > 0
+    assert record.unfinished == values["unfinished_requests"] == len(asked) - len(record.plans) > 0
+    assert bool(len(record.plans)) == answered
+    assert summary(record)["unfinished_requests"] == record.unfinished
 
 
 @pytest.mark.parametrize(("rate", "late"), [(10, 1), (20, 2), (50, 4), (100, 7)])

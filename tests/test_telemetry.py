@@ -514,12 +514,13 @@ def test_the_summary_counts_what_happened(tmp_path):
     assert json.loads(paths[0].read_text()) == values
     kept = np.load(tmp_path / "out" / "record.npz")
     assert kept["ticks"].tobytes() == record.ticks.tobytes()
+    assert kept["requests"] == len(record.plans) + values["unfinished_requests"]
 
 
 def test_a_run_of_nothing_is_summed_up_too(tmp_path):
     values = summary(Record(2, 10))
     assert values["ticks"] == 0 and values["plan_latency_ms"]["p50"] is None
-    assert summary_table(values, "nothing").row_count == 7
+    assert summary_table(values, "nothing").row_count == 8
     names = [path.name for path in write_run(tmp_path, Record(2, 10), values, "nothing")]
     assert names == ["report.json", "record.npz"]
 
@@ -626,7 +627,7 @@ def test_a_robot_that_can_not_say_how_it_ended_loses_no_record(monkeypatch, chec
         raise OSError("the robot is gone")
 
     build = ROBOTS["env"]
-    monkeypatch.setitem(ROBOTS, "env", lambda settings: replace(build(settings), outcome=outcome))
+    monkeypatch.setitem(ROBOTS._choices, "env", lambda settings: replace(build(settings), outcome=outcome))
     settings = ["planner=inline", "seconds=0.3", "capture=eager", f"out={tmp_path / 'out'}"]
     with pytest.raises(OSError, match="the robot is gone"):
         main(["run", checkpoint, *settings])

@@ -294,6 +294,7 @@ class Controller:
         self._watchdog.asked(now)
         step, window = self._progress.executed_at(observed) // self._stride, self._history.window()
         self._planner.request(PlanRequest(observed, step, self._session, now, window, kept, weight))
+        self.record.n_requests += 1
 
     def act(self) -> NDArray[np.float64] | None:
         """The second half: takes plans that have arrived, and decides.  Returns as ``tick`` does."""

@@ -97,6 +97,10 @@ class Record:
     Args:
         action_dim: A.
         capacity: ticks (and plans) that are kept.
+
+    Attributes:
+        n_ticks, n_plans: of the whole run.
+        n_requests: plans that were asked for.
     """
 
     def __init__(self, action_dim: int, capacity: int) -> None:
@@ -104,14 +108,14 @@ class Record:
         plans = "tick asked arrived latency iterations residual delay refused"
         self._ticks = _rows(capacity, ticks, f"i8 f8 f8 f8 i8 i8 i2 f4 u2 ? ({action_dim},)f8")
         self._plans = _rows(capacity, plans, "i8 f8 f8 f8 i8 f8 i8 ?")
-        self.n_ticks = self.n_plans = 0
+        self.n_ticks = self.n_plans = self.n_requests = 0
 
     @classmethod
-    def of(cls, ticks: NDArray[Any], plans: NDArray[Any]) -> Record:
+    def of(cls, ticks: NDArray[Any], plans: NDArray[Any], n_requests: int) -> Record:
         """A record of rows that another's ``ticks`` and ``plans`` gave."""
         record = cls(0, 0)
         record._ticks, record._plans = ticks, plans
-        record.n_ticks, record.n_plans = len(ticks), len(plans)
+        record.n_ticks, record.n_plans, record.n_requests = len(ticks), len(plans), n_requests
         return record
 
     def add_tick(self, *values: Any) -> None:
@@ -145,6 +149,12 @@ class Record:
         return int(self.ticks["missed"].sum())
 
     @property
+    def unfinished(self) -> int:
+        """Requests that were never answered: a newer one replaced them before the planner began, the run
+        ended first, or the planner died."""
+        return self.n_requests - self.n_plans
+
+    @property
     def deadline_errors(self) -> NDArray[np.float64]:
         """``[n]`` seconds, from deadline to start."""
         return np.asarray(self.ticks["started"] - self.ticks["deadline"])
@@ -165,7 +175,7 @@ class Record:
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:  # of a path, numpy would change the suffix
-                np.savez_compressed(file, ticks=self.ticks, plans=self.plans)
+                np.savez_compressed(file, ticks=self.ticks, plans=self.plans, requests=self.n_requests)
 
         write_atomically(path, write)
 

@@ -122,6 +122,7 @@ def _packed(episodes: Sequence[Episode]) -> bytes:
         arrays |= {f"{k}/{name}": np.array(getattr(episode, name)) for name in ARRAYS}
         if episode.record is not None:
             arrays |= {f"{k}/ticks": episode.record.ticks, f"{k}/plans": episode.record.plans}
+            arrays[f"{k}/requests"] = np.array(episode.record.n_requests)
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     return content.getvalue()
@@ -135,6 +136,7 @@ def _unpacked(path: Path) -> list[Episode]:
             own |= {name: arrays[f"{k}/{name}"].tolist() for name in ("rewards", "iterations", "nfe")}
             record = None
             if f"{k}/ticks" in arrays:
-                record = Record.of(arrays[f"{k}/ticks"], arrays[f"{k}/plans"])
+                ticks, plans, requests = (arrays[f"{k}/{name}"] for name in ("ticks", "plans", "requests"))
+                record = Record.of(ticks, plans, int(requests))
             episodes.append(Episode(**head, **own, record=record))
     return episodes

@@ -313,6 +313,8 @@ class RealtimeResult(Outcome):
             "delay_ticks": float(np.mean(delay)) if len(delay) else None,
             **self.compared(),
             "fallback_share": float(ticks["fallback_active"].mean()),
+            "requests": sum(record.n_requests for record in records),
+            "unfinished_requests": sum(record.unfinished for record in records),
             "missed_ticks": sum(record.missed for record in records),
             "jump_at_boundaries": _median_p95(at),
             "change_within_plans": _median_p95(within),

@@ -109,6 +109,7 @@ def realtime_table(results: Sequence[RealtimeResult], title: str) -> Table:
                 "latency\nms": tail(result.latency_ms, 0),
                 "delay\nticks": "-" if delay is None else f"{delay:.1f}",
                 **_cells(result),
+                "requests\nunfinished": f"{values['unfinished_requests']} of {values['requests']}",
                 "fallback\nactive": f"{values['fallback_share']:.1%}",
                 "jump at boundaries\nmedian / p95": " / ".join(jumps) or "-",
             }
