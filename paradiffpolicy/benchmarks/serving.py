@@ -190,9 +190,9 @@ def many_clients(
     uri: str,
     windows: Sequence[NDArray[Any]],
     clients: int,
-    seconds: float,
     rate_hz: float | None,
     clock: Clock,
+    seconds: float,
     on_seconds: Callable[[float], object] = lambda amount: None,
 ) -> dict[str, Any]:
     """Sends requests from many clients for ``seconds``.
@@ -255,6 +255,7 @@ def crowd_table(crowds: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     rows = [
         {
             "": name,
+            "seconds": f"{crowd['seconds']:.0f}",
             "answers": crowd["answers"],
             "per second": f"{crowd['per_second']:.1f}",
             "errors": crowd["errors"],
@@ -269,4 +270,4 @@ def crowd_table(crowds: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     ]
     crowd = next(iter(crowds.values()))
     rate = "as fast as answers come" if crowd["rate_hz"] is None else f"{crowd['rate_hz']:g} Hz each"
-    return table(f"{title}: {crowd['clients']} clients, {rate}, {crowd['seconds']:.0f} s", rows)
+    return table(f"{title}: {crowd['clients']} clients, {rate}", rows)

@@ -236,16 +236,18 @@ def bench_serve(cfg: BenchServeConfig) -> None:
     with serving.served(command, environment) as uri:
         with bar("one client", cfg.requests, "request") as sent:
             alone = serving.one_client(uri, windows, cfg.requests, clock, sent.update)
-        load = (uri, windows, cfg.clients, cfg.seconds, cfg.rate_hz, clock)
-        with bar(f"{cfg.clients} clients", cfg.seconds, "s") as passed:
-            crowds = {"undisturbed": serving.many_clients(*load, passed.update)}
+        load = (uri, windows, cfg.clients, cfg.rate_hz, clock)
+        quiet = cfg.seconds / 10 if cfg.hostile else cfg.seconds
+        with bar(f"{cfg.clients} clients", quiet, "s") as passed:
+            crowds = {"undisturbed": serving.many_clients(*load, quiet, passed.update)}
         if cfg.hostile:
             messages = list(itertools.islice(serving.requests_of(windows), len(windows)))
             with (
                 hostile.attacked(uri, cfg.hostile, messages, cfg.first_seed) as attacks,
                 bar("beside hostile ones", cfg.seconds, "s") as passed,
             ):
-                crowds[f"beside {cfg.hostile} hostile ones"] = serving.many_clients(*load, passed.update)
+                disturbed = serving.many_clients(*load, cfg.seconds, passed.update)
+            crowds[f"beside {cfg.hostile} hostile ones"] = disturbed
     content = {
         "one_client": alone,
         **dict(zip(("many_clients", "beside_hostile"), crowds.values(), strict=False)),

@@ -208,7 +208,9 @@ class BenchServeConfig(PolicyConfig):
     awake: bool = setting(True, "keeps idle cores awake: answers come sooner, for more power")
     requests: int = setting(1000, "requests of one client by itself", minimum=1)
     clients: int = setting(16, "clients side by side", minimum=1)
-    hostile: int = setting(0, "hostile clients, beside which they are timed once more", minimum=0)
+    hostile: int = setting(
+        0, "hostile clients, beside which they are timed; a tenth as long without", minimum=0
+    )
     seconds: float = setting(300, "seconds that they send requests for", above=0)
     rate_hz: float | None = setting(
         None, "requests per second and client; null: as fast as answers come", above=0
