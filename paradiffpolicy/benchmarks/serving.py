@@ -177,7 +177,7 @@ async def watched(
         while (now := clock.now()) < started + seconds:
             if early is None and now >= started + seconds / 10:
                 early = (await asyncio.to_thread(measured, uri)).get(MEMORY)
-            on_seconds(round(now - last, 2))
+            on_seconds(round(now - last, 3))
             last = now
             await asyncio.sleep(min(1.0, seconds / 10))
         return early
