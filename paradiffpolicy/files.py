@@ -66,7 +66,7 @@ def write_new(path: Path, write: Callable[[Path], object]) -> None:
     with writing(path), _unfinished(path) as temporary:
         write(temporary)
         _flush(temporary)
-        require_absent(path)  # nobody else made it meanwhile
+        require_absent(path)  # or another made it meanwhile
         temporary.rename(path)
 
 
@@ -125,7 +125,7 @@ def require_regular(path: Path, most: int) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Removes what killed writers left: hidden folders that nobody holds a lock of."""
+    """Removes what killed writers left: hidden folders without a holder of their lock."""
     for left in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):
             held = lock(left)

@@ -17,7 +17,7 @@ its length last.  zarr replaces every file as a whole, so an append that is inte
 earlier episodes readable: what lies past the last end is an unfinished append, ignored by readers and
 overwritten by the next one.  (Zeros at the tail of ``episode_ends`` are one of earlier versions.)
 
-One writer at a time: it holds a lock of the folder until it is closed, or nobody refers to it any more.
+One writer at a time: it holds a lock of the folder until it is closed or freed.
 """
 
 from __future__ import annotations
