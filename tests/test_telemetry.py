@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
 import sys
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 
@@ -257,6 +259,20 @@ def test_a_video_lasts_as_long_as_the_run(tmp_path):
     assert reader.get_meta_data()["fps"] == 10 and reader.get_meta_data()["size"] == (46, 32)
     assert len(frames) == 10
     assert abs(frames[3] - frames[4]) <= 2 and frames[5] - frames[4] >= 5
+    assert abs(frames[-1] - 90) <= 2  # the last picture of ten, the first of which only told its size
+
+
+def test_a_videos_memory_grows_with_its_frames(tmp_path):
+    """A long run doesn't take all of it at its start; one that could never be kept is refused then."""
+    frame = np.zeros((64, 64, 3), np.uint8)
+    tracemalloc.start()
+    video = VideoRecorder(tmp_path / "run.mp4", lambda: frame, 10.0, 100_000)  # 1.2 GB
+    with contextlib.closing(video):
+        bench_run(4, [video])
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    with pytest.raises(InputError, match=r"500000 frames of 12 kB are more than 4 GiB: fewer seconds"):
+        VideoRecorder(tmp_path / "run.mp4", lambda: frame, 10.0, 500_000)
 
 
 def test_a_video_shows_the_caption_of_each_frame(tmp_path):

@@ -1,7 +1,7 @@
 """Records a run as an episode of a dataset, and as a video.
 
-Both recorders are observers of a control loop.  While it runs they only copy into storage that they took
-before, since a tick has no time for files; they write when they are closed, which a ``with`` statement
+Both recorders are observers of a control loop.  While it runs they only copy into memory, since a tick has no
+time for files; they write when they are closed, which a ``with`` statement
 does however the run ended, so that what was recorded up to a fault is there to look at.
 
 A run has a grid in time, and may miss ticks of it.  Rows and frames keep to the grid: where a tick is
@@ -118,10 +118,14 @@ def _stored(value: NDArray[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32) if value.dtype.kind == "f" else value.dtype
 
 
+LONGEST_VIDEO = 2**32
+"""Bytes of a video's frames, uncompressed."""
+
+
 class VideoRecorder(Closing):
     """Writes a run as an MP4 that plays as fast as the run was.
 
-    Frames are kept uncompressed until the end: size² x 3 bytes each.
+    Frames are kept uncompressed until the end, size² x 3 bytes each, one by one as they come.
 
     Args:
         path: of the video.
@@ -132,7 +136,8 @@ class VideoRecorder(Closing):
         caption: lines above each frame; none by default.
 
     Raises:
-        InputError: the path doesn't end in .mp4, or a number is out of range.
+        InputError: the path doesn't end in .mp4, a number is out of range, or the frames of the whole run
+            would take more than ``LONGEST_VIDEO``.
     """
 
     def __init__(
@@ -151,26 +156,31 @@ class VideoRecorder(Closing):
             raise InputError(f"video={path} must end in .mp4")
         self.path, self._picture, self._caption = path, picture, caption
         self._every, self._fps = every, rate_hz / every
-        first = np.asarray(picture())
-        self._frames = np.full((-(-capacity // every), *first.shape), 0, np.uint8)
+        self._capacity = -(-capacity // every)
+        size = np.asarray(picture()).nbytes
+        if self._capacity * size > LONGEST_VIDEO:
+            raise InputError(
+                f"video={path}: {self._capacity} frames of {size / 1e3:.0f} kB are more than "
+                f"{LONGEST_VIDEO / 2**30:.0f} GiB: fewer seconds, or smaller pictures"
+            )
+        self._frames: list[NDArray[np.uint8]] = []
         self._captions: list[Sequence[str]] = []
 
     def __call__(self, tick: Tick) -> None:
-        place, n_frames = tick.index // self._every, len(self._captions)
-        if not n_frames <= place < len(self._frames):
+        place, n_frames = tick.index // self._every, len(self._frames)
+        if not n_frames <= place < self._capacity:
             return
-        frame, caption = self._picture(), self._caption(tick)
+        frame, caption = np.array(self._picture(), np.uint8), self._caption(tick)
         # Missed frames repeat the one before them, or the first one.
-        self._frames[n_frames:place] = self._frames[n_frames - 1] if n_frames else frame
-        self._frames[place] = frame
-        before = self._captions[-1] if n_frames else caption
-        self._captions += [*[before] * (place - n_frames), caption]
+        before = (self._frames[-1], self._captions[-1]) if n_frames else (frame, caption)
+        self._frames += [*[before[0]] * (place - n_frames), frame]
+        self._captions += [*[before[1]] * (place - n_frames), caption]
 
     def close(self) -> None:
         """Writes the video; nothing, if there was no tick."""
-        captions, self._captions = self._captions, []
-        if captions:
-            write_video(self.path, map(captioned, self._frames, captions), self._fps)
+        frames, self._frames = self._frames, []
+        if frames:
+            write_video(self.path, map(captioned, frames, self._captions), self._fps)
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> None:
