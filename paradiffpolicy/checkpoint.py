@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from .data.normalizer import Normalizer
-from .errors import InputError, nearest
-from .files import require_regular, write_atomically
+from .errors import InputError, nearest, reading
+from .files import exists, require_regular, write_atomically
 from .types import ByValue, PolicySpec
 
 METADATA = "policy.json"
@@ -138,14 +138,19 @@ def read_description(folder: Path) -> Description:
             message names it.
     """
     path = folder / METADATA
-    if not path.exists():
-        raise InputError(f"no checkpoint at {folder}: name the folder that has its {METADATA}")
+    if not exists(path):
+        raise InputError(f"no checkpoint at {folder!s:.200}: name the folder that has its {METADATA}")
     require_regular(path, LARGEST_METADATA)
     try:
-        metadata = json.loads(path.read_bytes())
+        metadata = json.loads(path.read_bytes(), object_pairs_hook=_once)
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path} can't be read ({error}): copy the checkpoint again")
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise InputError(f"{path} can't be read ({error!s:.200}): copy the checkpoint again")
+    version = metadata.get("format") if isinstance(metadata, dict) else None
+    if type(version) is int and version > FORMAT:
+        raise InputError(
+            f"{path} is of format {version!s:.20}, this version reads {FORMAT}: install a newer one"
+        )
+    if type(version) is not int or version != FORMAT:
         raise InputError(f"{path} is not a format-{FORMAT} checkpoint of paradiffpolicy: train it again")
     try:
         return _description(metadata)
@@ -156,6 +161,14 @@ def read_description(folder: Path) -> Description:
 def _description(metadata: dict[str, Any]) -> Description:
     _require_shallow(metadata)
     weights, normalizers = _mapping(metadata, "weights"), _mapping(metadata, "normalizers")
+    for part, known in (
+        (metadata, ("format", "weights", "spec", "normalizers", "info")),
+        (weights, ("file", "sha256")),
+        (normalizers, ("observation", "action")),
+    ):
+        for name in part:
+            if name not in known:
+                raise InputError(f"unknown {name!r:.40}{nearest(name, known)}")
     file, sha256 = weights.get("file"), weights.get("sha256")
     if not isinstance(file, str) or not re.fullmatch(r"[\w.-]{1,200}\.safetensors", file, re.ASCII):
         raise InputError(f"weights.file={file!r:.40} must be a plain name that ends in .safetensors")
@@ -168,6 +181,15 @@ def _description(metadata: dict[str, Any]) -> Description:
     for name in ("dataset", "training"):
         _mapping({name: {}, **info}, name)
     return Description(file, sha256, spec, observation, action, info)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r:.40} stands there twice")
+    return values
 
 
 def _mapping(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -192,16 +214,17 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     if not path.exists():
         raise InputError(f"{path} is missing: copy the whole checkpoint folder again")
     require_regular(path, LARGEST_WEIGHTS)
-    content = path.read_bytes()
+    with reading(str(path), "copy the checkpoint again"):  # a writer may just have removed it
+        content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise InputError(f"{path} is truncated or changed (its SHA-256 isn't {METADATA}'s): copy it again")
     try:
         stored = safetensors.torch.load(content)
     except Exception as error:  # its own kind, and any that a damaged header leads to
-        raise InputError(f"{path} is no safetensors file ({error}): copy the checkpoint again")
+        raise InputError(f"{path} is no safetensors file ({error!s:.100}): copy the checkpoint again")
     weights = {}
     for name, weight in stored.items():
+        if not weight.is_floating_point() or not weight.float().isfinite().all():
+            raise InputError(f"{path}: {name!r:.80} has values that aren't finite numbers: train it again")
         weights[name] = weight.float()
-        if not weight.is_floating_point() or not weights[name].isfinite().all():
-            raise InputError(f"{path}: {name} has values that aren't finite numbers: train it again")
     return weights

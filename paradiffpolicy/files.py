@@ -90,7 +90,15 @@ def located(path: str | Path) -> Path:
     that the shipped policy and the tasks are found from anywhere."""
     given, package = Path(path).expanduser(), Path(__file__).resolve().parent
     places = [folder / given for folder in (Path(), package.parent, package)]
-    return next((place for place in places if place.exists()), given)
+    return next((place for place in places if exists(place)), given)
+
+
+def exists(path: Path) -> bool:
+    """Whether a path is there; no path is of a name that no file can have, as one that is too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def require_absent(path: Path) -> None:

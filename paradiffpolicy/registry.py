@@ -46,7 +46,7 @@ class Registry(Mapping[str, T], Generic[T]):
             InputError: there is none; the message names the nearest.
         """
         if not isinstance(name, str) or name not in self._choices:
-            raise InputError(f"unknown {self.kind} {name!r}{nearest(str(name), self._choices)}")
+            raise InputError(f"unknown {self.kind} {name!r:.80}{nearest(name, self._choices)}")
         return self._choices[name]
 
     def resolve(self, given: str | T) -> T:

@@ -96,7 +96,7 @@ class Contract:
     def __post_init__(self) -> None:
         if self.action_kind not in ACTION_KINDS:
             hint = nearest(self.action_kind, ACTION_KINDS)
-            raise InputError(f"unknown action kind {self.action_kind!r}{hint}")
+            raise InputError(f"unknown action kind {self.action_kind!r:.80}{hint}")
 
     @property
     def is_absolute(self) -> bool:

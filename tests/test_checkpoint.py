@@ -104,6 +104,11 @@ def replaced(path, make):
     make(path)
 
 
+def rewritten(folder, old, new):
+    path = folder / "policy.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
 def rewrite(folder, content):
     """Weights whose hash fits."""
     weights_file(folder).write_bytes(content)
@@ -125,6 +130,19 @@ def changed(folder, change):
         (lambda folder: (folder / "policy.json").unlink(), r"no checkpoint at .*has its policy\.json"),
         (lambda folder: (folder / "policy.json").write_text('{"format": 1, "spec"'), "can't be read"),
         (lambda folder: (folder / "policy.json").write_text("[1]"), "not a format-1 checkpoint"),
+        (edit(lambda m: m.update(format=2)), "is of format 2, this version reads 1: install a newer one"),
+        *((edit(lambda m, v=v: m.update(format=v)), "not a format-1") for v in (0, True, 1.0, "1", None, [])),
+        (
+            lambda folder: rewritten(folder, '"format": 1', '"format": 1, "format": 1'),
+            "'format' stands there twice",
+        ),
+        (lambda folder: rewritten(folder, '"task"', '"task": "lift", "task"'), "'task' stands there twice"),
+        (edit(lambda m: m.update(wieghts={})), "unknown 'wieghts'; did you mean 'weights'"),
+        (edit(lambda m: m["weights"].update(sha512="")), "unknown 'sha512'"),
+        (edit(lambda m: m["normalizers"].update(image={})), "unknown 'image'"),
+        (edit(lambda m: m["normalizers"]["action"].update(ofset=[0, 0])), "a normalizer has no 'ofset'"),
+        (edit(lambda m: m["spec"].update(schedule="x" * 10**4)), "unknown noise schedule"),
+        (edit(lambda m: m["spec"].update(contract={"action_kind": "x" * 10**4})), "unknown action kind"),
         (edit(lambda m: m["spec"].pop("task")), "not a policy's description"),
         (edit(lambda m: m["spec"].update(colour="red")), "not a policy's description"),
         (edit(lambda m: m.pop("normalizers")), "not a policy's description"),
@@ -204,8 +222,13 @@ def changed(folder, change):
         (lambda folder: rewrite(folder, changed(folder, lambda w: w.fill_(math.inf))), r"final_conv.1.bias"),
         (lambda folder: rewrite(folder, changed(folder, lambda w: w.int())), "aren't finite numbers"),
         (
+            lambda folder: rewrite(folder, changed(folder, lambda w: w.to(torch.complex64))),
+            "aren't finite numbers",
+        ),
+        (lambda folder: rewrite(folder, safetensors.torch.save({"a\n" * 999: torch.ones(1)})), "is missing"),
+        (
             lambda folder: rewrite(folder, changed(folder, lambda w: w[:1])),
-            r"bias is \(1,\), expected \(2,\)",
+            r"bias. is \(1,\), expected \(2,\)",
         ),
     ],
 )
@@ -225,6 +248,12 @@ def test_checkpoints_are_found_from_anywhere(tmp_path, monkeypatch):
     assert Checkpoint.load(located("checkpoints/lift")).spec.task == "lift"
     assert located("checkpoints/mine") == Path("checkpoints/mine")
     assert main(["info", "~/own"]) == 0
+
+
+def test_a_name_that_no_file_can_have_is_no_checkpoint():
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(InputError, match="no checkpoint at"):
+            Checkpoint.load(located(name))
 
 
 def test_info_reads_descriptions_as_loading_does(tmp_path, capsys):
@@ -254,9 +283,9 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
     assert Checkpoint.load(tmp_path) == before
 
 
-@pytest.mark.parametrize("at", ["read_description", "_read_weights"])
+@pytest.mark.parametrize("at", ["read_description", "reading", "_read_weights"])
 def test_a_reader_that_races_its_writer_reads_the_old_or_the_new(tmp_path, monkeypatch, at):
-    """The writer comes just before the description, or the weights, are read for the first time."""
+    """The writer comes just before the description is read, the weights are looked for, or opened."""
     tiny_checkpoint().save(tmp_path)
     real, writers = getattr(checkpoint_module, at), [tiny_checkpoint(seed=1)]
 

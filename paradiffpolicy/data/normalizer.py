@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, nearest
 from ..types import ByValue, require_real
 
 
@@ -98,6 +98,9 @@ class Normalizer(ByValue):
         """
         parts = {"reach": [None] * dim, **values}
         usable = {"scale": lambda value: value != 0, "offset": lambda value: True, "reach": lambda v: v >= 0}
+        for name in parts:
+            if name not in usable:
+                raise InputError(f"a normalizer has no {name!r:.40}{nearest(name, usable)}")
         for name, allowed in usable.items():
             part = parts.get(name)
             if not isinstance(part, list) or len(part) != dim:

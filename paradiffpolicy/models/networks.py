@@ -86,7 +86,7 @@ def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> None
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
             raise InputError(
-                f"the checkpoint's weights don't fit its spec ({name} is {found.get(name, 'missing')}, "
+                f"the checkpoint's weights don't fit its spec ({name!r:.80} is {found.get(name, 'missing')}, "
                 f"expected {wanted.get(name, 'none')}): train it again"
             )
 

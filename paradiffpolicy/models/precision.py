@@ -23,7 +23,7 @@ PRECISIONS = ("f32", *HALF, "int8")
 def check_precision(precision: str) -> None:
     """Raises ``InputError`` if there is none of that name."""
     if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}{nearest(precision, PRECISIONS)}")
+        raise InputError(f"unknown precision {precision!r:.80}{nearest(precision, PRECISIONS)}")
 
 
 def half_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
