@@ -637,6 +637,23 @@ def test_an_evaluation_in_real_time_goes_on_too(tmp_path):
     ]
 
 
+def test_an_evaluation_in_real_time_frees_a_policys_programs_after_its_last_case():
+    first, second = (tiny_policy().captured("emulated") for _ in range(2))
+    cases = [
+        Case(name=name, policy=policy, rate_hz=10, latencies=[latency])
+        for name, policy, latency in (("a", first, 0.0), ("b", second, 0.0), ("a late", first, 0.2))
+    ]
+    seen = []
+    compare_realtime(
+        cases,
+        lambda rate_hz: make_env(),
+        [1],
+        0.5,
+        on_result=lambda results: seen.append([len(policy.programs) for policy in (first, second)]),
+    )
+    assert seen == [[1, 0], [1, 1], [1, 0]] and not first.programs
+
+
 def test_blocks_of_another_evaluation_or_damaged_ones_are_not_taken(tmp_path):
     Blocks(tmp_path, {"seeds": 4, "a": 1}).episodes("ddpm", 0, lambda: [toy_episode(0, 1.0, 3)])
     with pytest.raises(InputError, match=r"unfinished evaluation with other settings \(a, seeds\): finish"):

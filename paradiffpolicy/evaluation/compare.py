@@ -363,6 +363,13 @@ class Case:
         latency = "" if not self.latencies else f", {1e3 * float(np.median(self.latencies)):g} ms"
         return f"{self.table}: {self.name}, {self.rate_hz:g} Hz, {self.blending_name}{latency}"
 
+    def rollout(self, wall: Mapping[str, Any]) -> Callable[..., list[Episode]]:
+        """Its ``realtime_rollout``, or, with options of its own, ``wall_rollout``."""
+        how: dict[str, Any] = {"rate_hz": self.rate_hz, "blending": self.blending}
+        if self.latencies is None:
+            return partial(wall_rollout, self.policy, **how, **wall)
+        return partial(realtime_rollout, self.policy, latencies=self.latencies, **how)
+
 
 def compare_realtime(
     cases: Sequence[Case],
@@ -377,7 +384,8 @@ def compare_realtime(
     progress: Progress = no_progress,
     **options: Any,
 ) -> list[RealtimeResult]:
-    """Runs cases on the same seeds, one after the other, each block by block.
+    """Runs cases on the same seeds, one after the other, each block by block.  A policy's programs are
+    released after its last case.
 
     Args:
         make_env: see ``realtime_rollout``.
@@ -393,22 +401,13 @@ def compare_realtime(
     """
     blocks = Blocks() if blocks is None else blocks
     done: dict[str, RealtimeResult] = {}
+    last = {id(case.policy): case for case in cases}
     for case in cases:
-        if case.latencies is None:
-            roll = partial(wall_rollout, **(wall or {}))
-        else:
-            roll = partial(realtime_rollout, latencies=case.latencies)
+        roll = case.rollout(wall or {})
         episodes: list[Episode] = []
         with progress(case.label, len(seeds) * round(seconds * case.rate_hz), "tick") as shown:
             for k, group in enumerate(in_groups(seeds, side_by_side)):
-                run = partial(
-                    roll,
-                    *(case.policy, make_env, group, seconds),
-                    rate_hz=case.rate_hz,
-                    blending=case.blending,
-                    on_ticks=shown.update,
-                    **options,
-                )
+                run = partial(roll, make_env, group, seconds, on_ticks=shown.update, **options)
                 if blocks.has(case.label, k):
                     shown.update(len(group) * round(seconds * case.rate_hz))
                 episodes += blocks.episodes(case.label, k, run)
@@ -422,4 +421,6 @@ def compare_realtime(
                     blending=case.blending_name,
                 )
                 on_result(list(done.values()))
+        if last[id(case.policy)] is case:
+            case.policy.release()
     return list(done.values())
