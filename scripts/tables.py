@@ -26,7 +26,7 @@ import yaml
 from scipy.special import stdtrit
 
 from paradiffpolicy.evaluation.episodes import Episode, Outcome, described, judged
-from paradiffpolicy.evaluation.report import difference_cell, mean_cell
+from paradiffpolicy.evaluation.report import difference_cell, error_cell, mean_cell
 from paradiffpolicy.evaluation.statistics import holm, paired_difference
 from paradiffpolicy.tables import spread, tail
 
@@ -132,6 +132,12 @@ def latency_ms(values: Report) -> str:
     return tail(values, 0) if "n" in values else f"{values['p50']:.0f} (n = {values['n_plans']})"
 
 
+def plan_error(values: Report, *reports: Report) -> dict[str, str]:
+    """The error of a row's plans; nothing if one of the table's reports is of before it was measured."""
+    known = all(any(row.get("plan_error") for row in report["samplers"].values()) for report in reports)
+    return {"plan error, median / worst": error_cell(values["plan_error"])} if known else {}
+
+
 PRESETS = yaml.safe_load((ROOT / "configs" / "samplers.yaml").read_text())["sampler"]
 
 
@@ -173,6 +179,7 @@ def summary(report: Report, latency: Report) -> Rows:
             f"score ± s.e., n = {n}": score(values),
             f"success [95 %], n = {n}": success(values),
             "iterations per plan": f"{values['iterations_per_plan']['mean']:.1f}",
+            **plan_error(values, report),
             f"ms per plan, n = {captured['rti, auto']['n']}": f"{captured[f'{name}, auto']['p50']:.3g}",
             **both(found.get(name), "`ddpm`"),
         }
@@ -213,6 +220,7 @@ def samplers(report: Report) -> Rows:
             "score ± s.e.": score(values),
             "success [95 %]": success(values),
             "iterations": f"{values['iterations_per_plan']['mean']:.1f}",
+            **plan_error(values, report),
             "NFE": f"{values['nfe_per_plan']['mean']:.0f}",
             "eager latency p50, ms": latency_ms(values["plan_latency_ms"]),
             **both(found.get(name), "`ddpm`"),
@@ -532,6 +540,7 @@ def robosuite(*reports: Report) -> Rows:
             "sampler": names[task, name],
             "success [95 %]": success(values),
             "iterations": f"{values['iterations_per_plan']['mean']:.1f}",
+            **plan_error(values, *reports),
             "NFE": f"{values['nfe_per_plan']['mean']:.0f}",
             "plan latency p50, ms": latency_ms(latency),
             "times `ddpm`": f"{slowest['p50'] / latency['p50']:.1f}",
