@@ -18,7 +18,7 @@ from .diffusion.denoiser import Clip, Denoiser, DynamicThreshold, Threshold, pre
 from .diffusion.guidance import check_scale
 from .diffusion.schedule import NoiseSchedule
 from .errors import LARGEST, InputError, nearest, require_count
-from .models.networks import build_network, check_weights, usable_device, usable_network
+from .models.networks import build_network, check_weights, load_weights, usable_device, usable_network
 from .models.precision import Model
 from .models.unet1d import ConditionalUnet1D
 from .observation import InvalidObservationError, Observation, observation_window
@@ -107,12 +107,7 @@ class Policy:
         """
         where = usable_device(device)
         check_weights(checkpoint.spec, checkpoint.weights)
-        network: nn.Module = build_network(checkpoint.spec)
-        try:
-            network.load_state_dict(checkpoint.weights)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
-            raise InputError(f"the checkpoint's weights don't fit its spec ({reason}): train it again")
+        network = load_weights(checkpoint.spec, build_network(checkpoint.spec), checkpoint.weights)
         network = usable_network(checkpoint.spec, network.requires_grad_(False), where)
         return cls(
             checkpoint.spec,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -288,12 +290,69 @@ def test_starting_from_a_policy_takes_its_weights_and_normalizers(toy_store, tmp
         Trainer(data, replace(SMALL, kernel_size=3), SETTINGS, tmp_path / "third", init=first)
 
 
-def test_a_damaged_resume_file_is_named(toy_store, tmp_path):
-    trainer(toy_store, tmp_path).run(until=3, progress=False)
-    content = (tmp_path / "resume.pt").read_bytes()
-    (tmp_path / "resume.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"resume\.pt can't be read"):
-        trainer(toy_store, tmp_path)
+def changed_state(change):
+    def damage(path: Path) -> None:
+        saved = torch.load(path, weights_only=True)
+        torch.save(change(saved) or saved, path)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+        lambda path: replaced(path, Path.mkdir),
+        lambda path: replaced(path, os.mkfifo),
+        lambda path: torch.save([1], path),
+        *(changed_state(lambda s, k=k: s.pop(k) and None) for k in ("identity", "step", "losses", "ema")),
+        *(changed_state(lambda s, v=v: s.update(step=v)) for v in (-1, 10**9, "1", math.nan)),
+        *(changed_state(lambda s, v=v: s.update(seconds=v)) for v in (math.nan, None)),
+        *(changed_state(lambda s, k=k: s.update({k: [3]})) for k in ("curve", "scores", "learning_rates")),
+        changed_state(lambda s: s["network"].update({"final_conv.1.bias": torch.zeros(7)})),
+        changed_state(lambda s: s.update(optimizer={})),
+        changed_state(lambda s: s["identity"].pop("spec") and None),
+    ],
+)
+def test_a_damaged_resume_file_is_named(uninterrupted, tmp_path, damage):
+    store, folder = uninterrupted
+    shutil.copy(folder / "resume.pt", tmp_path)
+    damage(tmp_path / "resume.pt")
+    with pytest.raises(InputError, match=r"resume\.pt (can't be read|isn't a regular file).*") as error:
+        trainer(store, tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def replaced(path: Path, make) -> None:
+    path.unlink()
+    make(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "spec", "message"),
+    [
+        ({}, {"horizon": 32}, "have horizon=16, the policy 32"),
+        ({}, {"n_obs_steps": 3}, "have n_obs_steps=2, the policy 3"),
+        ({"observations": torch.zeros(96, 19)}, {}, "have obs_dim=19, the policy 20"),
+        ({"actions": torch.zeros(96, 3)}, {}, "have action_dim=3, the policy 2"),
+        ({"actions": torch.zeros(95, 2)}, {}, "96 observations and 95 actions"),
+        ({"steps": torch.zeros(0, 16)}, {}, "0 windows"),
+    ],
+)
+def test_windows_that_are_not_the_policys_are_refused(uninterrupted, tmp_path, data, spec, message):
+    """A longer horizon would train on shorter windows without a word."""
+    windows = replace(toy_data(uninterrupted[0]), **data)
+    with pytest.raises(InputError, match=message):
+        Trainer(windows, replace(SMALL, **spec), SETTINGS, tmp_path)
+
+
+def test_an_init_whose_weights_do_not_fit_is_refused(uninterrupted, tmp_path):
+    store, folder = uninterrupted
+    init = replace(Checkpoint.load(folder / "checkpoint"), weights={})
+    with pytest.raises(InputError, match="weights don't fit its spec"):
+        Trainer(toy_data(store), SMALL, SETTINGS, tmp_path, init=init)
+    with pytest.raises(InputError, match="device=nonsense"):
+        Trainer(toy_data(store), SMALL, SETTINGS, tmp_path, device="nonsense")
 
 
 @pytest.mark.parametrize(
@@ -302,6 +361,11 @@ def test_a_damaged_resume_file_is_named(toy_store, tmp_path):
         ({"n_steps": 0}, "n_steps=0"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"precision": "fp8"}, "precision"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"warmup_steps": math.inf}, "warmup_steps=inf"),
+        ({"evaluate_every": None}, "evaluate_every=None"),
+        ({"weight_decay": math.nan}, "weight_decay=nan"),
+        ({"weight_decay": "3"}, "weight_decay='3'"),
     ],
 )
 def test_bad_settings_are_named(changes, message):

@@ -91,6 +91,21 @@ def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> None
             )
 
 
+def load_weights(spec: PolicySpec, network: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Gives a spec's network a checkpoint's weights; the network.
+
+    Raises:
+        InputError: a weight is missing, unknown or of another shape.
+    """
+    check_weights(spec, weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
+        raise InputError(f"the checkpoint's weights don't fit its spec ({reason}): train it again")
+    return network
+
+
 def usable_network(spec: PolicySpec, network: nn.Module, device: torch.device) -> nn.Module:
     """A network on a device and in evaluation mode, after it was called once as a policy of this spec will.
 
@@ -131,4 +146,6 @@ def usable_device(device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"device={device} can't be used here ({line}): device=cpu") from error
+    if found.type == "meta":
+        raise InputError("device=meta computes nothing: device=cpu")
     return found

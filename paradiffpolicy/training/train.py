@@ -20,15 +20,15 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import LARGEST_WEIGHTS, Checkpoint
 from ..data.dataset import WindowDataset, batch_windows
 from ..data.normalizer import Normalizer
 from ..diffusion.denoiser import denoising_loss
 from ..diffusion.schedule import NoiseSchedule
-from ..errors import InputError, require_count, require_positive
-from ..files import write_atomically, write_json
+from ..errors import LARGEST, InputError, is_number, reading, require_count, require_positive, require_within
+from ..files import require_regular, write_atomically, write_json
 from ..models.ema import EMA
-from ..models.networks import build_network
+from ..models.networks import build_network, load_weights, usable_device
 from ..policy import spec_schedule
 from ..types import PolicySpec
 from .scalars import ScalarFile
@@ -67,6 +67,9 @@ class TrainSettings:
             save_every=self.save_every,
         )
         require_positive(learning_rate=self.learning_rate)
+        require_within(0, LARGEST, warmup_steps=self.warmup_steps, evaluate_every=self.evaluate_every)
+        if not is_number(self.weight_decay) or self.weight_decay < 0:
+            raise InputError(f"weight_decay={self.weight_decay!r:.40} must be a number, not below 0")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed={self.seed} must be a whole number from 0 to 2^32 - 1")
         if self.precision not in ("auto", "float32", "bfloat16"):
@@ -111,7 +114,8 @@ class Trainer:
         device: to compute on.
 
     Raises:
-        InputError: the folder holds a run with another spec, dataset or settings.
+        InputError: the data or ``init`` don't fit the spec, the device can't be used, or the folder holds a
+            run with another spec, dataset or settings.
     """
 
     def __init__(
@@ -127,7 +131,8 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings, self.spec, self.folder, self.info = settings, spec, folder, info or {}
-        self.evaluate, self.device = evaluate, torch.device(device)
+        self.evaluate, self.device = evaluate, usable_device(device)
+        _check_data(data, spec)
         if init is not None and replace(init.spec, contract=spec.contract) != spec:
             raise InputError("init has another spec than policy: its weights wouldn't mean the same")
         self.observation_normalizer = (
@@ -144,7 +149,7 @@ class Trainer:
             torch.manual_seed(settings.seed)
             self.network = build_network(spec).to(self.device)
         if init is not None:
-            self.network.load_state_dict(init.weights)
+            load_weights(spec, self.network, init.weights)
         self.ema = EMA(self.network)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay
@@ -305,12 +310,27 @@ class Trainer:
 
     def _resume(self) -> None:
         path = self.folder / RESUME_FILE
+        require_regular(path, LARGEST_WEIGHTS)
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
             reason = type(error).__name__
             raise InputError(f"{path} can't be read ({reason}): delete it to start the run again")
-        self.learning_rates = state.get("learning_rates", self.learning_rates)
+        with reading(str(path), "delete it to start the run again"):
+            self._restore(state)
+        if not _are_finite(self.network) or not _are_finite(self.ema.network):
+            raise InputError(f"{path} has weights that aren't finite: delete it to start the run again")
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Takes a saved state, if it is this run's; raises anything for what none can be."""
+        kinds = {"step": int, "seconds": int | float, "losses": list, "curve": list, "scores": list}
+        for name, kind in kinds.items():
+            if not isinstance(state[name], kind):
+                raise TypeError(f"its {name} can't be {type(state[name]).__name__}")
+        if not 0 <= state["step"] <= self.settings.n_steps or not math.isfinite(state["seconds"]):
+            raise ValueError(f"its step or seconds can't be: {state['step']}, {state['seconds']}")
+        rates = state.get("learning_rates", self.learning_rates)
+        self.learning_rates = [[step, rate] for step, rate in rates]
         for part, wanted in self._identity().items():
             saved = state["identity"][part]
             if part == "settings" and (self.folder / DIVERGED_FILE).exists():
@@ -324,12 +344,30 @@ class Trainer:
                     "choose another run=FOLDER, or delete that one"
                 )
         self.step, self.seconds = state["step"], state["seconds"]
-        self.losses, self.curve, self.scores = state["losses"], state["curve"], state["scores"]
+        self.losses, self.scores = (
+            state["losses"],
+            [{"step": each["step"], **each} for each in state["scores"]],
+        )
+        self.curve = [[step, loss] for step, loss in state["curve"]]
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if not _are_finite(self.network) or not _are_finite(self.ema.network):
-            raise InputError(f"{path} has weights that aren't finite: delete it to start the run again")
+
+
+def _check_data(data: WindowDataset, spec: PolicySpec) -> None:
+    """Makes sure that windows are what a spec's policy takes and gives."""
+    if not len(data) or len(data.observations) != len(data.actions):
+        raise InputError(
+            f"{len(data)} windows of {len(data.observations)} observations and {len(data.actions)} actions "
+            "can't be trained on: as many observations as actions, and a window at least"
+        )
+    sizes = data.n_obs_steps, data.observations.shape[-1], data.steps.shape[-1], data.actions.shape[-1]
+    wanted = spec.n_obs_steps, spec.obs_dim, spec.horizon, spec.action_dim
+    for name, size, want in zip(
+        ("n_obs_steps", "obs_dim", "horizon", "action_dim"), sizes, wanted, strict=True
+    ):
+        if size != want:
+            raise InputError(f"the data's windows have {name}={size}, the policy {want}: cut them alike")
 
 
 def _are_finite(network: torch.nn.Module) -> bool:
