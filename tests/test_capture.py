@@ -540,7 +540,17 @@ def test_programs_are_kept_where_nobody_else_can_put_one(tmp_path, monkeypatch, 
     finally:
         os.umask(before)
     cache_written()
-    assert folder.stat().st_mode & 0o777 == 0o700 and len(list(folder.glob("*.blob"))) == 1
+    (kept,) = folder.glob("*.blob")
+    assert folder.stat().st_mode & 0o777 == 0o700 and kept.stat().st_mode & 0o777 == 0o600
+    kept.chmod(0o666)
+    planned(policy.captured("openvino", cache=folder), 1)
+    cache_written()
+    assert caplog.text.count("others can write to it") == 1 and kept.stat().st_mode & 0o777 == 0o600
+    kept.unlink()
+    os.mkfifo(kept)
+    planned(policy.captured("openvino", cache=folder), 1)
+    cache_written()
+    assert caplog.text.count("isn't a regular file") == 1 and kept.is_file()
     monkeypatch.setattr(openvino, "kept_plan", lambda path, options: pytest.fail("a kept program was used"))
     with monkeypatch.context() as patch:
         patch.setattr(openvino.os, "getuid", lambda: folder.stat().st_uid + 1)
@@ -753,6 +763,20 @@ def test_auto_falls_back_when_a_plan_cant_be_captured(caplog):
     assert_close(planned(auto, 2), planned(policy, 2), atol=0.02, rtol=0)
     assert "isn't translated to OpenVINO" in caplog.text and "trying the next backend" in caplog.text
     assert [program.method for program in auto.programs] == ["eager"]
+
+
+def test_auto_falls_back_when_openvino_fails(monkeypatch, caplog):
+    class Fails:
+        def compile_model(self, *arguments):
+            raise RuntimeError("there is no such kernel\nat line 3")
+
+    policy = policy_with(solver="ddim", n_steps=3)
+    captured = policy.captured("openvino")
+    auto = policy.captured("auto")
+    monkeypatch.setattr(openvino, "core", Fails)
+    with pytest.raises(CaptureError, match=r"can't be compiled by OpenVINO \(there is no such kernel\)$"):
+        planned(captured)
+    assert torch.equal(planned(auto), planned(policy)) and "trying the next backend" in caplog.text
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

@@ -7,6 +7,7 @@ the number of iterations.  A compiled model is kept on disk, so that only a firs
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -15,7 +16,7 @@ import os
 import platform
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,8 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ...errors import InputError
-from ...files import write_atomically
+from ...errors import InputError, first_line
+from ...files import require_regular, write_atomically
 from ...provenance import resident_bytes
 from ..driver import State
 from .fingerprint import fingerprint
@@ -121,7 +122,8 @@ class OpenVINO:
             value = torch.zeros(tuple(port.shape), dtype=dtype)
             self.outputs[port.any_name.removeprefix(OUTPUT)] = value
             self.request.set_tensor(port.any_name, ov.Tensor(value.numpy(), shared_memory=True))
-        self.request.infer()  # the first call allocates what lies between inputs and outputs
+        with compiling():
+            self.request.infer()  # the first call allocates what lies between inputs and outputs
         self.nbytes = max(nbytes(self.inputs, self.outputs) + size, resident_bytes() - before)
 
     def __call__(self, inputs: State) -> State:
@@ -154,26 +156,44 @@ def compiled_plan(program: Program, options: dict[str, Any], cache: Path | None)
         if kept is not None:
             return kept
     model, size = plan_model(program)
-    compiled = core().compile_model(model, "CPU", options)
+    with compiling():
+        compiled = core().compile_model(model, "CPU", options)
     if path is not None:
         # Beside the first plans, which needn't wait for the disk; the interpreter's exit does.
         threading.Thread(target=keep, args=(compiled, path), name="capture-cache").start()
     return Compiled(compiled, size)
 
 
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Turns OpenVINO's errors into ``CaptureError``, so that another backend is tried."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CaptureError(f"can't be compiled by OpenVINO ({first_line(error)})") from error
+
+
 def is_private(cache: Path) -> bool:
     """Makes the folder if there is none; whether this user alone can put programs there."""
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = cache.stat()
+        private = is_own(cache)
     except OSError as error:
         log.warning("capture: %s can't be used (%s); no program is kept", cache, error.strerror)
         return False
-    private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not private:
         log.warning("capture: others can write to %s; no program is kept: chmod 700, or name another", cache)
     return private
 
+
+def is_own(path: Path) -> bool:
+    """Whether a path is this user's, and nobody else can write to it."""
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+LARGEST_MODEL = 2**36
+"""Bytes of a kept model at most."""
 
 DIGEST = hashlib.sha256().digest_size
 """Bytes at the end of a kept model, the hash of those before."""
@@ -183,17 +203,20 @@ def kept_plan(path: Path, options: dict[str, Any]) -> Compiled | None:
     """The compiled model in a file; None if there is none, or if it is damaged."""
     import openvino as ov
 
+    if not os.path.lexists(path):
+        return None
     try:
+        require_regular(path, LARGEST_MODEL)
+        if not is_own(path):
+            raise ValueError("others can write to it")
         mapped = np.memmap(path, dtype=np.uint8, mode="c")
         model = mapped[:-DIGEST]
         if hashlib.sha256(model.data).digest() != mapped[-DIGEST:].tobytes():
             raise ValueError("its content isn't what was written")
         compiled = core().import_model(ov.Tensor(model, shared_memory=True), "CPU", options)
         path.touch()  # pruning takes the oldest
-    except FileNotFoundError:
-        return None
-    except (RuntimeError, ValueError, OSError) as error:
-        log.warning("capture: %s is damaged (%s); compiling anew", path, str(error).splitlines()[0])
+    except (RuntimeError, ValueError, OSError, InputError) as error:
+        log.warning("capture: %s is damaged (%s); compiling anew", path, first_line(error))
         return None
     return Compiled(compiled, model.nbytes, mapped)
 
@@ -205,7 +228,12 @@ def keep(compiled: ov.CompiledModel, path: Path) -> None:
         compiled.export_model(blob)
         content = blob.getvalue()
         digest = hashlib.sha256(content).digest()
-        write_atomically(path, lambda temporary: temporary.write_bytes(content + digest))
+
+        def write(temporary: Path) -> None:
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(content + digest)
+
+        write_atomically(path, write)
         prune(path.parent)
     except (RuntimeError, OSError, InputError) as error:
         log.warning("capture: can't keep the compiled model (%s)", error)
