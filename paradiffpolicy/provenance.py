@@ -90,8 +90,9 @@ def code_sha256() -> str:
 def about(checkpoint: Path | None, /, **settings: Any) -> dict[str, Any]:
     """The head of a report: the command, the day, the hash of the code, the settings given, machine,
     versions; of a checkpoint also its path, the hash of its weights, the data that they were trained on."""
+    program = Path(sys.argv[0]).name.replace("__main__.py", "paradiffpolicy")
     head: dict[str, Any] = {
-        "command": shlex.join(["paradiffpolicy", *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
         "date": f"{datetime.date.today()}",
     }
     if checkpoint is not None:

@@ -1,7 +1,7 @@
 """An image model under the parallel drivers: handwritten digits, class by class, with guidance.
 
     .venv/bin/python scripts/digits.py              about five minutes of training, two of sampling
-    .venv/bin/python scripts/digits.py out=my.png   another place for the picture
+    .venv/bin/python scripts/digits.py out=my.png report=my.json   other places for the picture and figures
 
 A diffusers ``UNet2DModel`` is trained on scikit-learn's 8 x 8 digits, a tenth of them without their
 label, and sampled with classifier-free guidance: sequentially, by ParaDDPM, and by speculation.
@@ -27,6 +27,7 @@ from paradiffpolicy.diffusion.foreign import diffusers_denoiser
 from paradiffpolicy.diffusion.guidance import classifier_free
 from paradiffpolicy.files import write_atomically
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.tables import publish, table
 from paradiffpolicy.types import Solution
 
 BLANK = 10
@@ -119,7 +120,7 @@ def picture(solutions: dict[str, Solution], columns: int) -> Figure:
     return figure
 
 
-def main(out: Path, n_steps: int = 1500, columns: int = 6) -> None:
+def main(out: Path, report: Path, n_steps: int = 1500, columns: int = 6) -> None:
     unet, denoiser = new_denoiser()
     unet.train()
     losses = train(unet, denoiser, n_steps)
@@ -129,16 +130,25 @@ def main(out: Path, n_steps: int = 1500, columns: int = 6) -> None:
     sampling = tqdm(SAMPLERS.items(), desc="sampling", unit="sampler")
     solutions = {name: sample(denoiser, labels, 2.0, **settings) for name, settings in sampling}
     reference = solutions["sequential DDPM"].sample
-    for name, solution in solutions.items():
-        error = float((solution.sample - reference).abs().max())
-        print(
-            f"{name:<16} iterations {solution.iterations.double().mean():6.1f}   NFE "
-            f"{solution.nfe.double().mean():6.1f}   largest difference to sequential {error:.3f}"
-        )
+    rows = [
+        {
+            "sampler": name,
+            "iterations": float(solution.iterations.double().mean()),
+            "nfe": float(solution.nfe.double().mean()),
+            "largest_error": float((solution.sample - reference).abs().max()),
+        }
+        for name, solution in solutions.items()
+    ]
+    publish([table("", rows)], {"images": len(labels), "pixel_range": 2, "rows": rows}, report)
     write_atomically(out, lambda path: picture(solutions, columns).savefig(path))
     print(out)
 
 
 if __name__ == "__main__":
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    main(Path(given.get("out", "outputs/digits.png")))
+    main(
+        *(
+            Path(given.get(name, f"outputs/digits.{kind}"))
+            for name, kind in (("out", "png"), ("report", "json"))
+        )
+    )

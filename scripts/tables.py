@@ -329,17 +329,17 @@ def stopping(*reports: Report) -> Rows:
 
 @table("docs/reports/digits.json")
 def digits(report: Report) -> Rows:
-    errors = {
-        "ddpm": "reference",
-        "paraddpm": f"{report['largest_pixel_error']:g} of a range of {report['pixel_range']}",
-        "speculative": "another sample of the same distribution",
-    }
-    for name, error in errors.items():
+    for row in report["rows"]:
+        errors = {
+            "sequential DDPM": "reference",
+            "speculative": "another sample of the same distribution",
+        }
+        error = f"{row['largest_error'] or 0:.2g} of a range of {report['pixel_range']}"
         yield {
-            "sampler": f"`{name}`",
+            "sampler": row["sampler"],
             "images": f"{report['images']}",
-            "iterations": f"{report['iterations'].get(name, 100):g}",
-            "largest error of a pixel to the sequential sample": error,
+            "iterations": f"{row['iterations']:.4g}",
+            "largest error of a pixel to the sequential sample": errors.get(row["sampler"], error),
         }
 
 
