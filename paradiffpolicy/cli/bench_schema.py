@@ -198,8 +198,6 @@ class BenchServeConfig(PolicyConfig):
           then beside others that send malformed messages, never read, ping, or leave things unfinished
       paradiffpolicy bench serve seconds=10 requests=100
           quickly
-      paradiffpolicy bench serve clients=50 rate_hz=1
-          fifty robots that ask once a second
     """
 
     sampler_name: str = sampler_setting()
