@@ -692,6 +692,62 @@ def test_only_what_fits_is_planned_together():
     assert planned(policy, jobs(policy, [1] * 5), max_batch=1)[1] == [1] * 5
 
 
+def test_spare_jobs_wait_for_those_that_are_needed():
+    policy = tiny_policy()
+    order, plugged = [], Plugged(policy)
+
+    async def asked_in_turn():
+        clock = VirtualClock()
+        batcher = Batcher(plugged, 8, 64, clock, lambda n, seconds: order.append(n))
+        plug, *needed = [asyncio.create_task(batcher.plan(job)) for job in jobs(policy, [1])]
+        await asyncio.to_thread(plugged.started.wait, 30)
+        spare = [asyncio.create_task(batcher.plan(job, spare=True)) for job in jobs(policy, [1, 1])]
+        needed = [asyncio.create_task(batcher.plan(job)) for job in jobs(policy, [2, 3])]
+        await asyncio.sleep(0)
+        plugged.go_on.set()
+        await asyncio.gather(plug, *spare, *needed)
+        clock.advance(60)  # no robot asks any more
+        plugged.go_on.clear()
+        plugged.started.clear()
+        spare = [asyncio.create_task(batcher.plan(job, spare=True)) for job in jobs(policy, [1, 1, 1])]
+        await asyncio.to_thread(plugged.started.wait, 30)
+        plugged.go_on.set()
+        await asyncio.gather(*spare)
+        batcher.stop()
+
+    asyncio.run(asked_in_turn())
+    assert order[:4] == [1, 5, 1, 1] and order[4:] in ([1, 2], [2, 1], [3])
+
+
+def test_a_client_that_asks_faster_than_a_robot_makes_way_for_robots():
+    policy, order = gated(), []
+
+    class Noted(Gated):
+        def plan(self, window, *args, **kwargs):
+            order.append(float(window[0, 0, 0]))
+            return super().plan(window, *args, **kwargs)
+
+    policy.__class__ = Noted
+    first, greedys, robots = windows(3)
+    with running(policy, max_batch=1) as uri, contextlib.ExitStack() as stack:
+        other, greedy, robot = (stack.enter_context(client(uri)) for _ in range(3))
+        policy.gate.set()
+        for _ in range(int(policy.spec.control_hz)):  # a second's worth
+            ask(greedy, observation=greedys)
+        policy.gate.clear()
+        policy.started.clear()
+        order.clear()
+        other.send(pack({"observation": first}))
+        assert policy.started.wait(10)
+        for count, connection, window in ((1, greedy, greedys), (2, robot, robots)):
+            connection.send(pack({"observation": window}))
+            until(lambda count=count: metric(uri, "paradiffpolicy_queue_length") == count)
+        policy.gate.set()
+        for connection in (other, robot, greedy):
+            assert "actions" in unpack(connection.recv(timeout=10))
+    assert order == [first[0, 0], robots[0, 0], greedys[0, 0]]
+
+
 def test_a_bad_request_harms_no_other_in_its_batch():
     policy = tiny_policy(Poisoned)
     asked = jobs(policy, [1] * 4)

@@ -14,6 +14,7 @@ import os
 import pickle
 import socket
 import struct
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -153,7 +154,9 @@ def attacked(uri: str, clients: int, messages: Sequence[bytes], seed: int) -> It
 def attack(connection: Connection, content: tuple[str, int, list[bytes], int]) -> None:
     """Runs the clients, one thread each, until the connection says to stop."""
     uri, clients, messages, seed = content
-    os.nice(10)
+    os.nice(19)
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     stopped, counts = threading.Event(), Counter[str]()
 
     def client(kind: Attack, draw: np.random.Generator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ from ..types import Committed, Plan
 from .protocol import BusyError, PlanJob, generator_at, state_of
 
 log = logging.getLogger(__name__)
+
+ALONE_AGAIN = 2.0
+"""Seconds after the last job that wasn't spare from which on spare ones are planned together."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +73,26 @@ def planned_together(policy: Policy, jobs: Sequence[PlanJob]) -> list[JobResult]
     return [JobResult(*result) for result in zip(plans, states, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Waiting:
     job: PlanJob
+    spare: bool
     since: float
     planned: asyncio.Future[JobResult]
 
     @property
-    def key(self) -> tuple[bool, bool, int | None]:
-        """Equal for jobs that one call can plan."""
-        return self.job.previous is None, self.job.committed is None, self.job.executed_steps
+    def key(self) -> tuple[bool, bool, bool, int | None]:
+        """Equal for jobs that are planned in one call."""
+        job = self.job
+        return self.spare, job.previous is None, job.committed is None, job.executed_steps
 
 
 class Batcher:
     """Plans jobs in the order of their requests, each together with those that wait and fit.
 
-    Requests are never delayed to fill a batch: one that comes alone is planned alone, at once.
+    Requests are never delayed to fill a batch: one that comes alone is planned alone, at once.  Spare jobs,
+    of clients that ask for more plans than a robot needs, are planned when no other waits; one by one while
+    there are others, which then wait for one at most.
 
     Args:
         policy: plans, always in the same thread.
@@ -106,7 +114,7 @@ class Batcher:
         self._max_batch, self._max_queue = max_batch, max_queue
         self._queue: deque[_Waiting] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
-        self._working = False
+        self._working, self._last_needed = False, -math.inf
         self._lock = threading.Lock()  # of the queue, and of whether the thread is working
 
     def __len__(self) -> int:
@@ -124,14 +132,14 @@ class Batcher:
         """The batch sizes whose programs are needed."""
         return sorted({min(padded_size(k + 1), self._max_batch) for k in range(self._max_batch)})
 
-    async def plan(self, job: PlanJob) -> JobResult:
+    async def plan(self, job: PlanJob, *, spare: bool = False) -> JobResult:
         """Waits for a job's result.
 
         Raises:
             BusyError: the queue is full.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(job, self._clock.now(), loop.create_future())
+        waiting = _Waiting(job, spare, self._clock.now(), loop.create_future())
         with self._lock:
             if len(self._queue) >= self._max_queue:
                 raise BusyError(f"busy: max_queue={self._max_queue} requests wait already; try again")
@@ -168,8 +176,13 @@ class Batcher:
             if not self._queue:
                 self._working = False
                 return []
-            first = self._queue.popleft()
+            first = next((waiting for waiting in self._queue if not waiting.spare), self._queue[0])
+            self._queue.remove(first)
             batch, rest, room = [first], deque[_Waiting](), self._max_batch - len(first.job.generators)
+            if not first.spare:
+                self._last_needed = self._clock.now()
+            elif self._clock.now() < self._last_needed + ALONE_AGAIN:
+                room = 0
             for waiting in self._queue:
                 size = len(waiting.job.generators)
                 if waiting.key == first.key and size <= room:

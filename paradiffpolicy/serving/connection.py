@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import socket
 from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
@@ -50,6 +52,7 @@ class BoundedConnection(ServerConnection):
         self._settings, self._alive, self._on_cut = settings, alive, on_cut
         self._allowance, self._counted_at = float(ALLOWANCE), self.loop.time()
         self._frames, self._unanswered = 0, deque[int]()  # of the message that comes, and of those before
+        self._plans, self._asked_at = 0.0, -math.inf
         self._completed = self._failed = False
         self._timer: asyncio.TimerHandle | None = None
         self._method = b""
@@ -78,6 +81,16 @@ class BoundedConnection(ServerConnection):
                 self._unanswered.append(self._frames)
                 self._frames, self._completed = 0, True
 
+    def needed(self, plans_hz: float) -> bool:
+        """Whether a request is one that a robot needs: not after errors or requests that ran ahead, and no
+        faster than one per control step, but for a first second's worth."""
+        now = self.loop.time()
+        self._plans = min(self._plans + plans_hz * (now - self._asked_at), max(plans_hz, 1.0))
+        self._asked_at = now
+        needed = self._plans >= 1
+        self._plans -= needed
+        return needed and self._spend(0) > 0.9 * ALLOWANCE
+
     async def settle(self, message: str | bytes, *, error: bool) -> None:
         """Ends the turn of an answered message: lets the other connections have theirs."""
         frames, cost = self._unanswered.popleft(), 1 + len(message) / 2**14
@@ -91,6 +104,8 @@ class BoundedConnection(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        # A client that doesn't read is noticed after few answers, not after megabytes of them.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**15)
         self._alive[self] = None
         opening = [each for each in self._alive if each.protocol.state is State.CONNECTING]
         if len(opening) > self._settings.max_sessions:

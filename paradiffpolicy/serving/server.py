@@ -144,7 +144,8 @@ class PolicyServer:
                 with self._idle(connection):
                     message = await connection.recv()
                 started = self._clock.now()
-                answer, good = await self._answer(session, message, previous_seconds)
+                spare = not connection.needed(self._policy.spec.control_hz)
+                answer, good = await self._answer(session, message, previous_seconds, spare)
                 await self._send(connection, answer)
                 previous_seconds = self._clock.now() - started
                 self._metrics.request.observe(previous_seconds)
@@ -177,7 +178,7 @@ class PolicyServer:
             await connection.send(answer)
 
     async def _answer(
-        self, session: ClientSession, message: str | bytes, previous_seconds: float | None
+        self, session: ClientSession, message: str | bytes, previous_seconds: float | None, spare: bool
     ) -> tuple[bytes | str, bool]:
         """Answers one message, and says whether it is a plan; an answer in text is an error."""
         try:
@@ -191,7 +192,7 @@ class PolicyServer:
         self._metrics.requests.labels("plan" if pure else "session").inc()
         try:
             job = job_of(request, self._policy, self._settings.max_batch) if pure else session.job(request)
-            result = await self._batcher.plan(job)
+            result = await self._batcher.plan(job, spare=spare)
         except InputError as error:
             failed = self._failed(error)
             return pack(failed) if pure else failed["message"], False
