@@ -968,6 +968,7 @@ def test_settings_are_checked():
         ({"replan_every": 1.5}, "replan_every=1.5"),
         ({"max_plan_age": 0.0}, "max_plan_age=0.0"),
         ({"max_observation_age": -1}, "max_observation_age=-1"),
+        ({"max_observation_age": 0}, "max_observation_age=0"),
         ({"frozen_after": 0}, "frozen_after=0"),
         ({"planner_timeout": 0}, "planner_timeout=0"),
         ({"capacity": 0}, "capacity=0"),

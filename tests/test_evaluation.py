@@ -33,12 +33,11 @@ from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.environment import succeeded
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.blocks import Blocks, kept_settings
+from paradiffpolicy.evaluation.cases import Case, compare_realtime
 from paradiffpolicy.evaluation.compare import (
     MARGINS,
-    Case,
     Comparison,
     SamplerResult,
-    compare_realtime,
     plan_error,
 )
 from paradiffpolicy.evaluation.episodes import Episode, judged

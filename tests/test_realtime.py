@@ -18,7 +18,7 @@ from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.scheduling import Scheduling
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.evaluation.compare import RealtimeResult
+from paradiffpolicy.evaluation.cases import RealtimeResult
 from paradiffpolicy.evaluation.episodes import judged
 from paradiffpolicy.evaluation.pictures import realtime_figure
 from paradiffpolicy.evaluation.realtime import (

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..evaluation.blocks import Blocks
-    from ..evaluation.compare import Case, RealtimeResult, SamplerResult
+    from ..evaluation.cases import Case, RealtimeResult
+    from ..evaluation.compare import SamplerResult
     from ..policy import Policy
     from .schema import CaseConfig, EvaluateConfig
 
@@ -203,7 +204,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
     """Reward while simulated time goes on: by sampler and control rate, and against latency."""
     from ..clock import MonotonicClock
     from ..evaluation.blocks import Blocks
-    from ..evaluation.compare import compare_realtime
+    from ..evaluation.cases import compare_realtime
     from ..evaluation.episodes import judged
     from ..evaluation.report import difference_table, realtime_table, write_realtime_report
 
@@ -258,7 +259,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
 def realtime_cases(cfg: EvaluateConfig, policy: Policy, blocks: Blocks) -> tuple[list[Case], list[Case]]:
     """Every sampler with unlimited time, then the cases at every rate; and the sweep."""
     from ..control.rate import ticks_per_step
-    from ..evaluation.compare import Case
+    from ..evaluation.cases import Case
 
     setting = cfg.realtime
     rates = setting.rates_hz or [policy.spec.control_hz]

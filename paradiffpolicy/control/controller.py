@@ -117,12 +117,11 @@ class Controller:
         require_positive(fallback_timeout=fallback_timeout)
         if fallback is not None and not callable(fallback):
             raise InputError(f"{fallback=} must be a function of the last action and the faults")
-        if max_observation_age is None:
-            max_observation_age = spec.n_action_steps / policy_hz
+        age = spec.n_action_steps / policy_hz if max_observation_age is None else max_observation_age
         self._watchdog = Watchdog(
             spec,
             limits=limits,
-            max_observation_age=max_observation_age,
+            max_observation_age=age,
             frozen_after=frozen_after,
             max_plan_age=max_plan_age,
             planner_timeout=planner_timeout,

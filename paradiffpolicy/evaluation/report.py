@@ -12,7 +12,8 @@ from rich.table import Table
 
 from ..files import write_atomically, write_json
 from ..tables import table, tail
-from .compare import RealtimeResult, SamplerResult
+from .cases import RealtimeResult
+from .compare import SamplerResult
 from .episodes import Outcome
 from .pictures import episodes_video, film_strip, realtime_figure, score_latency
 

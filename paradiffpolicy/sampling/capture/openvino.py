@@ -187,7 +187,7 @@ def is_private(cache: Path) -> bool:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a path is this user's, and nobody else can write to it."""
+    """Whether a path is this user's, and no other can write to it."""
     status = path.stat()
     return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
