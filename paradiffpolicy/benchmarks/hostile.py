@@ -32,6 +32,12 @@ PING = b"\x89\x80" + bytes(4)
 def raw_client(uri: str, receive_buffer: int | None = None) -> socket.socket:
     """Opens a websocket and leaves the rest to its user."""
     raw = half_open(uri, receive_buffer)
+    finish_opening(raw)
+    return raw
+
+
+def finish_opening(raw: socket.socket) -> None:
+    """Ends a websocket's handshake."""
     key = base64.b64encode(bytes(16)).decode()
     raw.sendall(
         "Upgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -43,7 +49,6 @@ def raw_client(uri: str, receive_buffer: int | None = None) -> socket.socket:
         if not more:
             raise ConnectionError("the server refuses the websocket")
         received += more
-    return raw
 
 
 def half_open(uri: str, receive_buffer: int | None = None) -> socket.socket:
