@@ -167,7 +167,7 @@ def slashed(values: Iterable[float] | None, form: str) -> str:
 # ----------------------------------------------------------------------------------------------- PushT
 
 
-@table(f"{PUSHT}/report/report.json", "docs/reports/latency.json")
+@table(f"{PUSHT}/fresh/report.json", "docs/reports/latency.json")
 def summary(report: Report, latency: Report) -> Rows:
     captured = {row["name"]: row["ms"] for row in latency["shipped"]["plans"]}
     n, names = n_seeds(report), ("ddpm", "paraddpm", "speculative", "speculative_sde", "rti")
@@ -451,6 +451,22 @@ def serve(report: Report) -> Rows:
             f"{many['errors']} errors"
         ),
     }
+
+
+@table("docs/reports/serve_hostile.json")
+def hostile(report: Report) -> Rows:
+    for name, crowd in {
+        "alone": report["many_clients"],
+        "beside hostile ones": report["beside_hostile"],
+    }.items():
+        yield {
+            f"{crowd['clients']} clients, {crowd['rate_hz']:g} Hz each": name,
+            "seconds": f"{crowd['seconds']:.0f}",
+            "answers": f"{crowd['answers']:,}",
+            "errors": f"{crowd['errors']}",
+            "round trip, ms": tail(crowd["round_trip_ms"]),
+            "server's memory grew by, MB": f"{crowd['growth']:.1f}",
+        }
 
 
 # --------------------------------------------------------------------------------- what latency costs

