@@ -37,7 +37,7 @@ WRONG = [
     "[nan]",
     "[abc]",
 ]
-FREE = {"min_score", "lambda_min", "start", "stop"}
+FREE = {"min_score", "lambda_min", "start", "stop", "limits"}
 """Numbers without a least value."""
 
 OPTIONS = {("tolerance", "2.5"), ("plan_tolerance", "2.5"), ("plan_tolerance", "null"), ("start", "null")}
@@ -89,6 +89,8 @@ def may_be(setting, hint, text: str) -> bool:
         entry = text[1:-1] if text in ("[nan]", "[abc]") else text
         if text == "[]":
             return not rule.some
+        if typing.get_origin(inner[0]) is list:
+            return False
         if inner[0] is not str:
             return not is_dataclass(inner[0]) and may_be(setting, inner[0], entry)
         return rule.choices is None and entry in ("''", "abc")
