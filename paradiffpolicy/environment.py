@@ -12,7 +12,7 @@ hold      the attribute ``hold_action``                                       No
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,6 +103,38 @@ def succeeded(terminated: bool, info: Mapping[str, Any], key: str | None = None)
         if known in info:
             return bool(np.any(info[known]))
     return None
+
+
+def finite_reward(reward: Any) -> float:
+    """A step's reward.
+
+    Raises:
+        InputError: it is NaN or infinite, of which no score can be made.
+    """
+    if not np.isfinite(value := float(reward)):
+        raise InputError(f"the environment's reward is {value}: it must be a finite number")
+    return value
+
+
+def recorded(info: Mapping[str, Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Copies of the info's numbers by name: environments may reuse their arrays.
+
+    Raises:
+        InputError: ``info`` lacks one, or it isn't numbers.
+    """
+    values = {}
+    for name in names:
+        if name not in info:
+            known = ", ".join(map(str, info)) or "nothing"
+            raise InputError(f"the environment's info has no {name!r} to record; it has {known}")
+        try:
+            values[name] = np.array(info[name])
+            kind = str(values[name].dtype)
+        except ValueError:
+            kind = "lists of different lengths"
+        if kind[:3] not in ("boo", "int", "uin", "flo"):
+            raise InputError(f"the environment's info {name!r} is {kind}: only numbers can be recorded")
+    return values
 
 
 def picture(env: gymnasium.Env[Any, Any], size: int) -> NDArray[np.uint8]:

@@ -97,7 +97,7 @@ def exists(path: Path) -> bool:
     """Whether a path is there; no path is of a name that no file can have, as one that is too long."""
     try:
         return path.exists()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

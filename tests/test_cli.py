@@ -622,6 +622,14 @@ def test_where_nothing_can_be_written_nothing_begins(capsys, tmp_path, command, 
     assert err.startswith(f"paradiffpolicy: {name}={place}") and "can't be written (Not a directory)" in err
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"], ids=["long", "with NUL"])
+def test_a_name_that_no_file_can_have_is_refused(capsys, name):
+    for command, setting in (("collect", "out"), ("train", "run"), ("train", "dataset"), ("info", "paths")):
+        refused(capsys, f"{setting}={name[:40]!r}: no file can have", command, f"{setting}={name}")
+    refused(capsys, "no file can have such a name", "info", name)
+    refused(capsys, "info has no setting", "info", f"{name}=")
+
+
 def test_a_folder_isnt_a_file(capsys, tmp_path):
     refused(capsys, f"out={tmp_path} is a folder: name a file", "bench", "latency", f"out={tmp_path}")
 
@@ -653,6 +661,12 @@ def test_processes_are_only_those_that_torchrun_starts(capsys, monkeypatch, chec
         monkeypatch.setenv(name, value)
     assert run(capsys, "info", checkpoint.partition("=")[2])[0] == 0
     refused(capsys, "unknown task 'nix'", "info", "task=nix")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert run(capsys, "info", "task=nix") == (2, "", "")  # the first process says it
+    for name, value in (("WORLD_SIZE", "abc"), ("WORLD_SIZE", None), ("RANK", "abc"), ("RANK", None)):
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+        refused(capsys, "processes can't join", "info", checkpoint.partition("=")[2])
 
 
 @pytest.mark.parametrize(

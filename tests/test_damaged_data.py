@@ -15,6 +15,7 @@ import sys
 import threading
 import tracemalloc
 import zlib
+from functools import partial
 from types import SimpleNamespace
 
 import numcodecs
@@ -25,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paradiffpolicy.cli.main import main
-from paradiffpolicy.collection.collecting import Collection
+from paradiffpolicy.collection.collecting import Collection, collect_demonstrations, collect_rollouts
 from paradiffpolicy.data import arrays
 from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.formats.store import StoreFile
@@ -35,6 +36,7 @@ from paradiffpolicy.files import UNFINISHED, write_atomically, write_json
 from paradiffpolicy.task import ObservationField
 
 from .conftest import ROOT, toy_episode
+from .toy_env import ToyEnv, ToyExpert
 
 
 def refused(capsys, *argv) -> str:
@@ -234,6 +236,11 @@ BAD = {
     "no actions": (lambda path: shutil.rmtree(path / "data/action"), "no data/action"),
     "steps of a terabyte": (declared(shape=[12, 2**38], chunks=[4, 2**38]), "at most 268435456 are read"),
     "chunks of a terabyte": (declared(chunks=[2**38, 2]), "at most 268435456 are read"),
+    "chunks of no steps": (declared(chunks=[0, 2]), "data/action can't be read"),
+    "ends beyond all steps": (
+        replace_array("meta/episode_ends", np.array([5, 2**62])),
+        "the store is truncated",
+    ),
     "negative sizes": (declared(shape=[12, -2]), "data/action"),
     "pickled": (declared(filters=[{"id": "delta", "dtype": "<f4"}, {"id": "pickle"}]), "data/action"),
     "packed twice": (declared(filters=[{"id": "zlib", "level": 1}]), "zlib + blosc, which isn't read"),
@@ -250,6 +257,25 @@ def test_bad_stores_are_refused(capsys, tmp_path, old, case):
     change(old)
     line = refused(capsys, "convert", f"source={old}", f"out={tmp_path / 'b.zarr'}", "actions=recorded")
     assert message in line and "old.zarr" in line
+
+
+def test_sizes_that_lie_are_found_before_they_are_used(old):
+    replace_array("meta/episode_ends", np.array([5, 2**62]))(old)
+    sizes = {"n_obs_steps": 2, "horizon": 16, "n_action_steps": 8}
+    with pytest.raises(InputError, match="data/state has 12 steps but meta/episode_ends needs"):
+        WindowDataset.of(ReplayBuffer.open(old), [ObservationField("state")], **sizes)
+    replace_array("meta/episode_ends", np.array([5, 12]))(old)
+    edit_json(old / "data" / "action" / ".zarray", chunks=[0, 2])
+    with pytest.raises(InputError, match="data/action can't be read"):
+        ReplayBuffer.open(old).require_whole("action")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_filter_that_divides_by_zero_says_nothing_of_its_own(old):
+    scale = {"id": "fixedscaleoffset", "scale": 0, "offset": 0, "dtype": "<f4"}
+    edit_json(old / "data" / "action" / ".zarray", filters=[scale])
+    with pytest.raises(InputError, match="data/action has NaN or infinity at step 0"):
+        ReplayBuffer.open(old).read("action")
 
 
 @pytest.mark.parametrize("seen", ["float64", "action"])
@@ -494,6 +520,16 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, toy_store):
     assert file.read_text() == "1\n" and not list(tmp_path.glob(f"{UNFINISHED}*"))
 
 
+def test_a_full_disk_in_the_middle_of_hdf5_is_named_and_leaves_nothing(capsys, tmp_path, old):
+    """Where HDF5 itself finds that, it crashes the process."""
+    out = tmp_path / "new" / "a.hdf5"
+    for n_bytes in (0, 100, 3000):
+        with disk_full_after(n_bytes):
+            line = refused(capsys, "convert", f"source={old}", f"out={out}", "task=pusht")
+        assert f"{out} can't be written (File too large)" in line and not list(out.parent.iterdir())
+    assert main(["convert", f"source={old}", f"out={out}", "task=pusht"]) == 0
+
+
 def test_collecting_is_refused_before_its_first_episode(toy_store, tmp_path):
     with ReplayBuffer.open(toy_store, "r+"), pytest.raises(InputError, match="is being written to"):
         Collection(toy_store, [])
@@ -502,3 +538,84 @@ def test_collecting_is_refused_before_its_first_episode(toy_store, tmp_path):
         buffer.append(toy_episode(4), texts={"seed": "x"})
         with pytest.raises(InputError, match="seed is 'x': name first_seed"):
             Collection.next_seed(SimpleNamespace(buffer=buffer, path="a"))
+
+
+# ------------------------------------------------------------------------------------- what is collected
+
+
+class Told(ToyEnv):
+    """Its info and rewards are what a test says."""
+
+    def __init__(self, reward=1.0, **told):
+        super().__init__()
+        self.told, self.reward = told, reward
+
+    def reset(self, **options):
+        observation, info = super().reset(**options)
+        return observation, {**info, **self.told}
+
+    def step(self, action):
+        observation, _, *over, info = super().step(action)
+        return observation, self.reward, *over, {**info, **self.told}
+
+
+def collected(path, make_env, record=("state",), **options):
+    made = (make_env, ToyExpert(), options.pop("n", 1), 30, list(record))
+    return collect_demonstrations(path, *made, success_key="terminated", **options)
+
+
+class BrokenError(Exception):
+    pass
+
+
+def broken():
+    raise BrokenError
+
+
+@pytest.mark.parametrize(
+    ("record", "told", "message"),
+    [
+        (["nothing"], {}, "info has no 'nothing' to record; it has steps, pid, state"),
+        (["name"], {"name": "toy"}, "info 'name' is <U3: only numbers"),
+        (["ragged"], {"ragged": [[1], [1, 2]]}, "'ragged' is lists of different lengths: only numbers"),
+        (["lost"], {"lost": np.nan}, "the episode's lost has NaN or infinity at step 0"),
+        (["a/b"], {"a/b": 1.0}, "a field can't be called 'a/b'"),
+        ([".."], {"..": 1.0}, "a field can't be called '..'"),
+        (["zarr.json"], {"zarr.json": 1.0}, "a field can't be called 'zarr.json'"),
+        (["x" * 201], {"x" * 201: 1.0}, "a field can't be called 'xxx"),
+        (["state"], {"reward": np.nan}, "the environment's reward is nan: it must be a finite number"),
+    ],
+)
+def test_what_cant_be_stored_is_refused_and_leaves_no_store(tmp_path, record, told, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        collected(tmp_path / "a.zarr", partial(Told, **told), record)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_comes_with_its_first_episode(tmp_path, capsys):
+    path = tmp_path / "a.zarr"
+    with pytest.raises(BrokenError):
+        collected(path, broken)
+    words = ["collect", "task.env.id=no_module:My-v0", "capture=eager", f"out={path}"]
+    assert "no_module:My-v0 can't be made" in refused(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_episodes_that_a_store_wouldnt_take_are_not_run(tmp_path, toy_store):
+    path = tmp_path / "a.zarr"
+    collected(path, ToyEnv)
+    for other, record, message in (
+        (toy_store, ["state"], "has fields ['action', 'keypoint', 'n_contacts', 'state']"),
+        (path, ["steps"], "the episode has ['action', 'rewards', 'steps']"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            collected(other, partial(ToyEnv, fault="input"), record)
+    policy = SimpleNamespace(plan=broken)
+    with pytest.raises(InputError, match=re.escape("has fields ['action', 'rewards', 'state']")):
+        collect_rollouts(path, policy, ToyEnv, 1, 30, ["state"])
+    with pytest.raises(InputError, match=r"seed=4294967296 of an environment"):
+        collected(path, partial(ToyEnv, fault="input"), first_seed=2**32 - 1, n=2)
+    with ReplayBuffer.create(tmp_path / "b.zarr") as buffer:
+        buffer.append(toy_episode(4), texts={"seed": "1" * 5000})
+    with pytest.raises(InputError, match="last episode's seed is '11111111111111111111': name first_seed"):
+        collected(tmp_path / "b.zarr", ToyEnv)

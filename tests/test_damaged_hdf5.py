@@ -114,6 +114,10 @@ BAD = {
     "flat actions": (replaced(ACTIONS, dataset(data=np.zeros(6))), "must be steps x numbers"),
     "no steps": (replaced(ACTIONS, dataset(data=np.zeros((0, 7)))), "must be steps x numbers"),
     "complex actions": (replaced(ACTIONS, dataset(data=np.zeros((6, 7), complex))), "holds complex128"),
+    "actions of 128 bits": (
+        replaced(ACTIONS, dataset(data=np.zeros((6, 7), np.longdouble))),
+        "64 bits at most are read",
+    ),
     "actions that are a group": (replaced(ACTIONS, lambda file, name: file.create_group(name)), "no actions"),
     "names that aren't text": (
         lambda file: file.move("data/demo_1/obs/object", b"data/demo_1/obs/o\xff"),
@@ -166,6 +170,7 @@ def test_what_is_not_needed_is_left_out_with_a_line(capsys, file):
             opened[f"data/{demo}/obs/note"] = "text"
             opened[f"data/{demo}/obs/away"] = h5py.ExternalLink("gone.hdf5", "/x")
             opened[f"data/{demo}/obs/packed"] = h5py.SoftLink("/nowhere")
+            opened[f"data/{demo}/obs/camera/image"] = np.zeros((6, 2))
         opened["mask/sets/train"] = np.array([b"demo_1"])
         opened["mask/away"] = h5py.ExternalLink("gone.hdf5", "/x")
         opened["data/demo_1/dones"][:]  # bool in one, numbers in the other
@@ -179,6 +184,7 @@ def test_what_is_not_needed_is_left_out_with_a_line(capsys, file):
     assert main(convert(file)) == 0
     said = capsys.readouterr().err
     assert "obs/note holds text, not numbers: left out" in said and "obs/away is a link to nothing" in said
+    assert "obs/camera/image is in a group of its own, which isn't read: left out" in said
     store = ReplayBuffer.open(file.with_name("out.zarr"))
     assert store.fields == sorted(
         [*RobomimicFile(file).keys, "action", "poses", "rewards", "states", "dones"]
@@ -189,6 +195,17 @@ def test_what_is_not_needed_is_left_out_with_a_line(capsys, file):
     assert "demo_0/obs/note holds text" in refused(capsys, *words)
     assert main([*words[:-1], "mask=sets/train"]) == 0
     assert ReplayBuffer.open(file.with_name("other.zarr")).n_episodes == 1
+
+
+@pytest.mark.parametrize("name", ["..", "a\\b", ".hidden", "zarr.json", "x" * 201])
+def test_an_observation_that_no_field_can_be_called_is_named(capsys, file, name):
+    with h5py.File(file, "r+") as opened:
+        for demo in ("demo_0", "demo_1"):
+            opened[f"data/{demo}/obs/{name}"] = np.zeros((6, 2))
+    line = refused(capsys, *convert(file))
+    assert f"demo_0 can't be in a store: {file.with_name('out.zarr')}: a field can't be called" in line
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert main(convert(file, "obs_keys=[object]")) == 0
 
 
 def test_recorded_values_need_no_env_kwargs(capsys, file):

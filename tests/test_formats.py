@@ -225,6 +225,11 @@ def test_other_environments_keep_their_actions(capsys, tmp_path, toy_store):
     assert ReplayBuffer.open(tmp_path / "back.zarr").episode_ends.tolist() == [30, 55, 96]
 
 
+def test_actions_of_a_store_have_the_environments_width(toy_store):
+    with pytest.raises(InputError, match="data/action has 2 numbers per step, but OSC_POSE of Panda takes 7"):
+        StoreFile(toy_store, env_args())
+
+
 def test_a_file_has_all_that_robomimics_reader_needs(tmp_path):
     """Its SequenceDataset: these attributes, these types, numpy arrays of bytes as masks."""
     bare = demonstration("demo_7", rewards=None, dones=None)
@@ -443,7 +448,7 @@ BAD = {
     "no actions": (edited(lambda file: file.pop("data/demo_1/actions")), "demo_1 has no actions"),
     "action dimension": (
         put("data/demo_1/actions", lambda values: values[:, :6]),
-        "demo_1/actions have 6 numbers per step, but OSC_POSE of Panda takes 7",
+        "demo_1/actions has 6 numbers per step, but OSC_POSE of Panda takes 7",
     ),
     "NaN actions": (
         put("data/demo_1/actions", with_value((2, 1), np.nan)),

@@ -205,6 +205,17 @@ def test_a_recording_begins_with_the_first_action(tmp_path):
     assert ReplayBuffer.open(tmp_path / "runs.zarr").read("observation")[:, 0].tolist() == [*range(103, 112)]
 
 
+def test_what_a_store_cant_hold_is_refused_or_repeated(tmp_path):
+    for name in ("a/b", "..", "x" * 201):
+        with pytest.raises(InputError, match="a field can't be called"):
+            DatasetRecorder(tmp_path / "runs.zarr", TINY, 5, fields=lambda name=name: {name: np.zeros(1)})
+    forces = iter([0.0, 1.0, 1e300, 3.0])
+    fields = lambda: {"force": np.array([next(forces)])}  # noqa: E731
+    with DatasetRecorder(tmp_path / "runs.zarr", TINY, 3, fields=fields) as recorder:
+        bench_run(3, [recorder])
+    assert ReplayBuffer.open(tmp_path / "runs.zarr").read("force")[:, 0].tolist() == [1, 1, 3]
+
+
 def test_what_comes_after_the_capacity_is_left_out(tmp_path):
     ticks = []
     with (

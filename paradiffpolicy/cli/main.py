@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError, first_line, nearest
+from ..files import exists
 from .bench import bench_control, bench_envs, bench_latency, bench_serve, bench_soak, bench_solvers
 from .building import choose_device
 from .collect import collect
@@ -98,7 +99,11 @@ def one_of_several(cfg: Any) -> Iterator[Any]:
 
     from ..sampling.sharded import join_from_environment
 
-    rank = join_from_environment(choose_device(cfg) if hasattr(cfg, "device") else "cpu")
+    device = choose_device(cfg) if hasattr(cfg, "device") else "cpu"
+    try:
+        rank = join_from_environment(device)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"processes can't join ({first_line(error)}): start them with torchrun")
     try:
         if rank == 0:
             yield cfg
@@ -122,7 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return dispatch(argv)
     except InputError as error:
-        if not by_torchrun() or os.environ.get("RANK") == "0":  # of several processes, the first speaks
+        # Of several processes, the first speaks.
+        if not by_torchrun() or not os.environ.get("RANK", "").strip("0").isdecimal():
             print(f"paradiffpolicy: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except StoppedError as stop:
@@ -160,7 +166,7 @@ def dispatch(argv: list[str]) -> int:
         return 0
     words: dict[str, list[str]] = {}
     if name in WORDS:
-        words[WORDS[name]] = [word for word in overrides if "=" not in word or Path(word).exists()]
+        words[WORDS[name]] = [word for word in overrides if "=" not in word or exists(Path(word))]
         overrides = [word for word in overrides if word not in words[WORDS[name]]]
     with one_of_several(compose(name, overrides, **words)) as cfg:
         require_outputs(cfg)

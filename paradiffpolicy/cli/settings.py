@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 import importlib
 import json
@@ -234,7 +235,15 @@ class Setting:
             return value
         if not value or not value.endswith(self.rule.suffixes or ("",)):
             raise _MisfitError
-        return os.path.expanduser(value)  # noqa: PTH111  keeps ./ and a slash at the end
+        path = os.path.expanduser(value)  # noqa: PTH111  keeps ./ and a slash at the end
+        try:
+            os.lstat(path)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+                raise InputError(
+                    f"{self.name}={value[:40]!r}: no file can have such a name ({error.args[-1]})"
+                )
+        return path
 
 
 def _declarations(cls: Any) -> dict[str, Setting]:

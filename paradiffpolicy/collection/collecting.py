@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.replay_buffer import ReplayBuffer
-from ..errors import InputError
+from ..environment import require_seed
+from ..errors import InputError, require_count
 from ..evaluation.compare import Progress, no_progress
 from ..evaluation.episodes import Episode
 from ..evaluation.rollout import rollout
 from ..evaluation.workers import MakeEnv, Workers
 from ..policy import Policy
-from .demonstrators import Demonstrator, demonstrations
+from .demonstrators import Demonstrator, about, demonstrations
 
 MANY_FAILURES = 20
 """Failures that an expert may have, however few its successes."""
@@ -31,8 +33,9 @@ class Collection:
     """A dataset that episodes are appended to, and how many were.
 
     Attributes:
-        path: of the zarr store; made if it isn't there.
+        path: of the zarr store; made with the first episode if it isn't there.
         record: fields of the environment's info to store, beside ``action``.
+        buffer: the store, once it is there.
         attributes: of a new store.
         written, failed: episodes stored and left out.
         scores: of all.
@@ -40,17 +43,13 @@ class Collection:
 
     path: Path
     record: Sequence[str]
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict, init=False)
     written: int = field(default=0, init=False)
     failed: int = field(default=0, init=False)
     scores: list[float] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.buffer = (
-            ReplayBuffer.open(self.path, "r+")
-            if self.path.exists()
-            else ReplayBuffer.create(self.path, attributes=self.attributes)
-        )
+        self.buffer = ReplayBuffer.open(self.path, "r+") if self.path.exists() else None
 
     @property
     def mean_score(self) -> float:
@@ -61,12 +60,35 @@ class Collection:
         between are not counted."""
         if given is not None:
             return given
-        if "seed" not in self.buffer.texts:
-            return self.buffer.n_episodes
+        if self.buffer is None or "seed" not in self.buffer.texts:
+            return self.buffer.n_episodes if self.buffer else 0
         last = self.buffer.text("seed", self.buffer.n_episodes - 1)
-        if not last.isdecimal():
+        if not last.isdecimal() or len(last) > 10:
             raise InputError(f"{self.path}: the last episode's seed is {last[:20]!r}: name first_seed")
         return int(last) + 1
+
+    def prepare(
+        self,
+        make_env: MakeEnv,
+        seeds: range,
+        texts: Callable[[gymnasium.Env[Any, Any], int], dict[str, str]] = lambda env, seed: {},
+        more: Sequence[str] = (),
+    ) -> None:
+        """Makes an environment, which describes a new store; raises ``InputError`` where ``add`` would refuse
+        its episodes, so that none is run in vain."""
+        require_count(episodes=len(seeds))
+        first, _ = require_seed(seeds[0]), require_seed(seeds[-1])
+        with contextlib.closing(make_env()) as env:
+            _, info = env.reset(seed=first)
+            action = np.zeros(env.action_space.shape or ())
+            begun = Episode(first, rewards=[0.0], actions=[action], infos=[info], texts=texts(env, first))
+            columns = stored(begun.columns([*self.record, "action", *more]))
+            described = getattr(env.unwrapped, "env_args", None)
+        self.attributes = {} if described is None else {"env_args": described}
+        if self.buffer is None:
+            ReplayBuffer.require_new(str(self.path), columns)
+        else:
+            self.buffer.check(columns, begun.texts)
 
     def add(self, episode: Episode, good: bool, *more: str) -> None:
         """Stores an episode if it is good; ``more`` are further columns."""
@@ -74,10 +96,14 @@ class Collection:
         if not good:
             self.failed += 1
             return
+        if self.buffer is None:
+            self.buffer = ReplayBuffer.create(self.path, attributes=self.attributes)
         self.buffer.append(stored(episode.columns([*self.record, "action", *more])), episode.texts)
         self.written += 1
 
     def __str__(self) -> str:
+        if self.buffer is None:
+            return f"{self.path}: no episodes, so it isn't there"
         return f"{self.path}: {self.buffer.n_episodes} episodes, {self.buffer.n_steps} steps"
 
 
@@ -109,13 +135,9 @@ def collect_demonstrations(
     Raises:
         InputError: it fails more often than it succeeds.
     """
-    attributes = {}
-    if not path.exists():
-        with contextlib.closing(make_env()) as env:
-            described = getattr(env.unwrapped, "env_args", None)
-            attributes = {} if described is None else {"env_args": described}
-    made = Collection(path, record, attributes)
+    made = Collection(path, record)
     first = made.next_seed(first_seed)
+    made.prepare(make_env, range(first, first + n_episodes), about, ["rewards"])
     episodes = demonstrations(make_env, expert, first, max_steps, record, workers, success_key)
     with progress("demonstrations", n_episodes, "episode") as bar, contextlib.closing(episodes):
         for episode in episodes:
@@ -155,6 +177,7 @@ def collect_rollouts(
     """
     made = Collection(path, record)
     first = made.next_seed(first_seed)
+    made.prepare(make_env, range(first, first + n_episodes))
     with progress("rollouts", n_episodes * max_steps, "step") as bar:
         for begin in range(first, first + n_episodes, batch):
             seeds = range(begin, min(begin + batch, first + n_episodes))

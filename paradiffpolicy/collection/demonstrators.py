@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..environment import succeeded
+from ..environment import finite_reward, recorded, succeeded
 from ..errors import InputError
 from ..evaluation.episodes import Episode
 from ..evaluation.workers import MakeEnv
@@ -42,6 +42,13 @@ class Demonstrator(Protocol):
         ...
 
 
+def about(env: gymnasium.Env[Any, Any], seed: int) -> dict[str, str]:
+    """Texts about the episode that an environment has begun."""
+    simulation = getattr(env.unwrapped, "simulation", None)
+    # Objects' sizes may have been drawn: replaying needs the model.
+    return {"seed": str(seed)} | ({} if simulation is None else {"model": simulation.model})
+
+
 def demonstrate(
     env: gymnasium.Env[Any, Any],
     demonstrator: Demonstrator,
@@ -60,19 +67,16 @@ def demonstrate(
         InputError: the environment doesn't say whether the task is done.
     """
     _, info = env.reset(seed=seed)
-    episode = Episode(seed, texts={"seed": str(seed)})
-    simulation = getattr(env.unwrapped, "simulation", None)
-    if simulation is not None:  # objects' sizes may have been drawn: replaying needs the model
-        episode.texts["model"] = simulation.model
+    episode = Episode(seed, texts=about(env, seed))
     info = demonstrator.begin(env, info, np.random.default_rng((seed, 1)))  # the environment drew from (seed)
     done = 0
     for _ in range(max_steps):
         action = demonstrator.act(env)
         # Copies: environments and experts may reuse their arrays.
-        episode.infos.append({name: np.array(info[name]) for name in record})
+        episode.infos.append(recorded(info, record))
         episode.actions.append(np.array(action))
         _, reward, terminated, _, info = env.step(action)
-        episode.add([float(reward)], success=None)
+        episode.add([finite_reward(reward)], success=None)
         now = succeeded(terminated, info, success_key)
         if now is None:
             raise InputError("the environment doesn't say when the task is done: set task.success_key")

@@ -116,14 +116,16 @@ class WindowDataset:
             raise InputError(
                 f"{buffer.name}: data/action is {buffer.shape('action')} per step, it must be a vector"
             )
+        # Before windows are cut: episodes' ends may be beyond all that is there.
+        observations, actions = observation_matrix(buffer, fields), _numbers(buffer, "action")
         steps = window_steps(buffer.episode_ends, horizon, n_obs_steps - 1, n_action_steps - 1)
         if not len(steps):
             raise InputError(
                 f"{buffer.name}: every episode is shorter than {horizon - n_action_steps + 1} steps"
             )
         return WindowDataset(
-            observations=torch.from_numpy(observation_matrix(buffer, fields)),
-            actions=torch.from_numpy(_numbers(buffer, "action")),
+            observations=torch.from_numpy(observations),
+            actions=torch.from_numpy(actions),
             steps=torch.from_numpy(steps),
             n_obs_steps=n_obs_steps,
         )

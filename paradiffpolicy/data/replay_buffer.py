@@ -28,7 +28,7 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ from ..errors import InputError, nearest, reading
 from ..files import Closing, clear_unfinished, lock, write_atomically, write_new, writing
 from .arrays import array_names, check_rows, open_array, open_group, read_rows, subgroup, write_rows
 
+NAME = re.compile(r"[^./\\\0][^/\\\0]*")
+"""A field's: that of a folder, which isn't hidden."""
 Augment = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 """Makes another valid episode of an episode: same fields, same dtypes."""
 
@@ -121,6 +123,11 @@ class ReplayBuffer(Closing):
         write_new(Path(store), write)
         return ReplayBuffer.open(store, "r+", name)
 
+    @staticmethod
+    def require_new(name: str, episode: Mapping[str, NDArray[Any]]) -> None:
+        """Raises ``InputError`` where a new store of that name would refuse an episode."""
+        ReplayBuffer.create(zarr.storage.MemoryStore(), name).check(episode)
+
     def close(self) -> None:
         """Lets others write to the store."""
         self._release()
@@ -196,9 +203,7 @@ class ReplayBuffer(Closing):
                 texts' names aren't the store's, the store's last steps can't be read, or the disk is full.
         """
         texts = texts or {}
-        self.check(episode)
-        if self.n_episodes and set(texts) != set(self.texts):
-            raise InputError(f"{self.name} has texts {self.texts}, the episode has {sorted(texts)}")
+        self.check(episode, texts)
         last = self.n_episodes - 1
         if self.n_episodes:  # what new steps are written beside, in the same chunks, must be there
             starts = {name: int(self._read_meta(f"{name}_ends", last, last + 1)[0]) for name in texts}
@@ -220,16 +225,24 @@ class ReplayBuffer(Closing):
         self.episode_ends = np.append(self.episode_ends, end)
         self._survey()
 
-    def check(self, episode: Mapping[str, NDArray[Any]]) -> None:
-        """Raises ``InputError`` where ``append`` would refuse the episode's fields, shapes or dtypes."""
+    def check(self, episode: Mapping[str, NDArray[Any]], texts: Iterable[str] = ()) -> None:
+        """Raises ``InputError`` where ``append`` would refuse the episode's fields, shapes or dtypes, or the
+        names of its texts."""
         lengths = {field: len(values) for field, values in episode.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise InputError(f"{self.name}: an episode's fields must have one length above 0, got {lengths}")
         if self.n_episodes and set(episode) != {*self.fields, *self.unreadable}:
             known = sorted({*self.fields, *self.unreadable})
             raise InputError(f"{self.name} has fields {known}, the episode has {sorted(episode)}")
+        if self.n_episodes and set(texts) != set(self.texts):
+            raise InputError(f"{self.name} has texts {self.texts}, the episode has {sorted(texts)}")
         for field, values in episode.items():
+            if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
+                raise InputError(f"{self.name}: data/{field} can't be {values.dtype}, it must be numbers")
+            require_finite(values, f"the episode's {field}", "leave the episode out")
             if field not in self.fields and field not in self.unreadable:
+                if not NAME.fullmatch(field) or field == "zarr.json" or len(field.encode()) > 200:
+                    raise InputError(f"{self.name}: a field can't be called {field[:40]!r}: rename it")
                 continue
             array = self._array(field)
             if array.shape[1:] != values.shape[1:] or array.dtype != values.dtype:

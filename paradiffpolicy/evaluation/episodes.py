@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..environment import recorded
+from ..errors import InputError
 from ..tables import quantiles
 from .statistics import PairedDifference, holm, is_proportion, paired_difference, standard_error, wilson
 
@@ -62,7 +64,12 @@ class Episode:
     def columns(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """``[n_steps, ...]`` by name: ``action``, ``rewards``, and fields of the infos."""
         own: dict[str, list[Any]] = {"action": self.actions, "rewards": self.rewards}
-        return {name: np.stack(own.get(name) or [info[name] for info in self.infos]) for name in names}
+        infos = [recorded(info, [name for name in names if name not in own]) for info in self.infos]
+        values = {name: own.get(name) or [info[name] for info in infos] for name in names}
+        for name, rows in values.items():
+            if len({np.shape(row) for row in rows}) > 1:
+                raise InputError(f"{name!r} has another shape at another step: it can't be recorded")
+        return {name: np.stack(rows) for name, rows in values.items()}
 
     def moment(self, k: int) -> dict[str, Any]:
         """How the episode goes at frame ``k``, for ``episode_lines``, in steps: ``at``, ``score`` (the last

@@ -26,7 +26,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ..environment import require_vectors, succeeded
+from ..environment import finite_reward, require_vectors, succeeded
 from ..errors import require_count
 from ..process import RemoteObject, end_all, pickled
 
@@ -130,7 +130,7 @@ class _Running:
                 infos.append(copy.deepcopy(self.info))
             observation, reward, terminated, truncated, self.info = self.env.step(action.copy())
             observations.append(np.array(observation))
-            rewards.append(float(reward))
+            rewards.append(finite_reward(reward))
             done = succeeded(terminated, self.info, settings.success_key)
             success = success if done is None else done or bool(success)
             self.n_steps += 1

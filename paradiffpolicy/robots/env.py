@@ -98,7 +98,7 @@ class EnvRobot:
         while self.n_steps < over and not self.finished:
             self._observation, reward, terminated, truncated, self._info = self.env.step(self._action)
             self.n_steps += 1
-            self.reward = float(reward)
+            self.reward = environment.finite_reward(reward)
             if not self.reward <= self.score:
                 self.score, self.best_step = self.reward, self.n_steps
             done = environment.succeeded(terminated, self._info, self._success_key)
@@ -121,7 +121,7 @@ class EnvRobot:
 
     def fields(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Values of ``info`` by name."""
-        return {name: np.asarray(self.info[name]) for name in names}
+        return environment.recorded(self.info, names)
 
     def progress(self) -> EpisodeProgress:
         """How the episode goes."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ class DatasetRecorder(Closing):
         self._capacity, self._first, self.n_rows = rows, 0, 0
         # Held from now on: a second writer is refused before its run, not after this one's.
         self._buffer = ReplayBuffer.open(path, "r+") if path.exists() else None
-        if self._buffer:
-            self._buffer.check({name: values[:1] for name, values in self._rows.items()})
+        check = self._buffer.check if self._buffer else partial(ReplayBuffer.require_new, str(path))
+        check({name: values[:1] for name, values in self._rows.items()})
 
     def __call__(self, tick: Tick) -> None:
         row = tick.index // self._every - self._first
@@ -88,6 +89,8 @@ class DatasetRecorder(Closing):
         new: dict[str, Any] = {"observation": tick.observation, "action": tick.action, **self._fields()}
         if tick.faults & Fault.OBSERVATION_REFUSED:
             new["observation"] = None
+        with np.errstate(over="ignore"):  # beyond single precision is bad, too
+            new = {n: v if v is None else np.asarray(v).astype(self._rows[n].dtype) for n, v in new.items()}
         bad = [name for name, value in new.items() if value is None or not np.isfinite(value).all()]
         if not self.n_rows:
             if bad:

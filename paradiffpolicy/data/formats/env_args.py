@@ -141,6 +141,16 @@ class EnvArgs:
         per_arm = [WIDTHS[part["type"]] + 1 for part in parts]
         return per_arm[0] * len(self.robots) if len(parts) == 1 else sum(per_arm)
 
+    def require_width(self, width: int, where: str, *others: int) -> None:
+        """Raises ``InputError`` if actions of that many numbers can't be the environment's."""
+        wanted = self.action_dim
+        if wanted is not None and width not in (wanted, *others):
+            controllers = " and ".join(sorted({part["type"] for part in self.controllers}))
+            raise InputError(
+                f"{where} has {width} numbers per step, but {controllers} of {', '.join(self.robots)} takes "
+                f"{wanted}: correct controller_configs in env_args, or name the task that it is for"
+            )
+
     def with_kind(self, kind: str) -> EnvArgs:
         """The same environment with controllers that take absolute poses in the world, or deltas.
 

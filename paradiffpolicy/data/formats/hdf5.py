@@ -6,10 +6,12 @@ and what was never written, or lost, is an error instead of zeros.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,37 @@ def open_file(path: Path) -> h5py.File:
         if "truncated file" in str(error):
             raise InputError(f"{path} is cut short ({path.stat().st_size} bytes are left): copy it again")
         raise InputError(f"{path} is not an HDF5 file, or damaged ({first_line(error)}): copy it again")
+
+
+class _Patient(io.FileIO):
+    """A file to which writing never fails, since HDF5 crashes where it does; the first failure is kept."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        try:
+            while left and self.failed is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.failed = error
+        return len(data)
+
+    def require_written(self) -> None:
+        """Raises the failure."""
+        if self.failed is not None:
+            raise self.failed
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[tuple[h5py.File, Callable[[], object]]]:
+    """Opens a new file, and gives beside it what raises the system's error if it can't be written so far."""
+    with _Patient(path, "w+") as written:
+        try:
+            with h5py.File(written, "w") as file:
+                yield file, written.require_written
+        finally:
+            written.require_written()
 
 
 def find(group: h5py.Group, path: str, depth: int = 0) -> h5py.Group | h5py.Dataset | None:
@@ -92,6 +125,8 @@ def unreadable(dataset: h5py.Dataset | None) -> str | None:
         return "is a link to nothing in this file: copy its values here"
     if dataset.dtype.kind not in "biuf":
         return f"holds {'text' if dataset.dtype.kind in 'OS' else dataset.dtype}, not numbers"
+    if dataset.dtype.itemsize > 8:
+        return f"holds {dataset.dtype}, of which 64 bits at most are read: write it anew"
     if not dataset.shape:
         return "holds a single value, not one per step"
     created = dataset.id.get_create_plist()

@@ -32,7 +32,7 @@ from ...files import Closing, write_new
 from ..replay_buffer import require_finite
 from .demonstration import Demonstration, check_poses
 from .env_args import EnvArgs
-from .hdf5 import datasets, entries, find, numbers, open_file, unreadable
+from .hdf5 import datasets, entries, find, new_file, numbers, open_file, unreadable
 
 SUFFIXES = (".hdf5", ".h5")
 MASK_BYTES = 2**24
@@ -65,6 +65,9 @@ class RobomimicFile(Closing):
                 self.masks = self._read_masks()
                 fields = self.fields(self.demos[0])
             seen = {field.removeprefix("obs/"): why for field, why in fields.items() if field[:4] == "obs/"}
+            for key in seen:
+                if "/" in key:
+                    seen[key] = seen[key] or "is in a group of its own, which isn't read"
             self.keys = [key for key, why in seen.items() if why is None]
             first = f"{path}: {self.demos[0]}"
             self.skipped = [f"{first}/obs/{key} {why}" for key, why in seen.items() if why is not None]
@@ -122,12 +125,8 @@ class RobomimicFile(Closing):
                 f"{where} has {len(actions)} actions but num_samples {stated}: copy the file again"
             )
         wanted = self.env_args.action_dim if self.env_args else None
-        if wanted is not None and self.env_args and actions.shape[1] != wanted:
-            controllers = " and ".join(sorted({part["type"] for part in self.env_args.controllers}))
-            raise InputError(
-                f"{where}/actions have {actions.shape[1]} numbers per step, but {controllers} of "
-                f"{', '.join(self.env_args.robots)} takes {wanted}: correct controller_configs in env_args"
-            )
+        if self.env_args:
+            self.env_args.require_width(actions.shape[1], f"{where}/actions")
         keys = self.keys if keys is None else keys
         for key in keys:
             if key not in known:
@@ -214,11 +213,13 @@ def write_robomimic(
     """
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
+        with new_file(temporary) as (file, require_written):
             data = file.create_group("data")
             total = 0
             for demo in demonstrations:
                 _write_demo(data.create_group(demo.name), demo)
+                file.flush()
+                require_written()
                 total += len(demo)
             data.attrs["total"] = total
             data.attrs["env_args"] = json.dumps(env_args.to_dict(), indent=4)

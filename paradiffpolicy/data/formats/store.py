@@ -66,6 +66,9 @@ class StoreFile:
                 f"{self.name}: data/action is {self._buffer.shape('action')} per step, it must be a vector"
             )
         self.kind = self._kind(attributes.get("actions"))
+        if self.env_args is not None:
+            wide = WIDE_POSE * len(self.env_args.robots)
+            self.env_args.require_width(self._buffer.shape("action")[0], f"{self.name}: data/action", wide)
 
     def read(self, demo: str, keys: Sequence[str] | None = None) -> Demonstration:
         """See ``Source.read``."""
@@ -142,13 +145,14 @@ def write_store(
             fields = {field: np.asarray(v) for field, v in others.items() if v is not None}
             episode = {**demo.observations, **fields}
             dtypes = dtypes or {field: values.dtype for field, values in episode.items()}
+            episode = {field: _as(dtypes.get(field), values) for field, values in episode.items()}
+            texts = {} if demo.model is None else {"model": demo.model}
             try:
-                buffer.append(
-                    {field: _as(dtypes.get(field), values) for field, values in episode.items()},
-                    texts={} if demo.model is None else {"model": demo.model},
-                )
+                buffer.check(episode, texts)
             except InputError as error:
-                raise InputError(f"{demo.name} isn't like those before it: {error}")
+                new = "can't be in a store" if not buffer.n_episodes else "isn't like those before it"
+                raise InputError(f"{demo.name} {new}: {error}")
+            buffer.append(episode, texts)
 
     write_new(Path(path), write)
 
