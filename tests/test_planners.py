@@ -190,7 +190,8 @@ def resources():
             links.append(str(file.readlink()))
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return {
-        "memory": {path.name for path in Path("/dev/shm").iterdir()},
+        # Semaphores there are of other processes: planners have none.
+        "memory": {path.name for path in Path("/dev/shm").iterdir() if path.name[:4] != "sem."},
         "pipes": sum("pipe" in link for link in links),
         "deleted": sorted(link for link in links if "deleted" in link),
         "children": children,
