@@ -61,7 +61,7 @@ class ObservationField:
 
 
 def real_numbers(values: Any) -> NDArray[np.float64]:
-    """An array of real numbers as float64.
+    """An array of real numbers as float64 of its own, NaN where they are masked.
 
     Raises:
         TypeError, ValueError, OverflowError: it is none: numpy would make numbers of text, times and records,
@@ -70,7 +70,10 @@ def real_numbers(values: Any) -> NDArray[np.float64]:
     array = np.asarray(values)
     if array.dtype.kind not in "biufO" or any(isinstance(each, str | bytes) for each in _objects(array)):
         raise TypeError(f"{array.dtype} isn't a type of real numbers")
-    return np.array(array, dtype=np.float64)
+    numbers = np.array(array, dtype=np.float64)
+    if isinstance(values, np.ma.MaskedArray):
+        numbers[np.ma.getmaskarray(values)] = np.nan
+    return numbers
 
 
 def _objects(array: NDArray[Any]) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -69,6 +72,16 @@ def human_data() -> Path:
 @pytest.fixture(scope="session")
 def shipped() -> Path:
     return SHIPPED
+
+
+@functools.cache
+def load_script(name: str) -> ModuleType:
+    """A script, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, atol=None, rtol=None, msg="") -> None:

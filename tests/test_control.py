@@ -946,6 +946,7 @@ def test_what_is_no_reply_is_refused_and_the_old_plan_goes_on(answer):
         ([str(k) for k in range(20)], "observation_shape"),
         (torch.ones(20, requires_grad=True), "observation_shape"),
         (np.ma.masked_equal(np.arange(20.0), 7), "observation_not_finite"),
+        (np.ma.masked_equal(np.arange(20.0) * 1j, 0), "observation_shape"),
     ],
 )
 def test_what_is_no_real_number_is_no_observation(given, fault):

@@ -29,13 +29,12 @@ from paradiffpolicy.cli.main import main
 from paradiffpolicy.collection.collecting import Collection, collect_demonstrations, collect_rollouts
 from paradiffpolicy.data import arrays
 from paradiffpolicy.data.dataset import WindowDataset
-from paradiffpolicy.data.formats.store import StoreFile
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.files import UNFINISHED, write_atomically, write_json
 from paradiffpolicy.task import ObservationField
 
-from .conftest import ROOT, toy_episode
+from .conftest import ROOT, load_script, toy_episode
 from .toy_env import ToyEnv, ToyExpert
 
 
@@ -399,15 +398,6 @@ def mutated(content, mutant):
     return content[: word.start()] + how[1].encode() + content[word.end() :]
 
 
-def use(path):
-    """Reads all there is, as info, train and convert do."""
-    source = StoreFile(path)
-    for demo in source.demos:
-        source.read(demo)
-    buffer = ReplayBuffer.open(path)
-    WindowDataset.of(buffer, [ObservationField("state")], n_obs_steps=1, horizon=4, n_action_steps=2)
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(zarr_format=st.sampled_from("23"), pick=st.integers(0, 10**6), mutant=MUTANTS)
 def test_a_mutated_store_is_read_or_refused(small_stores, tmp_path_factory, zarr_format, pick, mutant):
@@ -417,7 +407,7 @@ def test_a_mutated_store_is_read_or_refused(small_stores, tmp_path_factory, zarr
     file = files[pick % len(files)]
     file.write_bytes(mutated(file.read_bytes(), mutant))
     try:
-        use(path)
+        load_script("fuzz").read_store(path)
     except InputError as error:
         assert "\n" not in str(error)
 

@@ -21,6 +21,7 @@ from paradiffpolicy.data.formats.robomimic import RobomimicFile, write_robomimic
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 
+from .conftest import load_script
 from .test_damaged_data import MUTANTS, mutated, refused
 from .test_formats import ARM, demonstration, env_args
 
@@ -284,22 +285,13 @@ def test_an_environment_with_one_kind_of_actions_has_no_others(capsys, file):
 # --------------------------------------------------------------------------------------------- mutants
 
 
-def use(path):
-    with RobomimicFile(path) as file:
-        for demo in file.demos:
-            file.read(demo)
-            for field, why in file.fields(demo).items():
-                if why is None:
-                    file.values(demo, field)
-
-
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mutant=MUTANTS)
 def test_a_mutated_file_is_read_or_refused(whole, tmp_path_factory, mutant):
     path = tmp_path_factory.mktemp("mutant") / "demo.hdf5"
     path.write_bytes(mutated(whole, mutant))
     try:
-        use(path)
+        load_script("fuzz").read_robomimic(path)
     except InputError as error:
         assert "\n" not in str(error)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 
 import diffusers
 import pytest
@@ -16,7 +15,7 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 
-from .conftest import ROOT, assert_close
+from .conftest import assert_close, load_script
 
 SIZES = {
     "sample_size": 8,
@@ -32,10 +31,7 @@ DDPM = diffusers.DDPMScheduler(100, beta_schedule="squaredcos_cap_v2")
 @pytest.fixture(scope="module")
 def digits():
     """The example, as a module."""
-    spec = importlib.util.spec_from_file_location("digits", ROOT / "scripts" / "digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("digits")
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from paradiffpolicy.cli.main import COMMANDS, dispatch
 from paradiffpolicy.registry import Registry
 from paradiffpolicy.tables import publish
 
-from .conftest import ROOT, SHIPPED
+from .conftest import ROOT, SHIPPED, load_script
 from .pages import PAGES, blocks, read, save_files, steps
 
 REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
@@ -173,11 +172,7 @@ def test_steps_work_as_printed(tmp_path):
 
 @pytest.fixture(scope="module")
 def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "tables.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tables")
 
 
 def test_tables_are_the_reports(tables):

@@ -135,8 +135,12 @@ def comes_and_goes(uri: str, messages: Sequence[bytes], draw: np.random.Generato
 
 
 ATTACKS: tuple[Attack, ...] = (
-    *(malformed, never_reads, pings),
-    *(holds_handshakes, leaves_unfinished, comes_and_goes),
+    malformed,
+    never_reads,
+    pings,
+    holds_handshakes,
+    leaves_unfinished,
+    comes_and_goes,
 )
 
 

@@ -239,7 +239,9 @@ def bench_serve(cfg: BenchServeConfig) -> None:
         load = (uri, windows, cfg.clients, cfg.rate_hz, clock)
         quiet = cfg.seconds / 10 if cfg.hostile else cfg.seconds
         with bar(f"{cfg.clients} clients", quiet, "s") as passed:
-            crowds = {"undisturbed": serving.many_clients(*load, quiet, passed.update)}
+            undisturbed = serving.many_clients(*load, quiet, passed.update)
+        content, notes = {"one_client": alone, "many_clients": undisturbed}, []
+        crowds = {"undisturbed": undisturbed}
         if cfg.hostile:
             messages = list(itertools.islice(serving.requests_of(windows), len(windows)))
             with (
@@ -247,15 +249,9 @@ def bench_serve(cfg: BenchServeConfig) -> None:
                 bar("beside hostile ones", cfg.seconds, "s") as passed,
             ):
                 disturbed = serving.many_clients(*load, cfg.seconds, passed.update)
+            content |= {"beside_hostile": disturbed, "attacks": attacks}
             crowds[f"beside {cfg.hostile} hostile ones"] = disturbed
-    content = {
-        "one_client": alone,
-        **dict(zip(("many_clients", "beside_hostile"), crowds.values(), strict=False)),
-    }
-    notes = []
-    if cfg.hostile:
-        content["attacks"] = attacks
-        notes.append("hostile connections: " + ", ".join(f"{n} {name}" for name, n in attacks.items()))
+            notes.append("hostile connections: " + ", ".join(f"{n} {name}" for name, n in attacks.items()))
     title = f"{cfg.task.name}, {cfg.sampler_name}, over loopback, openpi's protocol"
     tables = [serving.alone_table(alone, title), serving.crowd_table(crowds, title)]
     publish(tables, content, cfg.out, notes, checkpoint=measured(cfg))

@@ -127,8 +127,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return dispatch(argv)
     except InputError as error:
-        # Of several processes, the first speaks.
-        if not by_torchrun() or not os.environ.get("RANK", "").strip("0").isdecimal():
+        rank = os.environ.get("RANK", "")
+        later = rank.isdecimal() and rank.strip("0")  # of several processes, the first speaks
+        if not (by_torchrun() and later):
             print(f"paradiffpolicy: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except StoppedError as stop:

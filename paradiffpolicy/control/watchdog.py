@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, require_positive
 from ..planning.request import PlanReply
+from ..task import real_numbers
 from ..types import PolicySpec
 from .record import Fault
 
@@ -42,13 +43,11 @@ def checked_limits(limits: Limits | None, action_dim: int) -> Limits:
 
 
 def floats(given: Any) -> NDArray[np.float64] | None:
-    """Numbers as floats of their own, NaN where they are masked; None: they aren't real numbers."""
+    """``real_numbers``; None: they aren't."""
     try:
-        masked = isinstance(given, np.ma.MaskedArray)
-        values = given.astype(np.float64).filled(math.nan) if masked else np.asarray(given)
-    except (TypeError, ValueError, RuntimeError):  # as a tensor's that needs a gradient
+        return real_numbers(given)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor that needs a gradient
         return None
-    return values.astype(np.float64) if values.dtype.kind in "biuf" else None
 
 
 class Watchdog:
