@@ -44,7 +44,7 @@ def make_env(name: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         return gymnasium.make(name, **kwargs)
     except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
         raise InputError(f"{name} can't be made: {error}")
-    except Exception as error:  # whatever it does with arguments that don't fit
+    except (Exception, SystemExit) as error:  # whatever it does with arguments that don't fit
         raise InputError(f"{name} can't be made: {type(error).__name__}: {error}") from error
 
 

@@ -90,3 +90,6 @@ def import_plugins(modules: list[str]) -> None:
             importlib.import_module(module)
         except (ImportError, TypeError, ValueError) as error:
             raise InputError(f"plugins: {module} can't be imported ({error}): a module's name, as my_module")
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"plugins: {module} can't be imported ({reason}): correct it") from error

@@ -47,12 +47,22 @@ class ObservationField:
             raise InputError(f"observation {self.key!r:.40}: start, stop and shape must be whole numbers")
         if math.prod(self.shape or ()) not in range(10**9):
             raise InputError(f"observation {self.key!r:.40}: shape={self.shape!r:.40} has too many numbers")
+        there = None if self.shape is None else math.prod(self.shape)
+        for name, place in (("start", self.start), ("stop", self.stop)):
+            if place is not None and there is not None and abs(place) > there:
+                raise InputError(
+                    f"observation {self.key!r:.40}: {name}={place} is beyond its {there} numbers"
+                )
+        if self.size is not None and self.size < 1:
+            what = f"{self.start}:{self.stop} of shape={self.shape!r:.40}"
+            raise InputError(f"observation {self.key!r:.40}: {what} takes none of its numbers")
 
     @property
     def size(self) -> int | None:
         """How many numbers of the observation vector it fills; None: not known."""
         if self.shape is None:
-            return None if self.stop is None else self.stop - (self.start or 0)
+            start, stop = self.start or 0, self.stop
+            return None if stop is None or min(start, stop) < 0 else stop - start
         return len(range(math.prod(self.shape))[self.start : self.stop])
 
     def take(self, value: Any) -> NDArray[np.float64]:

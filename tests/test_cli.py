@@ -40,7 +40,7 @@ from paradiffpolicy.cli.settings import settings_of
 from paradiffpolicy.cli.train import train
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
-from paradiffpolicy.environment import control_rate
+from paradiffpolicy.environment import control_rate, make_env
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.presets import preset, presets
@@ -145,6 +145,13 @@ def test_a_task_is_a_file_anywhere(tmp_path, monkeypatch):
         ("action: {kind: pos}", "action.kind: unknown kind 'pos'; did you mean 'pose'?"),
         ("[1, 2]", "must hold names and values"),
         ("a: [", "can't be read as YAML"),
+        ("a: " + "[" * 3000, "can't be read as YAML"),
+        ("a: &a [*a]", "can't be read as YAML"),
+        ("name: toy\n" + "#" * 2**16, "bytes, 65536 are the most that is read"),
+        (
+            "a0: &a0 [1]\n" + "".join(f"a{k + 1}: &a{k + 1} [{f'*a{k}, ' * 9}]\n" for k in range(9)),
+            "e+08 values of it: write it out",
+        ),
     ],
 )
 def test_a_tasks_file_is_checked(tmp_path, content, message):
@@ -163,6 +170,18 @@ def test_modules_of_the_current_folder_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(AUGMENTATIONS, "_choices", {**AUGMENTATIONS})
     cfg = compose("train", ["plugins=mine_for_cli", "augmentation=mine"])
     assert cfg.augmentation == "mine"
+
+
+@pytest.mark.parametrize("content", ["1 / 0", "def (", "raise SystemExit(3)", "raise KeyError('x')"])
+def test_a_module_that_cant_be_imported_is_named(tmp_path, monkeypatch, content):
+    name = f"broken_{len(content)}"
+    (tmp_path / f"{name}.py").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(InputError, match=f"plugins: {name} can't be imported"):
+        compose("train", [f"plugins={name}"])
+    with pytest.raises(InputError, match=f"{name}:My-v0 can't be made"):
+        make_env(f"{name}:My-v0")
 
 
 def test_an_expert_of_ones_own_is_registered_by_a_plugin(tmp_path, monkeypatch):

@@ -270,6 +270,24 @@ def test_sizes_and_shapes_are_the_stores(toy_store):
     assert (keypoint.shape, state.shape, state.size) == ((9, 2), (5,), 2)
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (ObservationField("state", stop=6), "observation 'state': stop=6 is beyond its 5 numbers"),
+        (ObservationField("state", start=-6), "observation 'state': start=-6 is beyond its 5 numbers"),
+        (ObservationField("state", start=5), r"5:None of shape=\(5,\) takes none of its numbers"),
+        (ObservationField("state", stop=-5), "takes none of its numbers"),
+        (ObservationField("keypoint", shape=(18,)), r"data/keypoint is \(9, 2\) per step, but the task's"),
+    ],
+)
+def test_a_part_of_a_field_that_isnt_there_is_refused(toy_store, field, message):
+    with pytest.raises(InputError, match=message):
+        recorded_fields(ReplayBuffer.open(toy_store), [field])
+    with pytest.raises(InputError, match="3:3 of shape=None takes none"):
+        ObservationField("state", 3, 3)
+    assert ObservationField("state", -2).size is None and ObservationField("state", -2, shape=(5,)).size == 2
+
+
 def test_fields_of_another_task_are_named_with_the_stores(toy_store):
     buffer = ReplayBuffer.open(toy_store)
     line = (

@@ -21,12 +21,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import InputError, nearest
+from ..files import require_regular
 from ..presets import presets
 from ..registry import import_plugins
 from .parts import TaskConfig
 from .schema import SCHEMAS
 from .settings import Setting, build, check, declarations, declared
 
+LARGEST_TASK = 2**16
+"""Bytes of a task's file, and values in it."""
 OVERRIDE = re.compile(r"(?P<sign>~|\+{0,2})(?P<name>[^=+~\s][^=\s]*)(?:=(?P<value>.*))?", re.DOTALL)
 
 
@@ -160,19 +163,36 @@ def task_values(task: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"unknown task {task!r}{nearest(task, known)}; or a file, as task=./mine.yaml")
     try:
+        require_regular(path, LARGEST_TASK)
+        require_small(yaml.safe_load(path.read_text(encoding="utf-8")))
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         if not isinstance(values, dict):
             raise InputError("it must hold names and values, as name: reach")
         content = asdict(build(TaskConfig, {"name": path.stem, **values}))
     except InputError as error:
         raise InputError(f"{path}: {error}")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{path} can't be read as YAML ({' '.join(str(error).split())})")
     for name in ("dataset", "checkpoint"):
         place = content[name]
         if place is not None and not Path(place).exists() and (path.parent / place).exists():
             content[name] = str(path.parent / place)
     return content
+
+
+def require_small(values: Any) -> None:
+    """Raises ``InputError`` if YAML's aliases make more of a file than it can hold written out."""
+    sizes: dict[int, int] = {}
+
+    def size(value: Any) -> int:
+        if not isinstance(value, dict | list):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = 1 + sum(map(size, value.values() if isinstance(value, dict) else value))
+        return sizes[id(value)]
+
+    if size(values) > LARGEST_TASK:
+        raise InputError(f"its aliases make {size(values):.2g} values of it: write it out")
 
 
 def dotted_names(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -37,7 +37,7 @@ def recorded_fields(
         task: whose fields these are, for the error line.
 
     Raises:
-        InputError: the store has no episodes, or lacks a field.
+        InputError: the store has no episodes, lacks a field, or has another shape.
     """
     if not buffer.n_episodes:
         raise InputError(f"{buffer.name} has no episodes yet: record some with 'paradiffpolicy collect'")
@@ -47,6 +47,11 @@ def recorded_fields(
             raise InputError(
                 f"{buffer.name} has no {field.key!r}: it has {', '.join(buffer.fields)}; name its fields in "
                 f"the task's observation:{since}"
+            )
+        if field.shape not in (None, buffer.shape(field.key)):
+            raise InputError(
+                f"{buffer.name}: data/{field.key} is {buffer.shape(field.key)} per step, but the task's "
+                f"observation says shape={list(field.shape or ())}"
             )
     return tuple(replace(field, shape=buffer.shape(field.key)) for field in fields)
 
