@@ -613,6 +613,7 @@ def test_evaluate_refuses_in_one_line_and_writes_nothing(capsys, checkpoint, tmp
     ("overrides", "message"),
     [
         (["host=not.a.host.invalid"], "can't listen on not.a.host.invalid"),
+        (["host=''"], "host='' isn't an address"),
         (["certificate=/nowhere.pem", "private_key=/nowhere.pem"], "no certificate at /nowhere.pem"),
         (["private_key=/nowhere.pem"], "certificate and private_key go together"),
         (["api_key=''"], "api_key must be printable ASCII text"),

@@ -52,6 +52,12 @@ class ServerSettings:
         for name, value, high in (("port", self.port, 2**16 - 1), ("seed", self.seed, 2**63 - 1)):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
                 raise InputError(f"{name}={value} must be a whole number from 0 to {high}")
+        if (
+            not isinstance(self.host, str) or not self.host.strip()
+        ):  # sockets would take it for every interface
+            raise InputError(
+                "host='' isn't an address: 127.0.0.1 is this machine alone, 0.0.0.0 every interface"
+            )
         key = self.api_key
         if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable() and key):
             raise InputError("api_key must be printable ASCII text; null: no key")
