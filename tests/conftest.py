@@ -9,6 +9,9 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
+# Before PyTorch is loaded, so that threads that tests start compute with one thread too: sums depend on it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
