@@ -239,7 +239,7 @@ class Policy:
             trunk = self.model.trunk(
                 precision,
                 self.device,
-                matmul=backend.matmul,
+                make_convolution=backend.make_convolution,
                 arithmetic_in_half=backend.arithmetic_in_half,
             )
             return DenoiserNetwork(self.denoiser, tableau, torch.zeros((), device=self.device), trunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import logging
@@ -22,7 +23,7 @@ from torch.nn import functional
 from paradiffpolicy.diffusion.denoiser import Denoiser
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D
+from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D, Windows
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.policy import InvalidPlanError, Policy
 from paradiffpolicy.provenance import resident_bytes
@@ -31,6 +32,7 @@ from paradiffpolicy.sampling.capture.backends import CaptureSettings
 from paradiffpolicy.sampling.capture.emulated import EmulatedDevice, TapeGraph, captured
 from paradiffpolicy.sampling.capture.executor import Executor, padded_size
 from paradiffpolicy.sampling.capture.fingerprint import fingerprint
+from paradiffpolicy.sampling.capture.fusion import fused
 from paradiffpolicy.sampling.capture.graphs import LAUNCH_AHEAD, Graphs
 from paradiffpolicy.sampling.capture.network import DenoiserNetwork
 from paradiffpolicy.sampling.capture.program import EAGER, Backend, CaptureError, Program
@@ -826,6 +828,7 @@ def test_auto_calls_large_batches_of_windows_on_active_rows_alone():
         ({"precision": None}, "unknown precision None"),
         ({"pinning": 1}, "pinning=1 must be true or false"),
         ({"tf32": None}, "tf32=None must be true or false"),
+        ({"fuse": 1}, "fuse=1 must be true or false"),
         ({"cache": 3}, "cache=3 must be a folder"),
         ({"thread": 2}, "no setting 'thread'; did you mean 'threads'"),
     ],
@@ -859,6 +862,73 @@ def test_recording_leaves_the_result_alone():
     assert torch.equal(tape.result["y"], (X * 2).sum(dim=0)) and len(tape.calls) == 2
 
 
+# ------------------------------------------------------------------------------------- fused kernels
+
+
+class Plain:
+    """A program, run as it is."""
+
+    method, nbytes = "plain", 0
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __call__(self, inputs):
+        program, count = self.program, 0
+        state = program.init(inputs)
+        while count != program.count and not (program.count is None and program.done(state)):
+            state, count = program.iterate(state), count + 1
+        return program.finish(inputs, state)
+
+
+@pytest.mark.parametrize("settings", [
+    {"driver": "sequential", "solver": "ddpm", "n_steps": 4},
+    {"driver": "picard", "solver": "ddpm", "n_steps": 8, "window": 3},
+    {"driver": "rti", "solver": "ddim", "n_steps": 5},
+])  # fmt: skip
+def test_a_fused_plan_is_the_eager_one(settings):
+    """Traced and lowered by PyTorch's compiler, without its last step, which writes kernels for a device."""
+    backend = Backend("fused", lambda program: Plain(fused(program, "aot_eager")), make_convolution=Windows)
+    policy = policy_with(**settings)
+    captured_policy = policy.captured(lambda settings, device: [backend])
+    assert_close(planned(captured_policy), planned(policy), atol=1e-2, rtol=0)
+    assert {type(program) for program in captured_policy.programs} == {Plain}
+
+
+def test_what_cant_be_traced_isnt_fused():
+    program = Program(
+        init=lambda inputs: inputs,
+        iterate=lambda state: state if state["x"].sum() > 0 else {},
+        done=lambda state: state["x"].isnan().all(),
+        finish=lambda inputs, state: state,
+        count=1,
+        limit=1,
+        inputs={"x": X},
+    )
+    with pytest.raises(CaptureError, match="can't be compiled"):
+        fused(program)
+
+
+def test_tensor_cores_are_switched_for_plans_alone():
+    """PyTorch's switch is the process's, and on in its convolutions by default."""
+    cudnn, seen = torch.backends.cudnn, []
+
+    def looked(denoise, *args):
+        seen.append((cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return evaluate_all(denoise, *args)
+
+    before = cudnn.allow_tf32
+    policy = policy_with(driver="picard", solver="ddpm", n_steps=4)
+    policy = policy.with_sampler(
+        replace(policy.sampler, driver=replace(policy.sampler.driver, evaluate=looked))
+    )
+    for tf32 in (False, True):
+        eager = replace(EAGER, arithmetic=functools.partial(cuda_graph.tensor_cores, tf32))
+        planned(policy.captured(lambda settings, device, eager=eager: [eager]), n=1)
+        assert set(seen) == {(tf32, tf32)} and cudnn.allow_tf32 == before
+        seen.clear()
+
+
 # ------------------------------------------------------------------------------------------ on a GPU
 
 
@@ -869,7 +939,19 @@ def test_recording_leaves_the_result_alone():
 def test_a_cuda_graph_is_the_eager_plan(driver, solver):
     sampler = make_sampler(SCHEDULE, driver=driver, solver=solver, n_steps=8)
     policy = Policy.from_checkpoint(tiny_checkpoint(), sampler, "cuda")
+    captured_policy = policy.captured("cuda_graph", fuse=False)
+    assert_close(planned(captured_policy), planned(policy.captured("eager")), atol=0.05, rtol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("settings", [
+    {"driver": "picard", "solver": "ddpm", "n_steps": 20, "window": 5},
+    {"driver": "rti", "solver": "ddim", "n_steps": 8},
+])  # fmt: skip
+def test_a_fused_cuda_graph_is_the_eager_plan(settings, caplog):
+    policy = Policy.from_checkpoint(tiny_checkpoint(), make_sampler(SCHEDULE, **settings), "cuda")
     assert_close(planned(policy.captured("cuda_graph")), planned(policy), atol=0.05, rtol=0)
+    assert "aren't fused" not in caplog.text
 
 
 @pytest.mark.cuda
@@ -879,7 +961,7 @@ def test_a_policy_on_another_gpu_than_the_current_one():
     sampler = make_sampler(SCHEDULE, driver="picard", solver="ddpm", n_steps=20)
     policy = Policy.from_checkpoint(tiny_checkpoint(), sampler, "cuda:1")
     with torch.cuda.device(0):
-        captured_policy = policy.captured("cuda_graph")
+        captured_policy = policy.captured("cuda_graph", fuse=False)
         assert_close(planned(captured_policy), planned(policy), atol=0.05, rtol=0)
 
 
@@ -890,7 +972,7 @@ def test_a_cuda_graph_in_half(precision):
         tiny_checkpoint(), make_sampler(SCHEDULE, driver="rti", solver="ddim", n_steps=8), "cuda"
     )
     captured_policy, eager = (
-        policy.captured("cuda_graph", precision=precision),
+        policy.captured("cuda_graph", precision=precision, fuse=False),
         policy.captured("eager", precision=precision),
     )
     assert_close(planned(captured_policy), planned(eager), atol=0.5, rtol=0)
@@ -902,7 +984,7 @@ def test_a_planner_thread_may_capture_and_plan():
         tiny_checkpoint(), make_sampler(SCHEDULE, driver="picard", solver="ddpm", n_steps=20), "cuda"
     )
     expected, results = planned(policy), []
-    one, two = policy.captured("cuda_graph"), policy.captured("cuda_graph")
+    one, two = (policy.captured("cuda_graph", fuse=False) for _ in range(2))
     thread = threading.Thread(target=lambda: results.append(planned(one)))
     thread.start()
     results.append(planned(two))

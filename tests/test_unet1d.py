@@ -17,7 +17,7 @@ from torch import nn
 
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.ema import EMA, ema_decay
-from paradiffpolicy.models.matmul_unet1d import Int8Weight, MatmulUnet1D, Weight
+from paradiffpolicy.models.matmul_unet1d import Int8Weight, MatmulUnet1D, Taps, Weight, Windows
 from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.models.precision import HALF, Model, half_trunk, rounded_trunk, trunk_in
 from paradiffpolicy.models.unet1d import ConditionalUnet1D, SinusoidalPosEmb
@@ -219,7 +219,8 @@ def test_a_trunk_of_matrix_products_is_the_trunk(down_dims, steps, kernel_size, 
     sample = torch.randn(3, steps * network.horizon_multiple, 2, dtype=torch.float64)
     film = torch.randn(3, sum(network.film_sizes), dtype=torch.float64)
     expected = network.trunk(sample, film)
-    assert_close(MatmulUnet1D(network)(sample, film), expected, atol=1e-10, rtol=1e-10)
+    for form in (Taps, Windows):
+        assert_close(MatmulUnet1D(network, Weight, form)(sample, film), expected, atol=1e-10, rtol=1e-10)
 
 
 def test_film_is_a_part_for_the_time_and_a_part_for_the_condition():
@@ -267,6 +268,6 @@ def test_precisions_that_dont_exist_are_named():
     with pytest.raises(InputError, match=r"unknown precision 'f61'.*f16"):
         trunk_in(network, "f61", cpu)
     with pytest.raises(InputError, match="no form of matrix products in bf16"):
-        trunk_in(network, "bf16", cpu, matmul=True)
+        trunk_in(network, "bf16", cpu, make_convolution=Taps)
     with pytest.raises(InputError, match="precision=int8 needs a network with a trunk"):
         Model(lambda x, t, condition: x).check("int8")

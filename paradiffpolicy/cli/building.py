@@ -65,6 +65,7 @@ def capture_settings(cfg: MachineConfig, **changes: Any) -> dict[str, Any]:
         "threads": cfg.threads,
         "pinning": cfg.pinning,
         "tf32": cfg.tf32,
+        "fuse": cfg.fuse,
     }
 
 

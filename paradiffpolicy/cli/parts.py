@@ -248,6 +248,7 @@ class MachineConfig(DeviceConfig):
     )
     pinning: bool | None = setting(None, "pins a captured call's threads to cores; null: OpenVINO decides")
     tf32: bool = setting(False, "computes float32 products in TF32 on a GPU")
+    fuse: bool = setting(True, "fuses kernels on a GPU: tens of seconds at the first plan")
 
 
 @dataclass

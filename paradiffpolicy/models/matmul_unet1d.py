@@ -1,12 +1,13 @@
-r"""The U-Net's trunk with every convolution as matrix products, for CPUs.
+r"""The U-Net's trunk with every convolution as matrix products.
 
-A convolution over a horizon of 4 to 16 steps is a poor fit for a CPU's convolution kernels, and a
-matrix product per tap k is a good one:
+A convolution over a horizon of 4 to 16 steps is a poor fit for convolution kernels, and a matrix product
+per tap k (``Taps``, for CPUs), or one of all taps together (``Windows``, for GPUs), is a good one:
 
-    y[o] = b + sum_k  W_k x[s o + k - p]        o = 0 … T' - 1, taps that fall outside left out
+    y[o] = b + sum_k  W_k x[s o + k - p]        o = 0 … T' - 1
 
-Taps that fall on the padding aren't computed: with kernel 5 that is 30 % of the work where T = 4.
-Activations are ``[T, rows, channels]``, so that a tap's inputs and outputs lie in one piece.
+Taps leave out what falls on the padding: with kernel 5 that is 30 % of the work where T = 4.  Windows
+multiply it too, but are one kernel in place of five.  Activations are ``[T, rows, channels]``, so that a
+tap's inputs and outputs lie in one piece.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from torch import Tensor, nn
 from .unet1d import ConditionalResidualBlock1D, ConditionalUnet1D, Conv1dBlock, Downsample1d, Upsample1d
 
 MakeWeight = Callable[[Tensor], nn.Module]
-"""From a tap's weight ``[out, in]`` to what multiplies by it, ``[…, in]`` to ``[…, out]``."""
+"""From a weight ``[out, in]`` to what multiplies by it, ``[…, in]`` to ``[…, out]``."""
+
+Convolution = nn.Conv1d | nn.ConvTranspose1d
+MakeConvolution = Callable[[Convolution, MakeWeight], nn.Module]
+"""From a convolution to its product form, ``[T, rows, in]`` to ``[T', rows, out]``."""
 
 
 class Weight(nn.Module):
@@ -71,11 +76,11 @@ def placed(part: Tensor, first: int, length: int) -> Tensor:
 
 
 class Taps(nn.Module):
-    """A Conv1d or ConvTranspose1d, ``[T, rows, in]`` to ``[T', rows, out]``."""
+    """A convolution as a product per tap: a ``MakeConvolution``."""
 
     bias: Tensor
 
-    def __init__(self, conv: nn.Conv1d | nn.ConvTranspose1d, make_weight: MakeWeight) -> None:
+    def __init__(self, conv: Convolution, make_weight: MakeWeight) -> None:
         super().__init__()
         self.transposed = isinstance(conv, nn.ConvTranspose1d)
         self.kernel, self.stride, self.padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
@@ -112,6 +117,40 @@ class Taps(nn.Module):
         return y + self.bias
 
 
+class Windows(nn.Module):
+    """A convolution as one product, of the inputs that each output sees: a ``MakeConvolution``."""
+
+    bias: Tensor
+
+    def __init__(self, conv: Convolution, make_weight: MakeWeight) -> None:
+        super().__init__()
+        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+        weight = conv.weight.detach()
+        if isinstance(conv, nn.ConvTranspose1d):
+            # Outputs s m … s m + s - 1 together see inputs m - d, from every tap with k - p = r + s d.
+            steps = [(r, k, (r + padding - k) // stride) for r in range(stride) for k in range(kernel)]
+            steps = [(r, k, d) for r, k, d in steps if (r + padding - k) % stride == 0]
+            self.first, self.last = (limit(d for _, _, d in steps) for limit in (min, max))
+            windows = weight.new_zeros(stride, weight.shape[1], self.last - self.first + 1, weight.shape[0])
+            for r, k, d in steps:
+                windows[r, :, d - self.first] = weight[:, :, k].T
+            self.stride, self.phases, weight = 1, stride, windows.flatten(0, 1)
+        else:
+            self.first, self.last = -padding, kernel - 1 - padding
+            self.stride, self.phases, weight = stride, 1, weight.transpose(1, 2)
+        self.product = make_weight(weight.flatten(1))
+        self.register_buffer("bias", cast(Tensor, conv.bias).detach().repeat(self.phases))
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, after = max(0, -self.first), max(0, self.last)
+        reach = x.shape[0] + before + after - (self.last - self.first)
+        if before or after:
+            x = nn.functional.pad(x, (0, 0, 0, 0, before, after))
+        steps = [x[k : k + reach : self.stride] for k in range(self.last - self.first + 1)]
+        y = self.product(torch.cat(steps, dim=-1) if len(steps) > 1 else steps[0]) + self.bias
+        return y if self.phases == 1 else torch.stack(y.chunk(self.phases, dim=-1), dim=1).flatten(0, 1)
+
+
 class Norm(nn.Module):
     """GroupNorm over ``[T, rows, C]``."""
 
@@ -134,13 +173,16 @@ class Norm(nn.Module):
         return back.reshape(steps, rows, channels) * self.weight + self.bias
 
 
+Make = Callable[[Convolution], nn.Module]
+
+
 class ConvBlock(nn.Module):
     """``Conv1dBlock``."""
 
-    def __init__(self, block: Conv1dBlock, make_weight: MakeWeight) -> None:
+    def __init__(self, block: Conv1dBlock, make: Make) -> None:
         super().__init__()
         conv, norm = cast(nn.Conv1d, block.block[0]), cast(nn.GroupNorm, block.block[1])
-        self.conv, self.norm = Taps(conv, make_weight), Norm(norm)
+        self.conv, self.norm = make(conv), Norm(norm)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.mish(self.norm(self.conv(x)))
@@ -149,13 +191,13 @@ class ConvBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """``ConditionalResidualBlock1D``; ``film`` ``[rows, film]``."""
 
-    def __init__(self, block: ConditionalResidualBlock1D, make_weight: MakeWeight) -> None:
+    def __init__(self, block: ConditionalResidualBlock1D, make: Make) -> None:
         super().__init__()
         first, second = (cast(Conv1dBlock, part) for part in block.blocks)
-        self.first, self.second = ConvBlock(first, make_weight), ConvBlock(second, make_weight)
+        self.first, self.second = ConvBlock(first, make), ConvBlock(second, make)
         self.predict_scale = block.predict_scale
         conv = block.residual_conv
-        self.residual = Taps(conv, make_weight) if isinstance(conv, nn.Conv1d) else nn.Identity()
+        self.residual = make(conv) if isinstance(conv, nn.Conv1d) else nn.Identity()
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         h = self.first(x)
@@ -173,12 +215,22 @@ class MatmulUnet1D(nn.Module):
     Args:
         unet: where the weights are from; a copy of them is kept.
         make_weight: their precision.
+        make_convolution: ``Taps`` or ``Windows``.
     """
 
-    def __init__(self, unet: ConditionalUnet1D, make_weight: MakeWeight = Weight) -> None:
+    def __init__(
+        self,
+        unet: ConditionalUnet1D,
+        make_weight: MakeWeight = Weight,
+        make_convolution: MakeConvolution = Taps,
+    ) -> None:
         super().__init__()
         self.film_sizes = unet.film_sizes
-        blocks = [ResidualBlock(block, make_weight) for block in unet.residual_blocks]
+
+        def make(conv: Convolution) -> nn.Module:
+            return make_convolution(conv, make_weight)
+
+        blocks = [ResidualBlock(block, make) for block in unet.residual_blocks]
         down, up = 2 * len(unet.down_modules), 2 * len(unet.up_modules)
         self.down, self.up = nn.ModuleList(blocks[:down]), nn.ModuleList(blocks[len(blocks) - up :])
         self.middle = nn.ModuleList(blocks[down : len(blocks) - up])
@@ -186,12 +238,12 @@ class MatmulUnet1D(nn.Module):
         def resampled(level: nn.Module) -> nn.Module:
             sampling = cast(nn.ModuleList, level)[2]
             scales = isinstance(sampling, (Downsample1d, Upsample1d))
-            return Taps(cast(nn.Conv1d, sampling.conv), make_weight) if scales else nn.Identity()
+            return make(cast(nn.Conv1d, sampling.conv)) if scales else nn.Identity()
 
         self.downsample = nn.ModuleList(map(resampled, unet.down_modules))
         self.upsample = nn.ModuleList(map(resampled, unet.up_modules))
-        self.final = ConvBlock(cast(Conv1dBlock, unet.final_conv[0]), make_weight)
-        self.output = Taps(cast(nn.Conv1d, unet.final_conv[1]), make_weight)
+        self.final = ConvBlock(cast(Conv1dBlock, unet.final_conv[0]), make)
+        self.output = make(cast(nn.Conv1d, unet.final_conv[1]))
 
     def forward(self, sample: Tensor, film: Tensor) -> Tensor:
         """``sample`` ``[rows, T, A]``, ``film`` ``[rows, F]`` to ``[rows, T, A]``."""

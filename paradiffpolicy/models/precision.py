@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Network, SplitNetwork, Trunk
 from ..errors import InputError, nearest
-from .matmul_unet1d import MatmulUnet1D, Weight, int8_where_it_pays
+from .matmul_unet1d import MakeConvolution, MatmulUnet1D, Taps, Weight, int8_where_it_pays
 from .unet1d import ConditionalUnet1D
 
 HALF = {"bf16": torch.bfloat16, "f16": torch.float16}
@@ -30,8 +30,12 @@ def half_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
     """The trunk with its weights and activations in ``dtype``; a sample goes in and comes out as it
     was."""
     half: Any = copy.deepcopy(network)
-    half.to(dtype)
-    return lambda sample, film: half.trunk(sample.to(dtype), film.to(dtype)).to(sample.dtype)
+    return halved(half.to(dtype).trunk, dtype)
+
+
+def halved(trunk: Trunk, dtype: torch.dtype) -> Trunk:
+    """A trunk that computes in ``dtype``, called with samples of another, which come out as they went in."""
+    return lambda sample, film: trunk(sample.to(dtype), film.to(dtype)).to(sample.dtype)
 
 
 def rounded_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
@@ -52,23 +56,32 @@ def rounded_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
     return lambda sample, film: copied.trunk(sample, rounded(film))
 
 
-def trunk_in(network: SplitNetwork, precision: str, device: torch.device, *, matmul: bool = False) -> Trunk:
+def trunk_in(
+    network: SplitNetwork,
+    precision: str,
+    device: torch.device,
+    *,
+    make_convolution: MakeConvolution | None = None,
+) -> Trunk:
     """A network's trunk in a precision.
 
     Args:
         network: as it was trained, in float32.
         precision: a name in ``PRECISIONS``.
         device: where it will run: a CPU's halves are rounded float32.
-        matmul: with convolutions as matrix products.
+        make_convolution: of the form with convolutions as matrix products; None: the network's own form,
+            except for ``int8``, which has none but that.
 
     Raises:
         InputError: the precision is unknown, or the network has no such form.
     """
     check_precision(precision)
-    if matmul or precision == "int8":
-        if not isinstance(network, ConditionalUnet1D) or precision in HALF:
+    if make_convolution or precision == "int8":
+        if not isinstance(network, ConditionalUnet1D) or (precision in HALF and device.type == "cpu"):
             raise InputError(f"{type(network).__name__} has no form of matrix products in {precision}")
-        return MatmulUnet1D(network, int8_where_it_pays(network) if precision == "int8" else Weight)
+        weight = int8_where_it_pays(network) if precision == "int8" else Weight
+        products = MatmulUnet1D(network, weight, make_convolution or Taps)
+        return halved(products.to(HALF[precision]), HALF[precision]) if precision in HALF else products
     if precision == "f32":
         return network.trunk
     return (rounded_trunk if device.type == "cpu" else half_trunk)(network, HALF[precision])
@@ -85,7 +98,7 @@ class Model:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self._made: dict[tuple[str, bool, torch.device], Trunk] = {}
+        self._made: dict[tuple[str, MakeConvolution | None, torch.device], Trunk] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"network": self.network, "_made": {}}
@@ -110,14 +123,19 @@ class Model:
             )
 
     def trunk(
-        self, precision: str, device: torch.device, *, matmul: bool, arithmetic_in_half: bool
+        self,
+        precision: str,
+        device: torch.device,
+        *,
+        make_convolution: MakeConvolution | None,
+        arithmetic_in_half: bool,
     ) -> Trunk | None:
         """The trunk's form for a backend; None: the network has none but its own.
 
         Args:
             precision: a name in ``PRECISIONS``.
             device: where it will run.
-            matmul: with convolutions as matrix products.
+            make_convolution: of a form with convolutions as matrix products.
             arithmetic_in_half: the backend itself computes in bf16 or f16, from float32 weights.
 
         Raises:
@@ -127,13 +145,14 @@ class Model:
         network = self.network
         if not isinstance(network, SplitNetwork):
             return None
-        matmul = matmul and isinstance(network, ConditionalUnet1D)
+        if not isinstance(network, ConditionalUnet1D):
+            make_convolution = None
         precision = "f32" if arithmetic_in_half and precision in HALF else precision
-        form = (precision, matmul, device)
+        form = (precision, make_convolution, device)
 
         def trunk(sample: Tensor, film: Tensor) -> Tensor:
             if form not in self._made:
-                self._made[form] = trunk_in(network, precision, device, matmul=matmul)
+                self._made[form] = trunk_in(network, precision, device, make_convolution=make_convolution)
             return self._made[form](sample, film)
 
         return trunk

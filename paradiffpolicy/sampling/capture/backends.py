@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from ...errors import InputError, require_count
 from ...models.precision import check_precision
 from ...registry import Registry
-from .cuda_graph import cuda_graph_backend
+from .cuda_graph import cuda_graph_backend, tensor_cores
 from .emulated import EmulatedDevice
 from .graphs import Graphs
 from .openvino import openvino_backend
@@ -42,6 +43,8 @@ class CaptureSettings:
         threads: of a captured call on a CPU; None: as many as the backend likes.
         pinning: of those threads to cores; None: as the backend likes.
         tf32: whether a GPU may compute float32 products in TF32.
+        fuse: whether a captured program's kernels are fused on a GPU, which takes tens of seconds at its
+            first plan.
         cache: a folder for compiled models; None: none are kept.
         budget: bytes of memory that a sampler's programs may keep, for all shapes.
     """
@@ -51,6 +54,7 @@ class CaptureSettings:
     threads: int | None = None
     pinning: bool | None = None
     tf32: bool = False
+    fuse: bool = True
     cache: Path | str | None = None
     budget: int = 2**30
 
@@ -58,9 +62,9 @@ class CaptureSettings:
         if not callable(self.backend):
             BACKENDS.named(self.backend)
         check_precision(self.precision)
-        for name, allowed in (("pinning", (None, True, False)), ("tf32", (True, False))):
+        for name in ("pinning", "tf32", "fuse"):
             value = getattr(self, name)
-            if not (value is None or isinstance(value, bool)) or value not in allowed:
+            if not (isinstance(value, bool) or (value is None and name == "pinning")):
                 raise InputError(f"{name}={value!r:.40} must be true or false")
         if not isinstance(self.cache, str | Path | None):
             raise InputError(f"cache={self.cache!r:.40} must be a folder, or null")
@@ -77,7 +81,9 @@ class CaptureSettings:
 
 
 def _eager(settings: CaptureSettings, device: torch.device) -> list[Backend]:
-    return [EAGER]
+    if device.type != "cuda":
+        return [EAGER]
+    return [replace(EAGER, arithmetic=functools.partial(tensor_cores, settings.tf32))]
 
 
 def _emulated(settings: CaptureSettings, device: torch.device) -> list[Backend]:
@@ -103,7 +109,7 @@ def _cuda_graph(settings: CaptureSettings, device: torch.device) -> list[Backend
         raise CaptureError(
             f"capture=cuda_graph needs device=cuda, not {device}: capture=auto takes what there is"
         )
-    return [cuda_graph_backend(tf32=settings.tf32)]
+    return [cuda_graph_backend(tf32=settings.tf32, fuse=settings.fuse)]
 
 
 WINDOWED_BATCH = 4
@@ -111,13 +117,14 @@ WINDOWED_BATCH = 4
 
 
 def _auto(settings: CaptureSettings, device: torch.device) -> list[Backend]:
+    eager = _eager(settings, device)
     try:
         if device.type == "cuda":
-            return [*_cuda_graph(settings, device), EAGER]
-        return [replace(*_openvino(settings, device), largest_windowed_batch=WINDOWED_BATCH), EAGER]
+            return [*_cuda_graph(settings, device), *eager]
+        return [replace(*_openvino(settings, device), largest_windowed_batch=WINDOWED_BATCH), *eager]
     except CaptureError as error:
         log.warning("capture: %s; eager instead", error)
-        return [EAGER]
+        return eager
 
 
 BACKENDS: Registry[MakeBackends] = Registry(

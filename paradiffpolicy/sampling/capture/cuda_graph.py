@@ -3,50 +3,78 @@
 Preconditions, on top of a program's (``program``): its tensors are on a CUDA device.  Noise is drawn
 before a plan and copied into the graph's memory, so no generator is captured.  Captures are made on a
 stream of their own, after a warm-up there, in a memory pool of their own per graph, and thread-local,
-so that other threads may go on using the device.
+so that other threads may go on using the device; but one at a time, and without the garbage collector,
+since a graph that is freed by the capturing thread ends the capture.
 
-This module was written without a GPU at hand.  Its control flow is ``graphs``, which the tests run
-on the emulated device; tests marked ``cuda`` run it on a real one.
+Its control flow is ``graphs``, which the tests run on the emulated device; tests marked ``cuda`` run it
+on a real one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib.util
+import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...models.matmul_unet1d import Windows
 from ..driver import State
+from .fusion import fused
 from .graphs import Graphs, WhileLoop
 from .program import Backend, CaptureError, Program
+
+log = logging.getLogger(__name__)
 
 WARM_UPS = 3
 """Runs before a capture: libraries choose their algorithms and allocate in the first."""
 
 
-def cuda_graph_backend(*, tf32: bool = False) -> Backend:
+_CAPTURE = threading.Lock()
+"""A process captures one graph at a time: the beginning of a capture waits for the whole device, which
+another capture forbids."""
+
+
+def cuda_graph_backend(*, tf32: bool = False, fuse: bool = True) -> Backend:
     """The backend that captures programs of CUDA tensors.
 
     Args:
         tf32: float32 products may be computed in TF32, which has 10 bits of mantissa.
+        fuse: kernels are fused, where Triton is installed.
 
     Raises:
         CaptureError: there is no CUDA device.
     """
     if not torch.cuda.is_available():
         raise CaptureError("capture=cuda_graph needs a CUDA device: capture=auto takes what there is")
-    return Backend("cuda_graph", lambda program: cuda_graphs(program, tf32))
+    if fuse and importlib.util.find_spec("triton") is None:
+        log.info("capture: kernels aren't fused, since Triton isn't installed: pip install triton")
+        fuse = False
+    return Backend(
+        "cuda_graph", lambda program: cuda_graphs(program, tf32, fuse=fuse), make_convolution=Windows
+    )
 
 
-def cuda_graphs(program: Program, tf32: bool) -> Graphs:
+def cuda_graphs(program: Program, tf32: bool, *, fuse: bool) -> Graphs:
     """Captures a program on its inputs' device."""
     devices = {value.device for value in program.inputs.values()}
     (device, *others) = devices
     if others or device.type != "cuda":
         raise CaptureError(f"needs all inputs on one CUDA device, not on {sorted(map(str, devices))}")
-    return Graphs(program, CudaDevice(device, tf32))
+    cuda = CudaDevice(device, tf32)
+    if fuse:
+        try:
+            with cuda.active(), tensor_cores(tf32):
+                smaller = fused(program)
+            return Graphs(smaller, cuda)
+        except CaptureError as error:
+            log.warning("capture: kernels aren't fused, since the plan %s", error)
+    return Graphs(program, cuda)
 
 
 @contextlib.contextmanager
@@ -59,6 +87,17 @@ def tensor_cores(tf32: bool) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def _nothing_freed() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class CudaGraph:
@@ -75,6 +114,7 @@ class CudaGraph:
         self.graph = torch.cuda.CUDAGraph()
         with (
             torch.inference_mode(),
+            _nothing_freed(),
             torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"),
         ):
             self.result = function()
@@ -97,7 +137,7 @@ class CudaDevice:
 
     def capture(self, function: Callable[[], State]) -> CudaGraph:
         try:
-            with tensor_cores(self.tf32):
+            with _CAPTURE, tensor_cores(self.tf32):
                 return CudaGraph(function)
         except (RuntimeError, ValueError, AttributeError) as error:
             raise CaptureError(f"failed to be captured ({str(error).splitlines()[0]})")

@@ -75,10 +75,10 @@ class Executor:
         self.driver, self.tableau, self.budget = driver, tableau, budget
         self.backends, obstacle = list(backends), _obstacle(driver)
         if obstacle is not None and any(backend.capture_program for backend in backends):
-            if EAGER not in self.backends:
+            self.backends = [backend for backend in self.backends if backend.capture_program is None]
+            if not self.backends:
                 raise CaptureError(f"{obstacle}: capture=eager")
             log.warning("capture: %s; eager instead", obstacle)
-            self.backends = [EAGER]
         own = type(driver).__module__.split(".")[0] == __name__.split(".")[0]
         self.identity = identity if own else None  # another's driver may change under the same name
         self._make_network, self._networks = network, dict[str, PlanNetwork]()
@@ -138,6 +138,11 @@ class Executor:
         return given, along
 
     def _run_eagerly(self, inputs: State, noise: Noise, guess: Tensor | None) -> Solution:
+        eager = next((backend for backend in self.backends if backend.capture_program is None), EAGER)
+        with eager.arithmetic():
+            return self._eagerly(inputs, noise, guess)
+
+    def _eagerly(self, inputs: State, noise: Noise, guess: Tensor | None) -> Solution:
         network, like, warm = self._network(EAGER), noise.x_T, guess is not None
         key = (like.dtype, like.device, warm)
         if key not in self._eager:

@@ -24,7 +24,7 @@ from .program import CaptureError, Program, nbytes
 
 log = logging.getLogger(__name__)
 
-LAUNCH_AHEAD = 2
+LAUNCH_AHEAD = 1
 """Iterations in flight beyond the one whose flag the host waits for."""
 
 WhileLoop = Callable[

@@ -26,6 +26,7 @@ import torch
 
 from ...errors import InputError, first_line
 from ...files import require_regular, write_atomically
+from ...models.matmul_unet1d import Taps
 from ...provenance import resident_bytes
 from ..driver import State
 from .fingerprint import fingerprint
@@ -88,7 +89,7 @@ def openvino_backend(
     return Backend(
         "openvino",
         lambda program: OpenVINO(program, options, cache),
-        matmul=True,
+        make_convolution=Taps,
         arithmetic_in_half=True,
     )
 

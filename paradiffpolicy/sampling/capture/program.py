@@ -16,12 +16,14 @@ A backend can capture a program if (``emulated`` checks it, without a GPU):
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from ...errors import InputError
+from ...models.matmul_unet1d import MakeConvolution
 from ..driver import State
 
 
@@ -76,17 +78,19 @@ class Backend:
         name: for people.
         capture_program: captures, for a few batch sizes, to which batches are padded; None: nothing is
             captured, plans are run eagerly.
-        matmul: likes convolutions as matrix products.
+        make_convolution: the form of convolutions that it likes; None: the network's own.
         arithmetic_in_half: computes in bf16 or f16 by itself if told to, from float32 weights.
         largest_windowed_batch: of batches whose windows are at different places; larger ones are left to
             the next backend.  None: it takes any.
+        arithmetic: switches the device's arithmetic for plans that aren't captured.
     """
 
     name: str
     capture_program: CaptureFunction | None
-    matmul: bool = False
+    make_convolution: MakeConvolution | None = None
     arithmetic_in_half: bool = False
     largest_windowed_batch: int | None = None
+    arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 EAGER = Backend("eager", None)
