@@ -966,16 +966,18 @@ def test_a_policy_on_another_gpu_than_the_current_one():
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("precision", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("precision", ["bf16", "f16"])
 def test_a_cuda_graph_in_half(precision):
-    policy = Policy.from_checkpoint(
-        tiny_checkpoint(), make_sampler(SCHEDULE, driver="rti", solver="ddim", n_steps=8), "cuda"
-    )
+    """As far from float32 as eager plans in that precision, whose products are added in another order."""
+    sampler = make_sampler(SCHEDULE, driver="rti", solver="ddim", n_steps=8)
+    policy = Policy.from_checkpoint(tiny_checkpoint(), sampler, "cuda")
+    exact = planned(policy)
     captured_policy, eager = (
-        policy.captured("cuda_graph", precision=precision, fuse=False),
-        policy.captured("eager", precision=precision),
+        planned(policy.captured(backend, precision=precision, fuse=False))
+        for backend in ("cuda_graph", "eager")
     )
-    assert_close(planned(captured_policy), planned(eager), atol=0.5, rtol=0)
+    errors = [float((plans - exact).square().mean().sqrt()) for plans in (captured_policy, eager)]
+    assert 0 < errors[0] < 3 * errors[1]
 
 
 @pytest.mark.cuda

@@ -66,7 +66,9 @@ def check_continued(previous: Solution, tableau: Tableau, shape: Shape, batch: i
                 f"the previous plan has {name} {tuple(value.shape)} {value.dtype}, not {shape} float32: it "
                 "is another sampler's or policy's; begin with previous=None"
             )
-        if not value.isfinite().all():
+    finite = torch.stack([value.isfinite().all() for value, _ in parts.values()]).tolist()  # waits once
+    for name, usable in zip(parts, finite, strict=True):
+        if not usable:
             raise InputError(f"the previous plan has NaN or infinity in {name}: begin with previous=None")
 
 

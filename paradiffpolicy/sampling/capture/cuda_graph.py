@@ -68,6 +68,7 @@ def cuda_graphs(program: Program, tf32: bool, *, fuse: bool) -> Graphs:
         raise CaptureError(f"needs all inputs on one CUDA device, not on {sorted(map(str, devices))}")
     cuda = CudaDevice(device, tf32)
     if fuse:
+        log.info("capture: kernels are being fused, in tens of seconds (fuse=false: none are)")
         try:
             with cuda.active(), tensor_cores(tf32):
                 smaller = fused(program)
