@@ -390,6 +390,25 @@ def latency_plans(report: Report) -> Rows:
         }
 
 
+@table("docs/reports/h100.json")
+def h100(report: Report) -> Rows:
+    def plain(sampler: str) -> str:
+        return sampler if sampler.startswith("diffusers") else f"`{sampler}`, captured"
+
+    columns = {
+        f"{network}, {kind}": {row["name"]: row for row in rows}
+        for kind in ("f32", "bf16, fused")
+        for network, rows in report[kind].items()
+    }
+    for name in columns["5.4 M, f32"]:
+        cells = {
+            heading: f"{significant(row['ms'])} ms, {times(row['speedup'])} (n = {row['n']})"
+            for heading, rows in columns.items()
+            if (row := rows.get(name))
+        }
+        yield {"plan, one robot": plain(name), **dict.fromkeys(columns, ""), **cells}
+
+
 @table("docs/reports/latency.json")
 def latency_calls(report: Report) -> Rows:
     def cells(row: Report) -> dict[str, str]:
