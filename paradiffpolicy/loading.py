@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .calibration import calibrated, kept_windows
 from .checkpoint import Checkpoint
+from .clock import MonotonicClock
 from .errors import InputError
 from .files import located
 from .policy import Policy, spec_sampler
@@ -23,7 +25,7 @@ def load_policy(
     sampler: str | Mapping[str, Any] = "rti",
     n_action_steps: int | None = None,
     capture: str = "auto",
-    precision: str = "f32",
+    precision: str = "auto",
     device: str = "auto",
     warm_up: bool = True,
     **capture_settings: Any,
@@ -37,10 +39,11 @@ def load_policy(
 
     Args:
         folder: the checkpoint's; the shipped PushT policy unless given.
-        sampler: a preset's name (``presets``), or settings as ``make_sampler`` takes them.
+        sampler: a preset's name (``presets``), or settings as ``make_sampler`` takes them; a window that is
+            ``auto`` is chosen here, in some ten seconds where this machine's times aren't known yet.
         n_action_steps: Ta, actions executed per plan; None: as in training.
         capture: ``auto`` (CUDA graphs on a GPU, OpenVINO on a CPU), another backend's name, or ``eager``.
-        precision: ``f32``, ``bf16``, ``f16``, or ``int8`` weights.
+        precision: ``f32``, ``bf16``, ``f16``, or ``int8`` weights; ``auto``: see ``Policy.captured``.
         device: ``auto``: a GPU if there is one.
         warm_up: compiles now instead of at the first plan.
         capture_settings: see ``CaptureSettings``.
@@ -57,4 +60,5 @@ def load_policy(
     policy = Policy.from_checkpoint(checkpoint, spec_sampler(checkpoint.spec, **settings), device)
     settings = {"cache": default_cache(), **capture_settings}
     policy = policy.captured(capture, precision=precision, **settings)
+    policy = calibrated(policy, MonotonicClock(), kept_windows(policy.capture.cache))
     return policy.warm_up() if warm_up else policy

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
 from .data.normalizer import Normalizer
-from .diffusion.denoiser import Clip, Denoiser, DynamicThreshold, Threshold, prediction_of, unbounded
+from .diffusion.denoiser import (
+    Clip,
+    Denoiser,
+    DynamicThreshold,
+    SplitNetwork,
+    Threshold,
+    prediction_of,
+    unbounded,
+)
 from .diffusion.guidance import check_scale
 from .diffusion.schedule import NoiseSchedule
 from .errors import LARGEST, InputError, nearest, require_count
@@ -175,13 +183,14 @@ class Policy:
         check_scale(scale)
         return self._with(guidance_scale=scale, dynamic_threshold=dynamic_threshold)
 
-    def captured(self, backend: Any = "auto", *, precision: str = "f32", **settings: Any) -> Policy:
+    def captured(self, backend: Any = "auto", *, precision: str = "auto", **settings: Any) -> Policy:
         """This policy with plans that are one call of a captured program each: faster, and the same to
         rounding.  A program is captured at the first plan of its shapes, or by ``warm_up``.
 
         Args:
             backend: ``auto``, ``cuda_graph``, ``openvino``, ``emulated``, ``eager``, or one's own.
-            precision: ``f32``, ``bf16``, ``f16``, or ``int8`` weights.
+            precision: ``f32``, ``bf16``, ``f16``, or ``int8`` weights; ``auto``: bf16 where the hardware
+                multiplies it, f16 on other GPUs, else f32, as for networks without a trunk.
             settings: see ``CaptureSettings``; ``cache=default_cache()`` keeps compiled programs for the
                 next start.
 
@@ -192,7 +201,10 @@ class Policy:
         for name in settings:
             if name not in known:
                 raise InputError(f"capture has no setting {name!r}{nearest(name, known)}")
-        return self._with(capture=CaptureSettings(backend, precision, **settings))
+        chosen = CaptureSettings(backend, precision, **settings)
+        if precision == "auto" and not isinstance(self.network, SplitNetwork):
+            chosen = replace(chosen, precision="f32")
+        return self._with(capture=chosen.resolved(self.device))
 
     def _with(self, **changes: Any) -> Policy:
         derived = replace(self, **changes)
@@ -208,7 +220,8 @@ class Policy:
         backend = self.capture.backend
         return (
             f"Policy({self.spec.task}, {type(network).__name__} of {millions:.1f} M weights, {self.device}, "
-            f"capture={backend if isinstance(backend, str) else 'own'}, {self.sampler!r})"
+            f"capture={backend if isinstance(backend, str) else 'own'}, {self.capture.precision}, "
+            f"{self.sampler!r})"
         )
 
     @property

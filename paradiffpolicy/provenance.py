@@ -107,10 +107,13 @@ def about(checkpoint: Path | None, /, **settings: Any) -> dict[str, Any]:
 
 
 def programs(policies: Mapping[str, Any]) -> dict[str, Any]:
-    """The captured programs of each policy: by which method, for how many shapes, in how many megabytes."""
+    """The captured programs of each policy: by which method, in which precision, for how many shapes, in how
+    many megabytes."""
     return {
         name: {
             "how": sorted({program.method for program in policy.programs}),
+            "precision": policy.capture.precision,
+            "window": getattr(policy.sampler.driver, "window", None),
             "shapes": len(policy.programs),
             "megabytes": round(sum(program.nbytes for program in policy.programs) / 2**20, 1),
         }
@@ -123,4 +126,6 @@ def in_words(captured: Mapping[str, Any]) -> str:
     how = " or ".join(sorted({method for entry in captured.values() for method in entry["how"]}))
     shapes = sum(entry["shapes"] for entry in captured.values())
     megabytes = sum(entry["megabytes"] for entry in captured.values())
-    return f"{how} ({shapes} programs, {megabytes:.0f} MB)" if megabytes else how or "not captured"
+    precisions = " or ".join(sorted({entry["precision"] for entry in captured.values()}))
+    size = f" ({shapes} programs, {megabytes:.0f} MB)" if megabytes else ""
+    return f"{how}, {precisions}{size}" if how else "not captured"

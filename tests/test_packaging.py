@@ -17,6 +17,7 @@ LAYERS = [
     ["checkpoint"],
     ["observation"],
     ["policy", "session"],
+    ["calibration"],
     ["loading"],
     ["planning", "training"],
     ["control", "robots"],

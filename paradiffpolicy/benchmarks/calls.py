@@ -33,6 +33,7 @@ class CallRow(Timing):
 
 def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> CapturedProgram:
     """One network call, captured, as it runs within a plan: without FiLM layers."""
+    settings = settings.resolved(policy.device)
     backend = settings.backends(policy.device)[0]
     if backend.capture_program is None:
         raise CaptureError("network calls can't be captured here: leave out precisions")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LARGEST, InputError, is_number, nearest
 from ..files import located
 from ..registry import import_plugins
+from ..tables import bar
 from ..training.augmentation import AUGMENTATIONS
 from .settings import lazily
 
@@ -90,14 +91,22 @@ CAPTURE_KEYS = ("capture", "precision")
 
 
 def sampling_policy(cfg: PolicyConfig, name: str, policy: Policy) -> Policy:
-    """The policy with the sampler that the config calls ``name``, captured as that says."""
+    """The policy with the sampler that the config calls ``name``, captured as that says, and with the window
+    that is fastest here if it leaves it open."""
+    from ..calibration import WINDOWS, calibrated, is_auto, kept_windows
+    from ..clock import MonotonicClock
+
     sampler = named_sampler(cfg, name, policy.spec)
     own = {key: cfg.sampler[name][key] for key in CAPTURE_KEYS if key in cfg.sampler[name]}
     try:
         policy = policy.captured(**capture_settings(cfg, **own)) if own else policy
-        return policy.with_sampler(sampler)
+        policy = policy.with_sampler(sampler)
     except InputError as error:
         raise InputError(f"sampler.{name}: {error}")
+    if not is_auto(sampler):
+        return policy
+    with bar(f"window of {name}", len(WINDOWS) + 1, "window") as tried:
+        return calibrated(policy, MonotonicClock(), kept_windows(policy.capture.cache), tried.update)
 
 
 def named_sampler(cfg: SamplersConfig, name: str, spec: PolicySpec) -> Sampler:
@@ -115,7 +124,7 @@ def named_sampler(cfg: SamplersConfig, name: str, spec: PolicySpec) -> Sampler:
 def check_sampler(settings: dict[str, Any]) -> None:
     """Raises ``InputError`` unless a sampler can be made of the settings, for some policy."""
     from ..diffusion.schedule import NoiseSchedule
-    from ..models.precision import PRECISIONS
+    from ..models.precision import CHOICES
     from ..presets import presets
     from ..sampling.capture.backends import BACKENDS
     from ..sampling.sampler import make_sampler
@@ -123,7 +132,7 @@ def check_sampler(settings: dict[str, Any]) -> None:
     if settings in presets().values():
         return
     own = {name: value for name, value in settings.items() if name not in CAPTURE_KEYS}
-    for name, choices in (("capture", BACKENDS), ("precision", PRECISIONS)):
+    for name, choices in (("capture", BACKENDS), ("precision", CHOICES)):
         if name in settings and settings[name] not in choices:
             raise InputError(f"unknown {name} {settings[name]!r}{nearest(str(settings[name]), choices)}")
     steps = own.get("n_steps", 100)

@@ -14,7 +14,7 @@ from .settings import among, lazily, out_setting, path_setting, setting
 AUGMENTATIONS = lazily("cli.building", "AUGMENTATIONS")
 BACKENDS = lazily("sampling.capture.backends", "BACKENDS")
 PLANNERS = lazily("planning", "PLANNERS")
-PRECISIONS = lazily("models.precision", "PRECISIONS")
+PRECISIONS = lazily("models.precision", "CHOICES")
 BLENDING = lazily("cli.building", "named_blending")
 
 
@@ -242,7 +242,9 @@ class MachineConfig(DeviceConfig):
     capture: str = setting(
         "auto", "backend; auto: cuda_graph on a GPU, openvino on a CPU; eager: no capture", choices=BACKENDS
     )
-    precision: str = setting("f32", "arithmetic of the network", choices=PRECISIONS)
+    precision: str = setting(
+        "auto", "arithmetic of the network; auto: bf16 where the hardware multiplies it", choices=PRECISIONS
+    )
     capture_cache: str | None = path_setting(
         "auto", "folder for compiled models; auto: ~/.cache/paradiffpolicy; null: none are kept"
     )

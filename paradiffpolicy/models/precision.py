@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +20,22 @@ HALF = {"bf16": torch.bfloat16, "f16": torch.float16}
 PRECISIONS = ("f32", *HALF, "int8")
 """``int8`` is of weights; the arithmetic is float32's then."""
 
+CHOICES = ("auto", *PRECISIONS)
+"""``auto`` is what a captured program computes in fastest."""
 
-def check_precision(precision: str) -> None:
+
+def check_precision(precision: str, among: Sequence[str] = PRECISIONS) -> None:
     """Raises ``InputError`` if there is none of that name."""
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r:.80}{nearest(precision, PRECISIONS)}")
+    if precision not in among:
+        raise InputError(f"unknown precision {precision!r:.80}{nearest(precision, among)}")
+
+
+def bfloat16_pays(device: torch.device) -> bool:
+    """Tells whether the device multiplies bfloat16 in hardware; elsewhere it is emulated, 40x slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def half_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
@@ -68,7 +80,7 @@ def trunk_in(
     Args:
         network: as it was trained, in float32.
         precision: a name in ``PRECISIONS``.
-        device: where it will run: a CPU's halves are rounded float32.
+        device: where it will run: on a CPU that doesn't multiply halves they are rounded float32.
         make_convolution: of the form with convolutions as matrix products; None: the network's own form,
             except for ``int8``, which has none but that.
 

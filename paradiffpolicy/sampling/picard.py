@@ -44,6 +44,12 @@ from .driver import (
 )
 from .tableau import Tableau
 
+AUTO = "auto"
+"""A window that is chosen for a machine (``calibration``)."""
+
+UNCALIBRATED = 20
+"""Nodes of a window that is ``auto``, until it is chosen."""
+
 RANGE = 2.0
 """Of a normalised action, from -1 to 1."""
 
@@ -53,15 +59,21 @@ class Windowed(IterativeDriver):
     """Settings of a windowed driver.
 
     Attributes:
-        window: W, nodes per iteration and batch element.
+        window: W, nodes per iteration and batch element; ``auto``: ``calibration.calibrated`` chooses it.
         evaluate: how the network is called on a window.
     """
 
-    window: int = 20
+    window: int | str = AUTO
     evaluate: Evaluate = field(default=evaluate_active, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        require_count(window=self.window)
+        if self.window != AUTO:
+            require_count(window=self.window)  # type: ignore[arg-type]
+
+    @property
+    def width(self) -> int:
+        """The window in nodes."""
+        return UNCALIBRATED if self.window == AUTO else int(self.window)
 
 
 class WindowedSolve(Solve):
@@ -73,7 +85,7 @@ class WindowedSolve(Solve):
     def __init__(self, driver: Windowed, tableau: Tableau, like: Tensor, warm: bool) -> None:
         self.n = self.limit = tableau.n_nodes
         self.linear, self.warm, self.evaluate = Linear(tableau, like), warm, driver.evaluate
-        self.size = min(driver.window, self.n)
+        self.size = min(driver.width, self.n)
         self.ahead = torch.arange(self.size, device=like.device)[:, None]
         self.nodes = torch.arange(self.n + 2, device=like.device)[:, None]
 

@@ -122,7 +122,7 @@ def make_sampler(
     check_driver(built, tableau)
     evaluate = getattr(built, "evaluate", None)
     if isinstance(evaluate, Sharded):
-        evaluate.check(min(getattr(built, "window", tableau.n_nodes), tableau.n_nodes))
+        evaluate.check(min(getattr(built, "width", tableau.n_nodes), tableau.n_nodes))
     chosen = getattr(built, "usual_start", "cold") if start is None else start
     begins = chosen if callable(chosen) else STARTS.named(chosen)
     if isinstance(built, Speculative) and begins is warm_start_same_noise:

@@ -29,6 +29,7 @@ from ..errors import LARGEST, InputError, is_number, reading, require_count, req
 from ..files import require_regular, write_atomically, write_json
 from ..models.ema import EMA
 from ..models.networks import build_network, load_weights, usable_device
+from ..models.precision import bfloat16_pays
 from ..policy import spec_schedule
 from ..types import PolicySpec
 from .scalars import ScalarFile
@@ -86,14 +87,6 @@ class TrainSettings:
 
 Evaluate = Callable[[Checkpoint], dict[str, float | None]]
 """Evaluates the averaged weights in closed loop; returns numbers by name, logged with the step."""
-
-
-def bfloat16_pays(device: torch.device) -> bool:
-    """Tells whether the device multiplies bfloat16 in hardware; elsewhere it is emulated, 40x slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 class Trainer:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ...errors import InputError, require_count
-from ...models.precision import check_precision
+from ...models.precision import CHOICES, check_precision
 from ...registry import Registry
 from .cuda_graph import cuda_graph_backend, tensor_cores
 from .emulated import EmulatedDevice
@@ -39,7 +39,7 @@ class CaptureSettings:
 
     Attributes:
         backend: a name in ``BACKENDS``, or a function like those.
-        precision: of the network, a name in ``models.precision.PRECISIONS``.
+        precision: of the network, a name in ``models.precision.CHOICES``.
         threads: of a captured call on a CPU; None: as many as the backend likes.
         pinning: of those threads to cores; None: as the backend likes.
         tf32: whether a GPU may compute float32 products in TF32.
@@ -61,7 +61,7 @@ class CaptureSettings:
     def __post_init__(self) -> None:
         if not callable(self.backend):
             BACKENDS.named(self.backend)
-        check_precision(self.precision)
+        check_precision(self.precision, CHOICES)
         for name in ("pinning", "tf32", "fuse"):
             value = getattr(self, name)
             if not (isinstance(value, bool) or (value is None and name == "pinning")):
@@ -70,8 +70,21 @@ class CaptureSettings:
             raise InputError(f"cache={self.cache!r:.40} must be a folder, or null")
         require_count(budget=self.budget, **({} if self.threads is None else {"threads": self.threads}))
 
+    def resolved(self, device: torch.device) -> CaptureSettings:
+        """These settings with the precision that ``auto`` stands for: the first backend's fastest, or f32
+        if that captures nothing.
+
+        Raises:
+            CaptureError: there are no backends here.
+        """
+        if self.precision != "auto":
+            return self
+        plain = replace(self, precision="f32")
+        first = plain.backends(device)[0]
+        return replace(plain, precision="f32" if first.capture_program is None else first.fastest)
+
     def backends(self, device: torch.device) -> list[Backend]:
-        """The backends to use on a device, in order of preference.
+        """The backends to use on a device, in order of preference; the precision isn't ``auto``.
 
         Raises:
             CaptureError: there are none here.

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...models.matmul_unet1d import Windows
+from ...models.precision import bfloat16_pays
 from ..driver import State
 from .fusion import fused
 from .graphs import Graphs, WhileLoop
@@ -56,7 +57,10 @@ def cuda_graph_backend(*, tf32: bool = False, fuse: bool = True) -> Backend:
         log.info("capture: kernels aren't fused, since Triton isn't installed: pip install triton")
         fuse = False
     return Backend(
-        "cuda_graph", lambda program: cuda_graphs(program, tf32, fuse=fuse), make_convolution=Windows
+        "cuda_graph",
+        lambda program: cuda_graphs(program, tf32, fuse=fuse),
+        make_convolution=Windows,
+        fastest="bf16" if bfloat16_pays(torch.device("cuda")) else "f16",
     )
 
 

@@ -48,4 +48,4 @@ def _compiled(compiler: Compiler, function: Callable[..., State], *example: Stat
         compiled(*example)
     except RuntimeError as error:
         raise CaptureError(f"can't be compiled ({first_line(error)})")
-    return compiled  # type: ignore[no-any-return]
+    return compiled

@@ -82,6 +82,7 @@ class Backend:
         arithmetic_in_half: computes in bf16 or f16 by itself if told to, from float32 weights.
         largest_windowed_batch: of batches whose windows are at different places; larger ones are left to
             the next backend.  None: it takes any.
+        fastest: the precision that its programs compute in fastest.
         arithmetic: switches the device's arithmetic for plans that aren't captured.
     """
 
@@ -90,6 +91,7 @@ class Backend:
     make_convolution: MakeConvolution | None = None
     arithmetic_in_half: bool = False
     largest_windowed_batch: int | None = None
+    fastest: str = "f32"
     arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
