@@ -53,6 +53,8 @@ def load_policy(
     """
     if not isinstance(folder, str | Path) or not isinstance(sampler, str | Mapping):
         raise InputError(f"{folder=!r:.40} must be a path, and {sampler=!r:.40} a name or settings")
+    if not isinstance(warm_up, bool):
+        raise InputError(f"{warm_up=!r:.40} must be true or false")
     checkpoint = Checkpoint.load(located(folder))
     if n_action_steps is not None:
         checkpoint = checkpoint.with_spec(n_action_steps=n_action_steps)

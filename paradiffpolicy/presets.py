@@ -28,6 +28,6 @@ def preset(name: str) -> dict[str, Any]:
     Raises:
         InputError: there is none of that name.
     """
-    if name not in presets():
+    if not isinstance(name, str) or name not in presets():
         raise InputError(f"unknown sampler {name!r}{nearest(str(name), presets())}")
     return dict(presets()[name])

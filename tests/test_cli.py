@@ -87,6 +87,8 @@ def test_every_sampler_can_be_built():
         make_sampler(SCHEDULE, **preset(name))
     with pytest.raises(InputError, match="unknown sampler 'rt'; did you mean 'rti'"):
         preset("rt")
+    with pytest.raises(InputError, match="unknown sampler"):
+        preset([])
 
 
 @pytest.mark.parametrize("name", sorted(task_files()))

@@ -95,6 +95,9 @@ def test_settings_of_a_loaded_policy(policy):
         ({"n_action_steps": 16}, "n_action_steps=16"),
         ({"folder": "nowhere"}, "no checkpoint at nowhere"),
         ({"device": "cuda:7"}, "cuda:7"),
+        ({"device": None}, "device=None must be auto"),
+        ({"warm_up": 2}, "warm_up=2 must be true or false"),
+        ({"precision": "f61"}, "unknown precision 'f61'"),
     ):
         with pytest.raises(pdp.InputError, match=message):
             pdp.load_policy(**{**FAST, **settings})

@@ -126,6 +126,8 @@ def test_a_run_that_diverged_keeps_its_last_save_and_goes_on_with_another_rate(
     uninterrupted, tmp_path, value, log_every
 ):
     store, _ = uninterrupted
+    with pytest.raises(InputError, match="until=nan must be a whole number above 0"):
+        trainer(store, tmp_path).run(until=math.nan, progress=False)
     trainer(store, tmp_path).run(until=6, progress=False)
     saved = (tmp_path / "resume.pt").read_bytes()
     with pytest.raises(

@@ -139,6 +139,8 @@ def usable_device(device: torch.device | str) -> torch.device:
     Raises:
         InputError: there is none of that name.
     """
+    if not isinstance(device, str | torch.device):  # PyTorch would take None for its own default
+        raise InputError(f"device={device!r:.40} must be auto, or PyTorch's name of one: device=cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -165,6 +165,8 @@ class Trainer:
             InputError: the loss or a weight is no longer finite, or nothing can be written.
         """
         settings, n_steps = self.settings, self.settings.n_steps
+        if until is not None:
+            require_count(until=until)
         until = n_steps if until is None else min(until, n_steps)
         steps = {"total": n_steps, "initial": self.step, "unit": "step"}
         with (
