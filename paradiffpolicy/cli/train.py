@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..provenance import machine
+from ..tables import bar
 from .building import (
     AUGMENTATIONS,
     capture_settings,
@@ -53,13 +54,35 @@ def train(cfg: TrainConfig) -> None:
         for step, rate in trainer.learning_rates[1:]:
             print(f"learning_rate={rate} from step {step} on")
     checkpoint = trainer.run()
-    places = [Path(cfg.run) / "checkpoint"]
-    if cfg.checkpoint:
-        checkpoint.save(cfg.checkpoint)
-        places.append(Path(cfg.checkpoint))
+    checkpoint.info["iterations"] = curves(cfg, checkpoint, data, device)
+    places = [Path(cfg.run) / "checkpoint", *([Path(cfg.checkpoint)] if cfg.checkpoint else [])]
+    for place in places:
+        checkpoint.save(place)
     for score in trainer.scores[-1:]:
         print(f"score {score['score']:.3f} ± {score['standard_error']:.3f} over {score['n_seeds']} seeds")
     print("\n".join(map(str, places)))
+
+
+PLANS_OF_A_CURVE = 16
+
+
+def curves(cfg: TrainConfig, checkpoint: Checkpoint, data: WindowDataset, device: str) -> dict[str, Any]:
+    """How many iterations the samplers take whose window is ``auto``, from observations of the dataset."""
+    from ..calibration import is_auto, iteration_curve
+    from ..policy import Policy
+
+    spec = checkpoint.spec
+    samplers = [sampler for name in cfg.sampler if is_auto(sampler := named_sampler(cfg, name, spec))]
+    observations = [
+        data.observations[data.steps[i, : spec.n_obs_steps]].numpy()
+        for i in range(0, len(data), -(-len(data) // PLANS_OF_A_CURVE))
+    ]
+    found: dict[str, Any] = {}
+    with bar("iterations by window", len(samplers), "sampler") as measured:
+        for sampler in samplers:
+            found |= iteration_curve(Policy.from_checkpoint(checkpoint, sampler, device), observations)
+            measured.update()
+    return found
 
 
 def training_data(cfg: TrainConfig) -> tuple[WindowDataset, dict[str, Any], PolicySpec]:
