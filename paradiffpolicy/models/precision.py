@@ -96,7 +96,8 @@ def trunk_in(
         return halved(products.to(HALF[precision]), HALF[precision]) if precision in HALF else products
     if precision == "f32":
         return network.trunk
-    return (rounded_trunk if device.type == "cpu" else half_trunk)(network, HALF[precision])
+    computes = device.type != "cpu" or (precision == "bf16" and bfloat16_pays(device))
+    return (half_trunk if computes else rounded_trunk)(network, HALF[precision])
 
 
 class Model:
