@@ -152,13 +152,14 @@ def iteration_curve(policy: Policy, observations: Sequence[Observation]) -> dict
     for window in sorted({min(window, n) for window in WINDOWS}):
         plan = policy.with_sampler(_with_window(sampler, window)).plan(batch, generator=0)
         counts[str(window)] = round(float(plan.solution.iterations.double().mean()), 2)
-    return {_sampler_key(sampler): {"sampler": repr(sampler), "plans": len(batch), "windows": counts}}
+    words = repr(replace(sampler, driver=policy.driver))
+    return {_sampler_key(policy): {"sampler": words, "plans": len(batch), "windows": counts}}
 
 
 def known_curve(policy: Policy) -> Mapping[int, float] | None:
     """A checkpoint's curve for the policy's sampler; None: it has none."""
     curves = policy.info.get(CURVES)
-    entry = curves.get(_sampler_key(policy.sampler)) if isinstance(curves, Mapping) else None
+    entry = curves.get(_sampler_key(policy)) if isinstance(curves, Mapping) else None
     if entry is None:
         return None
     with reading("the checkpoint's info.iterations"):
@@ -191,10 +192,10 @@ def _measured(policy: Policy, sampler: Sampler, clock: Clock) -> Measured:
     return Measured(seconds / iterations, iterations / PLANS)
 
 
-def _sampler_key(sampler: Sampler) -> str:
+def _sampler_key(policy: Policy) -> str:
     """Of everything that a sampler's iterations depend on, but its window."""
-    driver: Any = sampler.driver
-    return fingerprint(sampler.tableau, replace(driver, window=AUTO), sampler.start)[:16]
+    driver: Any = policy.driver
+    return fingerprint(policy.sampler.tableau, replace(driver, window=AUTO), policy.sampler.start)[:16]
 
 
 def _machine_and_policy(policy: Policy) -> str:
@@ -203,7 +204,7 @@ def _machine_and_policy(policy: Policy) -> str:
     how = (capture.backend, capture.precision, capture.threads, capture.pinning, capture.tf32)
     sizes = (spec.horizon, spec.action_dim, spec.obs_dim, spec.n_obs_steps)
     shapes = [tuple(weight.shape) for weight in policy.network.parameters()]
-    return fingerprint(here, how, sizes, shapes, policy.guidance_scale, _sampler_key(policy.sampler))
+    return fingerprint(here, how, sizes, shapes, policy.guidance_scale, _sampler_key(policy))
 
 
 def _kept(path: Path | None) -> dict[str, Any]:

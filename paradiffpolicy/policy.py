@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -27,7 +28,7 @@ from .diffusion.guidance import check_scale
 from .diffusion.schedule import NoiseSchedule
 from .errors import LARGEST, InputError, nearest, require_count
 from .models.networks import build_network, check_weights, load_weights, usable_device, usable_network
-from .models.precision import Model
+from .models.precision import FINEST_TOLERANCE, Model
 from .models.unet1d import ConditionalUnet1D
 from .observation import InvalidObservationError, Observation, observation_window
 from .sampling.capture.backends import CaptureSettings
@@ -35,10 +36,14 @@ from .sampling.capture.executor import EagerProgram, Executor
 from .sampling.capture.fingerprint import fingerprint
 from .sampling.capture.network import COMMITTED, DenoiserNetwork
 from .sampling.capture.program import Backend, CapturedProgram
+from .sampling.driver import Driver
 from .sampling.noise import Seed, generators_for
+from .sampling.picard import no_finer
 from .sampling.sampler import Sampler, make_sampler
 from .session import Session
 from .types import Committed, Plan, PolicySpec, check_arguments
+
+log = logging.getLogger(__name__)
 
 
 class InvalidPlanError(InputError):
@@ -243,6 +248,15 @@ class Policy:
         return Denoiser(self.network, self.schedule, self.spec.prediction, threshold)
 
     @cached_property
+    def driver(self) -> Driver:
+        """The sampler's driver; its tolerance is one that the precision can reach."""
+        finest = FINEST_TOLERANCE.get(self.capture.precision, 0.0)
+        driver = no_finer(self.sampler.driver, finest)
+        if driver is not self.sampler.driver:
+            log.info("sampling: tolerance=%g, since %s rounds", finest, self.capture.precision)
+        return driver
+
+    @cached_property
     def executor(self) -> Executor:
         """Runs the sampler on the network."""
         precision, tableau = self.capture.precision, self.sampler.tableau
@@ -261,7 +275,7 @@ class Policy:
             return fingerprint(self.model.digest, self.spec, self.denoiser.threshold, precision)
 
         return Executor(
-            self.sampler.driver,
+            self.driver,
             tableau,
             network,
             self.capture.backends(self.device),

@@ -113,7 +113,7 @@ def programs(policies: Mapping[str, Any]) -> dict[str, Any]:
         name: {
             "how": sorted({program.method for program in policy.programs}),
             "precision": policy.capture.precision,
-            "window": getattr(policy.sampler.driver, "window", None),
+            **{name: getattr(policy.driver, name, None) for name in ("window", "tolerance")},
             "shapes": len(policy.programs),
             "megabytes": round(sum(program.nbytes for program in policy.programs) / 2**20, 1),
         }

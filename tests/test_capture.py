@@ -24,6 +24,7 @@ from paradiffpolicy.diffusion.denoiser import Denoiser
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D, Windows
+from paradiffpolicy.models.precision import bfloat16_pays
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.policy import InvalidPlanError, Policy
 from paradiffpolicy.provenance import resident_bytes
@@ -511,7 +512,7 @@ def cache_written() -> None:
 
 def test_a_compiled_model_is_found_again(tmp_path, monkeypatch, caplog):
     policy = policy_with(solver="ddim", n_steps=4, driver="rti")
-    first = planned(policy.captured("openvino", cache=tmp_path))
+    first = planned(policy.captured("openvino", precision="f32", cache=tmp_path))
     cache_written()
     blobs = sorted(tmp_path.glob("*.blob"))
     assert len(blobs) == 2  # a first plan, and one that continues
@@ -521,15 +522,15 @@ def test_a_compiled_model_is_found_again(tmp_path, monkeypatch, caplog):
 
     with monkeypatch.context() as patch:
         patch.setattr(openvino, "plan_model", unreachable)
-        assert torch.equal(planned(policy.captured("openvino", cache=tmp_path)), first)
+        assert torch.equal(planned(policy.captured("openvino", precision="f32", cache=tmp_path)), first)
         with pytest.raises(AssertionError, match="compiled again"):  # other settings, another model
-            planned(policy.captured("openvino", cache=tmp_path, threads=1))
+            planned(policy.captured("openvino", precision="f32", cache=tmp_path, threads=1))
     cut, changed = blobs
     cut.write_bytes(cut.read_bytes()[:100])
     content = bytearray(changed.read_bytes())
     content[-2000:-1000] = bytes(1000)  # weights, which OpenVINO itself would take
     changed.write_bytes(content)
-    assert torch.equal(planned(policy.captured("openvino", cache=tmp_path)), first)
+    assert torch.equal(planned(policy.captured("openvino", precision="f32", cache=tmp_path)), first)
     assert caplog.text.count("is damaged") == 2
     cache_written()
 
@@ -538,27 +539,27 @@ def test_programs_are_kept_where_nobody_else_can_put_one(tmp_path, monkeypatch, 
     policy, folder = policy_with(solver="ddim", n_steps=2), tmp_path / "a" / "cache"
     before = os.umask(0)
     try:
-        planned(policy.captured("openvino", cache=folder), 1)
+        planned(policy.captured("openvino", precision="f32", cache=folder), 1)
     finally:
         os.umask(before)
     cache_written()
     (kept,) = folder.glob("*.blob")
     assert folder.stat().st_mode & 0o777 == 0o700 and kept.stat().st_mode & 0o777 == 0o600
     kept.chmod(0o666)
-    planned(policy.captured("openvino", cache=folder), 1)
+    planned(policy.captured("openvino", precision="f32", cache=folder), 1)
     cache_written()
     assert caplog.text.count("others can write to it") == 1 and kept.stat().st_mode & 0o777 == 0o600
     kept.unlink()
     os.mkfifo(kept)
-    planned(policy.captured("openvino", cache=folder), 1)
+    planned(policy.captured("openvino", precision="f32", cache=folder), 1)
     cache_written()
     assert caplog.text.count("isn't a regular file") == 1 and kept.is_file()
     monkeypatch.setattr(openvino, "kept_plan", lambda path, options: pytest.fail("a kept program was used"))
     with monkeypatch.context() as patch:
         patch.setattr(openvino.os, "getuid", lambda: folder.stat().st_uid + 1)
-        planned(policy.captured("openvino", cache=folder), 1)
+        planned(policy.captured("openvino", precision="f32", cache=folder), 1)
     folder.chmod(0o777)
-    planned(policy.captured("openvino", cache=folder), 1)
+    planned(policy.captured("openvino", precision="f32", cache=folder), 1)
     assert caplog.text.count(f"others can write to {folder}") == 2
 
 
@@ -568,7 +569,7 @@ def test_other_weights_are_another_model(tmp_path):
             tiny_checkpoint(FLAT, seed), make_sampler(SCHEDULE, solver="ddim", n_steps=3)
         )
         expected = planned(policy, 1)
-        actual = planned(policy.captured("openvino", cache=tmp_path), 1)
+        actual = planned(policy.captured("openvino", precision="f32", cache=tmp_path), 1)
         assert_close(actual, expected, atol=0.02, rtol=0)
     cache_written()
     assert len(list(tmp_path.glob("*.blob"))) == 2
@@ -616,7 +617,7 @@ def test_fingerprints_hold_in_other_processes():
 )
 def test_captured_policies_plan_the_same(backend, driver):
     policy = policy_with(solver="ddim", n_steps=6, driver=driver)
-    assert_close(planned(policy.captured(backend)), planned(policy), atol=0.02, rtol=0)
+    assert_close(planned(policy.captured(backend, precision="f32")), planned(policy), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("backend", ["emulated", "openvino"])
@@ -625,7 +626,7 @@ def test_guided_policies_are_captured(backend):
     policy = Policy.from_checkpoint(tiny_checkpoint(spec), make_sampler(SCHEDULE, solver="ddim", n_steps=4))
     for scale in (2.0, torch.tensor([3.0])):
         guided = policy.with_guidance(scale)
-        assert_close(planned(guided.captured(backend)), planned(guided), atol=0.02, rtol=0)
+        assert_close(planned(guided.captured(backend, precision="f32")), planned(guided), atol=0.02, rtol=0)
     assert (planned(guided) - planned(policy)).abs().max() > 1
 
 
@@ -638,7 +639,7 @@ def test_what_isnt_finite_in_a_network_is_no_plan(backend, threshold, value):
     policy = policy_with(solver="ddim", n_steps=4, driver="rti").with_guidance(None, threshold)
     policy.network.final_conv[1].bias[0] = value
     with pytest.raises(InvalidPlanError):
-        planned(policy.captured(backend))
+        planned(policy.captured(backend, precision="f32"))
 
 
 def test_warming_up_makes_what_plans_need():
@@ -664,7 +665,11 @@ def test_the_program_that_was_used_longest_ago_goes_first(denoiser):
 
 
 def test_plans_leave_nothing_behind():
-    policy = policy_with(solver="ddim", n_steps=2, driver="rti").captured("openvino", threads=1).warm_up()
+    policy = (
+        policy_with(solver="ddim", n_steps=2, driver="rti")
+        .captured("openvino", precision="f32", threads=1)
+        .warm_up()
+    )
     planned(policy, 20)
     tracemalloc.start()
     try:
@@ -679,7 +684,7 @@ def test_plans_leave_nothing_behind():
 def test_several_threads_may_plan_at_once():
     policy = policy_with(solver="ddim", n_steps=6, driver="rti")
     expected = planned(policy)
-    shared, other = policy.captured("emulated"), policy.captured("openvino", threads=1)
+    shared, other = policy.captured("emulated"), policy.captured("openvino", precision="f32", threads=1)
     results: dict[int, torch.Tensor] = {}
 
     def work(k: int) -> None:
@@ -711,8 +716,8 @@ def test_a_driver_that_cant_be_captured_runs_eagerly(caplog):
     assert_close(expected, sequential, atol=0.01, rtol=0)
     for backend in ("emulated", "openvino"):
         with pytest.raises(InputError, match=r"driver BackAndForth can't be captured.*capture=eager"):
-            policy.captured(backend)
-    auto = policy.captured("auto")
+            policy.captured(backend, precision="f32")
+    auto = policy.captured("auto", precision="f32")
     assert torch.equal(planned(auto, 1), expected)
     assert "BackAndForth can't be captured" in caplog.text
     assert [program.method for program in auto.programs] == ["eager"]
@@ -749,10 +754,10 @@ def test_openvino_that_isnt_installed_is_refused_and_auto_goes_on(monkeypatch, c
     openvino.core.cache_clear()
     try:
         with pytest.raises(InputError, match=r"pip install 'paradiffpolicy\[openvino\]'"):
-            policy_with(n_steps=2).captured("openvino")
+            policy_with(n_steps=2).captured("openvino", precision="f32")
         with caplog.at_level(logging.WARNING):
             policy = policy_with(solver="ddim", n_steps=4)
-            assert torch.equal(planned(policy.captured("auto")), planned(policy))
+            assert torch.equal(planned(policy.captured("auto", precision="f32")), planned(policy))
         assert "needs OpenVINO" in caplog.text and "eager instead" in caplog.text
     finally:
         openvino.core.cache_clear()
@@ -761,7 +766,7 @@ def test_openvino_that_isnt_installed_is_refused_and_auto_goes_on(monkeypatch, c
 def test_auto_falls_back_when_a_plan_cant_be_captured(caplog):
     """Anderson's linear systems aren't translated: the plan is eager, and says so."""
     policy = policy_with(solver="ddim", n_steps=6, driver="anderson")
-    auto = policy.captured("auto")
+    auto = policy.captured("auto", precision="f32")
     assert_close(planned(auto, 2), planned(policy, 2), atol=0.02, rtol=0)
     assert "isn't translated to OpenVINO" in caplog.text and "trying the next backend" in caplog.text
     assert [program.method for program in auto.programs] == ["eager"]
@@ -773,8 +778,8 @@ def test_auto_falls_back_when_openvino_fails(monkeypatch, caplog):
             raise RuntimeError("there is no such kernel\nat line 3")
 
     policy = policy_with(solver="ddim", n_steps=3)
-    captured = policy.captured("openvino")
-    auto = policy.captured("auto")
+    captured = policy.captured("openvino", precision="f32")
+    auto = policy.captured("auto", precision="f32")
     monkeypatch.setattr(openvino, "core", Fails)
     with pytest.raises(CaptureError, match=r"can't be compiled by OpenVINO \(there is no such kernel\)$"):
         planned(captured)
@@ -792,7 +797,7 @@ def test_what_cant_be_captured_keeps_its_precision(precision):
 def test_a_programs_memory_is_what_the_process_grew_by():
     """Of a batch of 64 most is memory that OpenVINO computes in, and tells nothing of."""
     policy = Policy.from_checkpoint(tiny_checkpoint(), make_sampler(SCHEDULE, solver="ddim", n_steps=3))
-    policy = policy.captured("openvino", threads=1)
+    policy = policy.captured("openvino", precision="f32", threads=1)
     policy.warm_up()
     gc.collect()
     before = resident_bytes()
@@ -804,7 +809,7 @@ def test_a_programs_memory_is_what_the_process_grew_by():
 def test_auto_calls_large_batches_of_windows_on_active_rows_alone():
     """On a CPU; every batch plans what the eager policy plans."""
     policy = policy_with(solver="ddpm", n_steps=12, driver="picard", window=4)
-    auto = policy.captured("auto")
+    auto = policy.captured("auto", precision="f32")
     for batch, methods in ((6, ["eager"]), (2, ["one OpenVINO model", "eager"])):
         windows, seeds = WINDOW.repeat(batch, 1, 1), range(batch)
         plans = [
@@ -860,6 +865,41 @@ def test_other_shapes_are_named(denoiser):
 def test_recording_leaves_the_result_alone():
     tape = record(lambda: {"y": (X * 2).sum(dim=0)})
     assert torch.equal(tape.result["y"], (X * 2).sum(dim=0)) and len(tape.calls) == 2
+
+
+# --------------------------------------------------------------------------------------- precisions
+
+
+class Unsplit(torch.nn.Module):
+    """A network without a trunk."""
+
+    def forward(self, x, t, condition):
+        return 0.9 * x
+
+
+def test_auto_is_the_precision_that_programs_compute_in_fastest():
+    policy = policy_with(n_steps=2)
+    assert policy.capture.precision == policy.captured("eager").capture.precision == "f32"
+    quick = Backend("quick", Plain, fastest="f16")
+    assert policy.captured(lambda settings, device: [quick, EAGER]).capture.precision == "f16"
+    assert policy.captured(lambda settings, device: [EAGER, quick]).capture.precision == "f32"
+    here = policy.captured("auto")
+    assert here.capture.precision == ("bf16" if bfloat16_pays(CPU) else "f32")
+    assert f", {here.capture.precision}, " in repr(here)
+    own = policy.with_network(Unsplit())
+    assert own.captured(lambda settings, device: [quick]).capture.precision == "f32"
+
+
+def test_a_tolerance_is_one_that_the_precision_reaches(caplog):
+    policy = policy_with(driver="picard", solver="ddpm", n_steps=20, tolerance=0.002)
+    caplog.set_level(logging.INFO)
+    half = policy.captured("emulated", precision="bf16")
+    assert half.driver.tolerance == 0.05 and "tolerance=0.05, since bf16 rounds" in caplog.text
+    coarse = policy_with(driver="picard", solver="ddpm", n_steps=20, tolerance=0.05)
+    coarse = coarse.captured("emulated", precision="bf16")
+    assert torch.equal(planned(half), planned(coarse))
+    assert half.captured("eager").driver.tolerance == policy.driver.tolerance == 0.002
+    assert coarse.captured("eager", precision="f16").driver.tolerance == 0.05
 
 
 # ------------------------------------------------------------------------------------- fused kernels

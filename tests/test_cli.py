@@ -310,6 +310,9 @@ def test_collected_episodes_can_be_trained_on_and_evaluated(capsys, checkpoint, 
     metadata = json.loads((place / "policy.json").read_text())["info"]
     assert metadata["dataset"]["n_episodes"] == 6 and metadata["training"]["step"] == 3
     assert metadata["training"]["scores"][0]["n_seeds"] == 2
+    # paraddpm's tolerance, the one that bf16 reaches, and speculative.
+    curves = [entry["windows"] for entry in metadata["iterations"].values()]
+    assert len(curves) == 3 and all(set(curve) == {"5", "8", "12", "20", "50", "100"} for curve in curves)
     code, _, err = run(
         capsys,
         "evaluate",
@@ -539,7 +542,7 @@ def test_settings_that_dont_exist_or_have_another_type_are_refused(command, over
         ({"workers": "all"}, "workers=all must be a whole number above 0, or auto"),
         ({"side_by_side": 0}, "side_by_side=0 must be a whole number above 0, or null"),
         ({"threads": 0}, "threads=0 must be a whole number above 0, or null"),
-        ({"precision": "f8"}, "unknown precision 'f8'; known: bf16, f16, f32, int8"),
+        ({"precision": "f8"}, "unknown precision 'f8'; known: auto, bf16, f16, f32, int8"),
         ({"mode": "fast"}, "unknown mode 'fast'"),
         ({"realtime.clock": "wal"}, "realtime.clock: unknown clock 'wal'; did you mean 'wall'?"),
         (

@@ -378,7 +378,7 @@ def test_a_pickled_policy_is_the_policy():
 def test_policies_and_plans_print_on_one_line():
     policy = policy_with(n_steps=5)
     assert str(policy).startswith(
-        "Policy(pusht, ConditionalUnet1D of 0.1 M weights, cpu, capture=eager, Sampler("
+        "Policy(pusht, ConditionalUnet1D of 0.1 M weights, cpu, capture=eager, f32, Sampler("
     )
     plan = str(policy.plan(WINDOWS, generator=0))
     assert plan.startswith("Plan(actions (3, 16, 2), executed 1 to 8, Solution(")
@@ -388,8 +388,8 @@ def test_policies_and_plans_print_on_one_line():
 def test_a_device_is_chosen_in_one_place():
     found = Policy.from_checkpoint(tiny_checkpoint(), make_sampler(spec_schedule(TINY)), "auto").device
     assert found == (torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
-    for wrong in ("gpu", 2.5):
-        with pytest.raises(InputError, match=f"device={wrong} can't be used here"):
+    for wrong, message in (("gpu", "device=gpu can't be used here"), (2.5, "device=2.5 must be auto")):
+        with pytest.raises(InputError, match=message):
             usable_device(wrong)
 
 

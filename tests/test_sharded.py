@@ -89,7 +89,9 @@ TOO_MANY = ["evaluate", "samplers=[paraddpm]", SHARDED, "sampler.paraddpm.window
 
 def evaluation(folder: Path, name: str, *more: str) -> list[str]:
     settings = "samplers=[paraddpm] reference=paraddpm seeds=2 task.max_steps=16 paced_ticks=2"
-    settings += " latency_plans=2 videos=0 capture=eager sampler.paraddpm.n_steps=20"
+    settings += (
+        " latency_plans=2 videos=0 capture=eager sampler.paraddpm.n_steps=20 sampler.paraddpm.window=20"
+    )
     folders = f"checkpoint={folder / 'tiny'}", f"out={folder / name}"
     return ["evaluate", *settings.split(), *folders, *more]
 

@@ -69,10 +69,18 @@ PLANS_OF_A_CURVE = 16
 def curves(cfg: TrainConfig, checkpoint: Checkpoint, data: WindowDataset, device: str) -> dict[str, Any]:
     """How many iterations the samplers take whose window is ``auto``, from observations of the dataset."""
     from ..calibration import is_auto, iteration_curve
+    from ..models.precision import FINEST_TOLERANCE
     from ..policy import Policy
+    from ..sampling.picard import no_finer
+    from ..sampling.sampler import Sampler
 
     spec = checkpoint.spec
-    samplers = [sampler for name in cfg.sampler if is_auto(sampler := named_sampler(cfg, name, spec))]
+    samplers = list[Sampler]()
+    for sampler in (named_sampler(cfg, name, spec) for name in cfg.sampler):
+        if is_auto(sampler):
+            drivers = [no_finer(sampler.driver, finest) for finest in (0.0, *FINEST_TOLERANCE.values())]
+            distinct = [driver for k, driver in enumerate(drivers) if driver not in drivers[:k]]
+            samplers += [replace(sampler, driver=driver) for driver in distinct]
     observations = [
         data.observations[data.steps[i, : spec.n_obs_steps]].numpy()
         for i in range(0, len(data), -(-len(data) // PLANS_OF_A_CURVE))

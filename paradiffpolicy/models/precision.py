@@ -20,6 +20,10 @@ HALF = {"bf16": torch.bfloat16, "f16": torch.float16}
 PRECISIONS = ("f32", *HALF, "int8")
 """``int8`` is of weights; the arithmetic is float32's then."""
 
+FINEST_TOLERANCE = {"bf16": 0.05}
+"""Of parallel drivers, in standard deviations of DDPM's reverse step: below it, rounding alone keeps nodes
+moving: with 0.002 a plan of 100 nodes took 60 iterations in place of 16.  (In f16 it took 17.)"""
+
 CHOICES = ("auto", *PRECISIONS)
 """``auto`` is what a captured program computes in fastest."""
 

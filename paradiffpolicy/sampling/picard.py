@@ -20,7 +20,7 @@ form, which sums the steps' increments, and needs about twice the iterations at 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from torch import Tensor
 from ..errors import LARGEST, InputError, is_whole, require_count, require_positive
 from ..types import Noise, Solution
 from .driver import (
+    Driver,
     Evaluate,
     IterativeDriver,
     Linear,
@@ -148,6 +149,13 @@ class _Tolerant(Windowed):
     def limits(self, variances: Tensor, like: Tensor) -> Tensor:
         """How far nodes may move, in the mean square, if they are measured in these variances."""
         return (self.tolerance**2 * variances).to(like)
+
+
+def no_finer(driver: Driver, tolerance: float) -> Driver:
+    """The driver with a tolerance of at least so much; one without a tolerance as it is."""
+    if isinstance(driver, _Tolerant) and driver.tolerance < tolerance:
+        return replace(driver, tolerance=tolerance)
+    return driver
 
 
 def mean_square(x: Tensor) -> Tensor:
