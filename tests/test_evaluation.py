@@ -23,7 +23,7 @@ from scipy import stats
 
 from paradiffpolicy.benchmarks import baselines
 from paradiffpolicy.benchmarks.calls import call_rows
-from paradiffpolicy.benchmarks.floors import Rates, TrunkCost, measured_rates, trunk_cost
+from paradiffpolicy.benchmarks.floors import Floors, Rates, TrunkCost, measured_rates, trunk_cost
 from paradiffpolicy.benchmarks.latency import latency_rows, steady_state
 from paradiffpolicy.benchmarks.timing import interleaved, plan_latencies
 from paradiffpolicy.cli.schema import EvaluateConfig, TrainEvaluationConfig
@@ -346,8 +346,7 @@ def test_latency_rows_compare_with_the_baseline():
     realtime = policy.with_sampler(
         make_sampler(policy.schedule, solver="ddim", n_steps=10, driver="rti", iterations=2)
     )
-    rates = Rates(bandwidth=1e9, matrix=1e9)
-    rows = latency_rows({"short": policy, "rti": realtime}, windows, clock, rates=rates)
+    rows = latency_rows({"short": policy, "rti": realtime}, windows, clock, floors=floors_of(policy))
     assert [row.name for row in rows] == [*baselines.BASELINES, "short", "rti"]
     parallel = rows[2].iterations
     assert 3 < parallel < 60
@@ -356,15 +355,24 @@ def test_latency_rows_compare_with_the_baseline():
     assert [row.speedup[1] for row in rows] == pytest.approx([1, 10, 100 / parallel, 100 / 3, 50])
     assert [row.speedup_ddim for row in rows] == pytest.approx([0.1, 1, 10 / parallel, 10 / 3, 5])
     work = trunk_cost(policy.denoiser.network, 16)
-    assert rows[3].floor == pytest.approx(3 * 1e-6 * max(work.nbytes, work.operations))
-    assert rows[4].floor == pytest.approx(2 * 1e-6 * max(work.nbytes, 10 * work.operations))
+    assert rows[3].floor == pytest.approx(3 * 1e-6 * max(4 * work.weights, work.operations))
+    assert rows[4].floor == pytest.approx(2 * 1e-6 * max(4 * work.weights, 10 * work.operations))
     assert plan_latencies({"realtime": realtime}, windows, clock) == {"realtime": [2.0, 2.0]}
+
+
+def floors_of(policy):
+    """As if a byte and an operation took a nanosecond."""
+    floors = Floors(policy.network, policy.spec.horizon, policy.device, MonotonicClock())
+    floors.rates["f32"] = Rates(bandwidth=1e9, matrix=1e9)
+    return floors
 
 
 def test_a_floor_is_what_takes_longer():
     rates = Rates(bandwidth=100.0, matrix=10.0)
-    assert TrunkCost(nbytes=200, operations=10).floor(rates, calls=3, rows=1) == pytest.approx(6.0)
-    assert TrunkCost(nbytes=200, operations=10).floor(rates, calls=3, rows=5) == pytest.approx(15.0)
+    cost = TrunkCost(weights=50, operations=10)
+    assert cost.floor(rates, calls=3, rows=1) == pytest.approx(6.0)
+    assert cost.floor(rates, calls=3, rows=5) == pytest.approx(15.0)
+    assert cost.floor(rates, calls=3, rows=1, precision="bf16") == pytest.approx(3.0)
 
 
 def test_rates_are_measured_and_a_trunk_is_counted():
@@ -374,16 +382,21 @@ def test_rates_are_measured_and_a_trunk_is_counted():
     work = trunk_cost(network, 16)
     layers = network.state_dict().items()
     film = sum(w.nbytes for name, w in layers if "cond_encoder" in name or "diffusion_step" in name)
-    assert work.nbytes == sum(w.nbytes for _, w in layers) - film
+    assert 4 * work.weights == sum(w.nbytes for _, w in layers) - film
     dense = 2 * 16 * (2 * 16 * 5 + 16 * 16 * 5)  # a first block's convolutions, taps on the padding too
     assert dense / 2 < work.operations / 10 < dense * 2
 
 
 def test_calls_are_timed_eager_and_captured():
     policy = tiny_policy()
-    settings = {"captured": CaptureSettings("emulated")}
-    rows = call_rows(policy, settings, [1, 2], 2, MonotonicClock(), Rates(1e9, 1e9))
-    assert [(row.name, row.batch) for row in rows] == [(n, b) for b in (1, 2) for n in ("eager", "captured")]
+    settings = {name: CaptureSettings("emulated", name) for name in ("f32", "f16")}
+    floors = floors_of(policy)
+    floors.rates["f16"] = Rates(1e9, 1e18)
+    rows = call_rows(policy, settings, [1, 2], 2, MonotonicClock(), floors)
+    assert [(row.name, row.batch) for row in rows] == [
+        (n, b) for b in (1, 2) for n in ("eager", "f32", "f16")
+    ]
+    assert rows[2].floor == pytest.approx(2e-6 * floors.cost.weights)
     assert all(row.ms["p50"] > 0 and row.floor > 0 for row in rows)
 
 

@@ -19,7 +19,7 @@ from ..sampling.capture.backends import CaptureSettings
 from ..sampling.capture.program import CapturedProgram, CaptureError, Program
 from ..sampling.driver import State
 from ..tables import spread, table, tail
-from .floors import Rates, trunk_cost
+from .floors import Floors
 from .timing import Task, Timing, interleaved, timings
 
 
@@ -71,7 +71,7 @@ def call_rows(
     batches: Sequence[int],
     repeats: int,
     clock: Clock,
-    rates: Rates,
+    floors: Floors,
 ) -> list[CallRow]:
     """Times a network call eager (whole, as diffusers' loops make it) and captured, taking turns.
 
@@ -81,7 +81,8 @@ def call_rows(
     """
     network = policy.denoiser.network
     assert isinstance(network, ConditionalUnet1D)
-    cost, rows = trunk_cost(network, policy.spec.horizon), []
+    precisions = {name: each.resolved(policy.device).precision for name, each in settings.items()}
+    rows = []
     for batch in batches:
         x = torch.randn(batch, policy.spec.horizon, policy.spec.action_dim).to(policy.device)
         t = torch.zeros(batch, device=policy.device)
@@ -92,9 +93,13 @@ def call_rows(
         for name, chosen in settings.items():
             tasks[name] = _captured_call(call_program(policy, chosen, batch), x, film)
         seconds = interleaved(tasks, [np.zeros(1)] * repeats, clock)
-        floor = cost.floor(rates, 1, batch) * 1e3
         rows += [
-            CallRow(name=name, batch=batch, floor=floor, **timings(values, seconds["eager"]))
+            CallRow(
+                name=name,
+                batch=batch,
+                floor=floors.seconds(precisions.get(name, "f32"), 1, batch) * 1e3,
+                **timings(values, seconds["eager"]),
+            )
             for name, values in seconds.items()
         ]
     return rows

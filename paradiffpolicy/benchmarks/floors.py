@@ -4,7 +4,9 @@ A network call reads every weight once and multiplies it with every row, so it t
 
     max(weight bytes / bandwidth, rows * operations per row / matrix rate)
 
-both rates measured in the same run; a plan's floor is the sum over its iterations.
+both rates measured in the same run, in the precision of the call: the bandwidth of as many bytes as the
+weights have, since a cache that holds them is read faster than memory.  A plan's floor is the sum over its
+iterations.
 """
 
 from __future__ import annotations
@@ -19,6 +21,14 @@ from ..clock import Clock
 from ..models.matmul_unet1d import MatmulUnet1D
 from ..models.unet1d import ConditionalUnet1D
 
+ARITHMETIC = {
+    "f32": (4, torch.float32),
+    "bf16": (2, torch.bfloat16),
+    "f16": (2, torch.float16),
+    "int8": (1, torch.float32),
+}
+"""Per precision: bytes of a weight, and what products are computed in."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -28,9 +38,16 @@ class Rates:
     matrix: float
 
 
-def measured_rates(device: torch.device, clock: Clock, repeats: int = 7) -> Rates:
-    """The best of a few reads of a quarter of a gigabyte, and of a few products of large matrices."""
-    values, matrix = torch.ones(2**26, device=device), torch.ones(2048, 2048, device=device)
+def measured_rates(
+    device: torch.device,
+    clock: Clock,
+    nbytes: int = 2**28,
+    dtype: torch.dtype = torch.float32,
+    repeats: int = 9,
+) -> Rates:
+    """The best of a few reads of so many bytes, and of a few products of large matrices in a ``dtype``."""
+    values = torch.ones(max(1, nbytes // 4), device=device)
+    matrix = torch.ones(2048, 2048, device=device, dtype=dtype)
 
     def best(task: Callable[[], torch.Tensor]) -> float:
         seconds = []
@@ -47,14 +64,15 @@ def measured_rates(device: torch.device, clock: Clock, repeats: int = 7) -> Rate
 
 @dataclass(frozen=True)
 class TrunkCost:
-    """The cost of a call of a network's trunk: bytes of float32 weights, and operations per row."""
+    """The cost of a call of a network's trunk: its weights, and operations per row."""
 
-    nbytes: int
+    weights: int
     operations: int
 
-    def floor(self, rates: Rates, calls: float, rows: float) -> float:
+    def floor(self, rates: Rates, calls: float, rows: float, precision: str = "f32") -> float:
         """Seconds that ``calls`` network calls of ``rows`` rows each take at least."""
-        return calls * max(self.nbytes / rates.bandwidth, rows * self.operations / rates.matrix)
+        nbytes = self.weights * ARITHMETIC[precision][0]
+        return calls * max(nbytes / rates.bandwidth, rows * self.operations / rates.matrix)
 
 
 def trunk_cost(network: ConditionalUnet1D, horizon: int) -> TrunkCost:
@@ -63,4 +81,23 @@ def trunk_cost(network: ConditionalUnet1D, horizon: int) -> TrunkCost:
     film = torch.zeros(1, sum(network.film_sizes), device=next(network.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         trunk(film.new_zeros(1, horizon, network.input_dim), film)
-    return TrunkCost(sum(buffer.nbytes for buffer in trunk.buffers()), counter.get_total_flops())
+    return TrunkCost(sum(buffer.numel() for buffer in trunk.buffers()), counter.get_total_flops())
+
+
+class Floors:
+    """Lower bounds of a network's calls on a device.
+
+    Attributes:
+        rates: measured so far, by precision.
+    """
+
+    def __init__(self, network: ConditionalUnet1D, horizon: int, device: torch.device, clock: Clock) -> None:
+        self.cost, self.rates = trunk_cost(network, horizon), dict[str, Rates]()
+        self._device, self._clock = device, clock
+
+    def seconds(self, precision: str, calls: float, rows: float) -> float:
+        """That ``calls`` network calls of ``rows`` rows each take at least."""
+        if precision not in self.rates:
+            size, dtype = ARITHMETIC[precision]
+            self.rates[precision] = measured_rates(self._device, self._clock, self.cost.weights * size, dtype)
+        return self.cost.floor(self.rates[precision], calls, rows, precision)

@@ -17,7 +17,7 @@ from ..models.unet1d import ConditionalUnet1D
 from ..policy import Policy
 from ..tables import quantiles, spread, table, tail
 from .baselines import BASELINES, Loop, baseline_plan
-from .floors import Rates, measured_rates, trunk_cost
+from .floors import Floors
 from .timing import WARM_UPS, ContinuedPlans, Timing, interleaved, resident, timings
 
 
@@ -57,12 +57,12 @@ def latency_rows(
     windows: Sequence[NDArray[Any]],
     clock: Clock,
     on_turn: Callable[[], object] = lambda: None,
-    rates: Rates | None = None,
+    floors: Floors | None = None,
 ) -> list[LatencyRow]:
     """Times the baselines and every policy, for one robot, on the same windows.
 
     Args:
-        rates: of the device; None: measured here.
+        floors: of the network; None: its rates are measured here.
 
     Raises:
         InputError: diffusers, for the baselines, isn't installed.
@@ -70,8 +70,7 @@ def latency_rows(
     first = next(iter(policies.values()))
     network = first.denoiser.network
     assert isinstance(network, ConditionalUnet1D)
-    rates = measured_rates(first.device, clock) if rates is None else rates
-    cost = trunk_cost(network, first.spec.horizon)
+    floors = Floors(network, first.spec.horizon, first.device, clock) if floors is None else floors
     loops = {name: _BaselinePlans(loop, first) for name, loop in BASELINES.items()}
     ours = {name: ContinuedPlans(policy) for name, policy in policies.items()}
     memory, before = {}, resident()
@@ -88,6 +87,7 @@ def latency_rows(
     for name, values in seconds.items():
         task = loops.get(name) or ours[name]
         iterations = float(np.mean(task.iterations[WARM_UPS:]))
+        precision = policies[name].capture.precision if name in policies else "f32"
         nfe = float(np.mean(task.nfe[WARM_UPS:])) if isinstance(task, ContinuedPlans) else iterations
         rows.append(
             LatencyRow(
@@ -95,7 +95,7 @@ def latency_rows(
                 **timings(values, ddpm),
                 speedup_ddim=float(np.median(np.divide(ddim, values))),
                 iterations=iterations,
-                floor=cost.floor(rates, iterations, nfe / iterations) * 1e3,
+                floor=floors.seconds(precision, iterations, nfe / iterations) * 1e3,
                 memory=memory[name],
             )
         )

@@ -24,7 +24,6 @@ from .settings import written
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..benchmarks.floors import Rates
     from ..policy import Policy
     from .bench_schema import (
         BenchControlConfig,
@@ -44,24 +43,20 @@ def measured(cfg: PolicyConfig) -> Path:
 
 def bench_latency(cfg: BenchLatencyConfig) -> None:
     """Times plans and network calls for one robot, as ratios within one run."""
-    from ..benchmarks.floors import measured_rates
     from ..benchmarks.timing import peak
-    from ..clock import MonotonicClock
 
     repeats, steady = per_network(cfg, "repeats", 5), per_network(cfg, "steady", 0)
     policy = load_policy(cfg)
     # Real observations: how many iterations a tolerance takes depends on them.
     windows = recorded_windows(cfg, sampling_policy(cfg, "rti", policy), max(repeats.values(), default=1))
-    rates = measured_rates(policy.device, MonotonicClock())
-    content: dict[str, Any] = {"rates": vars(rates)}
+    content: dict[str, Any] = {}
     for network, down_dims in cfg.networks.items():
         sized = policy if down_dims is None else resized(cfg, policy, down_dims)
         content[network] = network_latencies(
-            cfg, network, sized, windows[: repeats[network]], steady[network], rates
+            cfg, network, sized, windows[: repeats[network]], steady[network]
         )
     content["peak_memory_mb"] = peak()
-    reads = f"{rates.bandwidth / 1e9:.1f} GB/s read, {rates.matrix / 1e9:.0f} GFLOP/s multiplied"
-    publish((), content, cfg.out, [f"{reads}; peak memory {peak():.0f} MB"], checkpoint=measured(cfg))
+    publish((), content, cfg.out, [f"peak memory {peak():.0f} MB"], checkpoint=measured(cfg))
 
 
 def network_latencies(
@@ -70,12 +65,12 @@ def network_latencies(
     policy: Policy,
     windows: list[NDArray[Any]],
     n_steady: int,
-    rates: Rates,
 ) -> dict[str, Any]:
     """Times a network's calls and plans, prints them, and returns them as plain values."""
     from dataclasses import asdict
 
     from ..benchmarks.calls import call_rows, call_table
+    from ..benchmarks.floors import Floors
     from ..benchmarks.latency import latency_rows, latency_table, steady_state
     from ..clock import MonotonicClock
     from ..sampling.capture.backends import CaptureSettings
@@ -87,7 +82,9 @@ def network_latencies(
         f"captured {p}": CaptureSettings("auto", p, threads=cfg.threads, pinning=cfg.pinning)
         for p in cfg.precisions
     }
-    calls = call_rows(policy, captures, cfg.call_rows, cfg.call_repeats, clock, rates)
+    unet: Any = policy.network
+    floors = Floors(unet, policy.spec.horizon, policy.device, clock)
+    calls = call_rows(policy, captures, cfg.call_rows, cfg.call_repeats, clock, floors)
     policies = {
         f"{name}, {capture}": sampling_policy(
             cfg, name, policy.captured(**capture_settings(cfg, capture=capture))
@@ -96,12 +93,16 @@ def network_latencies(
         for name in cfg.samplers
     }
     with bar(network, len(windows)) as turns:
-        plans = latency_rows(policies, windows, clock, turns.update, rates)
+        plans = latency_rows(policies, windows, clock, turns.update, floors)
     if calls:
         screen.print(call_table(calls, f"{title}: a network call"))
     screen.print(latency_table(plans, f"{title}: a plan for one robot, {len(windows)} each"))
+    for precision, rates in floors.rates.items():
+        reads = f"{rates.bandwidth / 1e9:.1f} GB/s read, {rates.matrix / 1e9:.0f} GFLOP/s multiplied"
+        screen.print(f"{network}, {precision}: {reads}", highlight=False)
     content = {
         "parameters": n_parameters,
+        "rates": {precision: vars(rates) for precision, rates in floors.rates.items()},
         "calls": [asdict(row) for row in calls],
         "plans": [asdict(row) for row in plans],
     }
