@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,12 @@ def _measured(policy: Policy, sampler: Sampler, clock: Clock) -> Measured:
 def _sampler_key(policy: Policy) -> str:
     """Of everything that a sampler's iterations depend on, but its window."""
     driver: Any = policy.driver
-    return fingerprint(policy.sampler.tableau, replace(driver, window=AUTO), policy.sampler.start)[:16]
+    table = [getattr(policy.sampler.tableau, each.name) for each in fields(policy.sampler.tableau)]
+    # Rounded: another machine's last digits make no other table.
+    table = [
+        part.double().round(decimals=6) + 0.0 if isinstance(part, torch.Tensor) else part for part in table
+    ]
+    return fingerprint(table, replace(driver, window=AUTO), policy.sampler.start)[:16]
 
 
 def _machine_and_policy(policy: Policy) -> str:
