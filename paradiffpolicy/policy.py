@@ -266,7 +266,7 @@ class Policy:
             trunk = self.model.trunk(
                 precision,
                 self.device,
-                choose_convolution=backend.choose_convolution,
+                make_convolution=backend.make_convolution,
                 arithmetic_in_half=backend.arithmetic_in_half,
             )
             return DenoiserNetwork(self.denoiser, tableau, torch.zeros((), device=self.device), trunk)

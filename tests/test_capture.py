@@ -23,7 +23,7 @@ from torch.nn import functional
 from paradiffpolicy.diffusion.denoiser import Denoiser
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D, for_gpus
+from paradiffpolicy.models.matmul_unet1d import MatmulUnet1D, Windows
 from paradiffpolicy.models.precision import bfloat16_pays
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.policy import InvalidPlanError, Policy
@@ -928,9 +928,7 @@ class Plain:
 ])  # fmt: skip
 def test_a_fused_plan_is_the_eager_one(settings):
     """Traced and lowered by PyTorch's compiler, without its last step, which writes kernels for a device."""
-    backend = Backend(
-        "fused", lambda program: Plain(fused(program, "aot_eager")), choose_convolution=for_gpus
-    )
+    backend = Backend("fused", lambda program: Plain(fused(program, "aot_eager")), make_convolution=Windows)
     policy = policy_with(**settings)
     captured_policy = policy.captured(lambda settings, device: [backend])
     assert_close(planned(captured_policy), planned(policy), atol=1e-2, rtol=0)

@@ -42,7 +42,7 @@ def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> Captu
     trunk = policy.model.trunk(
         settings.precision,
         policy.device,
-        choose_convolution=backend.choose_convolution,
+        make_convolution=backend.make_convolution,
         arithmetic_in_half=backend.arithmetic_in_half,
     )
     assert trunk is not None

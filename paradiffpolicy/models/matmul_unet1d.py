@@ -151,22 +151,6 @@ class Windows(nn.Module):
         return y if self.phases == 1 else torch.stack(y.chunk(self.phases, dim=-1), dim=1).flatten(0, 1)
 
 
-ChooseConvolution = Callable[[int], MakeConvolution]
-"""From a call's work, rows times weights, to the form that is fastest."""
-
-FEW = 70_000_000
-
-
-def for_cpus(work: int) -> MakeConvolution:
-    """``Windows`` where a call has so little to multiply that the number of products counts."""
-    return Windows if work <= FEW else Taps
-
-
-def for_gpus(work: int) -> MakeConvolution:
-    """``Windows``."""
-    return Windows
-
-
 class Norm(nn.Module):
     """GroupNorm over ``[T, rows, C]``."""
 

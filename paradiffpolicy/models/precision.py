@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Network, SplitNetwork, Trunk
 from ..errors import InputError, nearest
-from .matmul_unet1d import ChooseConvolution, MakeConvolution, MatmulUnet1D, Taps, Weight, int8_where_it_pays
+from .matmul_unet1d import MakeConvolution, MatmulUnet1D, Taps, Weight, int8_where_it_pays
 from .unet1d import ConditionalUnet1D
 
 HALF = {"bf16": torch.bfloat16, "f16": torch.float16}
@@ -144,7 +144,7 @@ class Model:
         precision: str,
         device: torch.device,
         *,
-        choose_convolution: ChooseConvolution | None,
+        make_convolution: MakeConvolution | None,
         arithmetic_in_half: bool,
     ) -> Trunk | None:
         """The trunk's form for a backend; None: the network has none but its own.
@@ -152,7 +152,7 @@ class Model:
         Args:
             precision: a name in ``PRECISIONS``.
             device: where it will run.
-            choose_convolution: of the form with convolutions as matrix products; None: the network's own.
+            make_convolution: of a form with convolutions as matrix products.
             arithmetic_in_half: the backend itself computes in bf16 or f16, from float32 weights.
 
         Raises:
@@ -162,18 +162,14 @@ class Model:
         network = self.network
         if not isinstance(network, SplitNetwork):
             return None
-        weights = (
-            sum(weight.numel() for weight in network.parameters()) if isinstance(network, nn.Module) else 0
-        )
         if not isinstance(network, ConditionalUnet1D):
-            choose_convolution = None
+            make_convolution = None
         precision = "f32" if arithmetic_in_half and precision in HALF else precision
+        form = (precision, make_convolution, device)
 
         def trunk(sample: Tensor, film: Tensor) -> Tensor:
-            make = None if choose_convolution is None else choose_convolution(len(sample) * weights)
-            form = (precision, make, device)
             if form not in self._made:
-                self._made[form] = trunk_in(network, precision, device, make_convolution=make)
+                self._made[form] = trunk_in(network, precision, device, make_convolution=make_convolution)
             return self._made[form](sample, film)
 
         return trunk

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.matmul_unet1d import for_gpus
+from ...models.matmul_unet1d import Windows
 from ...models.precision import bfloat16_pays
 from ..driver import State
 from .fusion import fused
@@ -59,7 +59,7 @@ def cuda_graph_backend(*, tf32: bool = False, fuse: bool = True) -> Backend:
     return Backend(
         "cuda_graph",
         lambda program: cuda_graphs(program, tf32, fuse=fuse),
-        choose_convolution=for_gpus,
+        make_convolution=Windows,
         fastest="bf16" if bfloat16_pays(torch.device("cuda")) else "f16",
     )
 

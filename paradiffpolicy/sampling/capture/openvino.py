@@ -26,7 +26,7 @@ import torch
 
 from ...errors import InputError, first_line
 from ...files import require_regular, write_atomically
-from ...models.matmul_unet1d import for_cpus
+from ...models.matmul_unet1d import Taps
 from ...models.precision import bfloat16_pays
 from ...provenance import resident_bytes
 from ..driver import State
@@ -90,7 +90,7 @@ def openvino_backend(
     return Backend(
         "openvino",
         lambda program: OpenVINO(program, options, cache),
-        choose_convolution=for_cpus,
+        make_convolution=Taps,
         arithmetic_in_half=True,
         fastest="bf16" if bfloat16_pays(torch.device("cpu")) and "BF16" in capabilities else "f32",
     )

@@ -23,7 +23,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...errors import InputError
-from ...models.matmul_unet1d import ChooseConvolution
+from ...models.matmul_unet1d import MakeConvolution
 from ..driver import State
 
 
@@ -78,7 +78,7 @@ class Backend:
         name: for people.
         capture_program: captures, for a few batch sizes, to which batches are padded; None: nothing is
             captured, plans are run eagerly.
-        choose_convolution: the form of convolutions that it likes; None: the network's own.
+        make_convolution: the form of convolutions that it likes; None: the network's own.
         arithmetic_in_half: computes in bf16 or f16 by itself if told to, from float32 weights.
         largest_windowed_batch: of batches whose windows are at different places; larger ones are left to
             the next backend.  None: it takes any.
@@ -88,7 +88,7 @@ class Backend:
 
     name: str
     capture_program: CaptureFunction | None
-    choose_convolution: ChooseConvolution | None = None
+    make_convolution: MakeConvolution | None = None
     arithmetic_in_half: bool = False
     largest_windowed_batch: int | None = None
     fastest: str = "f32"
