@@ -390,6 +390,29 @@ def latency_plans(report: Report) -> Rows:
         }
 
 
+@table("docs/reports/latency_bf16.json")
+def latency_bf16(report: Report) -> Rows:
+    return latency_plans(report)
+
+
+@table(f"{PUSHT}/bf16/report.json", f"{PUSHT}/fresh/report.json")
+def rewards_bf16(report: Report, exact: Report) -> Rows:
+    for name, half in report["samplers"].items():
+        full = exact["samplers"][name]
+        pairs = zip(*(values["score"]["per_seed"].values() for values in (half, full)), strict=True)
+        gains = np.array([one - other for one, other in pairs])
+        middle, error = gains.mean(), gains.std(ddof=1) / math.sqrt(len(gains))
+        reach = stdtrit(len(gains) - 1, 0.95) * error
+        yield {
+            "sampler": f"`{name}`",
+            "bf16: score ± s.e.": score(half),
+            "success [95 %]": success(half),
+            "f32: score ± s.e.": score(full),
+            "success, f32 [95 %]": success(full),
+            "bf16 - f32 [90 %], same seeds": f"{middle:+.3f} [{middle - reach:+.3f}, {middle + reach:+.3f}]",
+        }
+
+
 @table("docs/reports/h100.json")
 def h100(report: Report) -> Rows:
     def plain(sampler: str) -> str:
