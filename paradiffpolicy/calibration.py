@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .clock import Clock
-from .errors import reading, require_positive
+from .errors import InputError, reading, require_positive
 from .files import write_json
 from .observation import Observation
 from .policy import Policy
@@ -139,8 +139,11 @@ def choose(
             break
     alone = measured(0)
     if kept is not None and set(map(str, times)) != set(known.get(key, {})):
-        with reading(str(kept)):
+        try:
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(kept, {**_kept(kept), key: {str(w): vars(value) for w, value in times.items()}})
+        except (OSError, InputError) as error:
+            log.warning("sampling: what windows take can't be kept (%s)", error)
     return Choice(expected, alone.seconds * alone.iterations)
 
 

@@ -84,6 +84,10 @@ def test_what_was_measured_is_kept(tmp_path, caplog):
     # Another sampler is measured, and the first one's entry stays.
     choose(policy_on(machine, tolerance=0.1), machine, kept)
     assert len(json.loads(kept.read_text())) == 2
+    (tmp_path / "file").touch()
+    assert choose(policy_on(machine), machine, tmp_path / "file" / "windows.json") == first
+    assert "can't be kept" in caplog.text
+    assert choose(policy_on(machine), machine, tmp_path / "new" / "windows.json") == first
     kept.write_text('{"a": {"5": {"seconds": 1}}}')
     assert choose(policy_on(machine), machine, kept) == first
     assert "is damaged" in caplog.text and len(json.loads(kept.read_text())) == 1
