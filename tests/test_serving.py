@@ -1144,7 +1144,7 @@ def test_nothing_is_left_after_a_server():
         with running(tiny_policy()) as uri, RemotePolicy(uri) as remote, client(uri) as connection:
             remote.warm_up()
             ask(connection, observation=windows(1)[0])
-    assert threads_and_files() <= before
+    until(lambda: threads_and_files() <= before)  # a closed connection's thread may end a moment later
 
 
 def test_stopping_answers_what_was_asked():
