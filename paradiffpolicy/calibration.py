@@ -119,8 +119,7 @@ def choose(
 ) -> Choice:
     """Finds the window with the least expected time; ``calibrated``'s arguments."""
     # Not kept on disk, and not fused: these programs are for a few plans.
-    plain = policy.with_sampler(policy.sampler)
-    plain = replace(plain, capture=replace(policy.capture, cache=None, fuse=False))
+    plain = replace(policy, capture=replace(policy.capture, cache=None, fuse=False))
     known, key, curve = _kept(kept), _machine_and_policy(policy), known_curve(policy)
     times = {int(window): Measured(**values) for window, values in known.get(key, {}).items()}
 
@@ -131,8 +130,7 @@ def choose(
         return times[window]
 
     expected: dict[int, float] = {}
-    n = policy.sampler.tableau.n_nodes
-    for window in sorted({min(window, n) for window in WINDOWS}):
+    for window in _tried(policy.sampler):
         each = measured(window)
         expected[window] = each.seconds * (each.iterations if curve is None else _between(curve, window))
         if expected[window] > FAR * min(expected.values()):
@@ -151,8 +149,8 @@ def iteration_curve(policy: Policy, observations: Sequence[Observation]) -> dict
     """How many iterations plans take on average, by window, from recorded observation windows: an entry of a
     checkpoint's ``info["iterations"]``, for the policy's sampler."""
     sampler, batch = policy.sampler, np.stack([np.asarray(window) for window in observations])
-    n, counts = sampler.tableau.n_nodes, {}
-    for window in sorted({min(window, n) for window in WINDOWS}):
+    counts = {}
+    for window in _tried(sampler):
         plan = policy.with_sampler(_with_window(sampler, window)).plan(batch, generator=0)
         counts[str(window)] = round(float(plan.solution.iterations.double().mean()), 2)
     words = repr(replace(sampler, driver=policy.driver))
@@ -167,6 +165,10 @@ def known_curve(policy: Policy) -> Mapping[int, float] | None:
         return None
     with reading("the checkpoint's info.iterations"):
         return {int(window): float(mean) for window, mean in entry["windows"].items()}
+
+
+def _tried(sampler: Sampler) -> list[int]:
+    return sorted({min(window, sampler.tableau.n_nodes) for window in WINDOWS})
 
 
 def _between(curve: Mapping[int, float], window: int) -> float:

@@ -397,19 +397,22 @@ def latency_bf16(report: Report) -> Rows:
 
 @table(f"{PUSHT}/bf16/report.json", f"{PUSHT}/fresh/report.json")
 def rewards_bf16(report: Report, exact: Report) -> Rows:
-    for name, half in report["samplers"].items():
-        full = exact["samplers"][name]
-        pairs = zip(*(values["score"]["per_seed"].values() for values in (half, full)), strict=True)
-        gains = np.array([one - other for one, other in pairs])
-        middle, error = gains.mean(), gains.std(ddof=1) / math.sqrt(len(gains))
-        reach = stdtrit(len(gains) - 1, 0.95) * error
+    names = list(report["samplers"])
+    both = {name: (report["samplers"][name], exact["samplers"][name]) for name in names}
+    scores = [[values["score"]["per_seed"] for values in both[name]] for name in names]
+    differences = [
+        paired_difference([half[seed] for seed in full], list(full.values()), 0.03) for half, full in scores
+    ]
+    for name, found in zip(names, holm(differences), strict=True):
+        half, full = both[name]
         yield {
             "sampler": f"`{name}`",
             "bf16: score ± s.e.": score(half),
             "success [95 %]": success(half),
             "f32: score ± s.e.": score(full),
             "success, f32 [95 %]": success(full),
-            "bf16 - f32 [90 %], same seeds": f"{middle:+.3f} [{middle - reach:+.3f}, {middle + reach:+.3f}]",
+            "score against f32 [tested interval]": difference_cell(found.to_dict()),
+            "verdict on the score": found.verdict,
         }
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from paradiffpolicy.calibration import WINDOWS, Choice, calibrated, choose, iteration_curve, known_curve
 from paradiffpolicy.data.normalizer import Normalizer
@@ -123,6 +124,17 @@ def test_other_policies_come_back_as_they_are():
         policy = windowed.with_sampler(spec_sampler(SPEC, solver="ddpm", n_steps=10, **settings))
         assert calibrated(policy, machine) is policy
     assert machine.now() == begun
+
+
+def test_processes_that_share_windows_take_the_whole_table():
+    """Each would measure other times, and they must call the network together."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        machine = Machine(float)
+        policy, begun = policy_on(machine, evaluate="sharded"), machine.now()
+        assert calibrated(policy, machine).sampler.driver.window == 40 and machine.now() == begun
+    finally:
+        dist.destroy_process_group()
 
 
 def test_auto_is_twenty_nodes_until_it_is_chosen():

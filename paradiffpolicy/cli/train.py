@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 def train(cfg: TrainConfig) -> None:
     """Demonstrations to a checkpoint; run again to resume."""
+    from ..calibration import CURVES
     from ..checkpoint import Checkpoint, read_description
     from ..training.train import Trainer, TrainSettings
 
@@ -54,7 +55,7 @@ def train(cfg: TrainConfig) -> None:
         for step, rate in trainer.learning_rates[1:]:
             print(f"learning_rate={rate} from step {step} on")
     checkpoint = trainer.run()
-    checkpoint.info["iterations"] = curves(cfg, checkpoint, data, device)
+    checkpoint.info[CURVES] = curves(cfg, checkpoint, data, device)
     places = [Path(cfg.run) / "checkpoint", *([Path(cfg.checkpoint)] if cfg.checkpoint else [])]
     for place in places:
         checkpoint.save(place)

@@ -79,6 +79,7 @@ class Executor:
             if not self.backends:
                 raise CaptureError(f"{obstacle}: capture=eager")
             log.warning("capture: %s; eager instead", obstacle)
+        self._arithmetic = next((b for b in self.backends if b.capture_program is None), EAGER).arithmetic
         own = type(driver).__module__.split(".")[0] == __name__.split(".")[0]
         self.identity = identity if own else None  # another's driver may change under the same name
         self._make_network, self._networks = network, dict[str, PlanNetwork]()
@@ -138,8 +139,7 @@ class Executor:
         return given, along
 
     def _run_eagerly(self, inputs: State, noise: Noise, guess: Tensor | None) -> Solution:
-        eager = next((backend for backend in self.backends if backend.capture_program is None), EAGER)
-        with eager.arithmetic():
+        with self._arithmetic():
             return self._eagerly(inputs, noise, guess)
 
     def _eagerly(self, inputs: State, noise: Noise, guess: Tensor | None) -> Solution:
