@@ -21,7 +21,7 @@ from paradiffpolicy.environment import make_env
 from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.task import Contract, ObservationField, contract_size
-from paradiffpolicy.training.train import TrainSettings
+from paradiffpolicy.training.settings import TrainSettings
 
 from .conftest import ROOT, tiny_checkpoint
 

@@ -30,7 +30,8 @@ from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.policy import Policy, spec_sampler
 from paradiffpolicy.task import ObservationField
 from paradiffpolicy.training.environment import check_env
-from paradiffpolicy.training.train import Trainer, TrainSettings
+from paradiffpolicy.training.settings import TrainSettings
+from paradiffpolicy.training.train import Trainer
 
 from .conftest import TINY, make_toy_store
 
@@ -404,7 +405,7 @@ def test_condition_dropout_must_leave_something():
 def test_a_continuous_schedule_trains_and_samples(schedule, toy_store, tmp_path):
     spec = replace(SMALL, schedule=schedule, prediction="v")
     run = Trainer(toy_data(toy_store), spec, SETTINGS, tmp_path)
-    t = run.schedule.draw(1000, torch.Generator().manual_seed(0))
+    t = spec_schedule(run.spec).draw(1000, torch.Generator().manual_seed(0))
     assert (t >= 0).all() and (t <= 99).all() and (t != t.round()).any()
     run.update()
     policy = Policy.from_checkpoint(run.checkpoint(), spec_sampler(spec, solver="unipc", n_steps=5))

@@ -34,7 +34,8 @@ def train(cfg: TrainConfig) -> None:
     """Demonstrations to a checkpoint; run again to resume."""
     from ..calibration import CURVES
     from ..checkpoint import Checkpoint, read_description
-    from ..training.train import Trainer, TrainSettings
+    from ..training.settings import TrainSettings
+    from ..training.train import Trainer
 
     device = choose_device(cfg)
     settings = TrainSettings(**vars(cfg.training))

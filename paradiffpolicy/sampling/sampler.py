@@ -84,7 +84,7 @@ def make_sampler(
     *,
     solver: str | Solver = "ddpm",
     n_steps: int = 100,
-    spacing: str | Spacing = "leading",
+    spacing: str | Spacing | Sequence[float] = "leading",
     denoise_to_zero: bool = True,
     lambda_min: float | None = None,
     solver_options: Mapping[str, Any] | None = None,
@@ -125,6 +125,11 @@ def make_sampler(
         evaluate.check(min(getattr(built, "width", tableau.n_nodes), tableau.n_nodes))
     chosen = getattr(built, "usual_start", "cold") if start is None else start
     begins = chosen if callable(chosen) else STARTS.named(chosen)
+    if isinstance(built, Sequential) and built.iterations is not None and begins is cold_start:
+        raise InputError(
+            f"driver 'sequential' with iterations={built.iterations} goes on from the last plan: "
+            "start='renoised' or 'warm', not 'cold'"
+        )
     if isinstance(built, Speculative) and begins is warm_start_same_noise:
         raise InputError(
             "start='warm_same_noise' uses the last plan's noise again, on which its guess depends; driver "

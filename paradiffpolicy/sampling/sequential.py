@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import require_count
 from ..types import Noise, Solution
 from .driver import IterativeDriver, Linear, NodeDenoise, Solve, State
 from .tableau import Tableau
@@ -14,26 +15,43 @@ from .tableau import Tableau
 
 @dataclass(frozen=True)
 class Sequential(IterativeDriver):
-    """Computes ``D_i = D(x_i)`` for every i in turn: N iterations of one node each; ignores ``guess``."""
+    """Computes ``D_i = D(x_i)`` for every i in turn: N iterations of one node each.
+
+    Attributes:
+        iterations: with a ``guess``, only so many of the last nodes are computed, and those before stay as
+            guessed; None: all N, and no guess is used.
+    """
+
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.iterations is not None:
+            require_count(iterations=self.iterations)
+
+    @property
+    def usual_start(self) -> str:  # type: ignore[override]
+        """``renoised`` where the last plan is used at all."""
+        return "cold" if self.iterations is None else "renoised"
 
     def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
-        return SequentialSolve(tableau, like)
+        n = tableau.n_nodes
+        count = min(self.iterations, n) if warm and self.iterations is not None else n
+        return SequentialSolve(tableau, like, count)
 
 
 class SequentialSolve(Solve):
-    """Iteration i is node i."""
+    """Every iteration computes the next node; the first is the ``count``-th from the end."""
 
-    def __init__(self, tableau: Tableau, like: Tensor) -> None:
+    def __init__(self, tableau: Tableau, like: Tensor, count: int) -> None:
         self.linear = Linear(tableau, like)
-        self.count = self.limit = tableau.n_nodes
+        self.count = self.limit = count
 
     def init(self, noise: Noise, guess: Tensor | None) -> State:
-        drift = self.linear.drift(noise)
-        return {
-            "drift": drift,
-            "x0_hats": torch.zeros_like(drift[:-1]),
-            "node": torch.zeros(1, dtype=torch.int64, device=drift.device),
-        }
+        drift, first = self.linear.drift(noise), self.linear.n - self.count
+        if guess is None or not first:
+            guess = torch.zeros_like(drift[:-1])
+        node = torch.full((1,), first, dtype=torch.int64, device=drift.device)
+        return {"drift": drift, "x0_hats": guess, "node": node}
 
     def iterate(self, denoise: NodeDenoise, state: State) -> State:
         node, drift, x0_hats = state["node"], state["drift"], state["x0_hats"]
@@ -44,7 +62,7 @@ class SequentialSolve(Solve):
         return {**state, "x0_hats": x0_hats.index_copy(0, node, output[None]), "node": node + 1}
 
     def done(self, state: State) -> Tensor:
-        return state["node"][0] >= self.limit
+        return state["node"][0] >= self.linear.n
 
     def finish(self, noise: Noise, state: State) -> Solution:
         sample = self.linear.sample(state["drift"], state["x0_hats"])

@@ -7,7 +7,8 @@ the noisiest that it may use.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -73,17 +74,41 @@ SPACINGS: Registry[Spacing] = Registry(
 """Every spacing by name."""
 
 
+@dataclass(frozen=True)
+class Listed:
+    """Timesteps of one's own, as a spacing.
+
+    Raises:
+        InputError: they aren't falling numbers.
+    """
+
+    timesteps: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        times = self.timesteps
+        if not all(map(is_number, times)) or list(times) != sorted(set(times), reverse=True):
+            raise InputError(f"spacing={list(times)!r:.60} must be falling timesteps, as [90, 50, 10]")
+
+    def __call__(self, schedule: NoiseSchedule, n: int, last: int) -> Tensor:
+        times = self.timesteps
+        if n != len(times):
+            raise InputError(f"spacing lists {len(times)} timesteps: n_steps must be as many")
+        if not 0 <= times[-1] <= times[0] <= last:
+            raise InputError(f"spacing={list(times)!r:.60} must be timesteps from {last} to 0")
+        return torch.tensor(times, dtype=torch.float64)
+
+
 def time_grid(
     schedule: NoiseSchedule,
     n_steps: int,
-    spacing: str | Spacing = "leading",
+    spacing: str | Spacing | Sequence[float] = "leading",
     denoise_to_zero: bool = True,
     lambda_min: float | None = None,
 ) -> Tensor:
     """The ``n_steps + 1`` times between which a solver steps.
 
     Args:
-        spacing: a name in ``SPACINGS``, or a function like those.
+        spacing: a name in ``SPACINGS``, a function like those, or a list of falling timesteps.
         denoise_to_zero: the last step goes from the spacing's last timestep to the clean sample;
             without it the sample is left there, with that timestep's noise on it.
         lambda_min: leave out the timesteps whose log signal-to-noise ratio is lower (Lu et al. 2022
@@ -92,6 +117,8 @@ def time_grid(
     Raises:
         InputError: the spacing is unknown, or the schedule has too few timesteps for so many steps.
     """
+    if isinstance(spacing, list | tuple):
+        spacing = Listed(tuple(spacing))
     space = spacing if callable(spacing) else SPACINGS.named(spacing)
     if not isinstance(denoise_to_zero, bool):
         raise InputError(f"{denoise_to_zero=} must be true or false")

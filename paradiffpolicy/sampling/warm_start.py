@@ -58,8 +58,13 @@ def check_continued(previous: Solution, tableau: Tableau, shape: Shape, batch: i
     noise, wanted = previous.noise, (tableau.n_nodes, batch, *shape)
     if not isinstance(noise, Noise):
         raise InputError("the previous plan's solution has no noise: begin with previous=None")
-    require_real(x0_hats=previous.x0_hats, x_T=noise.x_T, z=noise.z)
-    parts = {"x0_hats": (previous.x0_hats, wanted), "x_T": (noise.x_T, wanted[1:]), "z": (noise.z, wanted)}
+    require_real(sample=previous.sample, x0_hats=previous.x0_hats, x_T=noise.x_T, z=noise.z)
+    parts = {
+        "x0_hats": (previous.x0_hats, wanted),
+        "sample": (previous.sample, wanted[1:]),
+        "x_T": (noise.x_T, wanted[1:]),
+        "z": (noise.z, wanted),
+    }
     for name, (value, shape) in parts.items():
         if tuple(value.shape) != shape or value.dtype != torch.float32:
             raise InputError(
@@ -72,10 +77,10 @@ def check_continued(previous: Solution, tableau: Tableau, shape: Shape, batch: i
             raise InputError(f"the previous plan has NaN or infinity in {name}: begin with previous=None")
 
 
-def shifted_guess(previous: Solution, executed_steps: int) -> Tensor:
-    """The last plan's x0_hats, moved along by what was executed and extended by their last step."""
-    last = previous.x0_hats[..., -1:, :]
-    return shifted(previous.x0_hats, executed_steps, last.expand(*last.shape[:-2], executed_steps, -1))
+def moved_along(plans: Tensor, executed_steps: int) -> Tensor:
+    """``plans`` ``[..., T, A]`` without what was executed, extended by their last step."""
+    last = plans[..., -1:, :]
+    return shifted(plans, executed_steps, last.expand(*last.shape[:-2], executed_steps, -1))
 
 
 def warm_start(
@@ -90,7 +95,7 @@ def warm_start(
     if previous is None:
         return noise, None
     check_continued(previous, tableau, shape, len(generators))
-    return noise, shifted_guess(previous, executed_steps)
+    return noise, moved_along(previous.x0_hats, executed_steps)
 
 
 def warm_start_same_noise(
@@ -113,10 +118,34 @@ def warm_start_same_noise(
         shifted(previous.noise.z, executed_steps, new_noise.z.to(previous.noise.z)),
         new_noise.u,
     )
-    return noise, shifted_guess(previous, executed_steps)
+    return noise, moved_along(previous.x0_hats, executed_steps)
+
+
+def renoised_start(
+    tableau: Tableau,
+    shape: Shape,
+    previous: Solution | None,
+    executed_steps: int,
+    generators: Sequence[torch.Generator],
+) -> tuple[Noise, Tensor | None]:
+    """Draws new noise and guesses that every x0_hat is the last plan's sample, moved along: with it, a node
+    of DDIM or DDPM is that plan, noised to the node's level, as in RTI-DP (arXiv 2508.05396) and Falcon
+    (arXiv 2503.00339).  A cold start if there is no last plan."""
+    noise, _ = cold_start(tableau, shape, previous, executed_steps, generators)
+    if previous is None:
+        return noise, None
+    check_continued(previous, tableau, shape, len(generators))
+    moved = moved_along(previous.sample, executed_steps)
+    return noise, moved.expand(tableau.n_nodes, *moved.shape)
 
 
 STARTS: Registry[Start] = Registry(
-    "start", {"cold": cold_start, "warm": warm_start, "warm_same_noise": warm_start_same_noise}
+    "start",
+    {
+        "cold": cold_start,
+        "warm": warm_start,
+        "warm_same_noise": warm_start_same_noise,
+        "renoised": renoised_start,
+    },
 )
 """Every start by name."""

@@ -10,79 +10,33 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint import LARGEST_WEIGHTS, Checkpoint
-from ..data.dataset import WindowDataset, batch_windows
+from ..data.dataset import WindowDataset
 from ..data.normalizer import Normalizer
-from ..diffusion.denoiser import denoising_loss
-from ..diffusion.schedule import NoiseSchedule
-from ..errors import LARGEST, InputError, is_number, reading, require_count, require_positive, require_within
+from ..errors import InputError, reading, require_count
 from ..files import require_regular, write_atomically, write_json
 from ..models.ema import EMA
 from ..models.networks import build_network, load_weights, usable_device
 from ..models.precision import bfloat16_pays
-from ..policy import spec_schedule
 from ..types import PolicySpec
+from .objective import Denoising, MakeObjective
 from .scalars import ScalarFile
+from .settings import TrainSettings
 
 RESUME_FILE = "resume.pt"
 DIVERGED_FILE = "diverged.json"
 """Is there when the run diverged after its last save; it may then be resumed with another learning rate."""
 CURVE_POINTS = 100
 """Points of the loss curve that a checkpoint keeps, at least, if there are so many."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Settings of a run; ``n_steps``, ``warmup_steps`` and ``…_every`` count optimizer steps.
-
-    Raises:
-        InputError: a value is out of range.
-    """
-
-    n_steps: int
-    batch_size: int = 128
-    learning_rate: float = 3e-4
-    warmup_steps: int = 500
-    weight_decay: float = 1e-6
-    seed: int = 0
-    precision: str = "auto"
-    log_every: int = 20
-    save_every: int = 250
-    evaluate_every: int = 0
-
-    def __post_init__(self) -> None:
-        require_count(
-            n_steps=self.n_steps,
-            batch_size=self.batch_size,
-            log_every=self.log_every,
-            save_every=self.save_every,
-        )
-        require_positive(learning_rate=self.learning_rate)
-        require_within(0, LARGEST, warmup_steps=self.warmup_steps, evaluate_every=self.evaluate_every)
-        if not is_number(self.weight_decay) or self.weight_decay < 0:
-            raise InputError(f"weight_decay={self.weight_decay!r:.40} must be a number, not below 0")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise InputError(f"seed={self.seed} must be a whole number from 0 to 2^32 - 1")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise InputError(f"precision={self.precision} must be auto, float32 or bfloat16")
-
-    def learning_rate_at(self, step: int) -> float:
-        """Of a step, 0-based: linear warm-up, then half a cosine down to 0 at ``n_steps``."""
-        warmup = min(self.warmup_steps, self.n_steps)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        progress = (step - warmup) / max(1, self.n_steps - warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 Evaluate = Callable[[Checkpoint], dict[str, float | None]]
@@ -102,6 +56,7 @@ class Trainer:
         folder: for the resume file, TensorBoard scalars and ``checkpoint/``.
         info: the checkpoint's origin, to store with it (dataset, init, …).
         init: a policy to start from, with its normalizers; None: random weights.
+        objective: makes what is minimized from the normalised windows, the spec and the settings.
         evaluate: called with the averaged policy every ``evaluate_every`` steps and at the end; None:
             no evaluation, and no environment is needed.
         device: to compute on.
@@ -120,6 +75,7 @@ class Trainer:
         *,
         info: dict[str, Any] | None = None,
         init: Checkpoint | None = None,
+        objective: MakeObjective = Denoising,
         evaluate: Evaluate | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -147,7 +103,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay
         )
-        self.schedule: NoiseSchedule = spec_schedule(spec)
+        self.objective = objective(self.data, spec, settings)
         self.step, self.seconds = 0, 0.0
         self.losses: list[Tensor] = []  # since the last point of the curve
         self.curve: list[list[float]] = []
@@ -234,20 +190,7 @@ class Trainer:
     def update(self) -> Tensor:
         """Takes one optimizer step; returns its loss, a scalar on the device."""
         settings, step = self.settings, self.step
-        windows = batch_windows(len(self.data), settings.batch_size, step, settings.seed)
-        observations, actions = self.data.batch(windows.to(self.device))
-        generator = torch.Generator().manual_seed((settings.seed << 32) + step)
-        t = self.schedule.draw(len(actions), generator)
-        eps = torch.randn(actions.shape, generator=generator)
-        condition = rearrange(observations, "b t o -> b (t o)")
-        if self.spec.condition_dropout:
-            kept = torch.rand(len(actions), generator=generator) >= self.spec.condition_dropout
-            condition = condition * kept[:, None].to(condition)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            noise = t.to(self.device), eps.to(self.device)
-            loss = denoising_loss(
-                self.network, self.schedule, self.spec.prediction, actions, condition, *noise
-            )
+        loss = self.objective(self.network, step, self.autocast)
         self.optimizer.zero_grad()
         loss.backward()
         for group in self.optimizer.param_groups:

@@ -10,7 +10,7 @@ of your own works under every driver, given itself or by a name of its choice:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...diffusion.schedule import NoiseSchedule
@@ -58,7 +58,7 @@ def solver_tableau(
     schedule: NoiseSchedule,
     solver: str | Solver,
     n_steps: int,
-    spacing: str | Spacing = "leading",
+    spacing: str | Spacing | Sequence[float] = "leading",
     denoise_to_zero: bool = True,
     lambda_min: float | None = None,
     /,
