@@ -11,9 +11,10 @@ from .checkpoint import Checkpoint
 from .clock import MonotonicClock
 from .errors import InputError
 from .files import located
-from .policy import Policy, spec_sampler
+from .policy import Policy
 from .presets import preset
 from .sampling.capture.backends import default_cache
+from .sampling.spec import spec_sampler
 
 SHIPPED = "checkpoints/pusht_keypoints"
 """The checkpoint that comes with the package."""

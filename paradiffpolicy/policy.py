@@ -39,7 +39,8 @@ from .sampling.capture.program import Backend, CapturedProgram
 from .sampling.driver import Driver
 from .sampling.noise import Seed, generators_for
 from .sampling.picard import no_finer
-from .sampling.sampler import Sampler, make_sampler
+from .sampling.sampler import Sampler
+from .sampling.spec import check_student, spec_sampler, spec_schedule
 from .session import Session
 from .types import Committed, Plan, PolicySpec, check_arguments
 
@@ -48,20 +49,6 @@ log = logging.getLogger(__name__)
 
 class InvalidPlanError(InputError):
     """A plan that must not be executed: the network gave NaN or infinity."""
-
-
-def spec_schedule(spec: PolicySpec) -> NoiseSchedule:
-    """The noise schedule of a spec."""
-    return NoiseSchedule.named(spec.schedule, spec.n_train_steps, spec.beta_start, spec.beta_end)
-
-
-def spec_sampler(spec: PolicySpec, **settings: Any) -> Sampler:
-    """A sampler for a spec's policies; ``settings`` as ``make_sampler`` takes them.
-
-    Raises:
-        InputError: a setting is unusable.
-    """
-    return make_sampler(spec_schedule(spec), executed=spec.executed, **settings)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -98,6 +85,7 @@ class Policy:
         prediction_of(self.spec.prediction)
         if not isinstance(self.sampler, Sampler):
             raise InputError(f"sampler must be a Sampler, as make_sampler makes it, not {self.sampler!r:.40}")
+        check_student(self.spec, self.sampler.tableau)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu", **sampler: Any) -> Policy:

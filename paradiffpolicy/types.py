@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor
 
-from .errors import InputError, nearest, require_within
+from .errors import InputError, is_number, nearest, require_within
 from .task import Contract, contract_size
 
 LARGEST = {
@@ -35,9 +35,11 @@ class PolicySpec:
     oldest observation of the window; executed are steps ``To - 1 … To - 2 + Ta``.  ``control_hz`` are
     the demonstrations' steps per second, and so a plan's.
     ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
-    with some can be guided (``diffusion.guidance``).  ``network`` is a name in ``NETWORKS``, whose
-    builder may read ``network_options``; ``contract`` says what the observation's and the action's
-    numbers are.  ``dataclasses.asdict`` and ``from_dict`` take a spec to JSON and back.
+    with some can be guided (``diffusion.guidance``).  ``student_timesteps``, falling, are all that a
+    distilled network was trained at (``training.distillation``); empty: it wasn't distilled.  ``network`` is
+    a name in ``NETWORKS``, whose builder may read ``network_options``; ``contract`` says what the
+    observation's and the action's numbers are.  ``dataclasses.asdict`` and ``from_dict`` take a spec to
+    JSON and back.
 
     Raises:
         InputError: a value has the wrong type or is out of range; the message names it.
@@ -61,6 +63,7 @@ class PolicySpec:
     prediction: str = "epsilon"
     clip: float | None = 1.0
     condition_dropout: float = 0.0
+    student_timesteps: tuple[float, ...] = ()
     control_hz: float = 10.0
     network: str = "unet1d"
     network_options: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -100,6 +103,13 @@ class PolicySpec:
                 f"the contract names {len(self.contract.action_names)} numbers of an action, "
                 f"action_dim={self.action_dim}"
             )
+        times = self.student_timesteps
+        if not isinstance(times, tuple) or not all(
+            is_number(t) and 0 <= t < self.n_train_steps for t in times
+        ):
+            raise InputError(
+                f"student_timesteps={times!r:.60} must be timesteps, from 0 to n_train_steps - 1"
+            )
         if self.executed.stop > self.horizon:
             raise InputError(
                 f"n_obs_steps={self.n_obs_steps} - 1 + n_action_steps={self.n_action_steps} must not be over "
@@ -125,8 +135,9 @@ class PolicySpec:
                 raise InputError(f"the policy's spec has an unknown setting {name!r}{nearest(name, known)}")
         given = dict(values)
         try:
-            if isinstance(given.get("down_dims"), list):
-                given["down_dims"] = tuple(given["down_dims"])
+            for name in ("down_dims", "student_timesteps"):
+                if isinstance(given.get(name), list):
+                    given[name] = tuple(given[name])
             if not isinstance(given.get("contract", Contract()), Contract):
                 given["contract"] = Contract.from_dict(given["contract"])
             return PolicySpec(**given)
@@ -218,6 +229,12 @@ class Noise(Batched):
     x_T: Tensor
     z: Tensor
     u: Tensor
+
+    @staticmethod
+    def of_flow(x_T: Tensor, n_nodes: int) -> Noise:
+        """All the noise of an ODE solver with ``n_nodes`` nodes."""
+        zero = x_T.new_zeros(())
+        return Noise(x_T, zero.expand(n_nodes, *x_T.shape), zero.expand(n_nodes, len(x_T)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,9 +42,10 @@ from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.networks import build_network
-from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.policy import Policy
 from paradiffpolicy.sampling.capture.openvino import kept_plan
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.sampling.spec import spec_schedule
 from paradiffpolicy.serving.messages import pack, read
 from paradiffpolicy.serving.protocol import PlanFormat, job_of, request_map, state_of
 from paradiffpolicy.serving.session import ClientSession

@@ -12,9 +12,10 @@ import torch.distributed as dist
 from paradiffpolicy.calibration import WINDOWS, Choice, calibrated, choose, iteration_curve, known_curve
 from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.policy import Policy, spec_sampler
+from paradiffpolicy.policy import Policy
 from paradiffpolicy.sampling.picard import UNCALIBRATED
 from paradiffpolicy.sampling.sequential import Sequential
+from paradiffpolicy.sampling.spec import spec_sampler
 from paradiffpolicy.types import PolicySpec
 
 SPEC = PolicySpec("one", obs_dim=2, action_dim=2, horizon=4, n_action_steps=2)

@@ -304,8 +304,8 @@ def test_a_published_state_dict_loads_unchanged():
     checkpoint = tiny_checkpoint()
     shuffled = dict(reversed(list(checkpoint.weights.items())))
     again = Checkpoint(TINY, shuffled, checkpoint.observation_normalizer, checkpoint.action_normalizer, {})
-    from paradiffpolicy.policy import spec_schedule
     from paradiffpolicy.sampling.sampler import make_sampler
+    from paradiffpolicy.sampling.spec import spec_schedule
 
     sampler = make_sampler(spec_schedule(TINY), solver="ddim", n_steps=3)
     window = torch.rand(1, 2, 20) * 512

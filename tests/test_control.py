@@ -33,9 +33,10 @@ from paradiffpolicy.history import History
 from paradiffpolicy.planning.blending import Grid, Latest, RealTimeChunking, TemporalEnsemble, decayed
 from paradiffpolicy.planning.delayed import DelayedPlanner
 from paradiffpolicy.planning.request import PlanMaker, PlanReply
-from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.policy import Policy
 from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.sampling.spec import spec_schedule
 from paradiffpolicy.task import Contract
 
 from .conftest import TINY, tiny_checkpoint

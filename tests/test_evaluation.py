@@ -46,10 +46,11 @@ from paradiffpolicy.evaluation.report import difference_table, sampler_table, wr
 from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.evaluation.statistics import holm, paired_difference, wilson
 from paradiffpolicy.files import write_json
-from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.policy import Policy
 from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.sampling.capture.backends import CaptureSettings
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.sampling.spec import spec_schedule
 from paradiffpolicy.tables import quantiles, tail
 
 from .conftest import TINY, tiny_checkpoint

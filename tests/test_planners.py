@@ -35,9 +35,10 @@ from paradiffpolicy.planning.process import Channel, ProcessPlanner, recall, rem
 from paradiffpolicy.planning.request import PlanMaker, PlanReply, PlanRequest
 from paradiffpolicy.planning.slot import HEAD, Slot
 from paradiffpolicy.planning.thread import ThreadPlanner
-from paradiffpolicy.policy import InvalidPlanError, Policy, spec_schedule
+from paradiffpolicy.policy import InvalidPlanError, Policy
 from paradiffpolicy.process import ChildProcess, Connection
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.sampling.spec import spec_schedule
 from paradiffpolicy.types import Committed
 
 from .conftest import ROOT, TINY, tiny_checkpoint

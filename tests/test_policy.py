@@ -19,9 +19,10 @@ from paradiffpolicy.diffusion.schedule import SCHEDULES, NoiseSchedule
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.networks import NETWORKS, build_network, usable_device
 from paradiffpolicy.observation import InvalidObservationError
-from paradiffpolicy.policy import Policy, spec_sampler, spec_schedule
+from paradiffpolicy.policy import Policy
 from paradiffpolicy.presets import preset
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.sampling.spec import spec_sampler, spec_schedule
 from paradiffpolicy.task import Contract, ObservationField
 from paradiffpolicy.types import Committed, Plan, PolicySpec
 

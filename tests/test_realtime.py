@@ -34,10 +34,11 @@ from paradiffpolicy.planning.blending import Latest, RealTimeChunking, TemporalE
 from paradiffpolicy.planning.delayed import DelayedPlanner
 from paradiffpolicy.planning.inline import InlinePlanner
 from paradiffpolicy.planning.request import PlanMaker
-from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.policy import Policy
 from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.robots.replay import ReplayRobot
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.sampling.spec import spec_schedule
 from paradiffpolicy.telemetry.summary import summary
 
 from .conftest import TINY, tiny_checkpoint

@@ -51,8 +51,9 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.history import History
 from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.planning.blending import Latest, RealTimeChunking
-from paradiffpolicy.policy import InvalidPlanError, Policy, spec_sampler
+from paradiffpolicy.policy import InvalidPlanError, Policy
 from paradiffpolicy.robots.env import EnvRobot
+from paradiffpolicy.sampling.spec import spec_sampler
 from paradiffpolicy.serving.batching import Batcher, planned_together
 from paradiffpolicy.serving.connection import ALLOWANCE
 from paradiffpolicy.serving.messages import MAX_ITEMS, MessageError, msgpack_numpy, pack, read, unpack

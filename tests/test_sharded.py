@@ -24,11 +24,12 @@ import torch.distributed as dist
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.diffusion.analytic import mixture_denoiser
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
-from paradiffpolicy.policy import Policy, spec_sampler
+from paradiffpolicy.policy import Policy
 from paradiffpolicy.sampling.driver import Evaluate, evaluate_active
 from paradiffpolicy.sampling.noise import noise_for
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.sampling.sharded import Sharded, join_from_environment
+from paradiffpolicy.sampling.spec import spec_sampler
 
 from .conftest import ROOT, TINY, tiny_checkpoint
 

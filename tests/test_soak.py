@@ -12,7 +12,8 @@ from paradiffpolicy.benchmarks.soak import Attacks, FaultyRobot, PlannerAttacks,
 from paradiffpolicy.clock import VirtualClock
 from paradiffpolicy.control.record import Fault, Record
 from paradiffpolicy.control.scheduling import Scheduling
-from paradiffpolicy.policy import Policy, spec_sampler
+from paradiffpolicy.policy import Policy
+from paradiffpolicy.sampling.spec import spec_sampler
 
 from .conftest import TINY, tiny_checkpoint
 

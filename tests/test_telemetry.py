@@ -32,11 +32,12 @@ from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.planning.delayed import DelayedPlanner
 from paradiffpolicy.planning.request import PlanMaker
-from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.policy import Policy
 from paradiffpolicy.process import ChildProcess
 from paradiffpolicy.robots import ROBOTS
 from paradiffpolicy.robots.env import PacedEnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.sampling.spec import spec_schedule
 from paradiffpolicy.telemetry.caption import captioned, episode_lines
 from paradiffpolicy.telemetry.recorder import DatasetRecorder, VideoRecorder, write_video
 from paradiffpolicy.telemetry.rerun import RerunView, to_file, to_url

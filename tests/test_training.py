@@ -27,7 +27,8 @@ from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.networks import build_network
-from paradiffpolicy.policy import Policy, spec_sampler, spec_schedule
+from paradiffpolicy.policy import Policy
+from paradiffpolicy.sampling.spec import spec_sampler, spec_schedule
 from paradiffpolicy.task import ObservationField
 from paradiffpolicy.training.environment import check_env
 from paradiffpolicy.training.settings import TrainSettings

@@ -26,13 +26,14 @@ from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.record import Fault
 from paradiffpolicy.envs.pusht import PushTEnv
 from paradiffpolicy.errors import InputError
-from paradiffpolicy.policy import Policy, spec_schedule
+from paradiffpolicy.policy import Policy
 from paradiffpolicy.robots import ROBOTS
 from paradiffpolicy.robots.env import EnvRobot
 from paradiffpolicy.robots.packets import MAX_NUMBERS, Kind, Packet, PacketError, unpack
 from paradiffpolicy.robots.robot import RobotSettings
 from paradiffpolicy.robots.udp import Link, UdpRobot
 from paradiffpolicy.sampling.sampler import make_sampler
+from paradiffpolicy.sampling.spec import spec_schedule
 
 from .conftest import SHIPPED, TINY, tiny_checkpoint
 from .udp_arm import SimulatedArm

@@ -20,11 +20,12 @@ from rich.table import Table
 from ..clock import Clock
 from ..diffusion.analytic import mixture_denoiser
 from ..diffusion.schedule import NoiseSchedule
-from ..policy import Policy, spec_sampler
+from ..policy import Policy
 from ..sampling.noise import noise_for
 from ..sampling.reference import probability_flow
 from ..sampling.sampler import Sampler
 from ..sampling.sequential import Sequential
+from ..sampling.spec import spec_sampler
 from ..sampling.tableau import Tableau
 from ..tables import table
 from ..telemetry.axes import plain_ticks

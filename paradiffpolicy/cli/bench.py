@@ -195,7 +195,7 @@ def bench_solvers(cfg: BenchSolversConfig) -> None:
     from ..benchmarks.solvers import solver_cases, solver_rows, solver_table, work_precision
     from ..clock import MonotonicClock
     from ..files import write_atomically
-    from ..policy import spec_sampler
+    from ..sampling.spec import spec_sampler
 
     policy = load_policy(cfg)
     grid = {"spacing": cfg.spacing, "lambda_min": cfg.lambda_min}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LARGEST, InputError, is_number, nearest
-from ..files import located
+from ..files import exists, located
 from ..registry import import_plugins
 from ..tables import bar
 from ..training.augmentation import AUGMENTATIONS
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 def load_policy(cfg: PolicyConfig) -> Policy:
     """The checkpoint's policy, checked against the task, with the reference sampler."""
     from ..checkpoint import Checkpoint
-    from ..policy import Policy, spec_sampler
+    from ..policy import Policy
+    from ..sampling.spec import spec_sampler
 
     device = choose_device(cfg)
     checkpoint = Checkpoint.load(locate(cfg.checkpoint, "checkpoint"))
@@ -87,12 +88,48 @@ def resized(cfg: MachineConfig, policy: Policy, down_dims: Sequence[int]) -> Pol
 
 
 CAPTURE_KEYS = ("capture", "precision")
-"""Settings that a sampler's config may have of its own."""
+"""How plans are captured, which a sampler's config may say itself."""
+POLICY_KEYS = (*CAPTURE_KEYS, "checkpoint")
+"""Settings in a sampler's config that aren't the sampler's."""
 
 
 def sampling_policy(cfg: PolicyConfig, name: str, policy: Policy) -> Policy:
     """The policy with the sampler that the config calls ``name``, captured as that says, and with the window
-    that is fastest here if it leaves it open."""
+    that is fastest here if it leaves it open; with its student's weights, if the config names that."""
+    own = cfg.sampler.get(name, {}).get("checkpoint")
+    if own is not None and not policy.spec.student_timesteps:
+        policy = student_policy(cfg, name, policy, own)
+    return sampled(cfg, name, policy)
+
+
+def student_policy(cfg: PolicyConfig, name: str, policy: Policy, folder: str) -> Policy:
+    """The student of a policy, in a folder in its own.
+
+    Raises:
+        InputError: it isn't there, or is another task's.
+    """
+    from ..checkpoint import METADATA, Checkpoint
+    from ..policy import Policy
+    from ..sampling.spec import spec_sampler
+
+    place = locate(cfg.checkpoint, "checkpoint") / folder
+    if not exists(place / METADATA):
+        raise InputError(
+            f"sampler.{name}: no student at {place}: make one with paradiffpolicy distill "
+            f"checkpoint={cfg.checkpoint} student={place}"
+        )
+    student = Checkpoint.load(place)
+    spec = replace(student.spec, n_action_steps=policy.spec.n_action_steps)
+    alike = ("task", "obs_dim", "action_dim", "n_obs_steps", "horizon")
+    for part in alike:
+        if getattr(spec, part) != getattr(policy.spec, part):
+            raise InputError(f"sampler.{name}: the student at {place} has another {part} than the policy")
+    made = Policy.from_checkpoint(replace(student, spec=spec), spec_sampler(spec), policy.device)
+    return replace(made, capture=policy.capture)
+
+
+def sampled(cfg: PolicyConfig, name: str, policy: Policy) -> Policy:
+    """The policy's own weights with the sampler that the config calls ``name``."""
     from ..calibration import WINDOWS, calibrated, is_auto, kept_windows
     from ..clock import MonotonicClock
 
@@ -111,12 +148,12 @@ def sampling_policy(cfg: PolicyConfig, name: str, policy: Policy) -> Policy:
 
 def named_sampler(cfg: SamplersConfig, name: str, spec: PolicySpec) -> Sampler:
     """The sampler that the config calls ``name``, for the policy's noise schedule."""
-    from ..policy import spec_sampler
+    from ..sampling.spec import spec_sampler
 
     if name not in cfg.sampler:
         raise InputError(f"unknown sampler {name!r}{nearest(name, cfg.sampler)}")
     try:
-        return spec_sampler(spec, **{k: v for k, v in cfg.sampler[name].items() if k not in CAPTURE_KEYS})
+        return spec_sampler(spec, **{k: v for k, v in cfg.sampler[name].items() if k not in POLICY_KEYS})
     except InputError as error:
         raise InputError(f"sampler.{name}: {error}")
 
@@ -131,7 +168,7 @@ def check_sampler(settings: dict[str, Any]) -> None:
 
     if settings in presets().values():
         return
-    own = {name: value for name, value in settings.items() if name not in CAPTURE_KEYS}
+    own = {name: value for name, value in settings.items() if name not in POLICY_KEYS}
     for name, choices in (("capture", BACKENDS), ("precision", CHOICES)):
         if name in settings and settings[name] not in choices:
             raise InputError(f"unknown {name} {settings[name]!r}{nearest(str(settings[name]), choices)}")

@@ -30,10 +30,11 @@ from .run import StoppedError, run
 from .schema import SCHEMAS
 from .serve import serve
 from .settings import require_outputs
-from .train import train
+from .train import distill, train
 
 COMMANDS: dict[str, Callable[[Any], None]] = {
     "train": train,
+    "distill": distill,
     "evaluate": evaluate,
     "run": run,
     "collect": collect,

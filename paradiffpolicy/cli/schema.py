@@ -14,22 +14,16 @@ from .bench_schema import (
     BenchSolversConfig,
 )
 from .parts import (
-    AUGMENTATIONS,
     BACKENDS,
     BLENDING,
     PLANNERS,
-    VALIDATION_SEED,
     CommandConfig,
     DeviceConfig,
-    MachineConfig,
-    NetworkConfig,
     PolicyConfig,
     SafetyConfig,
-    SamplersConfig,
     SchedulingConfig,
     TaskConfig,
     TaskedConfig,
-    TrainingConfig,
     blending_setting,
     replan_setting,
     sampler_names,
@@ -38,16 +32,7 @@ from .parts import (
     workers_setting,
 )
 from .settings import among, lazily, out_setting, path_setting, setting
-
-
-@dataclass
-class TrainEvaluationConfig:
-    """Closed-loop evaluation of the averaged weights."""
-
-    seeds: int = setting(50, "episodes; 0: none, and no environment is needed", minimum=0)
-    first_seed: int = seed_setting("seed of the first episode, apart from a report's", VALIDATION_SEED)
-    sampler: str = sampler_setting("ddpm")
-    workers: int | str = workers_setting()
+from .train_schema import DistillConfig, TrainConfig
 
 
 @dataclass
@@ -110,33 +95,6 @@ class RealtimeConfig:
         "the others say what is timed",
     )
     sweep: SweepConfig = setting(SweepConfig, "score against latency")
-
-
-@dataclass
-class TrainConfig(SamplersConfig, MachineConfig, TaskedConfig):
-    """Trains a diffusion policy on demonstrations. The same command resumes a run that was stopped.
-
-    Examples:
-      paradiffpolicy train
-          PushT on the human demonstrations
-      paradiffpolicy train dataset=my.zarr run=outputs/train/mine
-          your own demonstrations
-      paradiffpolicy train training.n_steps=20000 'policy.down_dims=[256,512,1024]'
-          larger, longer
-    """
-
-    dataset: str | None = path_setting("${task.dataset}", "a zarr store in diffusion_policy's layout")
-    augmentation: str | None = setting(
-        "${task.augmentation}",
-        "how the dataset is augmented; null: not at all",
-        choices=AUGMENTATIONS,
-    )
-    init: str | None = path_setting(None, "a checkpoint to start from; null: new weights")
-    run: str = out_setting("outputs/train/${task.name}", "folder for resuming, curves, the newest checkpoint")
-    checkpoint: str | None = out_setting(None, "a second place for the finished checkpoint")
-    policy: NetworkConfig = setting(NetworkConfig, "the policy that is trained")
-    training: TrainingConfig = setting(TrainingConfig, "optimization")
-    evaluation: TrainEvaluationConfig = setting(TrainEvaluationConfig, "closed-loop evaluation")
 
 
 @dataclass
@@ -366,6 +324,7 @@ class InfoConfig(DeviceConfig, TaskedConfig):
 
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
+    "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "run": RunConfig,
     "collect": CollectConfig,

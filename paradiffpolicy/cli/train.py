@@ -1,10 +1,11 @@
-"""Demonstrations to a checkpoint."""
+"""Demonstrations to a checkpoint, and a checkpoint to its student."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,11 @@ from .building import (
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..data.dataset import WindowDataset
+    from ..task import ObservationField
+    from ..training.train import Trainer
     from ..types import PolicySpec
     from .parts import TaskedConfig
-    from .schema import TrainConfig
+    from .train_schema import DataConfig, DistillConfig, TrainConfig
 
 
 def train(cfg: TrainConfig) -> None:
@@ -51,15 +54,62 @@ def train(cfg: TrainConfig) -> None:
     trainer = Trainer(
         data, spec, settings, Path(cfg.run), info=info, init=init, evaluate=evaluate, device=device
     )
+    checkpoint = trained(trainer)
+    checkpoint.info[CURVES] = curves(cfg, checkpoint, data, device)
+    publish(checkpoint, trainer, cfg.checkpoint)
+
+
+def distill(cfg: DistillConfig) -> None:
+    """A policy to a student of it; run again to resume."""
+    from ..checkpoint import Checkpoint, read_description
+    from ..policy import Policy
+    from ..training.distillation import Distillation, student_spec, teacher_sampler
+    from ..training.settings import TrainSettings
+    from ..training.train import Trainer
+
+    device = choose_device(cfg)
+    settings, folder = TrainSettings(**vars(cfg.training)), locate(cfg.checkpoint, "checkpoint")
+    teacher = Checkpoint.load(folder)
+    if teacher.spec.student_timesteps:
+        raise InputError(f"checkpoint={folder} is a student itself: name its teacher, as {folder.parent}")
+    data, about_data, _ = dataset_windows(cfg, vars(teacher.spec))
+    spec = student_spec(teacher.spec, cfg.nodes)
+    info = {
+        "dataset": about_data,
+        "init": {"sha256": read_description(folder).sha256},
+        "evaluation": {"sampler": cfg.sampler[cfg.evaluation.sampler], "max_steps": cfg.task.max_steps},
+        "machine": machine(),
+    }
+    evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None
+    plans = Policy.from_checkpoint(teacher, teacher_sampler(teacher.spec, cfg.nodes), device)
+    trainer = Trainer(
+        data,
+        spec,
+        settings,
+        Path(cfg.run),
+        info=info,
+        init=replace(teacher, spec=spec),
+        objective=partial(Distillation, teacher=plans.captured(**capture_settings(cfg))),
+        evaluate=evaluate,
+        device=device,
+    )
+    publish(trained(trainer), trainer, cfg.student)
+
+
+def trained(trainer: Trainer) -> Checkpoint:
+    """Trains to the end, from where the run was stopped."""
     if trainer.step:
-        print(f"resuming {cfg.run} at step {trainer.step} of {settings.n_steps}")
+        print(f"resuming {trainer.folder} at step {trainer.step} of {trainer.settings.n_steps}")
         for step, rate in trainer.learning_rates[1:]:
             print(f"learning_rate={rate} from step {step} on")
-    checkpoint = trainer.run()
-    checkpoint.info[CURVES] = curves(cfg, checkpoint, data, device)
-    places = [Path(cfg.run) / "checkpoint", *([Path(cfg.checkpoint)] if cfg.checkpoint else [])]
-    for place in places:
-        checkpoint.save(place)
+    return trainer.run()
+
+
+def publish(checkpoint: Checkpoint, trainer: Trainer, place: str | None) -> None:
+    """Saves the finished policy in the run's folder and at a second place, and prints where."""
+    places = [trainer.folder / "checkpoint", *([Path(place)] if place else [])]
+    for folder in places:
+        checkpoint.save(folder)
     for score in trainer.scores[-1:]:
         print(f"score {score['score']:.3f} ± {score['standard_error']:.3f} over {score['n_seeds']} seeds")
     print("\n".join(map(str, places)))
@@ -96,14 +146,36 @@ def curves(cfg: TrainConfig, checkpoint: Checkpoint, data: WindowDataset, device
 
 
 def training_data(cfg: TrainConfig) -> tuple[WindowDataset, dict[str, Any], PolicySpec]:
-    """The dataset's windows, a few words about it, and the spec of the policy that is trained on it.
+    """The dataset's windows, a few words about it, and the spec of the policy trained on it; raises as
+    ``dataset_windows`` does."""
+    from ..types import PolicySpec
+
+    network = vars(cfg.policy) | {"down_dims": tuple(cfg.policy.down_dims)}
+    data, about, fields = dataset_windows(cfg, network)
+    spec = PolicySpec(
+        task=cfg.task.name,
+        obs_dim=data.observations.shape[1],
+        action_dim=data.actions.shape[1],
+        control_hz=task_rate(cfg),
+        contract=replace(contract(cfg.task), observation=fields),
+        **network,
+    )
+    return data, about, spec
+
+
+def dataset_windows(
+    cfg: DataConfig, sizes: Mapping[str, Any]
+) -> tuple[WindowDataset, dict[str, Any], tuple[ObservationField, ...]]:
+    """The dataset's windows, a few words about it, and its observation's fields.
+
+    Args:
+        sizes: ``n_obs_steps``, ``horizon``, ``n_action_steps`` of a window, and more.
 
     Raises:
         InputError: there is no dataset, or it has not what the task observes.
     """
     from ..data.dataset import WindowDataset, recorded_fields
     from ..data.replay_buffer import ReplayBuffer, augmented
-    from ..types import PolicySpec
 
     path = locate(cfg.dataset, "dataset")
     if path.suffix in (".hdf5", ".h5"):
@@ -121,19 +193,10 @@ def training_data(cfg: TrainConfig) -> tuple[WindowDataset, dict[str, Any], Poli
         )
     keys = [*(field.key for field in fields), "action"]
     augment = None if cfg.augmentation is None else AUGMENTATIONS.named(cfg.augmentation)
-    network = vars(cfg.policy) | {"down_dims": tuple(cfg.policy.down_dims)}
     data = WindowDataset.of(
         buffer if augment is None else augmented(buffer, augment, keys),
         fields,
-        **{name: network[name] for name in ("n_obs_steps", "horizon", "n_action_steps")},
-    )
-    spec = PolicySpec(
-        task=cfg.task.name,
-        obs_dim=data.observations.shape[1],
-        action_dim=data.actions.shape[1],
-        control_hz=task_rate(cfg),
-        contract=replace(contract(cfg.task), observation=fields),
-        **network,
+        **{name: sizes[name] for name in ("n_obs_steps", "horizon", "n_action_steps")},
     )
     about = {
         "name": path.name,
@@ -142,7 +205,7 @@ def training_data(cfg: TrainConfig) -> tuple[WindowDataset, dict[str, Any], Poli
         "fingerprint": buffer.fingerprint(keys),
         "augmentation": cfg.augmentation,
     }
-    return data, about, spec
+    return data, about, fields
 
 
 def task_rate(cfg: TaskedConfig) -> float:
@@ -156,7 +219,7 @@ def task_rate(cfg: TaskedConfig) -> float:
 
 
 def evaluation(
-    cfg: TrainConfig, spec: PolicySpec, device: str
+    cfg: DataConfig, spec: PolicySpec, device: str
 ) -> Callable[[Checkpoint], dict[str, float | None]]:
     """Scores a checkpoint in closed loop.
 

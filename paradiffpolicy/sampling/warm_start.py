@@ -37,8 +37,7 @@ def cold_start(
         [torch.randn(drawn, *shape, generator=g, device=g.device) for g in generators], dim=1
     )
     if not tableau.stochastic:
-        z = normal.new_zeros(()).expand(n, *normal.shape[1:])
-        return Noise(normal[0], z, normal.new_zeros(()).expand(n, len(generators))), None
+        return Noise.of_flow(normal[0], n), None
     u = torch.stack([torch.rand(n, generator=g, device=g.device) for g in generators], dim=1)
     return Noise(normal[0], normal[1:], u), None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import WindowDataset, batch_windows
 from ..diffusion.denoiser import denoising_loss
-from ..policy import spec_schedule
+from ..sampling.spec import spec_schedule
 from ..types import PolicySpec
 from .settings import TrainSettings
 
