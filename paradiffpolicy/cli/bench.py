@@ -17,6 +17,7 @@ from .building import (
     recorded_windows,
     require_extra,
     resized,
+    sampled,
     sampling_policy,
 )
 from .settings import written
@@ -86,7 +87,7 @@ def network_latencies(
     floors = Floors(unet, policy.spec.horizon, policy.device, clock)
     calls = call_rows(policy, captures, cfg.call_rows, cfg.call_repeats, clock, floors)
     policies = {
-        f"{name}, {capture}": sampling_policy(
+        f"{name}, {capture}": sampled(  # a student's plans take as long with any weights
             cfg, name, policy.captured(**capture_settings(cfg, capture=capture))
         )
         for capture in cfg.captures  # next to each other: one library's idle threads disturb another's
