@@ -74,9 +74,11 @@ def distill(cfg: DistillConfig) -> None:
         raise InputError(f"checkpoint={folder} is a student itself: name its teacher, as {folder.parent}")
     data, about_data, _ = dataset_windows(cfg, vars(teacher.spec))
     spec = student_spec(teacher.spec, cfg.nodes)
+    init = Checkpoint.load(locate(cfg.init, "init")) if cfg.init else replace(teacher, spec=spec)
     info = {
         "dataset": about_data,
-        "init": {"sha256": read_description(folder).sha256},
+        "teacher": {"sha256": read_description(folder).sha256},
+        "init": {"sha256": read_description(locate(cfg.init or str(folder), "init")).sha256},
         "evaluation": {"sampler": cfg.sampler[cfg.evaluation.sampler], "max_steps": cfg.task.max_steps},
         "machine": machine(),
     }
@@ -88,7 +90,7 @@ def distill(cfg: DistillConfig) -> None:
         settings,
         Path(cfg.run),
         info=info,
-        init=replace(teacher, spec=spec),
+        init=init,
         objective=partial(Distillation, teacher=plans.captured(**capture_settings(cfg))),
         evaluate=evaluate,
         device=device,

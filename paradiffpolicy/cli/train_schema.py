@@ -76,6 +76,7 @@ class DistillConfig(DataConfig):
     """
 
     checkpoint: str | None = path_setting("${task.checkpoint}", "the teacher's folder")
+    init: str | None = path_setting(None, "a student to start from; null: the teacher's weights")
     run: str = out_setting("outputs/distill/${task.name}", "folder for resuming, curves, the newest student")
     student: str | None = out_setting(
         None, "a second place for the finished student, as checkpoints/mine/student, where samplers find it"

@@ -225,8 +225,8 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """Everything that decides the weights: a run can only be resumed with the same."""
         settings = {k: v for k, v in vars(self.settings).items() if not k.endswith("_every")}
-        dataset, init = self.info.get("dataset", {}), self.info.get("init", {})
-        return {"spec": asdict(self.spec), "settings": settings, "dataset": dataset, "init": init}
+        origin = {part: self.info.get(part, {}) for part in ("dataset", "init", "teacher")}
+        return {"spec": asdict(self.spec), "settings": settings, **origin}
 
     def _save(self) -> None:
         self._require_finite()
