@@ -12,7 +12,7 @@ from .errors import InputError, nearest
 
 @cache
 def presets() -> Mapping[str, Mapping[str, Any]]:
-    """Every preset: its settings, as ``sampling.sampler.make_sampler`` takes them."""
+    """Every preset: its settings, as the config has them."""
     import yaml
 
     content = yaml.safe_load((files("paradiffpolicy.configs") / "samplers.yaml").read_text())
@@ -20,7 +20,7 @@ def presets() -> Mapping[str, Mapping[str, Any]]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The settings of a preset.
+    """The settings of a preset, as ``sampling.sampler.make_sampler`` takes them.
 
     >>> preset("ddim")
     {'solver': 'ddim', 'n_steps': 15, 'driver': 'sequential'}
@@ -30,4 +30,4 @@ def preset(name: str) -> dict[str, Any]:
     """
     if not isinstance(name, str) or name not in presets():
         raise InputError(f"unknown sampler {name!r}{nearest(str(name), presets())}")
-    return dict(presets()[name])
+    return {key: value for key, value in presets()[name].items() if key != "checkpoint"}

@@ -16,16 +16,22 @@ from paradiffpolicy.diffusion.analytic import mixture_denoiser
 from paradiffpolicy.diffusion.schedule import SCHEDULES, NoiseSchedule
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.sampling.anderson import Anderson
-from paradiffpolicy.sampling.driver import IterativeDriver, evaluate_active, evaluate_all
-from paradiffpolicy.sampling.noise import noise_for
+from paradiffpolicy.sampling.driver import IterativeDriver, Linear, evaluate_active, evaluate_all
+from paradiffpolicy.sampling.noise import generators_for, noise_for
 from paradiffpolicy.sampling.picard import Picard, PicardPublished
 from paradiffpolicy.sampling.rti import RTI
-from paradiffpolicy.sampling.sampler import DRIVERS, make_sampler
+from paradiffpolicy.sampling.sampler import DRIVERS, Sampler, make_sampler
 from paradiffpolicy.sampling.sequential import Sequential
 from paradiffpolicy.sampling.solvers import SOLVERS, solver_tableau
 from paradiffpolicy.sampling.spacing import SPACINGS
 from paradiffpolicy.sampling.speculative import Speculative, reflection_coupling
-from paradiffpolicy.sampling.warm_start import STARTS, cold_start, warm_start, warm_start_same_noise
+from paradiffpolicy.sampling.warm_start import (
+    STARTS,
+    cold_start,
+    renoised_start,
+    warm_start,
+    warm_start_same_noise,
+)
 from paradiffpolicy.types import Noise
 
 from .conftest import DISTINCT_SOLVERS, assert_close
@@ -105,6 +111,42 @@ def test_drivers_equal_sequential_for_drawn_problems(data):
     assert_close(sample / scale, reference.sample / scale, atol=1e-8, rtol=0)
     realtime = RTI(n)(denoise, tableau, noise, torch.zeros_like(noise.z))
     assert_close(realtime.sample / scale, reference.sample / scale, atol=1e-8, rtol=0)
+
+
+def test_anderson_keeps_the_outputs_of_nodes_that_are_solved():
+    schedule = NoiseSchedule.named("linear", 25)
+    tableau = solver_tableau(schedule, "ddim", 24, "karras", False)
+    noise, denoise = noise_for(24, 1), mixture_denoiser(schedule)
+    reference = Sequential()(denoise, tableau, noise).sample
+    assert_close(Anderson(3, EXACT)(denoise, tableau, noise).sample, reference, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "sde_dpm_solver_pp_2m"])
+def test_renoised_plans_go_on_from_the_last_one_at_a_nodes_level(solver):
+    tableau = solver_tableau(SCHEDULE, solver, 12, "trailing")
+    denoise, shape = mixture_denoiser(SCHEDULE), (4, 2)
+    sampler = Sampler(tableau, Sequential(5), renoised_start)
+    first = sampler(denoise, shape, generators_for(0, 3))
+    assert first.nfe.tolist() == [12] * 3
+    again = sampler(denoise, shape, generators_for(1, 3), first, executed_steps=1)
+    assert again.nfe.tolist() == again.iterations.tolist() == [5] * 3
+    moved = torch.cat((first.sample[:, 1:], first.sample[:, -1:]), dim=1)
+    assert torch.equal(again.x0_hats[:7], moved.expand(7, *moved.shape))
+    linear = Linear(tableau, moved)
+    drift = linear.drift(again.noise)
+    x = linear.all_nodes(drift, again.x0_hats)
+    if solver == "ddim":  # its flow keeps the noise
+        alpha, sigma = SCHEDULE.alpha(tableau.timesteps), SCHEDULE.sigma(tableau.timesteps)
+        noise = (again.noise.x_T - alpha[0] * moved) / sigma[0]
+        assert_close(x[7], (alpha[7] * moved + sigma[7] * noise).float(), atol=1e-5, rtol=0)
+    element = torch.arange(3)
+    for k in range(7, 12):
+        t = tableau.timesteps[k].to(moved).expand(3)
+        assert_close(again.x0_hats[k], denoise(x[k], t, element), atol=1e-5, rtol=0)
+    whole = Sampler(tableau, Sequential(20), renoised_start)
+    cold = Sampler(tableau, Sequential())
+    drawn = [each(denoise, shape, generators_for(1, 3), first, 1).sample for each in (whole, cold)]
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("driver", [*WINDOWED, Speculative])

@@ -73,6 +73,8 @@ class DistillConfig(DataConfig):
           the shipped PushT policy, on the observations of its demonstrations
       paradiffpolicy distill task=lift dataset=outputs/collect/lift.zarr
           another, on observations that 'collect' wrote
+      paradiffpolicy distill training.n_steps=20000 init=checkpoints/pusht_keypoints/student
+          more, from a student that is there
     """
 
     checkpoint: str | None = path_setting("${task.checkpoint}", "the teacher's folder")

@@ -88,8 +88,10 @@ class AndersonSolve(PicardSolve):
         correction, kept = self._correction(
             state, at, active.chunk(2, dim=1)[1], old.chunk(2, dim=1)[1], accelerated
         )
-        mixed = put(new, index, torch.cat((plain, accelerated - correction), dim=1))
-        return mixed, moved.minimum(self._moved(index, state["drift"], mixed, x)), kept
+        # A node that is solved keeps its output: no window comes back to it.
+        solved = self.ahead < self.standing(index, moved, self.limits).chunk(2)[1]
+        correction = torch.where(broadcast(solved, correction), 0.0, correction)
+        return put(new, index, torch.cat((plain, accelerated - correction), dim=1)), moved, kept
 
     def _correction(
         self, state: State, at: Tensor, active: Tensor, old: Tensor, new: Tensor
