@@ -323,6 +323,7 @@ def test_the_training_form_in_bfloat16_is_as_close_to_float32_as_autocast():
 
 def test_other_networks_and_devices_train_in_their_own_form():
     unet, other = ConditionalUnet1D(2, 10, 16, (16,)), nn.Linear(2, 2)
-    assert training_form(other, torch.device("cpu")) is other
-    assert training_form(unet, torch.device("cuda")) is unet
-    assert isinstance(training_form(unet, torch.device("cpu")), TrainingUnet1D)
+    assert training_form(other, torch.device("cpu"), True) is other
+    assert training_form(unet, torch.device("cuda"), True) is unet
+    assert training_form(unet, torch.device("cpu"), False) is unet
+    assert isinstance(training_form(unet, torch.device("cpu"), True), TrainingUnet1D)

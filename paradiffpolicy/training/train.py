@@ -100,7 +100,6 @@ class Trainer:
             self.network = build_network(spec).to(self.device)
         if init is not None:
             load_weights(spec, self.network, init.weights)
-        self.form = training_form(self.network, self.device)
         self.ema = EMA(self.network)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
@@ -116,6 +115,7 @@ class Trainer:
         self.learning_rates: list[list[float]] = [[0, settings.learning_rate]]  # from which step on
         auto = settings.precision == "auto"
         self.autocast = bfloat16_pays(self.device) if auto else settings.precision == "bfloat16"
+        self.form = training_form(self.network, self.device, self.autocast)
         if (folder / RESUME_FILE).exists():
             self._resume()
 
