@@ -1,4 +1,4 @@
-"""Sampler presets by name, as the command line has them (``configs/samplers.yaml``)."""
+"""Sampler presets and training recipes by name, as the command line has them (``configs/*.yaml``)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from .errors import InputError, nearest
 
 
 @cache
-def presets() -> Mapping[str, Mapping[str, Any]]:
-    """Every preset: its settings, as the config has them."""
+def _content(file: str) -> dict[str, Any]:
     import yaml
 
-    content = yaml.safe_load((files("paradiffpolicy.configs") / "samplers.yaml").read_text())
-    return dict(content["sampler"])
+    return dict(yaml.safe_load((files("paradiffpolicy.configs") / file).read_text()))
+
+
+def presets() -> Mapping[str, Mapping[str, Any]]:
+    """Every preset: its settings, as the config has them."""
+    return dict(_content("samplers.yaml")["sampler"])
+
+
+def recipes() -> Mapping[str, Mapping[str, Any]]:
+    """Every recipe: settings of ``paradiffpolicy train``, by part."""
+    return _content("recipes.yaml")
 
 
 def preset(name: str) -> dict[str, Any]:

@@ -664,6 +664,18 @@ def environments(report: Report) -> Rows:
             }
 
 
+@table("docs/reports/train.json")
+def training(report: Report) -> Rows:
+    for name, network in report.items():
+        for step, row in network["steps"].items() if name in ("shipped", "large") else ():
+            yield {
+                "channels, windows per step": f"{network['down_dims']}, {network['batch_size']}",
+                "step": step,
+                "ms p50": tail(row["ms"]),
+                "times faster [quartiles]": spread(row["speedup"], digits=2),
+            }
+
+
 @table("docs/reports/experts.json")
 def experts(report: Report) -> Rows:
     for row in report["rows"]:

@@ -43,7 +43,7 @@ from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.environment import control_rate, make_env
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.models.networks import build_network
-from paradiffpolicy.presets import preset, presets
+from paradiffpolicy.presets import preset, presets, recipes
 from paradiffpolicy.provenance import programs
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.task import contract_size
@@ -395,6 +395,29 @@ def test_bench_solvers_measures_every_row(capsys, checkpoint, tmp_path):
     assert heun["flow_error"] < found["heun", 4, "sequential"]["flow_error"]
     assert found["sde_dpm_solver_pp_2m", 8, "picard"]["flow_error"] is None
     assert found["sde_dpm_solver_pp_2m", 8, "speculative"]["error"] < 1e-2  # its own noise's sequential walk
+
+
+def test_bench_train_times_steps_beside_the_references(capsys, tmp_path):
+    code, out, err = run(
+        capsys,
+        *("bench", "train", "networks={}", "+networks.small=[8,16]", "+batch_sizes.small=4"),
+        *("precisions=[float32]", "turns=2", f"out={tmp_path / 'train.json'}"),
+    )
+    assert code == 0, err
+    small = json.loads((tmp_path / "train.json").read_text())["small"]
+    assert (small["down_dims"], small["batch_size"]) == ([8, 16], 4)
+    reference, own = small["steps"].values()
+    assert own["ms"]["n"] == 2 and reference["speedup"] == [1, 1, 1] and min(own["speedup"]) > 0
+    assert "paradiffpolicy, float32" in out
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipes_settings_hold_unless_others_are_given(name):
+    cfg = compose("train", [f"recipe={name}"])
+    for part, settings in recipes()[name].items():
+        assert {**vars(getattr(cfg, part)), **settings} == vars(getattr(cfg, part))
+    cfg = compose("train", ["training.n_steps=3", f"recipe={name}"])
+    assert cfg.training.n_steps == 3 and cfg.training.batch_size == compose("train", []).training.batch_size
 
 
 def test_guidance_is_an_option_for_policies_trained_for_it(tmp_path):

@@ -389,7 +389,7 @@ def test_condition_dropout_blanks_its_share_of_the_windows(toy_store, tmp_path):
     spec = replace(SMALL, condition_dropout=0.3)
     run = Trainer(toy_data(toy_store), spec, replace(SETTINGS, batch_size=64), tmp_path)
     seen = []
-    run.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2].clone()))
+    run.form.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2].clone()))
     for _ in range(10):
         run.update()
     blank = (torch.cat(seen) == 0).all(dim=1)

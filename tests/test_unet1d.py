@@ -20,6 +20,7 @@ from paradiffpolicy.models.ema import EMA, ema_decay
 from paradiffpolicy.models.matmul_unet1d import Int8Weight, MatmulUnet1D, Taps, Weight, Windows
 from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.models.precision import HALF, Model, half_trunk, rounded_trunk, trunk_in
+from paradiffpolicy.models.training_unet1d import TrainingUnet1D, training_form
 from paradiffpolicy.models.unet1d import ConditionalUnet1D, SinusoidalPosEmb
 
 from .conftest import ROOT, TINY, assert_close
@@ -271,3 +272,58 @@ def test_precisions_that_dont_exist_are_named():
         trunk_in(network, "bf16", cpu, make_convolution=Taps)
     with pytest.raises(InputError, match="precision=int8 needs a network with a trunk"):
         Model(lambda x, t, condition: x).check("int8")
+
+
+def gradients(network: nn.Module, unet: nn.Module, batch, autocast=False) -> dict[str, torch.Tensor]:
+    *inputs, target = batch
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = network(*inputs)
+    unet.zero_grad()
+    ((output.float() if autocast else output) - target).square().mean().backward()
+    return {name: weight.grad.clone() for name, weight in unet.named_parameters()}
+
+
+def training_batch(network: ConditionalUnet1D, horizon: int, dtype: torch.dtype, rows: int = 3):
+    draw = torch.Generator().manual_seed(3)
+    sample, target = torch.randn(2, rows, horizon, 2, generator=draw, dtype=dtype)
+    condition = torch.randn(rows, network.global_cond_dim, generator=draw, dtype=dtype)
+    return sample, torch.arange(rows).to(dtype), condition, target
+
+
+@pytest.mark.parametrize(
+    ("down_dims", "kernel", "scale", "horizon", "dtype", "error"),
+    [
+        ((16, 32, 64), 5, True, 16, torch.float32, 1e-5),
+        ((16, 32, 64), 5, True, 16, torch.float64, 1e-13),
+        ((16, 24), 3, False, 2, torch.float64, 1e-12),
+        ((8,), 7, True, 3, torch.float64, 1e-12),
+    ],
+)
+def test_the_training_form_has_the_networks_gradients(down_dims, kernel, scale, horizon, dtype, error):
+    torch.manual_seed(0)
+    unet = ConditionalUnet1D(2, 10, 16, down_dims, kernel, cond_predict_scale=scale).to(dtype)
+    batch = training_batch(unet, horizon, dtype)
+    plain, form = (gradients(network, unet, batch) for network in (unet, TrainingUnet1D(unet)))
+    for name, gradient in plain.items():
+        assert_close(form[name], gradient, atol=error, rtol=error)
+
+
+def test_the_training_form_in_bfloat16_is_as_close_to_float32_as_autocast():
+    torch.manual_seed(0)
+    unet = ConditionalUnet1D(2, 10, 32, (32, 64))
+    batch = training_batch(unet, 16, torch.float32, rows=64)
+    exact = gradients(unet, unet, batch)
+    errors = []
+    for network in (unet, TrainingUnet1D(unet)):
+        found = gradients(network, unet, batch, autocast=True)
+        off = torch.cat([(found[name] - exact[name]).flatten() for name in exact])
+        errors.append(float(off.norm() / torch.cat([g.flatten() for g in exact.values()]).norm()))
+    assert 0 < errors[1] < 1.5 * errors[0] < 0.03
+
+
+def test_other_networks_and_devices_train_in_their_own_form():
+    unet, other = ConditionalUnet1D(2, 10, 16, (16,)), nn.Linear(2, 2)
+    assert training_form(other, torch.device("cpu"), True) is other
+    assert training_form(unet, torch.device("cuda"), True) is unet
+    assert training_form(unet, torch.device("cpu"), False) is unet
+    assert isinstance(training_form(unet, torch.device("cpu"), True), TrainingUnet1D)

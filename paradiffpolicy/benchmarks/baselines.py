@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..policy import Policy
+from ..types import PolicySpec
 
 Loop = Callable[[Policy, Tensor, torch.Generator], tuple[Tensor, int]]
 """``(policy, condition, generator)`` to samples and the number of network calls in a row."""
 
 
-def diffusers_scheduler(name: str, policy: Policy, n_steps: int) -> Any:
-    """One of diffusers' schedulers for the policy's noise schedule, ready for ``n_steps``.
+def schedule_of(name: str, spec: PolicySpec) -> Any:
+    """One of diffusers' schedulers for a policy's noise schedule.
 
     Raises:
         InputError: diffusers isn't installed, or has no such schedule or prediction.
@@ -31,7 +32,6 @@ def diffusers_scheduler(name: str, policy: Policy, n_steps: int) -> Any:
         raise InputError(
             "the benchmark's baselines need diffusers: scripts/setup dev, or pip install diffusers"
         )
-    spec = policy.spec
     schedule = {"squared_cosine": "squaredcos_cap_v2"}.get(spec.schedule, spec.schedule)
     prediction = {"v": "v_prediction"}.get(spec.prediction, spec.prediction)
     if schedule.startswith("vp") or prediction == "score":
@@ -39,7 +39,7 @@ def diffusers_scheduler(name: str, policy: Policy, n_steps: int) -> Any:
             f"diffusers has no schedule={spec.schedule} with prediction={spec.prediction}: the benchmark's "
             "baselines need a policy with another"
         )
-    scheduler = getattr(diffusers, name)(
+    return getattr(diffusers, name)(
         spec.n_train_steps,
         beta_start=spec.beta_start,
         beta_end=spec.beta_end,
@@ -48,6 +48,11 @@ def diffusers_scheduler(name: str, policy: Policy, n_steps: int) -> Any:
         clip_sample_range=spec.clip or 1.0,
         prediction_type=prediction,
     )
+
+
+def diffusers_scheduler(name: str, policy: Policy, n_steps: int) -> Any:
+    """One of diffusers' schedulers for the policy's noise schedule, ready for ``n_steps``."""
+    scheduler = schedule_of(name, policy.spec)
     scheduler.set_timesteps(n_steps)
     return scheduler
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..tables import bar, console, publish
 from .building import (
     capture_settings,
+    choose_device,
     load_policy,
     locate,
     named_blending,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         BenchServeConfig,
         BenchSoakConfig,
         BenchSolversConfig,
+        BenchTrainConfig,
     )
     from .parts import PolicyConfig
 
@@ -272,3 +274,23 @@ def bench_envs(cfg: BenchEnvsConfig) -> None:
         measure(rows, cfg.turns, cfg.steps, MonotonicClock(), turns.update)
     values = figures(rows)
     publish([environments_table(values)], {"environments": values}, cfg.out)
+
+
+def bench_train(cfg: BenchTrainConfig) -> None:
+    """Times training steps beside diffusion_policy's, as ratios within one run."""
+    from ..benchmarks.training import training_rows, training_table
+    from ..clock import MonotonicClock
+    from ..types import PolicySpec
+
+    device, tables = choose_device(cfg), []
+    content: dict[str, Any] = {}
+    for network, down_dims in cfg.networks.items():
+        batch_size = cfg.batch_sizes.get(network, 128)
+        spec = PolicySpec("pusht", obs_dim=20, action_dim=2, down_dims=tuple(down_dims))
+        with bar(network, cfg.turns) as turns:
+            rows = training_rows(
+                spec, batch_size, cfg.precisions, cfg.turns, device, MonotonicClock(), turns.update
+            )
+        tables.append(training_table(rows, f"{network} {down_dims}, batch {batch_size}: a training step"))
+        content[network] = {"down_dims": down_dims, "batch_size": batch_size, "steps": rows}
+    publish(tables, content, cfg.out)

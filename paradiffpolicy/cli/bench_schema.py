@@ -10,6 +10,7 @@ from .parts import (
     PLANNERS,
     PRECISIONS,
     CommandConfig,
+    DeviceConfig,
     PolicyConfig,
     SchedulingConfig,
     blending_setting,
@@ -19,7 +20,7 @@ from .parts import (
     sampler_setting,
     seed_setting,
 )
-from .settings import lazily, out_setting, setting
+from .settings import among, lazily, out_setting, setting
 
 SOLVERS = lazily("sampling.solvers", "SOLVERS")
 SPACINGS = lazily("sampling.spacing", "SPACINGS")
@@ -239,4 +240,33 @@ class BenchEnvsConfig(CommandConfig):
     turns: int = setting(7, "turns of all, one after the other", minimum=1)
     steps: int = setting(100, "control steps per turn", minimum=1)
     own: bool = setting(True, "times robosuite's own step too")
+    out: str | None = json_setting()
+
+
+@dataclass
+class BenchTrainConfig(DeviceConfig):
+    """Times training steps beside diffusion_policy's (eager float32, AdamW, its average, diffusers' noise),
+    taking turns. Prints tables, then one JSON line.
+
+    Examples:
+      paradiffpolicy bench train
+          two networks, a minute
+      paradiffpolicy bench train turns=50 threads=1
+          one thread, longer
+      paradiffpolicy bench train 'networks={}' '+networks.mine=[128,256]'
+          another network
+    """
+
+    networks: dict[str, list[int]] = setting(
+        {"shipped": [64, 128, 256], "large": [256, 512, 1024]},
+        "channels of the levels",
+        minimum=1,
+        maximum=1e5,
+        some=True,
+    )
+    batch_sizes: dict[str, int] = setting({"shipped": 128, "large": 64}, "windows per step", minimum=1)
+    precisions: list[str] = setting(
+        ["float32", "bfloat16"], "arithmetic", choices=among("auto", "float32", "bfloat16"), some=True
+    )
+    turns: int = setting(15, "timed steps of each kind", minimum=1)
     out: str | None = json_setting()

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import InputError, nearest
 from ..files import require_regular
-from ..presets import presets
+from ..presets import presets, recipes
 from ..registry import import_plugins
 from .parts import TaskConfig
 from .schema import SCHEMAS
@@ -53,6 +53,9 @@ def compose(command: str, overrides: list[str], **given: Any) -> Any:
         optional = type(None) in known["task"].types
         task = tasks[-1] if tasks else ("null" if optional else "pusht")
         values["task"] = None if optional and task == "null" else task_values(task)
+    if "recipe" in known:
+        for recipe in (each.removeprefix("recipe=") for each in overrides if each.startswith("recipe=")):
+            values = merged(values, recipes().get(recipe, values))
     for override in overrides:
         values = overridden(command, values, override)
     config = build(schema, resolved(values))

@@ -17,7 +17,15 @@ from typing import Any
 from .. import __version__
 from ..errors import InputError, first_line, nearest
 from ..files import exists
-from .bench import bench_control, bench_envs, bench_latency, bench_serve, bench_soak, bench_solvers
+from .bench import (
+    bench_control,
+    bench_envs,
+    bench_latency,
+    bench_serve,
+    bench_soak,
+    bench_solvers,
+    bench_train,
+)
 from .building import choose_device
 from .collect import collect
 from .composing import compose
@@ -47,6 +55,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "bench solvers": bench_solvers,
     "bench serve": bench_serve,
     "bench envs": bench_envs,
+    "bench train": bench_train,
 }
 """What runs every command, given its config."""
 

@@ -12,6 +12,7 @@ from .bench_schema import (
     BenchServeConfig,
     BenchSoakConfig,
     BenchSolversConfig,
+    BenchTrainConfig,
 )
 from .parts import (
     BACKENDS,
@@ -337,5 +338,6 @@ SCHEMAS: dict[str, type] = {
     "bench solvers": BenchSolversConfig,
     "bench serve": BenchServeConfig,
     "bench envs": BenchEnvsConfig,
+    "bench train": BenchTrainConfig,
 }
 """The dataclass of every command's settings."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from ..presets import recipes
 from .parts import (
     AUGMENTATIONS,
     VALIDATION_SEED,
@@ -53,14 +54,17 @@ class TrainConfig(DataConfig):
           PushT on the human demonstrations
       paradiffpolicy train dataset=my.zarr run=outputs/train/mine
           your own demonstrations
-      paradiffpolicy train training.n_steps=20000 'policy.down_dims=[256,512,1024]'
-          larger, longer
+      paradiffpolicy train recipe=quick
+          PushT in minutes: settings for a short run
     """
 
     init: str | None = path_setting(None, "a checkpoint to start from; null: new weights")
     run: str = out_setting("outputs/train/${task.name}", "folder for resuming, curves, the newest checkpoint")
     checkpoint: str | None = out_setting(None, "a second place for the finished checkpoint")
     policy: NetworkConfig = setting(NetworkConfig, "the policy that is trained")
+    recipe: str | None = setting(
+        None, "settings that go together, over the defaults; null: the defaults", choices=lambda _: recipes()
+    )
 
 
 @dataclass

@@ -27,6 +27,7 @@ from ..files import require_regular, write_atomically, write_json
 from ..models.ema import EMA
 from ..models.networks import build_network, load_weights, usable_device
 from ..models.precision import bfloat16_pays
+from ..models.training_unet1d import training_form
 from ..types import PolicySpec
 from .objective import Denoising, MakeObjective
 from .scalars import ScalarFile
@@ -101,7 +102,10 @@ class Trainer:
             load_weights(spec, self.network, init.weights)
         self.ema = EMA(self.network)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), betas=(0.95, 0.999), weight_decay=settings.weight_decay
+            self.network.parameters(),
+            betas=(0.95, 0.999),
+            weight_decay=settings.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
         )
         self.objective = objective(self.data, spec, settings)
         self.step, self.seconds = 0, 0.0
@@ -111,6 +115,7 @@ class Trainer:
         self.learning_rates: list[list[float]] = [[0, settings.learning_rate]]  # from which step on
         auto = settings.precision == "auto"
         self.autocast = bfloat16_pays(self.device) if auto else settings.precision == "bfloat16"
+        self.form = training_form(self.network, self.device, self.autocast)
         if (folder / RESUME_FILE).exists():
             self._resume()
 
@@ -190,7 +195,7 @@ class Trainer:
     def update(self) -> Tensor:
         """Takes one optimizer step; returns its loss, a scalar on the device."""
         settings, step = self.settings, self.step
-        loss = self.objective(self.network, step, self.autocast)
+        loss = self.objective(self.form, step, self.autocast)
         self.optimizer.zero_grad()
         loss.backward()
         for group in self.optimizer.param_groups:

@@ -1,0 +1,116 @@
+"""Times training steps beside diffusion_policy's, which take turns within one run."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from rich.table import Table
+from torch import nn
+
+from ..clock import Clock
+from ..data.dataset import WindowDataset, batch_windows
+from ..models.ema import ema_decay
+from ..models.networks import build_network
+from ..tables import spread, table, tail
+from ..training.settings import TrainSettings
+from ..training.train import Trainer
+from ..types import PolicySpec
+from .baselines import schedule_of
+from .timing import interleaved, timings
+
+REFERENCE = "diffusion_policy's step"
+
+
+def random_windows(spec: PolicySpec, count: int) -> WindowDataset:
+    """Windows of a spec's sizes: what is in them takes no time."""
+    draw = torch.Generator().manual_seed(0)
+    n_steps = count + spec.horizon - 1
+    observations, actions = (
+        torch.randn(n_steps, size, generator=draw) for size in (spec.obs_dim, spec.action_dim)
+    )
+    steps = torch.arange(count)[:, None] + torch.arange(spec.horizon)
+    return WindowDataset(observations, actions, steps, spec.n_obs_steps)
+
+
+class ReferenceStep:
+    """A training step as diffusion_policy takes it: the network in eager float32, noise by diffusers'
+    ``DDPMScheduler``, AdamW, and the average in a loop over the weights."""
+
+    def __init__(self, data: WindowDataset, spec: PolicySpec, settings: TrainSettings, device: str) -> None:
+        self.network: nn.Module = build_network(spec).to(device)
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), betas=(0.95, 0.999), weight_decay=1e-6)
+        self.scheduler = schedule_of("DDPMScheduler", spec)
+        self.data, self.settings, self.step = data, settings, 0
+
+    def __call__(self) -> None:
+        settings, device = self.settings, self.data.actions.device
+        windows = batch_windows(len(self.data), settings.batch_size, self.step, settings.seed)
+        observations, actions = self.data.batch(windows.to(device))
+        noise = torch.randn(actions.shape, device=device)
+        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(actions),), device=device)
+        noisy = self.scheduler.add_noise(actions, noise, t)
+        output = self.network(noisy, t.float(), rearrange(observations, "b t o -> b (t o)"))
+        nn.functional.mse_loss(output, noise).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        decay = ema_decay(self.step)
+        with torch.no_grad():
+            for average, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                average.mul_(decay).add_(weight, alpha=1 - decay)
+
+
+def training_rows(
+    spec: PolicySpec,
+    batch_size: int,
+    precisions: Iterable[str],
+    turns: int,
+    device: str,
+    clock: Clock,
+    on_turn: Callable[[], object],
+) -> dict[str, dict[str, Any]]:
+    """``timings`` of ``REFERENCE`` and of a ``Trainer``'s step in each precision, by name."""
+    data = random_windows(spec, 50 * batch_size)
+
+    def waiting(step: Callable[[], object]) -> Callable[[object], None]:
+        def task(_: object) -> None:
+            step()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+
+        return task
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {each: TrainSettings(turns, batch_size, precision=each) for each in precisions}
+        trainers = {
+            f"paradiffpolicy, {each}": Trainer(data, spec, own, Path(folder), device=device)
+            for each, own in settings.items()
+        }
+        moved = next(iter(trainers.values())).data
+        reference = ReferenceStep(moved, spec, TrainSettings(turns, batch_size), device)
+        tasks = {name: waiting(trainer.update) for name, trainer in trainers.items()}
+        seconds = interleaved({REFERENCE: waiting(reference), **tasks}, [np.zeros(0)] * turns, clock, on_turn)
+    return {name: timings(each, seconds[REFERENCE]) for name, each in seconds.items()}
+
+
+def training_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """One row per kind of step."""
+    return table(
+        title,
+        (
+            {
+                "step": name,
+                "ms p50": tail(row["ms"]),
+                "times faster [quartiles]": spread(row["speedup"], digits=2),
+            }
+            for name, row in rows.items()
+        ),
+    )
