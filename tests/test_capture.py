@@ -396,6 +396,7 @@ def compiled() -> Backend:
         ("picard", "unipc", {"window": 1}),
         ("picard_published", "ddpm", {"window": 4}),
         ("speculative", "ddpm", {"window": 4}),
+        ("speculative", "ddpm", {"window": 4, "spread": 0.01}),
         ("rti", "heun", {}),
     ],
 )

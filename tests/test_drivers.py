@@ -238,13 +238,14 @@ def test_anderson_saves_iterations():
 # ------------------------------------------------------------------------------------ speculation
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.3])
 @pytest.mark.parametrize("window", [1, 7, 100])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("solver", STOCHASTIC)
-def test_a_speculative_solution_is_the_sequential_one_of_its_decided_noise(solver, batch, window):
+def test_a_speculative_solution_is_the_sequential_one_of_its_decided_noise(solver, batch, window, spread):
     tableau = solver_tableau(SCHEDULE, solver, 20, **STOCHASTIC[solver])
     denoise, noise = mixture_denoiser(SCHEDULE), noise_for(20, batch)
-    solution = Speculative(window)(denoise, tableau, noise)
+    solution = Speculative(window, spread)(denoise, tableau, noise)
     again = Sequential()(denoise, tableau, solution.noise)
     assert_close(solution.sample, again.sample, atol=1e-9, rtol=0)
     assert_close(solution.x0_hats, again.x0_hats, atol=1e-9, rtol=0)
@@ -273,14 +274,14 @@ def test_the_coupling_is_normal_and_maximal(size):
 PROBLEM = {"n_steps": 6, "count": 20_000}
 
 
-def drawn_samples(driver, seed, solver="ddpm", **options):
+def drawn_samples(driver, seed, solver="ddpm", horizon=1, **options):
     """Samples of a two-step-correlated problem where guesses are often wrong: few, large steps."""
     tableau = solver_tableau(SCHEDULE, solver, PROBLEM["n_steps"], "trailing", **options)
-    noise = noise_for(PROBLEM["n_steps"], 1, seed=seed, shape=(PROBLEM["count"], 1))
-    # Every number is a batch element of its own.
+    noise = noise_for(PROBLEM["n_steps"], 1, seed=seed, shape=(PROBLEM["count"], horizon))
+    # Every number, or every few, is a batch element of its own.
     noise = Noise(
-        noise.x_T.view(-1, 1, 1),
-        noise.z.view(PROBLEM["n_steps"], -1, 1, 1),
+        noise.x_T.view(-1, horizon, 1),
+        noise.z.view(PROBLEM["n_steps"], -1, horizon, 1),
         torch.rand(
             PROBLEM["n_steps"],
             PROBLEM["count"],
@@ -296,18 +297,30 @@ def drawn_samples(driver, seed, solver="ddpm", **options):
     return driver(denoise, tableau, noise)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5])
 @pytest.mark.parametrize("solver", STOCHASTIC)
-def test_speculation_keeps_the_distribution(solver):
+def test_speculation_keeps_the_distribution(solver, spread):
     options = STOCHASTIC[solver]
     sequential = drawn_samples(Sequential(), 1, solver, **options).sample.flatten().numpy()
-    speculated = drawn_samples(Speculative(6), 2, solver, **options)
+    speculated = drawn_samples(Speculative(6, spread), 2, solver, **options)
     # Rejections must have happened, or nothing was tested.
-    assert float((speculated.iterations > 1).double().mean()) > 0.3
+    assert float((speculated.iterations > 1).double().mean()) > (0.3 if spread == 0 else 0.15)
     assert stats.ks_2samp(sequential, speculated.sample.flatten().numpy()).pvalue > 0.01
 
 
-def test_decided_noise_is_standard_normal():
-    solution = drawn_samples(Speculative(6), 3)
+def test_drafts_keep_the_distribution_of_whole_plans():
+    """Along the directions in which a draft varies, and across them."""
+    sequential = drawn_samples(Sequential(), 1, horizon=3).sample[..., 0].numpy()
+    speculated = drawn_samples(Speculative(6, 0.5), 2, horizon=3)
+    assert float((speculated.iterations > 1).double().mean()) > 0.3
+    directions = torch.tensor([[1, 1, 1], [1, 2, 3], [1, -1, 0], [1, -2, 1]], dtype=torch.float64).T
+    found = stats.ks_2samp(sequential @ directions.numpy(), (speculated.sample[..., 0] @ directions).numpy())
+    assert found.pvalue.min() > 0.01 / 4  # of four looks
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_decided_noise_is_standard_normal(spread):
+    solution = drawn_samples(Speculative(6, spread), 3)
     for step in range(PROBLEM["n_steps"] - 1):
         assert stats.kstest(solution.noise.z[step].flatten().numpy(), "norm").pvalue > 0.001
     both = solution.noise.z[:2].flatten(1).numpy()
@@ -345,6 +358,30 @@ def test_speculation_on_an_exact_guess_accepts_everything():
     solution = Speculative(30)(denoise, tableau, noise, exact.x0_hats)
     assert (solution.iterations == 1).all()
     assert_close(solution.sample, exact.sample, atol=1e-12, rtol=0)
+
+
+def test_drafts_are_exact_for_plans_that_walk_randomly():
+    """Once the plan's mean is known from any node, no guess is wrong any more."""
+    steps = torch.arange(1, 5, dtype=torch.float64) / 4
+    sigma2, mean = (
+        0.3 * torch.minimum(steps[:, None], steps),
+        torch.tensor([0.5, 0.4, -0.2, 0.1])[:, None].double(),
+    )
+    tableau = solver_tableau(SCHEDULE, "ddpm", 40)
+    # In the table's own terms: its first node is nothing but noise.
+    alphas = tableau.B.sum(dim=1)
+    noises = tableau.p.square() + tableau.C.square().sum(dim=1)
+
+    def denoise(x, t, element):
+        node = (tableau.timesteps[:, None] == t).double().argmax(dim=0)
+        alpha, noise = alphas[node].view(-1, 1, 1), noises[node].view(-1, 1, 1)
+        inverse = torch.linalg.inv(alpha**2 * sigma2 + noise * torch.eye(4, dtype=torch.float64))
+        return mean + alpha * sigma2 @ inverse @ (x - alpha * mean)
+
+    def iterations(spread):
+        return Speculative(40, spread)(denoise, tableau, noise_for(40, 16)).iterations.double().mean()
+
+    assert iterations(0.3) <= 2 < 3 < iterations(0.1) < iterations(0.0)
 
 
 # ------------------------------------------------------------------------------------ the others
@@ -442,6 +479,8 @@ def test_a_nan_from_the_network_ends_the_solution(driver):
         ({"driver": "picard", "evaluate": "sharded"}, "torchrun"),
         ({"driver": "anderson", "memory": 0}, "memory=0"),
         ({"driver": "speculative", "window": 0}, "window=0"),
+        ({"driver": "speculative", "spread": -0.1}, "spread=-0.1 must be 0 to 1"),
+        ({"driver": "speculative", "spread": "wide"}, "spread='wide' must be 0 to 1"),
         ({"driver": "speculative", "start": "warm_same_noise"}, "start='warm'"),
         ({"driver": "speculative", "solver": "ddim"}, "adds noise on every step"),
         ({"driver": "speculative", "solver": "dpm_solver_pp_2m"}, "adds noise on every step"),

@@ -11,7 +11,11 @@ Zimmer 2020, section 2.3, the reflection-maximal coupling):
 
 Either way the step has exactly its own distribution, given all before it, and no coupling rejects
 less often.  The first rejection ends the iteration there.  This is autospeculation (Hu et al. 2025,
-"Diffusion models are secretly exchangeable") with a window and with Picard's guesses.
+"Diffusion models are secretly exchangeable") with a window and with Picard's guesses, or with ``draft``'s.
+
+Block verification (Sun et al. 2024; Soen et al. 2026 for diffusion) decides a whole window at once and
+rejects later.  But the noise that it looked at must be drawn anew after a rejection, while here steps
+after it keep their noise, and with it good guesses.  That costs as much as it gains.
 
 Both outcomes are the step with another noise in place of z.  So the solution is the table's, with
 noise that is decided as the window slides, and that noise is standard normal.
@@ -25,8 +29,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, is_number
 from ..types import Noise, Solution
+from .draft import Draft
 from .driver import NodeDenoise, Solve, State, broadcast, combined, leading, put, take
 from .picard import Windowed, WindowedSolve
 from .tableau import Tableau
@@ -58,9 +63,20 @@ class Speculative(Windowed):
     The sample is another one than the sequential driver's from the same noise.  ``Solution.noise`` has
     the step noises as they were decided: the sequential driver gives this very sample from them.  A
     ``guess`` may be any guess that doesn't depend on the noise.
+
+    Attributes:
+        spread: by how much drafts think that plans vary, as the variance of a normalised plan's last step
+            (see ``draft``); the distribution doesn't depend on it, only the iterations do.
     """
 
     decides_noise: ClassVar[bool] = True
+
+    spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.spread) or not 0 <= self.spread <= 1:
+            raise InputError(f"spread={self.spread!r:.40} must be 0 to 1")
 
     def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
         steps = tableau.step_form
@@ -75,7 +91,8 @@ class Speculative(Windowed):
 
 
 class SpeculativeSolve(WindowedSolve):
-    """Every iteration decides the noise of the windows' steps up to the first rejection."""
+    """Every iteration decides the noise of the windows' steps up to the first rejection.  The state is in the
+    basis of the drafts."""
 
     def __init__(self, driver: Speculative, tableau: Tableau, like: Tensor, warm: bool) -> None:
         super().__init__(driver, tableau, like, warm)
@@ -83,26 +100,29 @@ class SpeculativeSolve(WindowedSolve):
         own = steps.R.diagonal()
         self.scale = own.to(like)
         self.weights = (steps.S / torch.where(own > 0, own, 1.0)[:, None]).to(like)
+        self.draft = Draft(tableau, like, driver.spread)
 
     def init(self, noise: Noise, guess: Tensor | None) -> State:
         # Row N takes what a window that hangs over the end would write.
-        z = torch.cat((noise.z, torch.zeros_like(noise.z[:1])))
+        z = self.draft.turned(torch.cat((noise.z, torch.zeros_like(noise.z[:1]))))
         return {
-            "x_T": noise.x_T,
+            "x_T": self.draft.turned(noise.x_T[None]),
             "z": z,
             "log_u": noise.u.log(),
-            "x0_hats": torch.zeros_like(z) if guess is None else torch.cat((guess, guess[:1])),
+            "means": torch.zeros_like(z)
+            if guess is None
+            else self.draft.turned(torch.cat((guess, guess[:1]))),
             **self.windows(noise.x_T),
         }
 
     def iterate(self, denoise: NodeDenoise, state: State) -> State:
-        n, z, x0_hats = self.n, state["z"], state["x0_hats"]
+        n, z, means = self.n, state["z"], state["means"]
         index, inside, active = self.index(state)
-        drift = self.linear.drift(Noise(state["x_T"], z[:n], state["log_u"]))
-        x = self.linear.nodes(index, drift, x0_hats[:n])
-        outputs = self.evaluate(denoise, x, inside, active)
+        x = self.draft.nodes(inside, state["x_T"], z[:n], means[:n])
+        guessed = self.draft.output(inside, x, take(means, index))
+        outputs = self.draft.turned(self.evaluate(denoise, self.draft.back(x), inside, active))
         # By how much the proposals' means were guessed wrong, in standard deviations.
-        wrong = put(torch.zeros_like(x0_hats), index, take(x0_hats, index) - outputs)
+        wrong = put(torch.zeros_like(means), index, guessed - outputs)
         delta = combined(self.weights, inside, wrong[:n])
         proposed = take(z, index)
         stands, decided = reflection_coupling(proposed, delta, state["log_u"].gather(0, inside))
@@ -113,12 +133,15 @@ class SpeculativeSolve(WindowedSolve):
         return {
             **state,
             "z": put(z, index, torch.where(keep, decided, proposed)),
-            "x0_hats": self.filled(x0_hats, index, outputs),
+            "means": self.filled(means, index, self.draft.mean(inside, x, outputs)),
             **self.moved_on(state, active, up_to.sum(dim=0)),
         }
 
     def finish(self, noise: Noise, state: State) -> Solution:
-        solved = Noise(noise.x_T, state["z"][: self.n], noise.u)
-        x0_hats = state["x0_hats"][: self.n]
+        z, means = state["z"][: self.n], state["means"][: self.n]
+        index = self.nodes[: self.n].expand(-1, z.shape[1])
+        x0_hats = self.draft.output(index, self.draft.nodes(index, state["x_T"], z, means), means)
+        solved = Noise(noise.x_T, self.draft.back(z), noise.u)
+        x0_hats = self.draft.back(x0_hats)
         sample = self.linear.sample(self.linear.drift(solved), x0_hats)
         return Solution(sample, x0_hats, solved, state["iterations"], state["nfe"])

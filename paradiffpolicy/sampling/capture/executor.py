@@ -144,7 +144,7 @@ class Executor:
 
     def _eagerly(self, inputs: State, noise: Noise, guess: Tensor | None) -> Solution:
         network, like, warm = self._network(EAGER), noise.x_T, guess is not None
-        key = (like.dtype, like.device, warm)
+        key = (like.shape[1:], like.dtype, like.device, warm)
         if key not in self._eager:
             driver = self.driver
             self._eager[key] = EagerProgram(
