@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.diffusion.schedule import NoiseSchedule
 from paradiffpolicy.environment import control_rate, make_env
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.evaluation.statistics import paired_difference
 from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.presets import preset, presets, recipes
 from paradiffpolicy.provenance import programs
@@ -326,10 +328,22 @@ def test_collected_episodes_can_be_trained_on_and_evaluated(capsys, checkpoint, 
 
 
 def test_bench_latency_prints_tables_and_a_line_of_json(capsys, checkpoint, tmp_path):
-    out_file = tmp_path / "bench.json"
+    out_file, report = tmp_path / "bench.json", tmp_path / "report.json"
+    described = json.loads((Path(checkpoint.removeprefix("checkpoint=")) / "policy.json").read_text())
+    found = paired_difference([0.9, 0.8, 0.7], [0.9, 0.7, 0.8], 0.05).to_dict()
+    samplers = {"ddpm": {}, "ddim": {f"{of}difference_to_reference": found for of in ("", "success_")}}
+    content = {"reference": "ddpm", "seeds": [5, 7], "samplers": samplers}
+    rewards = [f"rewards={report}"]
+    refused(capsys, "report.json can't be read", "bench", "latency", checkpoint, *rewards)
+    report.write_text(json.dumps(content | {"weights_sha256": "0" * 64}))
+    refused(capsys, "report.json is of other weights", "bench", "latency", checkpoint, *rewards)
+    report.write_text("[]")
+    refused(capsys, "report.json is no report of samplers", "bench", "latency", checkpoint, *rewards)
+    report.write_text(json.dumps(content | {"weights_sha256": described["weights"]["sha256"]}))
     code, out, err = run(
         capsys,
         *("bench", "latency", checkpoint, "samplers=[ddim]", "captures=[eager,emulated]", "call_rows=[1]"),
+        *rewards,
         *("networks={}", "+networks.small=[8,16]", "repeats=1", "call_repeats=2", "precisions=[f32]"),
         *("steady=3", "task.max_steps=8", f"out={out_file}"),
     )
@@ -345,6 +359,8 @@ def test_bench_latency_prints_tables_and_a_line_of_json(capsys, checkpoint, tmp_
     own = build_network(replace(TINY, down_dims=(8, 16)))
     assert small["parameters"] == sum(weight.numel() for weight in own.parameters())
     assert small["rates"]["f32"]["bandwidth"] > 0 and "peak memory" in out
+    assert content["rewards"]["samplers"]["ddim"]["difference_to_reference"]["n"] == 3
+    assert "reward against ddpm, seeds 5 to 7" in out
 
 
 def test_a_number_for_all_networks_or_one_for_each():

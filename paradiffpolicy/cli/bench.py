@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import located
 from ..tables import bar, console, publish
 from .building import (
     capture_settings,
@@ -47,7 +48,11 @@ def measured(cfg: PolicyConfig) -> Path:
 def bench_latency(cfg: BenchLatencyConfig) -> None:
     """Times plans and network calls for one robot, as ratios within one run."""
     from ..benchmarks.timing import peak
+    from ..checkpoint import read_description
+    from ..evaluation.report import reported_rewards, rewards_table
 
+    weights = read_description(measured(cfg)).sha256
+    rewards = None if cfg.rewards is None else reported_rewards(located(cfg.rewards), weights)
     repeats, steady = per_network(cfg, "repeats", 5), per_network(cfg, "steady", 0)
     policy = load_policy(cfg)
     # Real observations: how many iterations a tolerance takes depends on them.
@@ -59,7 +64,11 @@ def bench_latency(cfg: BenchLatencyConfig) -> None:
             cfg, network, sized, windows[: repeats[network]], steady[network]
         )
     content["peak_memory_mb"] = peak()
-    publish((), content, cfg.out, [f"peak memory {peak():.0f} MB"], checkpoint=measured(cfg))
+    tables = []
+    if rewards is not None:
+        content["rewards"] = rewards
+        tables.append(rewards_table(rewards, cfg.samplers))
+    publish(tables, content, cfg.out, [f"peak memory {peak():.0f} MB"], checkpoint=measured(cfg))
 
 
 def network_latencies(

@@ -20,7 +20,7 @@ from .parts import (
     sampler_setting,
     seed_setting,
 )
-from .settings import among, lazily, out_setting, setting
+from .settings import among, lazily, out_setting, path_setting, setting
 
 SOLVERS = lazily("sampling.solvers", "SOLVERS")
 SPACINGS = lazily("sampling.spacing", "SPACINGS")
@@ -41,10 +41,23 @@ class BenchLatencyConfig(PolicyConfig):
     """
 
     samplers: list[str] = setting(
-        ["ddpm", "dpm_solver_pp_6", "paraddpm", "speculative", "speculative_sde", "rti", "rti_5"],
+        [
+            "ddpm",
+            "dpm_solver_pp_6",
+            "paraddpm",
+            "speculative",
+            "speculative_sde",
+            "rti",
+            "rti_5",
+            "renoised",
+            "student",
+        ],
         "samplers to time",
         choices=sampler_names,
         some=True,
+    )
+    rewards: str | None = path_setting(
+        None, "report.json of an evaluation of this checkpoint: its verdicts are shown and kept, too"
     )
     captures: list[str] = setting(
         ["eager", "auto"], "backends, for every sampler", choices=BACKENDS, some=True

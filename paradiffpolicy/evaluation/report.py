@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ..files import write_atomically, write_json
+from ..errors import InputError, reading
+from ..files import require_regular, write_atomically, write_json
 from ..tables import table, tail
 from .cases import RealtimeResult
 from .compare import SamplerResult
@@ -74,6 +76,57 @@ def difference_table(results: Sequence[Outcome], title: str) -> Table:
                 }
             )
     return table(title, rows, left=("verdict on the score", "verdict on success"))
+
+
+LARGEST_REPORT = 2**28
+"""Bytes of a report that are read at most."""
+
+
+def reported_rewards(path: Path, weights_sha256: str) -> dict[str, Any]:
+    """What a report.json of ``evaluate`` says about the samplers of a policy with these weights: its seeds,
+    its reference, and every other sampler's differences to that.
+
+    Raises:
+        InputError: it can't be read, isn't such a report, or is of other weights.
+    """
+    remedy = "name a report.json that 'paradiffpolicy evaluate' wrote for this checkpoint"
+    require_regular(path, LARGEST_REPORT)
+    with reading(str(path), remedy):
+        report = json.loads(path.read_bytes())
+    try:
+        about = {name: report[name] for name in ("weights_sha256", "reference", "seeds")}
+        parts = ("difference_to_reference", "success_difference_to_reference")
+        samplers = {
+            name: {part: values[part] for part in parts}
+            for name, values in report["samplers"].items()
+            if name != report["reference"]
+        }
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is no report of samplers: {remedy}")
+    if about["weights_sha256"] != weights_sha256:
+        raise InputError(f"{path} is of other weights: {remedy}")
+    return {**about, "samplers": samplers}
+
+
+def rewards_table(rewards: Mapping[str, Any], names: Sequence[str]) -> Table:
+    """One row per sampler that ``reported_rewards`` knows: verdicts on its score and its success."""
+    first, last = rewards["seeds"]
+    return table(
+        f"reward against {rewards['reference']}, seeds {first} to {last}",
+        (
+            {
+                "sampler": name,
+                "score [interval tested]": difference_cell(values["difference_to_reference"]),
+                "verdict on the score": values["difference_to_reference"]["verdict"],
+                "verdict on success": (values["success_difference_to_reference"] or {"verdict": ""})[
+                    "verdict"
+                ],
+            }
+            for name, values in rewards["samplers"].items()
+            if name in names
+        ),
+        left=("verdict on the score", "verdict on success"),
+    )
 
 
 def sampler_table(results: Sequence[SamplerResult], title: str) -> Table:
