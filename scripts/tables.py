@@ -167,10 +167,12 @@ def slashed(values: Iterable[float] | None, form: str) -> str:
 # ----------------------------------------------------------------------------------------------- PushT
 
 
-@table(f"{PUSHT}/fresh/report.json", "docs/reports/latency.json")
+@table(f"{PUSHT}/presets/report.json", "docs/reports/latency_bf16.json")
 def summary(report: Report, latency: Report) -> Rows:
-    captured = {row["name"]: row["ms"] for row in latency["shipped"]["plans"]}
-    n, names = n_seeds(report), ("ddpm", "paraddpm", "speculative", "speculative_sde", "rti")
+    captured = {
+        network: {row["name"]: row for row in latency[network]["plans"]} for network in ("shipped", "large")
+    }
+    n, names = n_seeds(report), list(report["samplers"])
     found = against(report, "ddpm", names)
     for name in names:
         values = report["samplers"][name]
@@ -179,8 +181,12 @@ def summary(report: Report, latency: Report) -> Rows:
             f"score ± s.e., n = {n}": score(values),
             f"success [95 %], n = {n}": success(values),
             "iterations per plan": f"{values['iterations_per_plan']['mean']:.1f}",
-            **plan_error(values, report),
-            f"ms per plan, n = {captured['rti, auto']['n']}": f"{captured[f'{name}, auto']['p50']:.3g}",
+            **{
+                f"{size}: ms per plan (times the DDPM-100 loop), n = {rows['rti, auto']['ms']['n']}": (
+                    f"{rows[f'{name}, auto']['ms']['p50']:.3g} ({rows[f'{name}, auto']['speedup'][1]:.3g})"
+                )
+                for size, rows in (("5.4 M", captured["shipped"]), ("65.8 M", captured["large"]))
+            },
             **both(found.get(name), "`ddpm`"),
         }
 

@@ -665,6 +665,16 @@ def test_the_program_that_was_used_longest_ago_goes_first(denoiser):
     assert executor.nbytes == one + four
 
 
+def test_a_budget_below_one_program_is_said_in_a_line(denoiser, caplog):
+    n, executor, _ = samplers(denoiser, EMULATED, driver="sequential", solver="ddim", n_steps=3)
+    executor.budget = 1
+    for batch in (1, 2, 2):
+        executor.run(*problem(n, batch, 0, False))
+    assert [len(program.inputs["x_T"]) for program in executor.programs] == [2]
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2 and all("over the budget of 0.0 MB" in line for line in lines)
+
+
 def test_plans_leave_nothing_behind():
     policy = (
         policy_with(solver="ddim", n_steps=2, driver="rti")

@@ -51,6 +51,7 @@ class BenchLatencyConfig(PolicyConfig):
             "rti_5",
             "renoised",
             "student",
+            "student_warm",
         ],
         "samplers to time",
         choices=sampler_names,

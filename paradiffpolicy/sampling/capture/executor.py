@@ -163,6 +163,13 @@ class Executor:
             return self._captured[key]
         captured = self._capture(inputs, key)
         self._captured[key] = captured
+        if captured is not None and captured.nbytes > self.budget:
+            megabytes = [round(nbytes / 1e6, 1) for nbytes in (captured.nbytes, self.budget)]
+            log.warning(
+                "capture: one program keeps %s MB, over the budget of %s MB; it stays, alone: "
+                "raise budget, or plan for fewer robots at a time",
+                *megabytes,
+            )
         while self.nbytes > self.budget and len(self._captured) > 1:
             self._captured.popitem(last=False)
         return captured
