@@ -128,7 +128,7 @@ def test_a_student_plans_in_one_call_and_refuses_more():
     window = policy.middle_window()
     assert policy.plan(window).solution.nfe.tolist() == [1]
     two = {"solver": "ddim", "n_steps": 2, "spacing": "trailing"}
-    warm = policy.with_sampler(spec_sampler(spec, **two, iterations=1))
+    warm = policy.with_sampler(spec_sampler(spec, **two, warm_iterations=1))
     first = warm.plan(window)
     assert first.solution.nfe.tolist() == [2] and warm.plan(window, first).solution.nfe.tolist() == [1]
     captured = warm.captured("emulated").plan(window, first, generator=3)
@@ -187,8 +187,8 @@ def test_bad_spacings_and_starts_are_refused_in_a_line():
         ({"n_steps": 3, "spacing": [70, 30]}, "spacing lists 2 timesteps: n_steps must be as many"),
         ({"n_steps": 2, "spacing": [100, 3]}, r"must be timesteps from 99 to 0"),
         ({"n_steps": 2, "spacing": ["a", 3]}, "must be falling timesteps"),
-        ({"n_steps": 4, "iterations": 2, "start": "cold"}, "goes on from the last plan"),
-        ({"n_steps": 4, "iterations": 0}, "iterations=0 must be"),
+        ({"n_steps": 4, "warm_iterations": 2, "start": "cold"}, "goes on from the last plan"),
+        ({"n_steps": 4, "warm_iterations": 0}, "warm_iterations=0 must be"),
     ):
         with pytest.raises(InputError, match=message):
             make(**bad)

@@ -26,7 +26,8 @@ from paradiffpolicy.benchmarks.calls import call_rows
 from paradiffpolicy.benchmarks.floors import Floors, Rates, TrunkCost, measured_rates, trunk_cost
 from paradiffpolicy.benchmarks.latency import latency_rows, steady_state
 from paradiffpolicy.benchmarks.timing import interleaved, plan_latencies
-from paradiffpolicy.cli.schema import EvaluateConfig, TrainEvaluationConfig
+from paradiffpolicy.cli.schema import EvaluateConfig
+from paradiffpolicy.cli.train_schema import TrainEvaluationConfig
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop

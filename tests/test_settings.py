@@ -40,7 +40,14 @@ WRONG = [
 FREE = {"min_score", "lambda_min", "start", "stop", "limits"}
 """Numbers without a least value."""
 
-OPTIONS = {("tolerance", "2.5"), ("plan_tolerance", "2.5"), ("plan_tolerance", "null"), ("start", "null")}
+OPTIONS = {
+    ("tolerance", "2.5"),
+    ("plan_tolerance", "2.5"),
+    ("plan_tolerance", "null"),
+    ("start", "null"),
+    ("warm_iterations", "null"),
+    ("checkpoint", "abc"),
+}
 """What may be, of the wrong values of a sampler's options."""
 
 default = functools.cache(lambda command: compose(command, []))

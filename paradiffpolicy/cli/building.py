@@ -168,6 +168,9 @@ def check_sampler(settings: dict[str, Any]) -> None:
 
     if settings in presets().values():
         return
+    folder = settings.get("checkpoint", "student")
+    if not isinstance(folder, str) or not folder:
+        raise InputError(f"checkpoint={folder!r:.40} must be a folder in the policy's own, as student")
     own = {name: value for name, value in settings.items() if name not in POLICY_KEYS}
     for name, choices in (("capture", BACKENDS), ("precision", CHOICES)):
         if name in settings and settings[name] not in choices:

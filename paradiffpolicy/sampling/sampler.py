@@ -125,9 +125,9 @@ def make_sampler(
         evaluate.check(min(getattr(built, "width", tableau.n_nodes), tableau.n_nodes))
     chosen = getattr(built, "usual_start", "cold") if start is None else start
     begins = chosen if callable(chosen) else STARTS.named(chosen)
-    if isinstance(built, Sequential) and built.iterations is not None and begins is cold_start:
+    if isinstance(built, Sequential) and built.warm_iterations is not None and begins is cold_start:
         raise InputError(
-            f"driver 'sequential' with iterations={built.iterations} goes on from the last plan: "
+            f"driver 'sequential' with warm_iterations={built.warm_iterations} goes on from the last plan: "
             "start='renoised' or 'warm', not 'cold'"
         )
     if isinstance(built, Speculative) and begins is warm_start_same_noise:

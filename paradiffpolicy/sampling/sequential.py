@@ -18,24 +18,24 @@ class Sequential(IterativeDriver):
     """Computes ``D_i = D(x_i)`` for every i in turn: N iterations of one node each.
 
     Attributes:
-        iterations: with a ``guess``, only so many of the last nodes are computed, and those before stay as
+        warm_iterations: with a ``guess``, only so many of the last nodes are computed, those before stay as
             guessed; None: all N, and no guess is used.
     """
 
-    iterations: int | None = None
+    warm_iterations: int | None = None
 
     def __post_init__(self) -> None:
-        if self.iterations is not None:
-            require_count(iterations=self.iterations)
+        if self.warm_iterations is not None:
+            require_count(warm_iterations=self.warm_iterations)
 
     @property
     def usual_start(self) -> str:  # type: ignore[override]
         """``renoised`` where the last plan is used at all."""
-        return "cold" if self.iterations is None else "renoised"
+        return "cold" if self.warm_iterations is None else "renoised"
 
     def on(self, tableau: Tableau, like: Tensor, warm: bool) -> Solve:
-        n = tableau.n_nodes
-        count = min(self.iterations, n) if warm and self.iterations is not None else n
+        n, few = tableau.n_nodes, self.warm_iterations
+        count = min(few, n) if warm and few is not None else n
         return SequentialSolve(tableau, like, count)
 
 
