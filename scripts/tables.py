@@ -167,6 +167,24 @@ def slashed(values: Iterable[float] | None, form: str) -> str:
 # ----------------------------------------------------------------------------------------------- PushT
 
 
+@table(f"{PUSHT}/fresh/report.json", "docs/reports/latency.json")
+def fresh(report: Report, latency: Report) -> Rows:
+    captured = {row["name"]: row["ms"] for row in latency["shipped"]["plans"]}
+    n, names = n_seeds(report), ("ddpm", "paraddpm", "speculative", "speculative_sde", "rti")
+    found = against(report, "ddpm", names)
+    for name in names:
+        values = report["samplers"][name]
+        yield {
+            "sampler": named(name, report),
+            f"score ± s.e., n = {n}": score(values),
+            f"success [95 %], n = {n}": success(values),
+            "iterations per plan": f"{values['iterations_per_plan']['mean']:.1f}",
+            **plan_error(values, report),
+            f"ms per plan, n = {captured['rti, auto']['n']}": f"{captured[f'{name}, auto']['p50']:.3g}",
+            **both(found.get(name), "`ddpm`"),
+        }
+
+
 @table(f"{PUSHT}/presets/report.json", "docs/reports/latency_bf16.json")
 def summary(report: Report, latency: Report) -> Rows:
     captured = {
