@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -166,6 +167,9 @@ def test_distill_and_evaluate_beside_the_teacher(capsys, store, tmp_path):
     assert made.info["training"]["scores"][0]["n_seeds"] == 2 and made.info["teacher"]["sha256"]
     code, _out, err = call(capsys, *evaluate, "reference=student", "samplers=[student_warm,dpm_solver_pp_6]")
     assert code == 0, err
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    weights = json.loads((place / "student/policy.json").read_text())["weights"]
+    assert report["student_sha256"] == dict.fromkeys(("student", "student_warm"), weights["sha256"])
     student = place / "student"
     code, _out, err = call(capsys, "distill", *settings, f"checkpoint={student}")
     assert code == 2 and f"checkpoint={student} is a student itself: name its teacher, as {place}" in err

@@ -73,7 +73,20 @@ def deciding(cfg: EvaluateConfig) -> dict[str, Any]:
     """All that decides the episodes, as plain values: settings, weights, versions of code and packages."""
     settings = {name: value for name, value in asdict(cfg).items() if name not in NOT_DECIDING}
     head = about(locate(cfg.checkpoint, "checkpoint"))
+    settings["student_sha256"] = student_hashes(cfg)
     return settings | {name: head[name] for name in ("weights_sha256", "code_sha256", "versions")}
+
+
+def student_hashes(cfg: EvaluateConfig) -> dict[str, str]:
+    """The hash of the weights of every sampler that has some of its own."""
+    from ..checkpoint import METADATA, read_description
+    from ..files import exists
+
+    teacher, hashes = locate(cfg.checkpoint, "checkpoint"), {}
+    for name, sampler in cfg.sampler.items():
+        if "checkpoint" in sampler and exists(teacher / sampler["checkpoint"] / METADATA):
+            hashes[name] = read_description(teacher / sampler["checkpoint"]).sha256
+    return hashes
 
 
 def out_folder(cfg: EvaluateConfig, command: str, settings: Mapping[str, Any]) -> Path:
@@ -172,6 +185,7 @@ class UnlimitedReport:
             seeds=[cfg.first_seed, cfg.first_seed + cfg.seeds - 1],
             stop_early=cfg.stop_early,
             samplers_config={name: cfg.sampler[name] for name in self._names},
+            student_sha256={k: v for k, v in student_hashes(cfg).items() if k in self._names},
             unfinished=unfinished,
         )
         return write_report(self._folder, results, self.title, head, self._control_hz, pictures=pictures)
