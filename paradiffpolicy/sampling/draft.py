@@ -1,11 +1,11 @@
-r"""Drafts: what a network will give at nodes where it has not been called, as if plans were random walks.
+r"""Drafts: what a network will give at nodes where it has not been called, as if plans were Brownian motions.
 
 A node whose plan is known is ``x_i = alpha_i x_0 + sigma_i eps``, with ``alpha_i = sum_j B_ij`` and
 ``sigma_i^2 = p_i^2 + sum_j C_ij^2``.  For a plan drawn from ``N(mean, Sigma)`` the best x0_hat is linear:
 
     D_i(x) = mean + K_i (x - alpha_i mean),     K_i = alpha_i Sigma (alpha_i^2 Sigma + sigma_i^2)^-1
 
-Sigma is that of a random walk along the horizon: the next actions are certain, later ones less and less.
+Sigma is that of a Brownian motion along the horizon: the next actions are certain, later ones less and less.
 A mean is known for every node where the network has been called, the one that explains its output, and
 serves there and beyond.  So a draft follows the noise: outputs are a martingale along the nodes, and what
 they will change by is what the noise tells.  With ``x = drift + B D(x)`` all nodes of a draft are known at
@@ -21,7 +21,7 @@ from .tableau import Tableau
 
 
 class Draft:
-    """Drafts nodes of a table.  Tensors in the walk's basis are ``[nodes, batch, directions, …]``.
+    """Drafts nodes of a table.  Tensors in Sigma's basis are ``[nodes, batch, directions, …]``.
 
     Args:
         like: ``[batch, T, …]``, of the precision and on the device to compute in.
@@ -41,12 +41,12 @@ class Draft:
         share = 1 - gain * alpha
         given = torch.cat((p[:, None], C), dim=1).expand(len(variance), -1, -1)
         table = torch.cat((given, B * share.T[:, None]), dim=2)
-        walked = torch.linalg.solve(torch.eye(self.n, dtype=torch.float64) - B * gain.T[:, None], table)
-        self.basis, self.table = basis.to(like), walked.to(like)
+        solved = torch.linalg.solve(torch.eye(self.n, dtype=torch.float64) - B * gain.T[:, None], table)
+        self.basis, self.table = basis.to(like), solved.to(like)
         self.gain, self.share = gain.to(like), share.to(like)
 
     def turned(self, values: Tensor) -> Tensor:
-        """``values`` ``[nodes, batch, T, A]`` in the walk's basis."""
+        """``values`` ``[nodes, batch, T, A]`` in Sigma's basis."""
         return self.basis.T @ values.reshape(*values.shape[:2], len(self.basis), -1)
 
     def back(self, values: Tensor) -> Tensor:
