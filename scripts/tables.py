@@ -171,18 +171,26 @@ def slashed(values: Iterable[float] | None, form: str) -> str:
 # ----------------------------------------------------------------------------------------------- PushT
 
 
+def rewarded(name: str, report: Report) -> dict[str, str]:
+    """A sampler, what it scored, and its iterations."""
+    values, n = report["samplers"][name], n_seeds(report)
+    return {
+        "sampler": named(name, report),
+        f"score ± s.e., n = {n}": score(values),
+        f"success [95 %], n = {n}": success(values),
+        "iterations per plan": f"{values['iterations_per_plan']['mean']:.1f}",
+    }
+
+
 @table(f"{PUSHT}/fresh/report.json", "docs/reports/latency.json")
 def fresh(report: Report, latency: Report) -> Rows:
     captured = {row["name"]: row["ms"] for row in latency["shipped"]["plans"]}
-    n, names = n_seeds(report), ("ddpm", "paraddpm", "speculative", "speculative_sde", "rti")
+    names = ("ddpm", "paraddpm", "speculative", "speculative_sde", "rti")
     found = against(report, "ddpm", names)
     for name in names:
         values = report["samplers"][name]
         yield {
-            "sampler": named(name, report),
-            f"score ± s.e., n = {n}": score(values),
-            f"success [95 %], n = {n}": success(values),
-            "iterations per plan": f"{values['iterations_per_plan']['mean']:.1f}",
+            **rewarded(name, report),
             **plan_error(values, report),
             f"ms per plan, n = {captured['rti, auto']['n']}": f"{captured[f'{name}, auto']['p50']:.3g}",
             **both(found.get(name), "`ddpm`"),
@@ -194,15 +202,11 @@ def summary(report: Report, latency: Report) -> Rows:
     captured = {
         network: {row["name"]: row for row in latency[network]["plans"]} for network in ("shipped", "large")
     }
-    n, names = n_seeds(report), list(report["samplers"])
+    names = list(report["samplers"])
     found = against(report, "ddpm", names, score_margin=0.03)  # as it was run
     for name in names:
-        values = report["samplers"][name]
         yield {
-            "sampler": named(name, report),
-            f"score ± s.e., n = {n}": score(values),
-            f"success [95 %], n = {n}": success(values),
-            "iterations per plan": f"{values['iterations_per_plan']['mean']:.1f}",
+            **rewarded(name, report),
             **{
                 f"{size}: ms per plan (times the DDPM-100 loop), n = {rows['rti, auto']['ms']['n']}": (
                     f"{rows[f'{name}, auto']['ms']['p50']:.3g} ({rows[f'{name}, auto']['speedup'][1]:.3g})"

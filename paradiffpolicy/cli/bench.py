@@ -51,8 +51,9 @@ def bench_latency(cfg: BenchLatencyConfig) -> None:
     from ..checkpoint import read_description
     from ..evaluation.report import reported_rewards, rewards_table
 
-    weights = read_description(measured(cfg)).sha256
-    rewards = None if cfg.rewards is None else reported_rewards(located(cfg.rewards), weights)
+    rewards = None
+    if cfg.rewards is not None:
+        rewards = reported_rewards(located(cfg.rewards), read_description(measured(cfg)).sha256)
     repeats, steady = per_network(cfg, "repeats", 5), per_network(cfg, "steady", 0)
     policy = load_policy(cfg)
     # Real observations: how many iterations a tolerance takes depends on them.

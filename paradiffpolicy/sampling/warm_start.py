@@ -130,12 +130,10 @@ def renoised_start(
     """Draws new noise and guesses that every x0_hat is the last plan's sample, moved along: with it, a node
     of DDIM or DDPM is that plan, noised to the node's level, as in RTI-DP (arXiv 2508.05396) and Falcon
     (arXiv 2503.00339).  A cold start if there is no last plan."""
-    noise, _ = cold_start(tableau, shape, previous, executed_steps, generators)
-    if previous is None:
+    noise, guess = warm_start(tableau, shape, previous, executed_steps, generators)
+    if previous is None or guess is None:
         return noise, None
-    check_continued(previous, tableau, shape, len(generators))
-    moved = moved_along(previous.sample, executed_steps)
-    return noise, moved.expand(tableau.n_nodes, *moved.shape)
+    return noise, moved_along(previous.sample, executed_steps).expand_as(guess)
 
 
 STARTS: Registry[Start] = Registry(
