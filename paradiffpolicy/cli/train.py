@@ -36,20 +36,16 @@ if TYPE_CHECKING:
 def train(cfg: TrainConfig) -> None:
     """Demonstrations to a checkpoint; run again to resume."""
     from ..calibration import CURVES
-    from ..checkpoint import Checkpoint, read_description
+    from ..checkpoint import Checkpoint
     from ..training.settings import TrainSettings
     from ..training.train import Trainer
 
     device = choose_device(cfg)
     settings = TrainSettings(**vars(cfg.training))
     data, about_data, spec = training_data(cfg)
-    init = Checkpoint.load(locate(cfg.init, "init")) if cfg.init else None
-    info = {
-        "dataset": about_data,
-        "init": {"sha256": read_description(locate(cfg.init, "init")).sha256} if init else {},
-        "evaluation": {"sampler": cfg.sampler[cfg.evaluation.sampler], "max_steps": cfg.task.max_steps},
-        "machine": machine(),
-    }
+    place = locate(cfg.init, "init") if cfg.init else None
+    init = Checkpoint.load(place) if place else None
+    info = origin(cfg, about_data, place)
     evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None
     trainer = Trainer(
         data, spec, settings, Path(cfg.run), info=info, init=init, evaluate=evaluate, device=device
@@ -74,14 +70,9 @@ def distill(cfg: DistillConfig) -> None:
         raise InputError(f"checkpoint={folder} is a student itself: name its teacher, as {folder.parent}")
     data, about_data, _ = dataset_windows(cfg, vars(teacher.spec))
     spec = student_spec(teacher.spec, cfg.nodes)
-    init = Checkpoint.load(locate(cfg.init, "init")) if cfg.init else replace(teacher, spec=spec)
-    info = {
-        "dataset": about_data,
-        "teacher": {"sha256": read_description(folder).sha256},
-        "init": {"sha256": read_description(locate(cfg.init or str(folder), "init")).sha256},
-        "evaluation": {"sampler": cfg.sampler[cfg.evaluation.sampler], "max_steps": cfg.task.max_steps},
-        "machine": machine(),
-    }
+    place = locate(cfg.init, "init") if cfg.init else None
+    init = Checkpoint.load(place) if place else replace(teacher, spec=spec)
+    info = origin(cfg, about_data, place or folder) | {"teacher": {"sha256": read_description(folder).sha256}}
     evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None
     plans = Policy.from_checkpoint(teacher, teacher_sampler(teacher.spec, cfg.nodes), device)
     trainer = Trainer(
@@ -96,6 +87,18 @@ def distill(cfg: DistillConfig) -> None:
         device=device,
     )
     publish(trained(trainer), trainer, cfg.student)
+
+
+def origin(cfg: DataConfig, about_data: dict[str, Any], init: Path | None) -> dict[str, Any]:
+    """What a checkpoint says about the run that makes it."""
+    from ..checkpoint import read_description
+
+    return {
+        "dataset": about_data,
+        "init": {"sha256": read_description(init).sha256} if init else {},
+        "evaluation": {"sampler": cfg.sampler[cfg.evaluation.sampler], "max_steps": cfg.task.max_steps},
+        "machine": machine(),
+    }
 
 
 def trained(trainer: Trainer) -> Checkpoint:
