@@ -378,10 +378,12 @@ def test_drafts_are_exact_for_plans_that_walk_randomly():
         inverse = torch.linalg.inv(alpha**2 * sigma2 + noise * torch.eye(4, dtype=torch.float64))
         return mean + alpha * sigma2 @ inverse @ (x - alpha * mean)
 
-    def iterations(spread):
-        return Speculative(40, spread)(denoise, tableau, noise_for(40, 16)).iterations.double().mean()
+    def iterations(spread, window=40):
+        return Speculative(window, spread)(denoise, tableau, noise_for(40, 16)).iterations.double().mean()
 
     assert iterations(0.3) <= 2 < 3 < iterations(0.1) < iterations(0.0)
+    # Nodes beyond a window are guessed from the last that was called: an iteration per window, and the first.
+    assert iterations(0.3, 10) <= 1 + 40 / 10 and iterations(0.3, 5) <= 1 + 40 / 5
 
 
 # ------------------------------------------------------------------------------------ the others
