@@ -135,6 +135,16 @@ def test_batches_are_padded_and_the_padding_cut_off(denoiser, batch):
     assert len(solution.sample) == batch <= padded_size(batch) <= max(2 * batch - 1, 1)
 
 
+@pytest.mark.parametrize("batch", [4, 5, 9, 10, 13])
+@pytest.mark.parametrize("driver", ["picard", "speculative", "rti"])
+def test_large_batches_are_run_in_pieces(denoiser, driver, batch):
+    backend = replace(EMULATED, largest_batch=4)
+    n, executor, eager = samplers(denoiser, backend, driver=driver, solver="ddpm", n_steps=6)
+    given = problem(n, batch, 0, driver == "rti")
+    assert_same(executor.run(*given), eager.run(*given), atol=1e-5)
+    assert [len(program.inputs["x_T"]) for program in executor.programs] == [4]
+
+
 def test_results_survive_the_next_call(denoiser):
     n, executor, _ = samplers(denoiser, EMULATED, driver="rti", solver="ddim", n_steps=6)
     first = executor.run(*problem(n, 2, 0, True))
@@ -817,21 +827,15 @@ def test_a_programs_memory_is_what_the_process_grew_by():
     assert program.nbytes > 0.7 * grown
 
 
-def test_auto_calls_large_batches_of_windows_on_active_rows_alone():
-    """On a CPU; every batch plans what the eager policy plans."""
-    policy = policy_with(solver="ddpm", n_steps=12, driver="picard", window=4)
-    auto = policy.captured("auto", precision="f32")
-    for batch, methods in ((6, ["eager"]), (2, ["one OpenVINO model", "eager"])):
-        windows, seeds = WINDOW.repeat(batch, 1, 1), range(batch)
-        plans = [
-            each.plan(windows, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
-            for each in (auto, policy)
-        ]
-        assert_close(plans[0].actions, plans[1].actions, atol=0.02, rtol=0)
-        assert [program.method for program in auto.programs] == methods
-    every = policy.captured("emulated")
-    every.plan(WINDOW.repeat(6, 1, 1), generator=[torch.Generator() for _ in range(6)])
-    assert len(every.programs) == 1  # what was asked for is what is done
+def test_a_kept_program_leaves_its_constants_on_disk(tmp_path):
+    """The network's form for the backend is as large as the network; no program runs it any more."""
+    shared, alone = (
+        policy_with(driver="rti", n_steps=4).captured("openvino", precision="f32", cache=cache)
+        for cache in (tmp_path / "cache", None)
+    )
+    assert torch.equal(planned(shared, 2), planned(alone, 2))
+    gc.collect()
+    assert not shared.model._made and len(alone.model._made) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 The program's calls are recorded (``tape``) and translated (``openvino_ops``); the iterations are
 the body of a Loop, so that a plan is one call of the model, and its weights are there once, whatever
-the number of iterations.  A compiled model is kept on disk, so that only a first start waits for it.
+the number of iterations.
+
+A compiled model is kept on disk, so that only a first start waits for it, and is run from there: its file is
+mapped, so that the weights as they were before OpenVINO packed them, which it never reads again, needn't
+stay in memory.
 """
 
 from __future__ import annotations
@@ -12,10 +16,10 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
+import mmap
 import os
 import platform
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -28,7 +32,7 @@ from ...errors import InputError, first_line
 from ...files import require_regular, write_atomically
 from ...models.matmul_unet1d import Taps
 from ...models.precision import bfloat16_pays
-from ...provenance import resident_bytes
+from ...provenance import resident_bytes, return_freed_memory
 from ..driver import State
 from .fingerprint import fingerprint
 from .program import Backend, CaptureError, Program, nbytes
@@ -42,6 +46,9 @@ log = logging.getLogger(__name__)
 PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """The capability that a CPU needs for a precision of arithmetic."""
 
+
+LARGEST_BATCH = 64
+"""Of a call: a larger one takes more memory, and no less time per element."""
 
 OUTPUT = "output."
 """Begins the names of a model's outputs, which must differ from its inputs'."""
@@ -92,6 +99,7 @@ def openvino_backend(
         lambda program: OpenVINO(program, options, cache),
         make_convolution=Taps,
         arithmetic_in_half=True,
+        largest_batch=LARGEST_BATCH,
         fastest="bf16" if bfloat16_pays(torch.device("cpu")) and "BF16" in capabilities else "f32",
     )
 
@@ -109,8 +117,7 @@ class OpenVINO:
     def __init__(self, program: Program, options: dict[str, Any], cache: Path | None) -> None:
         if any(value.device.type != "cpu" for value in program.inputs.values()):
             raise CaptureError("computes on the CPU alone: device=cpu, or another capture")
-        before = resident_bytes()
-        compiled, size, self._memory = compiled_plan(program, options, cache)
+        compiled, size, before, self._constants = compiled_plan(program, options, cache)
         import openvino as ov
 
         self.inputs = {name: value.clone() for name, value in program.inputs.items()}
@@ -126,7 +133,10 @@ class OpenVINO:
             self.outputs[port.any_name.removeprefix(OUTPUT)] = value
             self.request.set_tensor(port.any_name, ov.Tensor(value.numpy(), shared_memory=True))
         with compiling():
-            self.request.infer()  # the first call allocates what lies between inputs and outputs
+            self.request.infer()  # the first call packs weights and allocates what lies between
+        if isinstance(self._constants, mmap.mmap):
+            self._constants.madvise(mmap.MADV_DONTNEED)
+        return_freed_memory()
         self.nbytes = max(nbytes(self.inputs, self.outputs) + size, resident_bytes() - before)
 
     def __call__(self, inputs: State) -> State:
@@ -141,30 +151,36 @@ class Compiled(NamedTuple):
 
     Attributes:
         model: ready to be called.
-        nbytes: of its constants.
-        memory: that it lies in; must outlive it.
+        nbytes: of memory for its constants.
+        before: the process's memory before it was there.
+        constants: what holds them, and must outlive it: a mapped file, or the program.
     """
 
     model: ov.CompiledModel
     nbytes: int
-    memory: Any = None
+    before: int
+    constants: mmap.mmap | Program
 
 
 def compiled_plan(program: Program, options: dict[str, Any], cache: Path | None) -> Compiled:
-    """The program's model, from the cache if it is there, and in it soon afterwards."""
-    path = None
+    """The program's model, from the cache if there is one."""
     if cache is not None and program.identity is not None and is_private(cache):
         path = cache / f"{fingerprint(program.identity(), options, surroundings())}.blob"
         kept = kept_plan(path, options)
+        if kept is None and keep(newly_compiled(program, options).model, path):
+            return_freed_memory()
+            kept = kept_plan(path, options)
         if kept is not None:
             return kept
+    return newly_compiled(program, options)
+
+
+def newly_compiled(program: Program, options: dict[str, Any]) -> Compiled:
+    """The program's model, compiled now."""
+    before = resident_bytes()
     model, size = plan_model(program)
     with compiling():
-        compiled = core().compile_model(model, "CPU", options)
-    if path is not None:
-        # Beside the first plans, which needn't wait for the disk; the interpreter's exit does.
-        threading.Thread(target=keep, args=(compiled, path), name="capture-cache").start()
-    return Compiled(compiled, size)
+        return Compiled(core().compile_model(model, "CPU", options), size, before, program)
 
 
 @contextlib.contextmanager
@@ -208,38 +224,43 @@ def kept_plan(path: Path, options: dict[str, Any]) -> Compiled | None:
 
     if not os.path.lexists(path):
         return None
+    before = resident_bytes()
     try:
         require_regular(path, LARGEST_MODEL)
         if not is_own(path):
             raise ValueError("others can write to it")
-        mapped = np.memmap(path, dtype=np.uint8, mode="c")
-        model = mapped[:-DIGEST]
-        if hashlib.sha256(model.data).digest() != mapped[-DIGEST:].tobytes():
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        model = np.frombuffer(mapped, np.uint8, len(mapped) - DIGEST)
+        if hashlib.sha256(model.data).digest() != mapped[-DIGEST:]:
             raise ValueError("its content isn't what was written")
         compiled = core().import_model(ov.Tensor(model, shared_memory=True), "CPU", options)
         path.touch()  # pruning takes the oldest
     except (RuntimeError, ValueError, OSError, InputError) as error:
         log.warning("capture: %s is damaged (%s); compiling anew", path, first_line(error))
         return None
-    return Compiled(compiled, model.nbytes, mapped)
+    return Compiled(compiled, 0, before, mapped)
 
 
-def keep(compiled: ov.CompiledModel, path: Path) -> None:
-    """Writes a compiled model to a file."""
+def keep(compiled: ov.CompiledModel, path: Path) -> bool:
+    """Writes a compiled model to a file; whether that went well."""
     try:
         blob = BytesIO()
         compiled.export_model(blob)
-        content = blob.getvalue()
-        digest = hashlib.sha256(content).digest()
+        digest = hashlib.sha256(blob.getbuffer()).digest()
 
         def write(temporary: Path) -> None:
             temporary.touch(mode=0o600)
-            temporary.write_bytes(content + digest)
+            with temporary.open("wb") as file:
+                file.write(blob.getbuffer())
+                file.write(digest)
 
         write_atomically(path, write)
         prune(path.parent)
     except (RuntimeError, OSError, InputError) as error:
         log.warning("capture: can't keep the compiled model (%s)", error)
+        return False
+    return True
 
 
 KEPT_MODELS = 24

@@ -80,8 +80,7 @@ class Backend:
             captured, plans are run eagerly.
         make_convolution: the form of convolutions that it likes; None: the network's own.
         arithmetic_in_half: computes in bf16 or f16 by itself if told to, from float32 weights.
-        largest_windowed_batch: of batches whose windows are at different places; larger ones are left to
-            the next backend.  None: it takes any.
+        largest_batch: of one call; larger ones are run in pieces.  None: it takes any.
         fastest: the precision that its programs compute in fastest.
         arithmetic: switches the device's arithmetic for plans that aren't captured.
     """
@@ -90,7 +89,7 @@ class Backend:
     capture_program: CaptureFunction | None
     make_convolution: MakeConvolution | None = None
     arithmetic_in_half: bool = False
-    largest_windowed_batch: int | None = None
+    largest_batch: int | None = None
     fastest: str = "f32"
     arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext
 
