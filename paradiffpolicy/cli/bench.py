@@ -16,6 +16,7 @@ from .building import (
     load_policy,
     locate,
     named_blending,
+    planner_beside,
     recorded_windows,
     require_extra,
     resized,
@@ -144,9 +145,8 @@ def bench_control(cfg: BenchControlConfig) -> None:
     from ..benchmarks.control import control_rows, control_table, timed_runs
     from ..clock import MonotonicClock
     from ..control.scheduling import Scheduling
-    from ..planning import PLANNERS
 
-    planners = {name: PLANNERS.named(name) for name in cfg.planners}
+    planners = {name: planner_beside(name, cfg.scheduling.cores) for name in cfg.planners}
     scheduling, blending = Scheduling(**vars(cfg.scheduling)), named_blending(cfg.blending)
     policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
     observations = np.stack([window[-1] for window in recorded_windows(cfg, policy, 30)])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import InputError
 from ..provenance import describe, machine
 from ..tables import console
-from .building import env_maker_at, load_policy, named_blending, sampling_policy
+from .building import env_maker_at, load_policy, named_blending, planner_beside, sampling_policy
 from .settings import written
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def run(cfg: RunConfig) -> None:
         f"{cfg.task.name}, {Path(cfg.checkpoint or '').name}, {cfg.sampler_name}, seed {cfg.seed}, "
         f"{rate_hz:g} Hz, planner: {cfg.planner}, {cfg.blending['name']}"
     )
-    options: dict[str, Any] = {"planner": cfg.planner, "blending": blending, "replan_every": cfg.replan_every}
+    planner = planner_beside(cfg.planner, cfg.scheduling.cores)
+    options: dict[str, Any] = {"planner": planner, "blending": blending, "replan_every": cfg.replan_every}
     options |= {"generator": cfg.seed, "clock": clock, "capacity": n_ticks} | vars(cfg.safety)
     controller = Controller(policy, rate_hz, **options)
 
