@@ -68,6 +68,15 @@ def resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
 
 
+def anonymous_bytes() -> int:
+    """This process's memory without the pages of files, which the system takes back when it needs them."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return resident_bytes()
+    resident, shared = statm.read_text().split()[1:3]
+    return (int(resident) - int(shared)) * resource.getpagesize()
+
+
 def return_freed_memory() -> None:
     """Gives freed memory back to the system, where the C library would keep it: compiling takes several times
     what it leaves."""

@@ -284,8 +284,8 @@ def worker_count(count: int | str) -> int:
 
 
 def planner_beside(name: str, loop_cores: list[int] | None) -> MakePlanner:
-    """A planner by name.  One in a process leaves the cores that the loop is bound to alone, if there are others:
-    what it computes there would drive the loop's code and data from the core's caches."""
+    """A planner by name.  One in a process leaves the cores that the loop is bound to alone, if there are
+    others: what it computes there would drive the loop's code and data from the core's caches."""
     import os
 
     from ..planning import PLANNERS
@@ -293,7 +293,9 @@ def planner_beside(name: str, loop_cores: list[int] | None) -> MakePlanner:
 
     make = PLANNERS.named(name)
     others = os.sched_getaffinity(0) - set(loop_cores) if loop_cores else set()
-    return functools.partial(ProcessPlanner, cores=sorted(others)) if others and make is ProcessPlanner else make
+    return (
+        functools.partial(ProcessPlanner, cores=sorted(others)) if others and make is ProcessPlanner else make
+    )
 
 
 def recorded_windows(cfg: Any, guide: Policy, count: int) -> list[Any]:

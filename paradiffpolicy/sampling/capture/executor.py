@@ -58,6 +58,8 @@ class Executor:
             why.  ``EAGER`` can do everything.
         identity: gives a name that no other weights or precision have, for backends that keep programs
             on disk; None: nothing is kept.
+        warm: whether most plans will have a guess: programs with and without one are captured together then,
+            where the backend can.
         budget: bytes that captured programs may keep; the least recently used are evicted, but the
             newest always stays.
 
@@ -73,6 +75,7 @@ class Executor:
         backends: Sequence[Backend],
         *,
         identity: Callable[[], str] | None = None,
+        warm: bool = False,
         budget: int = 2**30,
     ) -> None:
         require_count(budget=budget)
@@ -86,6 +89,8 @@ class Executor:
         self._arithmetic = next((b for b in self.backends if b.capture_program is None), EAGER).arithmetic
         own = type(driver).__module__.split(".")[0] == __name__.split(".")[0]
         self.identity = identity if own else None  # another's driver may change under the same name
+        able = (backend.captures_warm or backend.capture_program is None for backend in self.backends)
+        self._captures_warm = warm and all(able)
         self._make_network = network
         # By backend, for as long as a program needs it: some compile the weights, and need it no more.
         self._networks = weakref.WeakValueDictionary[str, PlanNetwork]()
@@ -170,6 +175,9 @@ class Executor:
 
     def _program(self, inputs: State) -> CapturedProgram | None:
         """The captured program for such inputs; None: no backend can, but eagerly it goes."""
+        if self._captures_warm:
+            n, x_T = self.tableau.n_nodes, inputs["x_T"]
+            inputs = {**inputs, "guess": x_T.new_zeros(n, *x_T.shape)}
         key = tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(inputs.items()))
         if key in self._captured:
             self._captured.move_to_end(key)
@@ -189,17 +197,27 @@ class Executor:
         return captured
 
     def _capture(self, inputs: State, key: tuple[Any, ...]) -> CapturedProgram | None:
-        example = {name: value.clone() for name, value in inputs.items()}
         driver, weights = self.driver, self.identity
         assert isinstance(driver, IterativeDriver)
         if getattr(driver, "evaluate", None) is evaluate_active:
             driver = replace(driver, evaluate=evaluate_all)  # type: ignore[type-var]
-        solve = driver.on(self.tableau, inputs["x_T"], "guess" in inputs)
-        identity = None if weights is None else lambda: fingerprint(weights(), driver, self.tableau, key)
+        both = self._captures_warm
+        identity = (
+            None if weights is None else lambda: fingerprint(weights(), driver, self.tableau, key, both)
+        )
+
+        def program_of(network: PlanNetwork, inputs: State) -> Program:
+            example = {name: value.clone() for name, value in inputs.items()}
+            solve = driver.on(self.tableau, inputs["x_T"], "guess" in inputs)
+            return sampling_program(network, solve, self.tableau, example, identity)
+
         for backend in self.backends:
             if backend.capture_program is None:
                 return None
-            program = sampling_program(self._network(backend), solve, self.tableau, example, identity)
+            program = program_of(self._network(backend), inputs)
+            if both:
+                cold = {name: value for name, value in inputs.items() if name != "guess"}
+                program = replace(program_of(self._network(backend), cold), warm=program)
             try:
                 return backend.capture_program(program)
             except CaptureError as error:
