@@ -103,6 +103,7 @@ def describe_path(path: Path) -> list[Table]:
         InputError: there is nothing, it is none of these, or it is damaged.
     """
     from ..checkpoint import METADATA
+    from ..interchange.reading import PROJECTS
 
     if not path.exists():
         raise InputError(
@@ -110,6 +111,8 @@ def describe_path(path: Path) -> list[Table]:
         )
     if (path / METADATA).exists():
         return describe_checkpoint(path)
+    if any(project.recognises(path) for project in PROJECTS.values()):
+        return describe_imported(path)
     if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", "data", "meta")):
         raise InputError(
             f"{path} is neither a zarr store nor a checkpoint (it has no {METADATA}): name such a folder"
@@ -140,6 +143,18 @@ def describe_checkpoint(path: Path) -> list[Table]:
             },
         )
     ]
+
+
+def describe_imported(path: Path) -> list[Table]:
+    """What another project's checkpoint says of itself.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    from ..interchange.reading import read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    return [pairs(f"checkpoint {path}", {**asdict(checkpoint.spec), **checkpoint.info["origin"]})]
 
 
 def describe_store(path: Path) -> list[Table]:

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..models.networks import check_weights
 from ..task import Contract, ObservationField
 from ..types import PolicySpec
-from .settings import Settings, scheduler_fields
+from .settings import IMPORTED, Settings, scheduler_fields
 from .torch_pickle import StoredTensor, TorchFile, plain
 
 POLICY, NETWORK = "DiffusionUnetLowdimPolicy", "ConditionalUnet1D"
@@ -77,7 +77,7 @@ def described(cfg: Settings) -> PolicySpec:
         raise cfg.refused("policy.obs_as_global_cond", False, "conditioning by inpainting isn't supported")
     if cfg.get("policy.model.local_cond_dim", int | None, None) is not None:
         raise cfg.refused("policy.model.local_cond_dim", "a number", "local conditioning isn't supported")
-    task = cfg.get("task.name", str, "imported")
+    task = cfg.get("task.name", str, IMPORTED)
     pusht = task == "pusht_lowdim" and cfg.get("task.keypoint_dim", int, 2) == 2
     alone = cfg.get("policy.pred_action_steps_only", bool, False)
     steps = cfg.get("policy.n_obs_steps", int)

@@ -18,7 +18,7 @@ from ..files import exists, require_regular
 from ..models.networks import check_weights
 from ..task import Contract, ObservationField
 from ..types import PolicySpec
-from .settings import Settings, scheduler_fields
+from .settings import IMPORTED, Settings, scheduler_fields
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST_JSON, LARGEST_WEIGHTS = 2**22, 2**36
@@ -32,7 +32,7 @@ EPS = 1e-8
 
 def recognises(path: Path) -> bool:
     """Whether a path may be such a checkpoint."""
-    return exists(path / CONFIG) and exists(path / WEIGHTS)
+    return exists(path / CONFIG)
 
 
 def read(path: Path) -> Checkpoint:
@@ -82,7 +82,7 @@ def described(config: Settings) -> tuple[PolicySpec, list[tuple[str, str, int]]]
     action = Settings(config.get("output_features", dict), config.where).part("action").get("shape", list)
     fields = tuple(ObservationField(key, shape=(size,)) for key, _, size in features)
     spec = PolicySpec(
-        task="imported",
+        task=IMPORTED,
         obs_dim=sum(size for *_, size in features),
         action_dim=action[0] if len(action) == 1 else -1,
         n_obs_steps=config.get("n_obs_steps", int),

@@ -8,6 +8,8 @@ from typing import Any
 from ..errors import InputError
 
 REQUIRED: Any = object()
+IMPORTED = "imported"
+"""The task of a checkpoint that names none: it drives whatever task its sizes fit."""
 
 
 class Settings:
