@@ -642,7 +642,10 @@ def test_run_at_a_rate_that_doesnt_divide(capsys, checkpoint, tmp_path):
         ),
         (["robot=panda"], "unknown robot 'panda'; known: env"),
         (["rate_hz=5"], "rate_hz=5 must be the policy's 10 Hz or more"),
-        (["rate_hz=25", "record=a.zarr"], "record=a.zarr holds the policy's steps: rate_hz=25 must be a multiple"),
+        (
+            ["rate_hz=25", "record=a.zarr"],
+            "record=a.zarr holds the policy's steps: rate_hz=25 must be a multiple",
+        ),
         (["interpolation.name=liner"], "unknown interpolation 'liner'; did you mean 'linear'?"),
         (["+interpolation.parts=[hold]"], "interpolation 'auto' has no option 'parts'"),
         (["interpolation={name: per_dimension, parts: [slurp]}"], "unknown interpolant 'slurp'"),

@@ -17,7 +17,7 @@ from ..control.loop import ControlLoop
 from ..control.record import Record
 from ..control.scheduling import Scheduling, scheduled
 from ..planning.blending import Blending
-from ..planning.interpolation import Interpolation
+from ..planning.interpolation import Interpolation, automatic
 from ..planning.request import MakePlanner, Plans
 from ..robots.replay import ReplayRobot
 from ..tables import table, tail
@@ -51,7 +51,7 @@ def timed_runs(
     seconds: float,
     turns: int,
     blending: Blending,
-    interpolation: Interpolation,
+    interpolation: Interpolation = automatic,
     replan_every: int,
     scheduling: Scheduling,
     on_turn: Callable[[], object] = lambda: None,
