@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 from scipy.spatial.transform import Rotation, Slerp
@@ -82,6 +82,7 @@ def between(name, start, end, fraction, before=None, after=None):
 
 
 @given(*[finite] * 4, fractions)
+@example(0.21342377371578936, -0.9042740660429183, 0.0008165845667670443, -0.5102723058238035, 1 - 2.0**-40)
 def test_lines_and_curves_stay_between_their_ends(before, start, end, after, fraction):
     """Also by a rounding: an action on its limit is within it."""
     for name in ("hold", "linear", "cubic"):

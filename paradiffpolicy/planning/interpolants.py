@@ -50,7 +50,7 @@ def hold(before: Actions, start: Actions, end: Actions, after: Actions, fraction
 
 def linear(before: Actions, start: Actions, end: Actions, after: Actions, fraction: float) -> Actions:
     """A straight line."""
-    return _bounded(start + fraction * (end - start), start, end)
+    return start + fraction * (end - start)
 
 
 def cubic(before: Actions, start: Actions, end: Actions, after: Actions, fraction: float) -> Actions:
@@ -66,17 +66,14 @@ def cubic(before: Actions, start: Actions, end: Actions, after: Actions, fractio
     curve = first + fraction * (
         3 * difference - 2 * first - second + fraction * (first + second - 2 * difference)
     )
-    return _bounded(start + fraction * curve, start, end)
+    # Rounding alone could take it past an end, and so past a limit.
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    return np.minimum(np.maximum(start + fraction * curve, low), high)
 
 
 def _slope(left: Actions, right: Actions) -> Actions:
     same = left * right > 0
     return np.where(same, 2 * left * right / np.where(same, left + right, 1.0), 0.0)
-
-
-def _bounded(values: Actions, start: Actions, end: Actions) -> Actions:
-    # Rounding alone could take them past an end, and so past a limit.
-    return np.minimum(np.maximum(values, np.minimum(start, end)), np.maximum(start, end))
 
 
 # ------------------------------------------------------------------------------------------- rotations
