@@ -62,9 +62,12 @@ def run(
     clock = clock or MonotonicClock()
     policy = pdp.load_policy("checkpoints/pusht_keypoints", sampler="rti")
     n_ticks = round(seconds * rate)
-    options = {"planner": "process", "interpolation": "linear", "capacity": n_ticks, **options}
+    options = {"planner": "process", "blending": "rtc", "interpolation": "linear", **options}
     hardware = Hardware(clock, seed)
-    with pdp.Controller(policy, rate, clock=clock, **options) as controller, scheduled(scheduling):
+    with (
+        pdp.Controller(policy, rate, clock=clock, capacity=n_ticks, **options) as controller,
+        scheduled(scheduling),
+    ):
         controller.tick(hardware.read())
         controller.wait_ready()
         start, tick = clock.now(), 0
