@@ -4,9 +4,9 @@
     paradiffpolicy run robot=lerobot plugins=lerobot_robot checkpoint=PATH rate_hz=50 'robot_options={
         module: lerobot.robots.so_follower, type: so101_follower, port: /dev/ttyACM0, id: follower}'
 
-``get_observation`` and ``send_action`` of a LeRobot ``Robot`` take milliseconds on a serial bus, which only one
-thread may use.  So a thread of its own sends the newest action and reads the next observation, in turns, and the
-loop waits for neither.  LeRobot knows no stop: the arm is commanded to where it is, and to switch its torque
+``get_observation`` and ``send_action`` of a LeRobot ``Robot`` take milliseconds on a serial bus, which only
+one thread may use.  So a thread of its own reads an observation and sends the newest action, in turns, and
+the loop waits for neither.  LeRobot knows no stop: the arm is commanded to where it is; to switch its torque
 off, or to hold against a load, is up to the robot.
 
 Tried with a simulated robot of LeRobot 0.4.4's ``Robot`` class, not with an arm (``tests/test_examples.py``).

@@ -63,11 +63,9 @@ def run(
     policy = pdp.load_policy("checkpoints/pusht_keypoints", sampler="rti")
     n_ticks = round(seconds * rate)
     options = {"planner": "process", "blending": "rtc", "interpolation": "linear", **options}
+    options |= {"clock": clock, "capacity": n_ticks}
     hardware = Hardware(clock, seed)
-    with (
-        pdp.Controller(policy, rate, clock=clock, capacity=n_ticks, **options) as controller,
-        scheduled(scheduling),
-    ):
+    with pdp.Controller(policy, rate, **options) as controller, scheduled(scheduling):
         controller.tick(hardware.read())
         controller.wait_ready()
         start, tick = clock.now(), 0
