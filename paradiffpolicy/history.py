@@ -24,8 +24,8 @@ class History:
         # From the newest observation's tick.
         places = np.arange(-(n_obs_steps - 1), 1) * stride
         self._back = np.floor(places + 1e-9).astype(int)
-        part = places - self._back
-        self._part = part[:, None] if (part > 1e-9).any() else None
+        part = np.where(places - self._back > 1e-9, places - self._back, 0.0)
+        self._part = part[:, None] if part.any() else None
         self._mixed = mixed
         self._kept: NDArray[Any] = np.empty(0)  # a place per tick, over and over
         self._tick: int | None = None
@@ -50,12 +50,10 @@ class History:
             return window
         # The newest lies on a tick.
         after = self._kept[(self._tick + np.minimum(self._back + 1, 0)) % len(self._kept)]
-        mix = np.where(self._part > 0, window + self._part * (after - window), window)
-        return (
-            mix
-            if self._mixed is None
-            else np.where(self._mixed, mix, np.where(self._part < 0.5, window, after))
-        )
+        mix = window + self._part * (after - window)
+        if self._mixed is None:
+            return mix
+        return np.where(self._mixed, mix, np.where(self._part < 0.5, window, after))
 
     @property
     def empty(self) -> bool:
