@@ -75,7 +75,10 @@ def grid_of(rate_hz, policy_hz, interpolation, **others):
 
 def between(name, start, end, fraction, before=None, after=None):
     rows = (start if before is None else before, start, end, end if after is None else after)
-    return INTERPOLANTS[name].between(*(np.asarray(row, dtype=float) for row in rows), fraction)
+    interpolant = INTERPOLANTS[name]
+    if interpolant.size == 1:
+        return np.array([interpolant.between(*each, fraction) for each in zip(*rows, strict=True)])
+    return np.array(interpolant.between(*(np.asarray(row, dtype=float).tolist() for row in rows), fraction))
 
 
 # ----------------------------------------------------------------------------------- single interpolants

@@ -196,7 +196,11 @@ class RealTimeChunking(Latest):
         has = (steps >= 0) & (steps < spec.horizon)
         certain = grid.steps(delay - 1)[0] + spec.n_obs_steps - 1 + (grid.between.reach if delay else 0)
         weight = self._decay[np.clip(self._steps - certain, 0, spec.horizon)] * has
-        return grid.between(self.plan.actions, np.clip(steps, 0, spec.horizon - 1), fraction), weight
+        kept = self.plan.actions[np.clip(steps, 0, spec.horizon - 1)]
+        if fraction and grid.between.reach:
+            for k in np.flatnonzero(weight):
+                kept[k] = grid.between(self.plan.actions, int(steps[k]), fraction)
+        return kept, weight
 
 
 def decayed(beyond: int, overlap: int) -> float:

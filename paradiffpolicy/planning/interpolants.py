@@ -5,8 +5,9 @@
     before      start   .  end        after         steps, one apart
                         ^ fraction of the way from start to end, in (0, 1)
 
-Each takes four actions ``[..., n]`` and the fraction, and returns ``[..., n]``; where the fraction is 0 or 1
-it is ``start`` or ``end``.  A plan's first and last actions stand for what is missing beyond them.
+Each takes four actions and the fraction; where that is 0 or 1 it gives ``start`` or ``end``.  A plan's first
+and last actions stand for what is missing beyond them.  All are in plain floats: for an action's few numbers
+that takes a fraction of numpy's time, within a control loop's tick.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from ..registry import Registry
 
-Actions = NDArray[np.float64]
-Between = Callable[[Actions, Actions, Actions, Actions, float], Actions]
-"""``(before, start, end, after, fraction)`` to the command between ``start`` and ``end``."""
+Numbers = Sequence[float]
+Between = Callable[[Any, Any, Any, Any, float], Any]
+"""``(before, start, end, after, fraction)`` to what is between ``start`` and ``end``: floats for one number of
+an action, lists of floats for those that belong together."""
 
 TINY = 1e-12
 """A length or an angle below it is none."""
@@ -43,17 +43,17 @@ class Interpolant:
     reach: int = 1
 
 
-def hold(before: Actions, start: Actions, end: Actions, after: Actions, fraction: float) -> Actions:
+def hold(before: float, start: float, end: float, after: float, fraction: float) -> float:
     """The last step's action goes on until the next step: zero-order hold."""
     return start
 
 
-def linear(before: Actions, start: Actions, end: Actions, after: Actions, fraction: float) -> Actions:
+def linear(before: float, start: float, end: float, after: float, fraction: float) -> float:
     """A straight line."""
     return start + fraction * (end - start)
 
 
-def cubic(before: Actions, start: Actions, end: Actions, after: Actions, fraction: float) -> Actions:
+def cubic(before: float, start: float, end: float, after: float, fraction: float) -> float:
     """A cubic Hermite polynomial whose slopes are the harmonic means of the neighboring differences, 0 where
     these differ in sign: PCHIP (Fritsch and Butland 1984) on equal steps.
 
@@ -62,45 +62,30 @@ def cubic(before: Actions, start: Actions, end: Actions, after: Actions, fractio
     """
     difference = end - start
     first, second = _slope(start - before, difference), _slope(difference, after - end)
-    # The polynomial in f with the values 0 and `difference` and these slopes at its ends.
-    curve = first + fraction * (
-        3 * difference - 2 * first - second + fraction * (first + second - 2 * difference)
-    )
+    # The polynomial in the fraction with the values 0 and `difference`, and these slopes, at its ends.
+    third = first + second - 2 * difference
+    curve = first + fraction * (difference - first - third + fraction * third)
     # Rounding alone could take it past an end, and so past a limit.
-    low, high = np.minimum(start, end), np.maximum(start, end)
-    return np.minimum(np.maximum(start + fraction * curve, low), high)
+    return min(max(start + fraction * curve, min(start, end)), max(start, end))
 
 
-def _slope(left: Actions, right: Actions) -> Actions:
-    same = left * right > 0
-    return np.where(same, 2 * left * right / np.where(same, left + right, 1.0), 0.0)
+def _slope(left: float, right: float) -> float:
+    return 2 * left * (right / (left + right)) if left * right > 0 else 0.0
 
 
 # ------------------------------------------------------------------------------------------- rotations
 
-Numbers = Sequence[float]
 
-
-def rotated(between: Callable[[Numbers, Numbers, float], Numbers]) -> Between:
-    """Makes an interpolant of a function of one rotation's ``start`` and ``end``.
-
-    In plain floats: for one rotation that takes a tenth of numpy's time.
-    """
-
-    def rows(before: Actions, start: Actions, end: Actions, after: Actions, fraction: float) -> Actions:
-        size = start.shape[-1]
-        pairs = zip(start.reshape(-1, size).tolist(), end.reshape(-1, size).tolist(), strict=True)
-        return np.array([between(one, other, fraction) for one, other in pairs]).reshape(start.shape)
-
-    return rows
-
-
-def slerp(start: Numbers, end: Numbers, fraction: float) -> Numbers:
+def slerp(before: Numbers, start: Numbers, end: Numbers, after: Numbers, fraction: float) -> Numbers:
     """Spherical linear interpolation of quaternions (Shoemake 1985), scalar first or last.
 
     The short way: of q and -q, which are one rotation, the end nearer to ``start`` counts.  Of unit
     quaternions it is one; lengths of others change linearly, so that nothing jumps at a step.
     """
+    return _slerp(start, end, fraction)
+
+
+def _slerp(start: Numbers, end: Numbers, fraction: float) -> Numbers:
     near, far = math.hypot(*start), math.hypot(*end)
     one = [each / max(near, TINY) for each in start]
     other = [each / max(far, TINY) for each in end]
@@ -115,12 +100,14 @@ def slerp(start: Numbers, end: Numbers, fraction: float) -> Numbers:
     return [length * (own * a + its * b) for a, b in zip(one, other, strict=True)]
 
 
-def slerp_rotation_vector(start: Numbers, end: Numbers, fraction: float) -> Numbers:
+def slerp_rotation_vector(
+    before: Numbers, start: Numbers, end: Numbers, after: Numbers, fraction: float
+) -> Numbers:
     """``slerp`` of rotation vectors: axis times angle.
 
     Of the vectors of one rotation, whose angles differ by full turns, it is the one nearest to ``start``.
     """
-    w, *xyz = slerp(_quaternion_of_vector(start), _quaternion_of_vector(end), fraction)
+    w, *xyz = _slerp(_quaternion_of_vector(start), _quaternion_of_vector(end), fraction)
     sine = math.hypot(*xyz)
     if sine < TINY:  # a whole number of turns, about the axis of `start`
         sine, xyz = 0.0, list(start)
@@ -136,14 +123,14 @@ def _quaternion_of_vector(vector: Numbers) -> Numbers:
     return [math.cos(angle / 2), *(per_length * each for each in vector)]
 
 
-def slerp_6d(start: Numbers, end: Numbers, fraction: float) -> Numbers:
+def slerp_6d(before: Numbers, start: Numbers, end: Numbers, after: Numbers, fraction: float) -> Numbers:
     """``slerp`` of rotations by the first two rows of their matrix (Zhou et al. 2019).
 
     Rows that aren't orthonormal are made so, by Gram-Schmidt; by how much they weren't changes linearly, so
     that nothing jumps at a step.
     """
     one, other = _quaternion_of_rows(start), _quaternion_of_rows(end)
-    between = _rows_of_quaternion(slerp(one, other, fraction))
+    between = _rows_of_quaternion(_slerp(one, other, fraction))
     return [
         row + (1 - fraction) * (a - own) + fraction * (b - its)
         for row, a, own, b, its in zip(
@@ -190,9 +177,9 @@ INTERPOLANTS: Registry[Interpolant] = Registry(
         "hold": Interpolant(hold, reach=0),
         "linear": Interpolant(linear),
         "cubic": Interpolant(cubic, reach=2),
-        "slerp": Interpolant(rotated(slerp), size=4),
-        "slerp_rotation_vector": Interpolant(rotated(slerp_rotation_vector), size=3),
-        "slerp_6d": Interpolant(rotated(slerp_6d), size=6),
+        "slerp": Interpolant(slerp, size=4),
+        "slerp_rotation_vector": Interpolant(slerp_rotation_vector, size=3),
+        "slerp_6d": Interpolant(slerp_6d, size=6),
     },
 )
 """Interpolants by name: ``INTERPOLANTS.register("mine", Interpolant(mine))``."""

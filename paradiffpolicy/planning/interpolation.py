@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..registry import Registry
 from ..types import PolicySpec
-from .interpolants import INTERPOLANTS, Actions, Interpolant
+from .interpolants import INTERPOLANTS, Between, Interpolant
 
 POSITIONS = {"x", "y", "z"}
 """Words in the names of a pose's numbers that are a position's."""
@@ -60,20 +60,13 @@ class Interpolator:
                 f"parts={list(parts)} are for {total} numbers of an action, action_dim={action_dim}"
             )
         self.reach = max(part.reach for part in chosen)
-        places: dict[Interpolant, list[list[int]]] = {}
+        self._parts: list[tuple[Between, int | slice]] = []
         start = 0
         for part in chosen:
-            places.setdefault(part, []).append(list(range(start, start + part.size)))
+            if part.reach:
+                at = start if part.size == 1 else slice(start, start + part.size)
+                self._parts.append((part.between, at))
             start += part.size
-        # Numbers that are alike are computed together.
-        self._parts = [
-            (
-                part.between,
-                slice(None) if len(rows) == action_dim else np.squeeze(np.array(rows), axis=_flat(part)),
-            )
-            for part, rows in places.items()
-            if part.reach
-        ]
 
     @staticmethod
     def chosen(parts: Sequence[str | Interpolant]) -> list[Interpolant]:
@@ -84,26 +77,16 @@ class Interpolator:
         """
         return [part if isinstance(part, Interpolant) else INTERPOLANTS.named(part) for part in parts]
 
-    def __call__(self, actions: Actions, step: int | NDArray[np.int64], fraction: float) -> Actions:
-        """The command ``[A]`` at ``fraction`` of the way from a step of ``actions`` ``[T, A]`` to the next;
-        of several steps ``[n]`` the commands ``[n, A]``."""
-        start = actions[step]
+    def __call__(self, actions: NDArray[np.float64], step: int, fraction: float) -> NDArray[np.float64]:
+        """The command ``[A]``, ``fraction`` of the way from a step of ``actions`` ``[T, A]`` to the next."""
         if not fraction or not self.reach:
-            return start
+            return actions[step]
         last = len(actions) - 1
-        if isinstance(step, int):
-            before, end, after = (actions[min(max(step + k, 0), last)] for k in (-1, 1, 2))
-        else:
-            before, end, after = (actions[np.clip(step + k, 0, last)] for k in (-1, 1, 2))
-        command = np.array(start, dtype=np.float64)
+        before, start, end, after = (actions[min(max(step + k, 0), last)].tolist() for k in (-1, 0, 1, 2))
+        command = start.copy()
         for between, at in self._parts:
-            around = (before[..., at], start[..., at], end[..., at], after[..., at])
-            command[..., at] = between(*around, fraction)
-        return command
-
-
-def _flat(part: Interpolant) -> tuple[int, ...]:
-    return (1,) if part.size == 1 else ()
+            command[at] = between(before[at], start[at], end[at], after[at], fraction)
+        return np.array(command)
 
 
 Interpolation = Callable[[PolicySpec, float], Interpolator]
