@@ -404,21 +404,21 @@ def test_what_a_message_names_is_not_run(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "words"),
     [
-        b"",
-        b"\x80\x04",
-        b"\x80\x04Nr\xff\xff\xff\x7f.",  # a memo of 2^31 places
-        b"\x80\x05\x96\xff\xff\xff\xff\x0f\x00\x00\x00.",  # an array of 64 GiB
-        b"\x80\x04X\xff\xff\xff\xff.",  # a text of 4 GiB
-        b"0" * (2**16 + 1),
-        b"\x80\x04" + b"(" * 60_000,
-        b"\x80\x04" + b"]" + b"]\x85" * 30_000 + b".",
+        (b"", "pickle exhausted"),
+        (b"\x80\x04", "pickle exhausted"),
+        (b"\x80\x04Nr\xff\xff\xff\x7f.", "the opcodes LONG_BINPUT"),  # a memo of 2^31 places
+        (b"\x80\x05\x96" + b"\0" * 8 + b".", "the opcodes BYTEARRAY8"),  # which may declare 2^63 bytes
+        (b"\x80\x04X\xff\xff\xff\xff.", "expected 4294967295 bytes"),
+        (b"0" * (2**16 + 1), "65537 bytes are more than 65536"),
+        (b"\x80\x04" + b"(" * 60_000, "pickle exhausted"),
+        (b"\x80\x04]" + b"]\x85" * 30_000 + b".", "it holds a tuple"),
     ],
-    ids=lambda data: repr(data[:8]),
+    ids=lambda value: repr(value[:8]),
 )
-def test_a_message_takes_no_more_memory_than_it_is_long(server, data):
-    with pytest.raises(InputError, match="a message can't be read"):
+def test_a_message_takes_no_more_memory_than_it_is_long(server, data, words):
+    with pytest.raises(InputError, match=f"a message can't be read: .*{words}"):
         server.read(data, "observation")
 
 

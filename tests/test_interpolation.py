@@ -317,6 +317,21 @@ def test_whole_rates_that_are_held_commit_as_integers_do(stride, tick, delay, ov
     np.testing.assert_array_equal(kept, actions[np.clip(steps, 0, 15)])
 
 
+@given(st.integers(0, 12), st.integers(0, 8))
+def test_what_is_kept_is_the_old_plans_command_at_the_new_plans_steps(tick, delay):
+    """Which lie between the old plan's, where plans are asked for between steps."""
+    grid = grid_of(25, 10, linear)
+    blender = RealTimeChunking(grid)
+    blender.plan = plan_of(np.random.default_rng(tick).normal(size=(16, 2)))
+    kept, weight = blender.commit(tick, delay)
+    at = tick / 2.5 + np.arange(16)
+    for k in np.flatnonzero(weight):
+        wanted = [np.interp(at[k], np.arange(16), column) for column in blender.plan.actions.T]
+        np.testing.assert_allclose(kept[k], wanted)
+    # Certain are the steps until the plan arrives, and the one that the last command is on the way to.
+    assert (weight == 1).sum() == (1 + math.floor((delay - 1) / 2.5 + 1e-9) + 1 + (delay > 0))
+
+
 # -------------------------------------------------------------------------------------- in the controller
 
 
@@ -341,7 +356,7 @@ def keeping(latency, steepness=1.0):
 
 @pytest.mark.parametrize("way", ["linear", "cubic"])
 @pytest.mark.parametrize(("rate_hz", "policy_hz"), RATES)
-def test_real_time_chunks_join_without_a_jump_at_any_rate(rate_hz, policy_hz, way):
+def test_real_time_chunks_join_no_faster_than_a_plan_moves_at_any_rate(rate_hz, policy_hz, way):
     clock = VirtualClock()
     controller = Controller(
         shared_policy(),

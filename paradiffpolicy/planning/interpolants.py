@@ -21,8 +21,8 @@ from ..registry import Registry
 
 Numbers = Sequence[float]
 Between = Callable[[Any, Any, Any, Any, float], Any]
-"""``(before, start, end, after, fraction)`` to what is between ``start`` and ``end``: floats for one number of
-an action, lists of floats for those that belong together."""
+"""``(before, start, end, after, fraction)`` to what is between ``start`` and ``end``: floats for one number
+of an action, lists of floats for those that belong together."""
 
 TINY = 1e-12
 """A length or an angle below it is none."""
