@@ -59,9 +59,8 @@ class Commander:
 
     def arm(self) -> bool:
         """Asks for the first plan; whether it could."""
-        if not self.controller.started or self._observation is None:
-            missing = "an observation" if self.controller.started else "the planner"
-            self.reason = f"can't be armed: there is no {missing.split()[-1]} yet"
+        if self._observation is None:
+            self.reason = "can't be armed: there is no new observation"
             return False
         self.controller.reset()
         self._armed_at = self.controller.clock.now()
