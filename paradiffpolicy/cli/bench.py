@@ -17,6 +17,7 @@ from .building import (
     locate,
     named_blending,
     named_interpolation,
+    planner_beside,
     recorded_windows,
     require_extra,
     resized,
@@ -145,9 +146,8 @@ def bench_control(cfg: BenchControlConfig) -> None:
     from ..benchmarks.control import control_rows, control_table, timed_runs
     from ..clock import MonotonicClock
     from ..control.scheduling import Scheduling
-    from ..planning import PLANNERS
 
-    planners = {name: PLANNERS.named(name) for name in cfg.planners}
+    planners = {name: planner_beside(name, cfg.scheduling.cores) for name in cfg.planners}
     scheduling, blending = Scheduling(**vars(cfg.scheduling)), named_blending(cfg.blending)
     interpolation = named_interpolation(cfg.interpolation)
     policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))

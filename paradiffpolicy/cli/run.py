@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import InputError
 from ..provenance import describe, machine
 from ..tables import console
-from .building import env_maker_at, load_policy, named_blending, named_interpolation, sampling_policy
+from .building import (
+    env_maker_at,
+    load_policy,
+    named_blending,
+    named_interpolation,
+    planner_beside,
+    sampling_policy,
+)
 from .settings import written
 
 if TYPE_CHECKING:
@@ -49,14 +56,10 @@ def run(cfg: RunConfig) -> None:
         f"{cfg.task.name}, {Path(cfg.checkpoint or '').name}, {cfg.sampler_name}, seed {cfg.seed}, "
         f"{rate_hz:g} Hz, planner: {cfg.planner}, {cfg.blending['name']}"
     )
-    options: dict[str, Any] = {"planner": cfg.planner, "blending": blending, "replan_every": cfg.replan_every}
-    options |= {
-        "interpolation": interpolation,
-        "generator": cfg.seed,
-        "clock": clock,
-        "capacity": n_ticks,
-    } | vars(cfg.safety)
-    controller = Controller(policy, rate_hz, **options)
+    planner = planner_beside(cfg.planner, cfg.scheduling.cores)
+    options: dict[str, Any] = {"planner": planner, "blending": blending, "interpolation": interpolation}
+    options |= {"replan_every": cfg.replan_every, "generator": cfg.seed, "clock": clock, "capacity": n_ticks}
+    controller = Controller(policy, rate_hz, **options, **vars(cfg.safety))
 
     def finish() -> tuple[dict[str, Any], list[Path]]:
         report = about(cfg, rate_hz) | summary(controller.record)
