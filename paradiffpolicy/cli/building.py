@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
+    from ..planning.interpolation import Interpolation
     from ..planning.request import MakePlanner
     from ..policy import Policy
     from ..sampling.sampler import Sampler
@@ -334,6 +335,26 @@ def named_blending(settings: dict[str, Any]) -> Blending:
     chosen = functools.partial(blending, **options)
     chosen(Grid(PolicySpec("any", obs_dim=1, action_dim=1), 1))  # whether it takes such values
     return chosen
+
+
+def named_interpolation(settings: dict[str, Any]) -> Interpolation:
+    """What the command is between a plan's steps: a name, and its options."""
+    import inspect
+
+    from ..planning.interpolation import INTERPOLATIONS, Interpolator
+
+    options = dict(settings)
+    name = options.pop("name", None)
+    interpolation = INTERPOLATIONS.named(name)
+    known = list(inspect.signature(interpolation).parameters)[2:]
+    for option in options:
+        if option not in known:
+            raise InputError(f"interpolation {name!r} has no option {option!r}{nearest(option, known)}")
+    parts = options.get("parts", [])
+    if not isinstance(parts, list):
+        raise InputError(f"interpolation.{parts=} must be a list, as [linear,linear,hold]")
+    Interpolator.chosen(parts)
+    return functools.partial(interpolation, **options)
 
 
 # --------------------------------------------------------------------------------------------- machine
