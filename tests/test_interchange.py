@@ -210,7 +210,9 @@ def test_plans_are_theirs(name, capture):
 
 def test_what_has_no_equal_is_refused_by_name():
     path, _ = fixture("diffusion_policy/lowdim_inpainting_refuse")
-    with pytest.raises(InputError, match="obs_as_global_cond=False: conditioning by inpainting isn't supported"):
+    with pytest.raises(
+        InputError, match="obs_as_global_cond=False: conditioning by inpainting isn't supported"
+    ):
         read_checkpoint(path)
 
 
@@ -330,7 +332,9 @@ def pickle_file(path: Path, pickled: bytes, **members: bytes) -> Path:
 def tensor_pickle(count: int, size, stride, first: int = 0, dtype: str = "FloatStorage") -> bytes:
     """A pickle of one tensor on storage ``w``."""
     rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n"
-    storage = b"(X\x07\x00\x00\x00storagectorch\n" + dtype.encode() + b"\nX\x01\x00\x00\x00wX\x03\x00\x00\x00cpu"
+    storage = (
+        b"(X\x07\x00\x00\x00storagectorch\n" + dtype.encode() + b"\nX\x01\x00\x00\x00wX\x03\x00\x00\x00cpu"
+    )
     storage += pickle.dumps(count, 2)[2:-1] + b"tQ"
     numbers = b"".join(pickle.dumps(each, 2)[2:-1] for each in (first, tuple(size), tuple(stride)))
     numbers = numbers.replace(b"q\x00", b"").replace(b"q\x01", b"")
@@ -430,9 +434,7 @@ def archives(folder: Path) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["text", "cut", "fifo", "folder", "bomb", "twice", "two", "none", "order"]
-)
+@pytest.mark.parametrize("name", ["text", "cut", "fifo", "folder", "bomb", "twice", "two", "none", "order"])
 def test_damaged_archives_are_refused(tmp_path, name):
     with pytest.raises(InputError) as raised:
         read_checkpoint(archives(tmp_path)[name])
@@ -577,7 +579,9 @@ def test_mutated_files_are_read_or_refused(tmp_path, changes, within):
 
 
 @settings(QUICK, max_examples=100)
-@given(changes=MUTATION, name=st.sampled_from(["config.json", "model.safetensors", "policy_preprocessor.json"]))
+@given(
+    changes=MUTATION, name=st.sampled_from(["config.json", "model.safetensors", "policy_preprocessor.json"])
+)
 def test_mutated_folders_are_read_or_refused(tmp_path_factory, changes, name):
     folder = lerobot(tmp_path_factory.mktemp("fuzz") / "policy")
     (folder / name).write_bytes(mutated((folder / name).read_bytes(), changes))

@@ -233,7 +233,6 @@ class Denoiser:
 
         return NodeDenoiser(split, alpha_at=alpha, sigma_at=sigma, film=network.condition_film, **known)
 
-
     def _excess(self, timesteps: Tensor) -> Tensor:
         r"""``[N]``, w in ``D = bounded + w (bounded - raw)``, from DDIM's step with both:
 

@@ -78,7 +78,9 @@ def described(config: Settings) -> tuple[PolicySpec, list[tuple[str, str, int]]]
         features.append((key, kind, shape[0]))
     features.sort(key=lambda feature: ORDER[feature[1]])
     if len({kind for _, kind, _ in features}) != len(features) or not features:
-        raise config.refused("input_features", [key for key, *_ in features], "one STATE and one ENV are known")
+        raise config.refused(
+            "input_features", [key for key, *_ in features], "one STATE and one ENV are known"
+        )
     action = Settings(config.get("output_features", dict), config.where).part("action").get("shape", list)
     fields = tuple(ObservationField(key, shape=(size,)) for key, _, size in features)
     spec = PolicySpec(
@@ -135,7 +137,9 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         with safetensors.safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
     except Exception as error:  # its own kind, and any that a damaged header leads to
-        raise InputError(f"{path} is no safetensors file ({first_line(error):.100}): copy the checkpoint again")
+        raise InputError(
+            f"{path} is no safetensors file ({first_line(error):.100}): copy the checkpoint again"
+        )
 
 
 def inside(folder: Path, name: str) -> Path:

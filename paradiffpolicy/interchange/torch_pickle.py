@@ -195,7 +195,9 @@ class Unpickler(pickle.Unpickler):
         return Storage(member, dtype, count)
 
 
-def stored_tensor(storage: Storage, first: int, shape: tuple[int, ...], strides: Any, *_: Any) -> StoredTensor:
+def stored_tensor(
+    storage: Storage, first: int, shape: tuple[int, ...], strides: Any, *_: Any
+) -> StoredTensor:
     """In place of ``torch._utils._rebuild_tensor_v2``.  Raises ``ValueError`` if it reaches out of its storage or
     isn't contiguous."""
     if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in (first, *shape)):
