@@ -20,9 +20,9 @@ RESOLVED = 2**17
 
 @dataclass(frozen=True, eq=False)
 class Normalizer(ByValue):
-    """``normalized = (raw - middle) * scale``, per dimension of the last axis, computed in float64: raw values
-    may be far from zero, next to how much they vary, as encoder counts, UTM coordinates and timestamps are.
-    The middle is subtracted first, so that it costs no digits; stored is ``offset = -middle * scale``.
+    """``normalized = (raw - middle) * scale``, per dimension of the last axis, in float64, the middle first:
+    raw values may be far from zero, next to how much they vary, as encoder counts, UTM coordinates and
+    timestamps are.  What is stored is ``offset = -middle * scale``.
 
     Raises:
         InputError: they aren't as many finite numbers each, or a scale is 0.
