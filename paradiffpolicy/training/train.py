@@ -144,12 +144,12 @@ class Trainer:
             while self.step < until:
                 self.losses.append(self.update())
                 bar.update()
-                if self.step % settings.log_every == 0 or self.step == n_steps:
-                    bar.set_postfix(loss=f"{self._log(scalars):.4f}", **self._validated())
                 if self.validate and (self.step % settings.validate_every == 0 or self.step == n_steps):
                     self.seconds += time.monotonic() - started
                     self._validate(self.validate, scalars)
                     started = time.monotonic()
+                if self.step % settings.log_every == 0 or self.step == n_steps:
+                    bar.set_postfix(loss=f"{self._log(scalars):.4f}", **self._validated())
                 if self._evaluation_is_due or self.step % settings.save_every == 0 or self.step == until:
                     self.seconds += time.monotonic() - started
                     self._save()

@@ -14,7 +14,7 @@ from ..diffusion.denoiser import denoising_loss
 from ..policy import Policy
 from ..sampling.spec import spec_sampler
 
-MOST_WINDOWS = 256
+MOST_WINDOWS = 128
 """Windows, at equal intervals, that are looked at."""
 BATCH = 64
 SAMPLER = {"solver": "ddim", "n_steps": 8, "spacing": "trailing"}
