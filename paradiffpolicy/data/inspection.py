@@ -34,6 +34,8 @@ COMPARED_EPISODES = 8
 MANY_EPISODES = 1000
 """So many are kept of what is counted however often it occurs."""
 PERIODS = {"2 pi": 2 * np.pi, "360": 360.0}
+KINDS = ("outliers", "jumps", "differs", "coarse", "wraps", "flips", "hardly varies", "constant")
+"""Of findings, the most consequential first."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,7 @@ class Finding:
     """Something to look at before training.
 
     Attributes:
-        kind: ``constant``, ``hardly varies``, ``coarse``, ``outliers``, ``jumps``, ``wraps``, ``flips`` or
-            ``differs``.
+        kind: one of ``KINDS``.
         column: which dimension; None: the episode's length.
         found: what was found, in a few words.
         remedy: what to do about it, in a few words.
@@ -71,7 +72,7 @@ class Inspection:
         low, high: ``[D]``, the range.
         bounds: ``[2, D]``, beyond which a step is an outlier.
         sample: ``[n, D]``, steps at equal intervals.
-        findings: the most consequential kinds first.
+        findings: in the order of ``KINDS``.
     """
 
     columns: list[Column]
@@ -95,7 +96,8 @@ def inspect(episodes: Episodes) -> Inspection:
         steps.add(index, values)
     of_steps = list(steps.findings())
     known = {(finding.column, episode) for finding in of_steps for episode in finding.episodes}
-    findings = [*_still(survey), *of_steps, *_differing(survey, known)]
+    findings = [*of_steps, *_differing(survey, known), *_still(survey)]
+    findings.sort(key=lambda finding: KINDS.index(finding.kind))
     lengths = np.array(survey.lengths, dtype=np.int64)
     return Inspection(survey.columns, lengths, survey.low, survey.high, steps.bounds, survey.sample, findings)
 
@@ -223,7 +225,7 @@ class _Search:
         worst = max(survey.high[k] - high, low - survey.low[k])
         value = survey.high[k] if survey.high[k] - high == worst else survey.low[k]
         sigmas = abs(value - survey.middle[k]) * SPAN_SIGMAS / span
-        filled = f"98 % of all fill {span / extent:.1%} of the range"
+        filled = f"98 % of all fill {100 * span / extent:.2g} % of the range"
         found = f"{many}, up to {value:.4g}, {sigmas:.3g} sigma; {filled}"
         return Finding("outliers", column, found, "repair or remove them: they set the range", places)
 

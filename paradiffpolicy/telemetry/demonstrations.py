@@ -28,7 +28,7 @@ TYPICAL, UNUSUAL = ("C0", "C2", "C9"), ("C1", "C4", "C6", "C5")
 """Colors of episodes that are like the others, and of those that aren't; red is for findings."""
 MOST_POINTS = 800
 """Of a trace."""
-MOST_LINES = 8
+MOST_LINES = 6
 """Of findings in words."""
 MARKS = {"outliers": "x", "jumps": "v", "wraps": "|", "flips": "|"}
 """Markers of findings that are at steps."""
@@ -42,7 +42,8 @@ def demonstrations(episodes: Episodes, inspection: Inspection, title: str = "") 
     ``Normalizer.fit`` makes of it (right)."""
     actions, others = _shown(inspection)
     n = len(actions) + len(others)
-    columns = 2 if n <= 4 else 3 if n <= 6 else 4 if n <= 12 else 5
+    # As few rows as can be, of as wide a column.
+    columns = min(range(2, 6), key=lambda k: (-(-len(actions) // k) - (-len(others) // k), k))
     rows = [part[k : k + columns] for part in (actions, others) for k in range(0, len(part), columns)]
     height = ROW if len(rows) <= 5 else 0.85 * ROW
     figure = Figure(figsize=(WIDTH, TOP + height * max(2, len(rows)) + 0.3), dpi=100, layout="constrained")
@@ -158,7 +159,7 @@ def _dimension(
         inside = inspection.sample[:, k]
         inside = inside[(inside >= inspection.bounds[0, k]) & (inside <= inspection.bounds[1, k])]
         bottom, top = float(inside.min()), float(inside.max())
-    pad = 0.07 * (top - bottom) or max(1e-6, 0.05 * abs(top))
+    pad = 0.07 * (top - bottom) or (0.05 * abs(top) or 1.0)
     bottom, top = bottom - pad, top + pad
     for episode, values in traces.items():
         stride = max(1, len(values) // MOST_POINTS)
@@ -197,6 +198,8 @@ def _axis(
     """Labels the axis in raw units, and says what was found in red."""
     axes.yaxis.set_major_locator(MaxNLocator(4))
     if abs(middle) > FAR * extent:
+        unit = 10.0 ** math.floor(math.log10(extent))
+        middle = round(middle / unit) * unit
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value - middle:+.2g}"))
         name = f"{name} from {middle:.10g}"
     else:
