@@ -387,6 +387,14 @@ def test_what_lies_far_from_zero_comes_back(offset, extent, shares, constant):
     assert (normalizer.unnormalize(normalized + 5)[:, 1] == constant).all()
 
 
+def test_the_middle_is_subtracted_first():
+    """Then what differs by float64's last digit of a timestamp differs by that, normalised, and no other."""
+    seconds, scale = 1.7e9, 200.0
+    normalizer = Normalizer(torch.tensor([scale]), torch.tensor([-scale * seconds], dtype=torch.float64))
+    later = torch.arange(-50, 50, dtype=torch.float64)[:, None] * 2**-22
+    assert torch.equal(normalizer.normalize(seconds + later), (later * scale).float())
+
+
 def test_only_what_needs_it_is_in_double_precision():
     assert Normalizer.fit(torch.tensor([[0.0, 7.0], [512.0, 7.0]])).raw_dtype == torch.float32
     assert Normalizer.fit(torch.tensor([[1e6], [1e6 + 512.0]])).raw_dtype == torch.float64
