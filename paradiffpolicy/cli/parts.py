@@ -179,6 +179,7 @@ class TrainingConfig:
     log_every: int = setting(20, "steps between points of the curves", minimum=1)
     save_every: int = setting(250, "steps between saves, from which a stopped run resumes", minimum=1)
     evaluate_every: int = setting(0, "steps between evaluations; 0: only at the end", minimum=0)
+    validate_every: int = setting(250, "steps between validations, if episodes are held out", minimum=1)
 
 
 @dataclass

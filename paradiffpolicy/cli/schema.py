@@ -310,7 +310,7 @@ class ServeConfig(PolicyConfig):
 @dataclass
 class InfoConfig(DeviceConfig, TaskedConfig):
     """Describes zarr stores, robomimic's HDF5 files and checkpoints; without any, the machine, the task
-    and its environment, the checkpoint and the dataset.
+    and its environment, the checkpoint and the dataset. Of datasets it says what is unusual, and draws them.
 
     Examples:
       paradiffpolicy info task=lift
@@ -324,6 +324,9 @@ class InfoConfig(DeviceConfig, TaskedConfig):
     paths: list[str] = setting([], "zarr stores, robomimic HDF5 files, checkpoints: these alone", path=True)
     checkpoint: str | None = path_setting("${task.checkpoint}", "a policy's folder")
     dataset: str | None = path_setting("${task.dataset}", "demonstrations")
+    out: str | None = setting(
+        "outputs/info", "folder for a picture of each dataset, NAME.png; null: none", path=True
+    )
 
 
 SCHEMAS: dict[str, type] = {
