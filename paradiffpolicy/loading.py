@@ -42,8 +42,8 @@ def load_policy(
         folder: the checkpoint's, the shipped PushT policy unless given; or LeRobot's folder or Hub id, or
             diffusion_policy's ``.ckpt`` file (``interchange``).
         sampler: a preset's name (``presets``; ``native`` is what the checkpoint says), or settings as
-            ``make_sampler`` takes them; a window that is ``auto`` is chosen here, in some ten seconds where this
-            machine's times aren't known yet.
+            ``make_sampler`` takes them; a window that is ``auto`` is chosen here, in some ten seconds where
+            this machine's times aren't known yet.
         n_action_steps: Ta, actions executed per plan; None: as in training.
         capture: ``auto`` (CUDA graphs on a GPU, OpenVINO on a CPU), another backend's name, or ``eager``.
         precision: ``f32``, ``bf16``, ``f16``, or ``int8`` weights; ``auto``: see ``Policy.captured``.

@@ -107,8 +107,8 @@ def code_sha256() -> str:
 
 def about(checkpoint: Path | None, /, **settings: Any) -> dict[str, Any]:
     """The head of a report: the command, the day, the hash of the code, the settings given, machine,
-    versions; of a checkpoint also its path, the hash of its weights (of all of it, if it is another project's),
-    the data that they were trained on."""
+    versions; of a checkpoint also its path, the hash of its weights (of all of it, if it is another
+    project's), the data that they were trained on."""
     program = Path(sys.argv[0]).name.replace("__main__.py", "paradiffpolicy")
     head: dict[str, Any] = {
         "command": shlex.join([program, *sys.argv[1:]]),

@@ -33,9 +33,9 @@ class PolicySpec:
 
     ``T = horizon``, ``To = n_obs_steps``, ``Ta = n_action_steps``.  A plan's step 0 lies at the
     oldest observation of the window; executed are steps ``To - 1 … To - 2 + Ta``, or from ``first_executed``
-    on, the step for the newest observation, if that is given.  ``control_hz`` are the demonstrations' steps per
-    second, and so a plan's.  ``sampler`` are ``make_sampler``'s settings that plans are meant to be sampled
-    with; empty: DDPM's.
+    on, the step for the newest observation, if that is given.  ``control_hz`` are the demonstrations' steps
+    per second, and so a plan's.  ``sampler`` are the settings, as ``make_sampler`` takes them, that plans are
+    meant to be sampled with; empty: DDPM's.
     ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
     with some can be guided (``diffusion.guidance``).  ``student_timesteps``, falling, are all that a
     distilled network was trained at (``training.distillation``); empty: it wasn't distilled.  ``network`` is
@@ -119,9 +119,9 @@ class PolicySpec:
                 f"student_timesteps={times!r:.60} must be timesteps, from 0 to n_train_steps - 1"
             )
         if self.executed.stop > self.horizon:
-            first = f"n_obs_steps={self.n_obs_steps} - 1" if first is None else f"first_executed={first}"
+            begin = f"n_obs_steps={self.n_obs_steps} - 1" if first is None else f"first_executed={first}"
             raise InputError(
-                f"{first} + n_action_steps={self.n_action_steps} must not be over horizon={self.horizon}"
+                f"{begin} + n_action_steps={self.n_action_steps} must not be over horizon={self.horizon}"
             )
 
     @property

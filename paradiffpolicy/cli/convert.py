@@ -31,7 +31,8 @@ def convert(cfg: ConvertConfig) -> None:
             raise InputError(f"nothing is named by {name}: write {name}=NAME.hdf5 or {name}=NAME.zarr")
     out = Path(str(cfg.out))
     if any(project.recognises(locate(cfg.source, "source")) for project in PROJECTS.values()):
-        return convert_checkpoint(locate(cfg.source, "source"), out)
+        convert_checkpoint(locate(cfg.source, "source"), out)
+        return
     if out.suffix not in (".zarr", *SUFFIXES):
         raise InputError(f"out={out} must end in .zarr or .hdf5, which says what to write")
     if out.exists():

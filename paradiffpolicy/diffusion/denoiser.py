@@ -166,8 +166,8 @@ class Denoiser:
         schedule: the schedule that it was trained on.
         prediction: a name in ``PREDICTIONS``, or a ``Prediction``.
         threshold: bounds x0_hat.
-        keeps_epsilon: for DDIM on a list of timesteps: x0_hat is put off its bound by as much as makes the step to
-            the next timestep one with the bounded x0_hat and the network's own epsilon
+        keeps_epsilon: for DDIM on a list of timesteps: x0_hat is put off its bound by as much as makes the
+            step to the next timestep one with the bounded x0_hat and the network's own epsilon
             (``use_clipped_model_output=False`` of diffusers).
     """
 
@@ -236,8 +236,8 @@ class Denoiser:
     def _excess(self, timesteps: Tensor) -> Tensor:
         r"""``[N]``, w in ``D = bounded + w (bounded - raw)``, from DDIM's step with both:
 
-        ``alpha' bounded + sigma' eps = alpha' D + sigma' (x - alpha D) / sigma``, where ``x = alpha raw + sigma
-        eps``; hence ``w = k / (alpha' - k)`` with ``k = alpha sigma' / sigma``.
+        ``alpha' bounded + sigma' eps = alpha' D + sigma' (x - alpha D) / sigma``, where ``x = alpha raw +
+        sigma eps``; hence ``w = k / (alpha' - k)`` with ``k = alpha sigma' / sigma``.
         """
         alpha, sigma = self.levels(timesteps)
         one, zero = torch.ones_like(alpha[:1]), torch.zeros_like(alpha[:1])

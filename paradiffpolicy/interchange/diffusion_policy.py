@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoint import Checkpoint, finite_weight
 from ..data.normalizer import Normalizer
 from ..errors import InputError
@@ -49,16 +51,14 @@ def read(path: Path) -> Checkpoint:
         name = "ema_model" if cfg.get("training.use_ema", bool, False) else "model"
         stored = _tensors(content["state_dicts"], name, path)
         check_weights(spec, _network(stored))
-        normalizers = [_normalizer(file, stored, part, path) for part in ("obs", "action")]
+        observation, action = (_normalizer(file, stored, part, path) for part in ("obs", "action"))
         weights = {
             name: finite_weight(name, file.read(each), path) for name, each in _network(stored).items()
         }
     finally:
         file.close()
     info = {"origin": {"project": "diffusion_policy", "file": path.name, "weights": name}}
-    import torch
-
-    return Checkpoint(spec, weights, *normalizers, info, torch.float32)
+    return Checkpoint(spec, weights, observation, action, info, torch.float32)
 
 
 def described(cfg: Settings) -> PolicySpec:

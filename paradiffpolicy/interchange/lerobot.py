@@ -1,4 +1,4 @@
-"""Reads checkpoints of LeRobot: folders of its ``diffusion`` policies with state observations (0.3 to 0.6)."""
+"""Reads checkpoints of LeRobot, 0.3 to 0.6: folders of its ``diffusion`` policies that observe states."""
 
 from __future__ import annotations
 

@@ -14,6 +14,11 @@ PROJECTS: dict[str, ModuleType] = {"diffusion_policy": diffusion_policy, "lerobo
 """Other projects' checkpoints: each module ``recognises`` a path and can ``read`` it."""
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path may be a checkpoint of any of them, or of ours."""
+    return exists(path / METADATA) or any(project.recognises(path) for project in PROJECTS.values())
+
+
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint: a folder of ours or of LeRobot's, or a file of diffusion_policy's.
 

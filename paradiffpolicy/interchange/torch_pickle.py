@@ -164,7 +164,7 @@ def require_harmless(pickled: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in REFUSED_OPCODES:
             raise ValueError(f"its pickle has the operation {opcode.name}")
-        if "PUT" in opcode.name and argument > len(pickled):
+        if "PUT" in opcode.name and int(argument or 0) > len(pickled):
             raise ValueError("its pickle numbers an object beyond its own length")
 
 
@@ -198,8 +198,8 @@ class Unpickler(pickle.Unpickler):
 def stored_tensor(
     storage: Storage, first: int, shape: tuple[int, ...], strides: Any, *_: Any
 ) -> StoredTensor:
-    """In place of ``torch._utils._rebuild_tensor_v2``.  Raises ``ValueError`` if it reaches out of its storage or
-    isn't contiguous."""
+    """In place of ``torch._utils._rebuild_tensor_v2``.  Raises ``ValueError`` if the tensor isn't contiguous,
+    or reaches out of its storage."""
     if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in (first, *shape)):
         raise ValueError("a tensor in it is malformed")
     if first + math.prod(shape) > storage.count:

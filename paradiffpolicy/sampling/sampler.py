@@ -105,8 +105,8 @@ def make_sampler(
         driver: a name in ``DRIVERS``, a class like those, or a driver that is ready to be called.
         start: a name in ``STARTS``, or a function like those; None: the driver's usual one.
         executed: a sample's steps that will be executed, which a ``plan_tolerance`` is about.
-        keeps_epsilon: of ``ddim``: a step's epsilon is the network's, also where x0 was bounded, as diffusers'
-            DDIM has it by default, and so LeRobot; False: the one that the bounded x0 means.
+        keeps_epsilon: of ``ddim``: a step's epsilon is the network's, also where x0 was bounded, as in
+            diffusers' DDIM by default, and so in LeRobot; False: the one that the bounded x0 means.
         driver_options: the driver's attributes; ``evaluate`` by a name in ``EVALUATES``.
 
     Raises:

@@ -20,7 +20,7 @@ def spec_schedule(spec: PolicySpec) -> NoiseSchedule:
 
 
 def spec_sampler(spec: PolicySpec, **settings: Any) -> Sampler:
-    """A sampler for a spec's policies; ``settings`` as ``make_sampler`` takes them, by default the spec's own, or
+    """A sampler for a spec's policies; ``settings`` as ``make_sampler`` takes them, by default the spec's, or
     one network call for a student.
 
     Raises:
