@@ -132,6 +132,17 @@ def require_regular(path: Path, most: int) -> None:
         raise InputError(f"{path} has {status.st_size} bytes, {most} are the most that is read")
 
 
+def contained(path: Path, folder: Path) -> Path:
+    """The same path; raises ``InputError`` where links lead from it out of its folder."""
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):
+        inside = False
+    if not inside:
+        raise InputError(f"{path} leads out of {folder}: copy the file itself there (cp -L)")
+    return path
+
+
 def clear_unfinished(folder: Path) -> None:
     """Removes what killed writers left: hidden folders without a holder of their lock."""
     for left in folder.glob(f"{UNFINISHED}*"):

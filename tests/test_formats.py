@@ -372,7 +372,7 @@ def test_info_describes_files(capsys, file, tmp_path, toy_store):
     ("make", "message"),
     [
         (lambda folder: folder / "nowhere", "nothing at"),
-        (lambda folder: folder, "neither a zarr store nor a checkpoint"),
+        (lambda folder: folder, "neither a dataset nor a checkpoint"),
         (
             lambda folder: (folder / "note.txt").write_text("hello") and folder / "note.txt",
             "not an HDF5 file",

@@ -17,24 +17,25 @@ if TYPE_CHECKING:
 
 
 def convert(cfg: ConvertConfig) -> None:
-    """A robomimic HDF5 file to a zarr store, or back, with actions of the kind that is wanted; or another
-    project's checkpoint to one of ours."""
+    """A dataset of one format to another, with actions of the kind that is wanted; or another project's
+    checkpoint to one of ours."""
     from tqdm import tqdm
 
     from ..collection.conversion import Conversion, chosen
-    from ..data.formats.robomimic import SUFFIXES, write_robomimic
-    from ..data.formats.store import write_store
+    from ..data.formats import reading
+    from ..data.formats.demonstration import About
     from ..interchange.reading import PROJECTS
 
     for name in ("source", "out"):
         if getattr(cfg, name) is None:
-            raise InputError(f"nothing is named by {name}: write {name}=NAME.hdf5 or {name}=NAME.zarr")
+            raise InputError(
+                f"nothing is named by {name}: write {name}=NAME.hdf5, {name}=NAME.zarr or another"
+            )
     out = Path(str(cfg.out))
     if any(project.recognises(locate(cfg.source, "source")) for project in PROJECTS.values()):
         convert_checkpoint(locate(cfg.source, "source"), out)
         return
-    if out.suffix not in (".zarr", *SUFFIXES):
-        raise InputError(f"out={out} must end in .zarr or .hdf5, which says what to write")
+    wanted = reading.require_suffix(out)
     if out.exists():
         raise InputError(f"out={out} exists: choose another path")
     source = open_source(locate(cfg.source, "source"), cfg)
@@ -42,7 +43,7 @@ def convert(cfg: ConvertConfig) -> None:
         names = chosen(source, cfg.mask)
         conversion = Conversion(
             source,
-            to_store=out.suffix == ".zarr",
+            to_store=wanted != "robomimic",
             actions=cfg.actions,
             observations=cfg.observations,
             keys=cfg.obs_keys,
@@ -51,25 +52,19 @@ def convert(cfg: ConvertConfig) -> None:
         )
         masks = {key: [name for name in names if name in set(kept)] for key, kept in source.masks.items()}
         masks = {key: kept for key, kept in masks.items() if kept}
-        args = conversion.env_args
-        if args is None and not conversion.to_store:
-            raise InputError(
-                f"{source.name} doesn't say in which environment it was made, robomimic's files must: "
-                "name the task, as task=lift"
-            )
+        about = About(conversion.env_args, conversion.actions, names, masks, rate(source, cfg))
         with tqdm(names, unit="demo", dynamic_ncols=True) as bar:
-            demonstrations = conversion.demonstrations(bar)
-            if conversion.to_store or args is None:
-                told = {} if args is None else {"env_args": args.to_dict()}
-                about = {**told, "actions": conversion.actions, "demos": names, "masks": masks}
-                write_store(out, demonstrations, about)
-            else:
-                write_robomimic(out, demonstrations, args, masks)
+            reading.write(out, conversion.demonstrations(bar), about)
     finally:
         source.close()
     for line in conversion.summary():
         print(line)
     print(f"{out}: {len(names)} demonstrations, {conversion.n_steps} steps, actions {conversion.actions}")
+
+
+def rate(source: Source, cfg: ConvertConfig) -> float | None:
+    """Steps per second, as the dataset says, or else the task."""
+    return source.control_hz or (cfg.task.control_hz if cfg.task else None)
 
 
 def convert_checkpoint(source: Path, out: Path) -> None:
@@ -86,11 +81,10 @@ def convert_checkpoint(source: Path, out: Path) -> None:
 
 def open_source(path: Path, cfg: ConvertConfig) -> Source:
     """The file or store; the task's environment describes one that doesn't describe itself."""
-    from ..data.formats.robomimic import RobomimicFile
-    from ..data.formats.store import StoreFile
+    from ..data.formats.reading import open_source as open_any
 
     described = None if cfg.task is None else task_env_args(cfg.task, cfg.plugins)
-    source = (StoreFile if path.is_dir() else RobomimicFile)(path, described)
+    source = open_any(path, described)
     if described is not None and source.env_args is not described:
         note(f"{path} says in which environment it was made: task={described.env_name} isn't used")
     return source

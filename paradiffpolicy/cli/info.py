@@ -119,25 +119,30 @@ def describe(path: Path, picture: Path | None) -> list[Table]:
 
 
 def describe_path(path: Path) -> list[Table]:
-    """Tables about a zarr store, a robomimic HDF5 file or a checkpoint.
+    """Tables about a dataset or a checkpoint.
 
     Raises:
         InputError: there is nothing, it is none of these, or it is damaged.
     """
     from ..checkpoint import METADATA
+    from ..data.formats.reading import format_of
     from ..interchange.reading import is_checkpoint
 
     if not path.exists():
-        raise InputError(
-            f"nothing at {path}: name a zarr store, a robomimic HDF5 file or a checkpoint's folder"
-        )
+        raise InputError(f"nothing at {path}: name a dataset or a checkpoint's folder")
     if is_checkpoint(path):
         return describe_checkpoint(path) if (path / METADATA).exists() else describe_imported(path)
-    if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", "data", "meta")):
+    kind = format_of(path)
+    if (
+        kind == "zarr"
+        and path.is_dir()
+        and not any((path / name).exists() for name in ("zarr.json", ".zgroup", "data", "meta"))
+    ):
         raise InputError(
-            f"{path} is neither a zarr store nor a checkpoint (it has no {METADATA}): name such a folder"
+            f"{path} is neither a dataset nor a checkpoint (it has no {METADATA}): name such a folder"
         )
-    return describe_store(path) if path.is_dir() else describe_hdf5(path)
+    describers = {"zarr": describe_store, "robomimic": describe_hdf5}
+    return describers.get(kind, describe_source)(path)
 
 
 def describe_checkpoint(path: Path) -> list[Table]:
@@ -252,6 +257,29 @@ def describe_hdf5(path: Path) -> list[Table]:
                 about[f"without {field}"] = f"{len(file.demos) - count} demonstrations"
     finally:
         file.close()
+    return [pairs(f"dataset {path}", about), fields_table(ranges)]
+
+
+def describe_source(path: Path) -> list[Table]:
+    """Episodes and fields of a dataset of another format.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    import numpy as np
+
+    from ..data.formats.demonstration import fields_of
+    from ..data.formats.reading import open_source
+
+    ranges: dict[str, Span] = {}
+    with contextlib.closing(open_source(path)) as source:
+        about = _of_episodes(np.array([source.length(demo) for demo in source.demos]), source.masks)
+        if source.control_hz:
+            about["control_hz"] = source.control_hz
+        about |= {f"left out {index}": line for index, line in enumerate(source.skipped, 1)}
+        for demo in source.demos:
+            for field, values in fields_of(source.read(demo), source.name).items():
+                ranges.setdefault(field, Span()).add(values)
     return [pairs(f"dataset {path}", about), fields_table(ranges)]
 
 

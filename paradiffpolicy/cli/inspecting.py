@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..data.formats.demonstration import fields_of
 from ..errors import InputError
 from ..files import write_atomically
 from ..tables import pairs, table
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
+    from ..data.formats.demonstration import Source
     from ..data.formats.robomimic import RobomimicFile
     from ..data.inspection import Finding
     from ..data.replay_buffer import ReplayBuffer
@@ -31,7 +33,7 @@ MOST_ROWS = 20
 
 
 def inspected(path: Path, picture: Path | None) -> list[Table]:
-    """Tables of what is unusual in a zarr store or a robomimic file; none where there is nothing to inspect.
+    """Tables of what is unusual in a dataset; none where there is nothing to inspect.
 
     Args:
         picture: where to draw it, as PNG; None: nowhere.
@@ -45,7 +47,7 @@ def inspected(path: Path, picture: Path | None) -> list[Table]:
             return [pairs("", {"not inspected": error})]
 
 
-def _inspected(path: Path, episodes: _Store | _Demos, picture: Path | None) -> list[Table]:
+def _inspected(path: Path, episodes: _Inspected, picture: Path | None) -> list[Table]:
     from ..data.inspection import inspect
 
     with _shown(episodes) as source:
@@ -116,28 +118,43 @@ class _Demos:
         return self.file.values(self.file.demos[index], name)
 
 
+class _Demonstrations:
+    """Episodes of a dataset of another format."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.lengths = source, [source.length(demo) for demo in source.demos]
+        first = fields_of(source.read(source.demos[0]), source.name)
+        self.fields = [name for name, values in first.items() if _is_inspected(name, values.shape[1:])]
+
+    def read(self, index: int) -> Mapping[str, NDArray[Any]]:
+        keys = [name for name in self.fields if name in self.source.keys]
+        fields = fields_of(self.source.read(self.source.demos[index], keys), self.source.name)
+        return {name: fields[name] for name in self.fields}
+
+
 def _is_inspected(name: str, shape: Sequence[int]) -> bool:
     return name not in NOT_INSPECTED and len(shape) < 3 and 0 < math.prod(shape) <= LARGEST_FIELD
 
 
+_Inspected: TypeAlias = "_Store | _Demos | _Demonstrations"
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[_Store | _Demos]:
+def _opened(path: Path) -> Iterator[_Inspected]:
+    from ..data.formats.reading import format_of, open_source
     from ..data.formats.robomimic import RobomimicFile
     from ..data.replay_buffer import ReplayBuffer
 
-    if path.is_dir():
+    if format_of(path) == "zarr":  # also one without actions
         with ReplayBuffer.open(path) as buffer:
             yield _Store(buffer)
         return
-    file = RobomimicFile(path)
-    try:
-        yield _Demos(file)
-    finally:
-        file.close()
+    with closing(open_source(path)) as source:
+        yield _Demos(source) if isinstance(source, RobomimicFile) else _Demonstrations(source)
 
 
 @contextmanager
-def _shown(episodes: _Store | _Demos) -> Iterator[Episodes]:
+def _shown(episodes: _Inspected) -> Iterator[Episodes]:
     """The same episodes, with a progress bar for what takes longer than two seconds."""
     from tqdm import tqdm
 

@@ -241,8 +241,8 @@ class CollectConfig(PolicyConfig):
 
 @dataclass
 class ConvertConfig(CommandConfig):
-    """Turns a robomimic HDF5 file into a zarr store that 'train' reads, or a store into such a file, with
-    absolute or delta actions. Half a dataset is never written.
+    """Turns a dataset of any known format into another: zarr stores, robomimic's HDF5 files, folders of npz
+    files; robomimic's with absolute or delta actions. Half a dataset is never written.
 
     Examples:
       paradiffpolicy convert source=demo.hdf5 out=lift.zarr
@@ -253,8 +253,10 @@ class ConvertConfig(CommandConfig):
           for robomimic
     """
 
-    source: str | None = path_setting(None, "a robomimic HDF5 file or a zarr store")
-    out: str | None = path_setting(None, "what to write, NAME.zarr or NAME.hdf5; must not exist")
+    source: str | None = path_setting(None, "a dataset of any known format")
+    out: str | None = path_setting(
+        None, "what to write, by its ending: NAME.zarr, .hdf5, .npz; must not exist"
+    )
     actions: str | None = setting(
         None,
         "absolute: poses in the world; delta: what a delta controller takes; recorded: as they are; null: "
@@ -309,7 +311,7 @@ class ServeConfig(PolicyConfig):
 
 @dataclass
 class InfoConfig(DeviceConfig, TaskedConfig):
-    """Describes zarr stores, robomimic's HDF5 files and checkpoints; without any, the machine, the task
+    """Describes datasets of any known format and checkpoints; without any, the machine, the task
     and its environment, the checkpoint and the dataset. Of datasets it says what is unusual, and draws them.
 
     Examples:
@@ -321,7 +323,7 @@ class InfoConfig(DeviceConfig, TaskedConfig):
           a checkpoint
     """
 
-    paths: list[str] = setting([], "zarr stores, robomimic HDF5 files, checkpoints: these alone", path=True)
+    paths: list[str] = setting([], "datasets, checkpoints: these alone", path=True)
     checkpoint: str | None = path_setting("${task.checkpoint}", "a policy's folder")
     dataset: str | None = path_setting("${task.dataset}", "demonstrations")
     out: str | None = setting(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from .building import (
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..data.dataset import WindowDataset
+    from ..data.replay_buffer import ReplayBuffer
     from ..task import ObservationField
     from ..training.train import Trainer
     from ..types import PolicySpec
@@ -198,17 +199,11 @@ def dataset_windows(
         InputError: there is no dataset, or it has not what the task observes.
     """
     from ..data.dataset import WindowDataset, recorded_fields
-    from ..data.replay_buffer import ReplayBuffer, augmented
+    from ..data.replay_buffer import augmented
 
-    path = locate(cfg.dataset, "dataset")
-    if path.suffix in (".hdf5", ".h5"):
-        store = path.with_suffix(".zarr").name
-        raise InputError(
-            f"dataset={path} is an HDF5 file, which is converted first: paradiffpolicy convert "
-            f"source={path} out={store}, then dataset={store}"
-        )
-    buffer = ReplayBuffer.open(path)
-    fields = recorded_fields(buffer, contract(cfg.task).observation, cfg.task.name)
+    path, agreed = locate(cfg.dataset, "dataset"), contract(cfg.task).observation
+    buffer = opened_buffer(path, [field.key for field in agreed])
+    fields = recorded_fields(buffer, agreed, cfg.task.name)
     if not fields:
         raise InputError(
             f"task {cfg.task.name!r} observes nothing: list fields of {path} in its file, as "
@@ -229,6 +224,30 @@ def dataset_windows(
         "augmentation": cfg.augmentation,
     }
     return data, about, fields
+
+
+def opened_buffer(path: Path, keys: Sequence[str]) -> ReplayBuffer:
+    """The episodes of a dataset: a zarr store as it is, others' named observations and actions in memory, as
+    ``convert`` would write them.
+
+    Raises:
+        InputError: there is no dataset, it is damaged, or its actions can't be converted.
+    """
+    from tqdm import tqdm
+
+    from ..collection.conversion import Conversion
+    from ..data.formats.reading import format_of, open_source
+    from ..data.replay_buffer import ReplayBuffer, in_memory
+    from .convert import note
+
+    if not path.exists() or format_of(path) == "zarr":
+        return ReplayBuffer.open(path)
+    with contextlib.closing(open_source(path)) as source:
+        known = keys if set(keys) <= set(source.keys) else source.keys  # a line names them all later
+        conversion = Conversion(source, to_store=True, keys=known, tell=note)
+        with tqdm(source.demos, unit="demo", delay=2, dynamic_ncols=True, leave=False) as demos:
+            episodes = ({**d.observations, "action": d.actions} for d in conversion.demonstrations(demos))
+            return in_memory(episodes, source.name)
 
 
 def task_rate(cfg: TaskedConfig) -> float:

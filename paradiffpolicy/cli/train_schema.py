@@ -35,7 +35,7 @@ class TrainEvaluationConfig:
 class DataConfig(SamplersConfig, MachineConfig, TaskedConfig):
     """The data, and how it is trained on."""
 
-    dataset: str | None = path_setting("${task.dataset}", "a zarr store in diffusion_policy's layout")
+    dataset: str | None = path_setting("${task.dataset}", "demonstrations, of any known format")
     augmentation: str | None = setting(
         "${task.augmentation}",
         "how the dataset is augmented; null: not at all",

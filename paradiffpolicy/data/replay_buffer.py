@@ -345,12 +345,21 @@ def _drop_consolidated(metadata: Path) -> None:
 
 def augmented(buffer: ReplayBuffer, augment: Augment, fields: Collection[str]) -> ReplayBuffer:
     """Copies the named fields of every episode into memory, each followed by its augmented twin."""
-    both = ReplayBuffer.create(zarr.storage.MemoryStore(), f"{buffer.name}, augmented")
-    for index in range(buffer.n_episodes):
-        episode = buffer.episode(index, fields)
-        both.append(episode)
-        both.append(augment(episode))
-    return both
+    episodes = (buffer.episode(index, fields) for index in range(buffer.n_episodes))
+    both = (twin for episode in episodes for twin in (episode, augment(episode)))
+    return in_memory(both, f"{buffer.name}, augmented")
+
+
+def in_memory(episodes: Iterable[Mapping[str, NDArray[Any]]], name: str) -> ReplayBuffer:
+    """A store in memory with the episodes; ``name`` is for error lines.
+
+    Raises:
+        InputError: an episode can't be read, or differs from the first in form.
+    """
+    buffer = ReplayBuffer.create(zarr.storage.MemoryStore(), name)
+    for episode in episodes:
+        buffer.append(episode)
+    return buffer
 
 
 def _as_json(attributes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,8 @@ from .env_args import EnvArgs
 
 POSE = 7
 """Numbers per arm of a pose action: position in metres, rotation vector in radians, gripper."""
+OTHERS = {"action": "actions", "poses": "poses", "states": "states", "rewards": "rewards", "dones": "dones"}
+"""Fields that aren't observations, and the attributes of a ``Demonstration`` that they are."""
 REACH = 1.5
 """Metres from the world's origin, in each coordinate, that a goal may lie away: environments clip there."""
 
@@ -45,13 +47,52 @@ class Demonstration:
     def __len__(self) -> int:
         return len(self.actions)
 
+    @staticmethod
+    def of(name: str, fields: Mapping[str, NDArray[Any]], where: str) -> Demonstration:
+        """A demonstration of fields side by side, those in ``OTHERS`` and observations.
+
+        Raises:
+            InputError: actions aren't ``[N, A]``, or another field hasn't their length.
+        """
+        actions = fields["action"]
+        if actions.ndim != 2 or not actions.size:
+            raise InputError(f"{where}: action is {actions.shape}: it must be steps x numbers, both above 0")
+        for key, values in fields.items():
+            if len(values) != len(actions):
+                raise InputError(
+                    f"{where}: {key} has {len(values)} steps, action has {len(actions)}: write it anew"
+                )
+        others: dict[str, Any] = {OTHERS[key]: values for key, values in fields.items() if key in OTHERS}
+        observations = {key: values for key, values in fields.items() if key not in OTHERS}
+        return Demonstration(name=name, observations=observations, **others)
+
+
+@dataclass(frozen=True)
+class About:
+    """What is told of a dataset as a whole, where it is written.
+
+    Attributes:
+        env_args: the environment's description, if it is known.
+        actions: their kind, as ``Source.kind``.
+        demos: names of the demonstrations, in order.
+        masks: names of demonstrations, by the name of their subset.
+        control_hz: steps per second, if they are known.
+    """
+
+    env_args: EnvArgs | None = None
+    actions: str | None = None
+    demos: Sequence[str] = ()
+    masks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    control_hz: float | None = None
+
 
 class Source(Protocol):
-    """A file of demonstrations.
+    """A dataset: demonstrations that are read one by one.
 
     Attributes:
         name: for error lines.
         env_args: the environment's description, if it is known.
+        control_hz: steps per second, if they are known.
         kind: of the actions: ``absolute``, ``delta``, ``recorded`` (neither), or ``None``: not known.
         demos: names of the demonstrations, in order.
         masks: names of demonstrations, by the name of their subset.
@@ -64,6 +105,8 @@ class Source(Protocol):
     @property
     def env_args(self) -> EnvArgs | None: ...
     @property
+    def control_hz(self) -> float | None: ...
+    @property
     def kind(self) -> str | None: ...
     @property
     def demos(self) -> Sequence[str]: ...
@@ -74,6 +117,10 @@ class Source(Protocol):
     @property
     def skipped(self) -> Sequence[str]: ...
 
+    def length(self, demo: str) -> int:
+        """Steps of a demonstration, whose values aren't read."""
+        ...
+
     def read(self, demo: str, keys: Sequence[str] | None = None) -> Demonstration:
         """Reads and checks one demonstration, with some observations (all by default).
 
@@ -83,6 +130,19 @@ class Source(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def fields_of(demo: Demonstration, where: str) -> dict[str, NDArray[Any]]:
+    """The fields of a demonstration side by side: its observations and those in ``OTHERS``.
+
+    Raises:
+        InputError: an observation has the name of another.
+    """
+    taken = set(demo.observations) & set(OTHERS)
+    if taken:
+        raise InputError(f"{where}: an observation can't be called {sorted(taken)} there: leave it out")
+    others = {key: getattr(demo, attribute) for key, attribute in OTHERS.items()}
+    return {**demo.observations, **{f: np.asarray(v) for f, v in others.items() if v is not None}}
 
 
 def check_poses(poses: NDArray[Any], where: str) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...errors import InputError, first_line, nearest
+from ...errors import InputError, first_line, is_number, nearest
 
 ROBOSUITE_TYPE, GYM_TYPE = 1, 2
 """robomimic's numbers for kinds of environments."""
@@ -95,6 +95,12 @@ class EnvArgs:
     @property
     def is_robosuite(self) -> bool:
         return self.type == ROBOSUITE_TYPE
+
+    @property
+    def control_hz(self) -> float | None:
+        """Steps per second, if they are told."""
+        stated = self.env_kwargs.get("control_freq")
+        return float(stated) if is_number(stated) and stated > 0 else None
 
     @property
     def robots(self) -> list[str]:

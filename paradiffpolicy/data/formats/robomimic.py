@@ -30,12 +30,22 @@ from numpy.typing import NDArray
 from ...errors import InputError, nearest, reading
 from ...files import Closing, write_new
 from ..replay_buffer import require_finite
-from .demonstration import Demonstration, check_poses
+from .demonstration import About, Demonstration, check_poses
 from .env_args import EnvArgs
 from .hdf5 import datasets, entries, find, new_file, numbers, open_file, unreadable
 
 SUFFIXES = (".hdf5", ".h5")
 MASK_BYTES = 2**24
+
+
+def recognises(path: Path) -> bool:
+    """Whether a path may be such a file: it isn't a folder."""
+    return not path.is_dir()
+
+
+def open_source(path: Path, env_args: EnvArgs | None = None) -> RobomimicFile:
+    """See ``RobomimicFile``."""
+    return RobomimicFile(path, env_args)
 
 
 class RobomimicFile(Closing):
@@ -78,6 +88,10 @@ class RobomimicFile(Closing):
     @property
     def kind(self) -> str | None:
         return self.env_args.kind if self.env_args else None
+
+    @property
+    def control_hz(self) -> float | None:
+        return self.env_args.control_hz if self.env_args else None
 
     def length(self, demo: str) -> int:
         """Steps of a demonstration."""
@@ -195,6 +209,16 @@ def _stated_env_args(data: h5py.Group, where: str) -> EnvArgs | None:
     kwargs = {key: value for key, value in json.loads(stated["env_info"]).items() if key != "env_name"}
     version = stated.get("repository_version")
     return EnvArgs.parse({"env_name": stated["env"], "env_version": version, "env_kwargs": kwargs}, where)
+
+
+def write(path: Path, demonstrations: Iterable[Demonstration], about: About) -> None:
+    """As ``write_robomimic``; raises ``InputError`` too where the environment isn't known."""
+    if about.env_args is None:
+        raise InputError(
+            f"{path} must say in which environment it was made, which the source doesn't: name the task, as "
+            "task=lift"
+        )
+    write_robomimic(path, demonstrations, about.env_args, about.masks)
 
 
 def write_robomimic(

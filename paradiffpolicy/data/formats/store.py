@@ -1,8 +1,8 @@
 """Demonstrations in zarr stores, in a form that robomimic files can be made from.
 
 A store's fields are the observations and, under names of their own, a demonstration's other arrays.
-Its attributes: ``env_args``; ``actions``, their kind; ``demos``, names by episode; ``masks``, names by
-subset.  ``meta/model`` is each episode's scene.
+Its attributes: ``env_args``; ``control_hz``; ``actions``, their kind; ``demos``, names by episode;
+``masks``, names by subset.  ``meta/model`` is each episode's scene.
 """
 
 from __future__ import annotations
@@ -14,17 +14,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError, nearest
+from ...errors import InputError, is_number, nearest
 from ...files import write_new
 from ..arrays import NotNumbersError
 from ..replay_buffer import ReplayBuffer
-from .demonstration import Demonstration
+from .demonstration import OTHERS, About, Demonstration, fields_of
 from .env_args import EnvArgs
 
-OTHERS = {"action": "actions", "poses": "poses", "states": "states", "rewards": "rewards", "dones": "dones"}
-"""Fields that aren't observations, and the attributes of a ``Demonstration`` that they are."""
+SUFFIXES = (".zarr",)
 WIDE_POSE = 10
 """Numbers per arm of an absolute action in a store: position, two rows of the rotation, gripper."""
+
+
+def recognises(path: Path) -> bool:
+    """Whether a path may be a store: a folder."""
+    return path.is_dir()
+
+
+def open_source(path: Path, env_args: EnvArgs | None = None) -> StoreFile:
+    """See ``StoreFile``."""
+    return StoreFile(path, env_args)
 
 
 class StoreFile:
@@ -69,6 +78,19 @@ class StoreFile:
         if self.env_args is not None:
             wide = WIDE_POSE * len(self.env_args.robots)
             self.env_args.require_width(self._buffer.shape("action")[0], f"{self.name}: data/action", wide)
+
+    @property
+    def control_hz(self) -> float | None:
+        stated = self._buffer.attributes.get("control_hz")
+        if is_number(stated) and stated > 0:
+            return float(stated)
+        return self.env_args.control_hz if self.env_args else None
+
+    def length(self, demo: str) -> int:
+        """See ``Source.length``."""
+        ends = [0, *self._buffer.episode_ends.tolist()]
+        index = self.demos.index(demo)
+        return int(ends[index + 1] - ends[index])
 
     def read(self, demo: str, keys: Sequence[str] | None = None) -> Demonstration:
         """See ``Source.read``."""
@@ -122,6 +144,14 @@ def _names(stated: Any, what: str) -> list[str]:
     return stated
 
 
+def write(path: Path, demonstrations: Iterable[Demonstration], about: About) -> None:
+    """As ``write_store``, with attributes that tell of the dataset."""
+    known = {"env_args": about.env_args and about.env_args.to_dict(), "control_hz": about.control_hz}
+    attributes = {"actions": about.actions, "demos": list(about.demos), "masks": dict(about.masks)}
+    told = {key: value for key, value in known.items() if value is not None}
+    write_store(path, demonstrations, {**told, **attributes})
+
+
 def write_store(
     path: str | Path,
     demonstrations: Iterable[Demonstration],
@@ -136,14 +166,7 @@ def write_store(
     def write(temporary: Path) -> None:
         buffer, dtypes = ReplayBuffer.create(temporary, str(path), attributes), dict[str, np.dtype[Any]]()
         for demo in demonstrations:
-            taken = set(demo.observations) & set(OTHERS)
-            if taken:
-                raise InputError(
-                    f"{path}: an observation can't be called {sorted(taken)} in a store: leave it out"
-                )
-            others = {field: getattr(demo, attribute) for field, attribute in OTHERS.items()}
-            fields = {field: np.asarray(v) for field, v in others.items() if v is not None}
-            episode = {**demo.observations, **fields}
+            episode = fields_of(demo, str(path))
             dtypes = dtypes or {field: values.dtype for field, values in episode.items()}
             episode = {field: _as(dtypes.get(field), values) for field, values in episode.items()}
             texts = {} if demo.model is None else {"model": demo.model}

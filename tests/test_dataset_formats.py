@@ -1,0 +1,279 @@
+"""Datasets of every format: what is written is read back, converted and trained on with one episode in
+memory, and every fault is named in one line."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from paradiffpolicy.cli.main import main
+from paradiffpolicy.cli.train import opened_buffer
+from paradiffpolicy.data.formats.demonstration import About, Demonstration
+from paradiffpolicy.data.formats.env_args import GYM_TYPE, EnvArgs
+from paradiffpolicy.data.formats.reading import FORMATS, format_of, open_source, write
+from paradiffpolicy.errors import InputError
+
+from .test_damaged_data import MUTANTS, mutated, refused
+
+STEPS = (30, 25, 41)
+ARGS = EnvArgs("Mine-v0", {"control_freq": 10}, None, GYM_TYPE, "here")
+ABOUT = About(actions="recorded", control_hz=10.0)
+
+
+def demonstrations(lengths=STEPS, width=5):
+    """Actions follow the observed state."""
+    for seed, length in enumerate(lengths):
+        draw = np.random.default_rng(seed)
+        state = np.cumsum(draw.normal(size=(length, width)), axis=0).astype(np.float32)
+        seen = {"observation.state": state, "observation.goal": draw.normal(size=(length, 3))}
+        rewards = np.linspace(0, 1, length).astype(np.float32)
+        yield Demonstration(f"demo_{seed}", state[:, :2] + 1, seen, rewards=rewards)
+
+
+def assert_same(source, expected):
+    assert source.demos == [demo.name for demo in expected]
+    assert sorted(source.keys) == ["observation.goal", "observation.state"]
+    for demo in expected:
+        assert source.length(demo.name) == len(demo)
+        found = source.read(demo.name)
+        for key, values in {"": demo.actions, "rewards": demo.rewards, **demo.observations}.items():
+            stored = found.observations.get(key, found.rewards if key == "rewards" else found.actions)
+            np.testing.assert_array_equal(stored, values)
+            assert stored.dtype == values.dtype
+    some = source.read("demo_1", ["observation.goal"])
+    assert list(some.observations) == ["observation.goal"]
+
+
+@pytest.fixture(params=sorted(FORMATS))
+def dataset(request, tmp_path):
+    """A dataset of a format."""
+    path = tmp_path / f"in{FORMATS[request.param].SUFFIXES[0]}"
+    write(path, demonstrations(), About(ARGS, "recorded", control_hz=10.0))
+    assert format_of(path) == request.param
+    return path
+
+
+# ------------------------------------------------------------------------------------------ every format
+
+
+def test_what_is_written_is_read_back(dataset):
+    source = open_source(dataset)
+    assert_same(source, list(demonstrations()))
+    source.close()
+
+
+@pytest.mark.parametrize("suffix", [module.SUFFIXES[0] for module in FORMATS.values()])
+def test_any_format_becomes_any_other(dataset, suffix, tmp_path, capsys):
+    out = tmp_path / f"out{suffix}"
+    described = [] if dataset.suffix in (".zarr", ".hdf5") or suffix != ".hdf5" else ["task=pusht"]
+    words = [f"source={dataset}", f"out={out}", "actions=recorded", *described, *rated(dataset, suffix)]
+    assert main(["convert", *words]) == 0, capsys.readouterr().err
+    source = open_source(out)
+    assert_same(source, list(demonstrations()))
+    source.close()
+
+
+def rated(source, suffix):
+    """A task for the rate, where the source knows none and the target must."""
+    return ["task=pusht", "task.control_hz=10"] if source.suffix == ".npz" and suffix == ".lerobot" else []
+
+
+def test_info_describes_any(dataset, capsys, tmp_path):
+    assert main(["info", str(dataset), "out=null"]) == 0
+    said = capsys.readouterr().out
+    assert "observation.state" in said and str(sum(STEPS)) in said and "unusual" in said
+
+
+TASK = """
+name: mine
+control_hz: 10
+observation: [{key: observation.state}]
+action: {kind: position}
+env: {id: none}
+"""
+
+
+def test_training_reads_any(dataset):
+    with opened_buffer(dataset, ["observation.state"]) as buffer:
+        state, action = buffer.read("observation.state"), buffer.read("action")
+    demos = list(demonstrations())
+    np.testing.assert_array_equal(buffer.episode_ends, np.cumsum(STEPS))
+    np.testing.assert_array_equal(action, np.concatenate([demo.actions for demo in demos]))
+    np.testing.assert_array_equal(
+        state, np.concatenate([demo.observations["observation.state"] for demo in demos])
+    )
+
+
+def test_a_folder_of_npz_files_is_trained_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    dataset = tmp_path / "mine.npz"
+    write(dataset, demonstrations(), ABOUT)
+    (tmp_path / "mine.yaml").write_text(TASK)
+    small = ["policy.down_dims=[8,16]", "training.n_steps=2", "training.batch_size=8", "evaluation.seeds=0"]
+    code = main(["train", "task=mine.yaml", f"dataset={dataset}", "run=run", "capture=eager", *small])
+    assert code == 0, capsys.readouterr().err
+    assert (tmp_path / "run/checkpoint/policy.json").exists()
+
+
+def test_a_field_that_is_missing_is_named_with_those_there(dataset, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(TASK.replace("observation.state", "observation.sate"))
+    line = refused(capsys, "train", f"task={tmp_path / 'mine.yaml'}", f"dataset={dataset}")
+    assert "has no 'observation.sate'" in line and "observation.goal" in line
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".lerobot"])
+def test_converting_holds_one_episode_at_a_time(suffix, tmp_path):
+    if suffix not in [module.SUFFIXES[0] for module in FORMATS.values()]:
+        pytest.skip("not known")
+    width, steps = 200, 2500
+    episode = steps * (width * 4 + 2 * 4 + 3 * 8)
+    path, out = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    write(path, demonstrations([steps] * 2, width), ABOUT)  # what is imported and cached once
+    write(out, (open_source(path).read(name) for name in ("demo_0", "demo_1")), ABOUT)
+    path, out = tmp_path / f"large{suffix}", tmp_path / f"copy{suffix}"
+    write(path, demonstrations([steps] * 10, width), ABOUT)
+    source = open_source(path)
+    tracemalloc.start()
+    write(out, map(source.read, source.demos), ABOUT)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4 * episode, most / episode
+
+
+# ------------------------------------------------------------------------------------------------- npz
+
+
+def npz(folder, **changes):
+    """Two episodes of which the second has other arrays."""
+    folder.mkdir()
+    whole = {"action": np.ones((6, 2)), "state": np.ones((6, 3), np.float32)}
+    np.savez(folder / "a.npz", **whole)
+    np.savez(folder / "b.npz", **{k: v for k, v in {**whole, **changes}.items() if v is not None})
+    return folder
+
+
+def entry(path, name, content, **options):
+    """A zip file with an action and one more entry."""
+    with zipfile.ZipFile(path, "w", **options) as file:
+        with file.open("action.npy", "w") as array:
+            np.lib.format.write_array(array, np.ones((6, 2)))
+        file.writestr(name, content)
+
+
+def header(shape, dtype="<f8"):
+    """Of an array file that declares what isn't there."""
+    text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def bomb(folder):
+    zeros = header((2**24,)) + bytes(2**27)
+    entry(folder / "b.npz", "state.npy", zeros, compression=zipfile.ZIP_DEFLATED, compresslevel=1)
+
+
+def cut(folder):
+    path = folder / "b.npz"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def flipped(folder):
+    path = folder / "b.npz"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x93NUMPY") + 140] ^= 255
+    path.write_bytes(content)
+
+
+def fifo(folder):
+    (folder / "b.npz").unlink()
+    os.mkfifo(folder / "b.npz")
+
+
+def elsewhere(folder):
+    (folder / "b.npz").rename(folder.parent / "elsewhere.npz")
+    (folder / "b.npz").symlink_to("../elsewhere.npz")
+
+
+def loop(folder):
+    (folder / "b.npz").unlink()
+    (folder / "b.npz").symlink_to("b.npz")
+
+
+FAULTS = {
+    "no action": (lambda f: np.savez(f / "b.npz", state=np.ones((6, 3))), "has no action"),
+    "no state": (lambda f: np.savez(f / "b.npz", action=np.ones((6, 2))), "has no state"),
+    "ragged": (lambda f: np.savez(f / "b.npz", action=np.ones((6, 2)), state=np.ones((5, 3))), "has 5 steps"),
+    "empty": (lambda f: np.savez(f / "b.npz", action=np.ones((0, 2)), state=np.ones((0, 3))), "above 0"),
+    "flat": (lambda f: np.savez(f / "b.npz", action=np.ones(6), state=np.ones((6, 3))), "above 0"),
+    "nan": (lambda f: np.savez(f / "b.npz", action=np.full((6, 2), np.nan), state=np.ones((6, 3))), "NaN"),
+    "other width": (
+        lambda f: np.savez(f / "b.npz", action=np.ones((6, 2)), state=np.ones((6, 4), np.float32)),
+        "isn't like those before",
+    ),
+    "objects": (
+        lambda f: np.savez(f / "b.npz", action=np.array([{}] * 6), state=np.ones((6, 3))),
+        "aren't unpickled",
+    ),
+    "text": (lambda f: np.savez(f / "b.npz", action=np.array(["a"] * 6), state=np.ones(6)), "not numbers"),
+    "one number": (lambda f: np.savez(f / "b.npz", action=np.ones((6, 2)), state=1.0), "single number"),
+    "declared": (lambda f: entry(f / "b.npz", "state.npy", header((2**40, 2))), "copy it again"),
+    "wide": (lambda f: entry(f / "b.npz", "state.npy", header((6, 2**70))), "copy it again"),
+    "negative": (lambda f: entry(f / "b.npz", "state.npy", header((-1, 2))), "copy it again"),
+    "dtype": (lambda f: entry(f / "b.npz", "state.npy", header((6,), "<c16")), "not numbers"),
+    "no header": (lambda f: entry(f / "b.npz", "state.npy", b"nothing"), "copy it again"),
+    "lzma": (
+        lambda f: entry(f / "b.npz", "state.npy", header((6,)), compression=zipfile.ZIP_LZMA),
+        "isn't read",
+    ),
+    "bomb": (bomb, "as no recording does"),
+    "cut": (cut, "no whole zip file"),
+    "flipped": (flipped, "can't be read"),
+    "no zip": (lambda f: (f / "b.npz").write_bytes(b"PK"), "no whole zip file"),
+    "fifo": (fifo, "regular file"),
+    "elsewhere": (elsewhere, "leads out"),
+    "loop": (loop, "b.npz"),
+    "folder": (lambda f: ((f / "b.npz").unlink(), (f / "b.npz").mkdir()), "regular file"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_npz_file_is_refused_in_one_line(fault, tmp_path, capsys):
+    folder, (make, words) = npz(tmp_path / "in"), FAULTS[fault]
+    make(folder)
+    line = refused(capsys, "convert", f"source={folder}", f"out={tmp_path / 'out.zarr'}")
+    assert words in line and ("b.npz" in line or "demo_1" in line), line
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def read_all(path):
+    """Reads every episode of a dataset, or refuses it in one line."""
+    try:
+        source = open_source(path)
+        for demo in source.demos:
+            assert len(source.read(demo)) == source.length(demo)
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@fuzz
+@given(mutant=MUTANTS)
+def test_a_mutated_npz_file_is_read_or_refused(mutant, tmp_path_factory):
+    folder = npz(tmp_path_factory.mktemp("mutant") / "in")
+    path = folder / "b.npz"
+    path.write_bytes(mutated(path.read_bytes(), mutant))
+    read_all(folder)
+
+
+def test_arrays_in_columns_and_of_the_other_byte_order_are_read(tmp_path):
+    columns = np.asfortranarray(np.arange(12.0).reshape(6, 2))
+    source = open_source(npz(tmp_path / "in", action=columns, state=np.ones((6, 3), ">f4")))
+    demo = source.read("demo_1")
+    np.testing.assert_array_equal(demo.actions, columns)
+    assert demo.observations["state"].dtype == np.dtype("<f4")
