@@ -16,9 +16,10 @@ from paradiffpolicy.cli.train import opened_buffer
 from paradiffpolicy.data.formats.demonstration import About, Demonstration
 from paradiffpolicy.data.formats.env_args import GYM_TYPE, EnvArgs
 from paradiffpolicy.data.formats.reading import FORMATS, format_of, open_source, write
+from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 
-from .test_damaged_data import MUTANTS, mutated, refused
+from .test_damaged_data import MUTANTS, mutated, refused, v2_store
 
 STEPS = (30, 25, 41)
 ARGS = EnvArgs("Mine-v0", {"control_freq": 10}, None, GYM_TYPE, "here")
@@ -277,3 +278,94 @@ def test_arrays_in_columns_and_of_the_other_byte_order_are_read(tmp_path):
     demo = source.read("demo_1")
     np.testing.assert_array_equal(demo.actions, columns)
     assert demo.observations["state"].dtype == np.dtype("<f4")
+
+
+# ------------------------------------------------------------------------------------------ zip stores
+
+
+def zip_store(path, change=None, compression=zipfile.ZIP_STORED):
+    """A store as diffusion_policy publishes them, zarr v2; ``change`` makes another content of a name's."""
+    demos = list(demonstrations((6, 5)))
+    fields = {key: np.concatenate([d.observations[key] for d in demos]) for key in demos[0].observations}
+    fields["action"] = np.concatenate([demo.actions for demo in demos])
+    folder = v2_store(path.with_name("folder.zarr"), fields, [6, 11])
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for each in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = str(each.relative_to(folder))
+            content = each.read_bytes()
+            content = change(name, content) if change else content
+            if content is not None:
+                file.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_store_is_read_as_its_folder(compression, tmp_path, capsys):
+    path = zip_store(tmp_path / "in.zarr.zip", compression=compression)
+    mine, theirs = open_source(path), open_source(tmp_path / "folder.zarr")
+    assert mine.keys == theirs.keys == ["observation.goal", "observation.state"]
+    for name in mine.demos:
+        one, other = mine.read(name), theirs.read(name)
+        np.testing.assert_array_equal(one.actions, other.actions)
+        np.testing.assert_array_equal(*(d.observations["observation.state"] for d in (one, other)))
+    assert main(["info", str(path), "out=null"]) == 0
+    assert main(["convert", f"source={path}", f"out={tmp_path / 'o.npz'}", "actions=recorded"]) == 0
+    with pytest.raises(InputError, match="can't be appended to"):
+        ReplayBuffer.open(path, "r+")
+
+
+def only(wanted, new):
+    return lambda name, content: new if name == wanted else content
+
+
+ZIP_FAULTS = {
+    "lost chunk": (only("data/action/0.0", None), "is missing"),
+    "long chunk": (only("data/action/0.0", bytes(2**25)), "are the most that is read"),
+    "bomb": (only("data/action/0.0", bytes(2**27)), "are the most that is read"),
+    "long metadata": (only("data/action/.zarray", bytes(2**23)), "are the most that is read"),
+    "no metadata": (only("data/action/.zarray", None), "can't be read"),
+    "no ends": (only("meta/episode_ends/0", None), "is missing"),
+    "damaged chunk": (
+        only("data/action/0.0", b"\x02\x01\x21\x04\xff\xff\xff\x7f" + bytes(30)),
+        "unpacks to more",
+    ),
+    "no group": (lambda name, content: None, "is not a zarr group"),
+}
+
+
+@pytest.mark.parametrize("fault", ZIP_FAULTS)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_faulty_zip_store_is_refused_in_one_line(fault, compression, tmp_path, capsys):
+    change, words = ZIP_FAULTS[fault]
+    path = zip_store(tmp_path / "in.zarr.zip", change, compression)
+    line = refused(capsys, "convert", f"source={path}", f"out={tmp_path / 'o.npz'}", "actions=recorded")
+    assert words in line and "in.zarr.zip" in line, line
+
+
+def test_an_entry_that_unpacks_to_more_than_it_declares_is_refused(tmp_path, capsys):
+    path = zip_store(tmp_path / "in.zarr.zip", only("data/action/0.0", bytes(2**20)), zipfile.ZIP_DEFLATED)
+    content = path.read_bytes()
+    path.write_bytes(content.replace((2**20).to_bytes(4, "little"), (64).to_bytes(4, "little")))
+    line = refused(capsys, "convert", f"source={path}", f"out={tmp_path / 'o.npz'}", "actions=recorded")
+    assert "unpacks to more or less than it declares" in line
+
+
+def test_a_table_of_contents_that_declares_too_much_is_refused(tmp_path, capsys):
+    path = zip_store(tmp_path / "in.zarr.zip")
+    content = bytearray(path.read_bytes())
+    content[-10:-6] = (2**31).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert "bytes of file names" in refused(capsys, "info", path)
+
+
+@fuzz
+@given(mutant=MUTANTS)
+def test_a_mutated_zip_store_is_read_or_refused(mutant, small_zip, tmp_path_factory):
+    path = tmp_path_factory.mktemp("mutant") / "a.zarr.zip"
+    path.write_bytes(mutated(small_zip, mutant))
+    read_all(path)
+
+
+@pytest.fixture(scope="module")
+def small_zip(tmp_path_factory):
+    return zip_store(tmp_path_factory.mktemp("zip") / "a.zarr.zip").read_bytes()

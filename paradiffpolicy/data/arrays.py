@@ -2,7 +2,8 @@
 
 Where a chunk is missing, zarr fills in zeros; here that is an error: writers of this layout store every
 chunk.  Sizes are compared with bounds before anything is read, only regular files are, and no codec that
-executes what it reads.  These checks need a store in a folder; others, in memory, are this process's own.
+executes what it reads.  These checks are of stores in a folder or a zip file; others, in memory, are this
+process's own.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import itertools
 import lzma
 import math
 import os
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -26,6 +28,7 @@ from zarr.storage import LocalStore
 
 from ..errors import InputError, reading
 from ..files import require_regular
+from .zipped import ZippedStore, check_entry
 
 CHUNK_BYTES = 2**20
 ENDS_PER_CHUNK = 4096
@@ -41,16 +44,23 @@ DEFLATE_RATIO = 1032
 """By this much the content of gzip and zlib is longer, at most."""
 
 
+Place: TypeAlias = Path | zipfile.Path
+"""Of a file or folder, on disk or in a zip file."""
+
+
 class NotNumbersError(InputError):
     """An array isn't numbers ``[n, ...]``: it may be a text, or of the store as a whole."""
 
 
 def open_group(path: Path, mode: str) -> zarr.Group:
     """Opens a store's root group; a consolidated copy of the metadata, which may be stale, isn't used."""
+    zipped = ZippedStore(path) if path.is_file() else None
+    if zipped and mode != "r":
+        raise InputError(f"{path} is a zip file, which can't be appended to: unpack it, or convert it")
     for group in ("", "data", "meta"):
-        _check_metadata(path / group)
+        _check_metadata((zipped.files if zipped else path).joinpath(group))
     with reading(f"{path} is not a zarr group, it", "name the .zarr folder itself"):
-        return zarr.open_group(path, mode=mode, use_consolidated=False)  # type: ignore[arg-type]
+        return zarr.open_group(zipped or path, mode=mode, use_consolidated=False)  # type: ignore[arg-type]
 
 
 def subgroup(group: zarr.Group, name: str) -> zarr.Group | None:
@@ -72,7 +82,8 @@ def array_names(group: zarr.Group) -> list[str]:
     folder = _folder(group)
     if folder is None:
         return sorted(group.array_keys())
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    entries = folder.iterdir() if isinstance(folder, zipfile.Path) else os.scandir(folder)
+    return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[:1] != ".")
 
 
 def open_array(group: zarr.Group, name: str, where: str) -> Any:
@@ -152,14 +163,28 @@ def write_rows(group: Any, name: str, start: int, values: NDArray[Any]) -> None:
     array.resize(end)
 
 
-def _folder(node: Any) -> Path | None:
+def _folder(node: Any) -> Place | None:
+    if isinstance(node.store, ZippedStore):
+        return node.store.files.joinpath(node.path)
     return node.store.root / node.path if isinstance(node.store, LocalStore) else None
 
 
-def _check_metadata(folder: Path) -> None:
+def _is_there(place: Place) -> bool:
+    return place.exists() if isinstance(place, zipfile.Path) else os.path.lexists(place)
+
+
+def _require_bounded(place: Place, most: int) -> int:
+    """Bytes of a file; raises ``InputError`` unless it is regular and has at most ``most``."""
+    if isinstance(place, zipfile.Path):
+        return check_entry(place.root, place.at, most, str(place))
+    require_regular(place, most)
+    return place.stat().st_size
+
+
+def _check_metadata(folder: Place) -> None:
     for name in METADATA:
-        if os.path.lexists(folder / name):
-            require_regular(folder / name, LARGEST_METADATA)
+        if _is_there(folder / name):
+            _require_bounded(folder / name, LARGEST_METADATA)
 
 
 def _codecs(array: Any) -> list[str]:
@@ -182,23 +207,23 @@ def _chunks(array: Any, start: int, stop: int) -> Iterator[tuple[str, str]]:
             yield steps, array.metadata.encode_chunk_key((index, *rest))
 
 
-def _check_chunk(path: Path, array: Any, what: str) -> None:
-    if not os.path.lexists(path):
+def _check_chunk(path: Place, array: Any, what: str) -> None:
+    if not _is_there(path):
         raise InputError(
             f"{what} is missing: copy the store again; if these are all {array.fill_value}, write them with "
             "zarr's write_empty_chunks=True"
         )
     declared = array.dtype.itemsize * math.prod(array.chunks)
     most = 8 * declared + CHUNK_BYTES  # filters may widen numbers
-    require_regular(path, most)
+    size = _require_bounded(path, most)
     packing = [codec for codec in _codecs(array) if codec in PACKING]
-    if packing and _unpacked(path, packing[0], most) > most:
+    if packing and _unpacked(path, size, packing[0], most) > most:
         raise InputError(f"{what} unpacks to more than its {declared} bytes: the store is damaged")
 
 
-def _unpacked(path: Path, codec: str, most: int) -> int:
+def _unpacked(path: Place, size: int, codec: str, most: int) -> int:
     """Bytes that a packed chunk says it has, or unpacks to; 0 where they can't exceed ``most``."""
-    if codec in ("gzip", "zlib") and path.stat().st_size * DEFLATE_RATIO <= max(most, HARMLESS):
+    if codec in ("gzip", "zlib") and size * DEFLATE_RATIO <= max(most, HARMLESS):
         return 0
     with path.open("rb") as file:
         content = file.read() if codec not in ("blosc", "lz4") else file.read(8)

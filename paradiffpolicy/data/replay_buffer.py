@@ -10,7 +10,7 @@
 
 The store's attributes describe all of it, as the environment in which it was made.
 
-zarr v2 stores (diffusion_policy's own) are read too; new stores are zarr v3.
+zarr v2 stores (diffusion_policy's own) and stores in zip files are read too; new stores are zarr v3.
 
 An append writes the steps and texts first and ``episode_ends`` last; of each array, the values first and
 its length last.  zarr replaces every file as a whole, so an append that is interrupted anywhere leaves the

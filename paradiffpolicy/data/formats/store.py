@@ -27,8 +27,8 @@ WIDE_POSE = 10
 
 
 def recognises(path: Path) -> bool:
-    """Whether a path may be a store: a folder."""
-    return path.is_dir()
+    """Whether a path may be a store: a folder, or a zip file."""
+    return path.is_dir() or path.suffix == ".zip"
 
 
 def open_source(path: Path, env_args: EnvArgs | None = None) -> StoreFile:
