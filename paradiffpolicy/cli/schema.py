@@ -242,7 +242,7 @@ class CollectConfig(PolicyConfig):
 @dataclass
 class ConvertConfig(CommandConfig):
     """Turns a dataset of any known format into another: zarr stores, robomimic's HDF5 files, folders of npz
-    files; robomimic's with absolute or delta actions. Half a dataset is never written.
+    files, LeRobot's datasets; robomimic's with absolute or delta actions. Half a dataset is never written.
 
     Examples:
       paradiffpolicy convert source=demo.hdf5 out=lift.zarr
@@ -255,7 +255,7 @@ class ConvertConfig(CommandConfig):
 
     source: str | None = path_setting(None, "a dataset of any known format")
     out: str | None = path_setting(
-        None, "what to write, by its ending: NAME.zarr, .hdf5, .npz; must not exist"
+        None, "what to write, by its ending: NAME.zarr, .hdf5, .npz, .lerobot; must not exist"
     )
     actions: str | None = setting(
         None,

@@ -1,0 +1,195 @@
+"""Writes datasets of LeRobot, version 3; ``lerobot`` has the layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ...files import write_json, write_new
+from .demonstration import About, Demonstration, fields_of
+from .parquet import pyarrow_parquet
+
+INFO = "meta/info.json"
+EPISODES_FILE = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+DATA_FILE = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+CHUNKS_SIZE, FILE_MEGABYTES = 1000, 100
+TASK = "demonstrations"
+"""The one task that is named: what is converted doesn't tell of any."""
+RENAMED = {"rewards": "next.reward", "dones": "next.done"}
+"""Fields of a demonstration, and the columns that they are."""
+COUNTED = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"}
+
+
+def write(path: Path, demonstrations: Iterable[Demonstration], about: About) -> None:
+    """Writes demonstrations to a new folder, or leaves none; one row group per episode.  Observations are
+    called ``observation.<name>``; states, poses and scenes are left out.
+
+    Raises:
+        InputError: the path exists, steps per second aren't known, a demonstration can't be read, has
+            pictures, or differs from the first in form, or pyarrow isn't installed.
+    """
+    if about.control_hz is None:
+        raise InputError(
+            f"{path} must say how many steps a second has, which the source doesn't: name a task with its "
+            "control_hz, as task=pusht task.control_hz=10"
+        )
+    rate = about.control_hz
+    pyarrow_parquet()
+    write_new(path, lambda temporary: _Writer(temporary, rate, str(path)).write(demonstrations))
+
+
+class _Writer:
+    def __init__(self, folder: Path, rate: float, name: str) -> None:
+        self.folder, self.rate, self.name = folder, rate, name
+        self.statistics: dict[str, _Statistics] = {}
+        self.features: dict[str, dict[str, Any]] = {}
+        self.episodes: list[dict[str, Any]] = []
+        self.steps = 0
+
+    def write(self, demonstrations: Iterable[Demonstration]) -> None:
+        file, number, size = None, 0, 0
+        try:
+            for demo in demonstrations:
+                columns = self._columns(demo)
+                table = _table(columns)
+                if file is None or size > FILE_MEGABYTES * 2**20:
+                    if file is not None:
+                        file.close()
+                        number += 1
+                    place = self.folder / DATA_FILE.format(**_numbers_of(number))
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    file, size = pyarrow_parquet().ParquetWriter(place, table.schema), 0
+                file.write_table(table, row_group_size=len(demo))
+                size += table.nbytes
+                self._add(columns, len(demo), number)
+        finally:
+            if file is not None:
+                file.close()
+        self._write_meta()
+
+    def _columns(self, demo: Demonstration) -> dict[str, NDArray[Any]]:
+        """All columns of an episode, ``[n, ...]``; raises ``InputError`` where they aren't the first's."""
+        fields = fields_of(demo, self.name)
+        columns = {}
+        for key, values in fields.items():
+            if key in ("states", "poses"):
+                continue
+            if values.ndim > 2:
+                raise InputError(
+                    f"{self.name}: {key} is {values.shape[1:]} per step: pictures aren't written into LeRobot's "
+                    "datasets, vectors are: choose obs_keys=[...]"
+                )
+            is_named = key == "action" or key in RENAMED or key.startswith("observation.")
+            name = RENAMED.get(key, key) if is_named else f"observation.{key}"
+            columns[name] = values.reshape(len(demo), -1)
+        found = {
+            name: {"dtype": str(values.dtype), "shape": [values.shape[1]], "names": None}
+            for name, values in columns.items()
+        }
+        self.features = self.features or found
+        if found != self.features:
+            raise InputError(f"{demo.name} isn't like those before it: it has {_brief(found)}")
+        frames, episode = np.arange(len(demo)), len(self.episodes)
+        counted = (frames / self.rate, frames, np.full(len(demo), episode), self.steps + frames)
+        for (name, dtype), values in zip(COUNTED.items(), counted, strict=True):
+            columns[name] = values.astype(dtype)[:, None]
+        return {**columns, "task_index": np.zeros((len(demo), 1), np.int64)}
+
+    def _add(self, columns: Mapping[str, NDArray[Any]], length: int, number: int) -> None:
+        for name, values in columns.items():
+            self.statistics.setdefault(name, _Statistics(values[0])).add(values)
+        chunk, file = _numbers_of(number).values()
+        about = {"data/chunk_index": chunk, "data/file_index": file, "length": length, "tasks": [TASK]}
+        about |= {"dataset_from_index": self.steps, "dataset_to_index": self.steps + length}
+        about |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+        self.episodes.append({"episode_index": len(self.episodes), **about})
+        self.steps += length
+
+    def _write_meta(self) -> None:
+        import pyarrow as pa
+
+        episodes = self.folder / EPISODES_FILE.format(**_numbers_of(0))
+        episodes.parent.mkdir(parents=True)
+        pyarrow_parquet().write_table(pa.Table.from_pylist(self.episodes), episodes)
+        # pandas, with which LeRobot reads this table, takes the column "task" for its index.
+        column = {
+            "name": "task_index",
+            "field_name": "task_index",
+            "pandas_type": "int64",
+            "numpy_type": "int64",
+        }
+        index = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"}
+        for each in (column, index):
+            each["metadata"] = None  # type: ignore[assignment]
+        told = {"index_columns": ["task"], "column_indexes": [], "columns": [column, index]}
+        tasks = pa.table({"task_index": [0], "task": [TASK]})
+        tasks = tasks.replace_schema_metadata({"pandas": json.dumps({**told, "pandas_version": "2.2.0"})})
+        pyarrow_parquet().write_table(tasks, self.folder / "meta/tasks.parquet")
+        counted = {**COUNTED, "task_index": "int64"}
+        numbers = {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in counted.items()}
+        info = {
+            "codebase_version": "v3.0",
+            "robot_type": None,
+            "total_episodes": len(self.episodes),
+            "total_frames": self.steps,
+            "total_tasks": 1,
+            "chunks_size": CHUNKS_SIZE,
+            "data_files_size_in_mb": FILE_MEGABYTES,
+            "video_files_size_in_mb": 500,
+            "fps": int(self.rate) if self.rate == int(self.rate) else self.rate,
+            "splits": {"train": f"0:{len(self.episodes)}"},
+            "data_path": DATA_FILE,
+            "video_path": None,
+            "features": {**self.features, **numbers},
+        }
+        write_json(self.folder / INFO, info)
+        stats = {name: statistics.values() for name, statistics in self.statistics.items()}
+        write_json(self.folder / "meta/stats.json", stats)
+
+
+class _Statistics:
+    """Range, mean and deviation of a column, in float64, relative to its first row: offsets may be large."""
+
+    def __init__(self, first: NDArray[Any]) -> None:
+        self.first = first.astype(np.float64)
+        self.low, self.high = np.full(len(first), np.inf), np.full(len(first), -np.inf)
+        self.count, self.sum, self.squares = 0, np.zeros(len(first)), np.zeros(len(first))
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Values ``[n, D]``."""
+        apart = values.astype(np.float64) - self.first
+        self.low, self.high = np.minimum(self.low, apart.min(0)), np.maximum(self.high, apart.max(0))
+        self.count += len(values)
+        self.sum, self.squares = self.sum + apart.sum(0), self.squares + (apart**2).sum(0)
+
+    def values(self) -> dict[str, Any]:
+        mean = self.sum / self.count
+        deviation = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
+        found = {"min": self.low + self.first, "max": self.high + self.first, "mean": mean + self.first}
+        return {**{k: v.tolist() for k, v in found.items()}, "std": deviation.tolist(), "count": [self.count]}
+
+
+def _numbers_of(number: int) -> dict[str, int]:
+    return {"chunk_index": number // CHUNKS_SIZE, "file_index": number % CHUNKS_SIZE}
+
+
+def _brief(features: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(f"{name} {about['dtype']} {about['shape']}" for name, about in features.items())
+
+
+def _table(columns: Mapping[str, NDArray[Any]]) -> Any:
+    """An arrow table; LeRobot stores a dimension of one as plain numbers."""
+    import pyarrow as pa
+
+    arrays = {}
+    for name, values in columns.items():
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        width = values.shape[1]
+        arrays[name] = flat if width == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
+    return pa.table(arrays)

@@ -1,0 +1,172 @@
+"""Columns of numbers in parquet files, one row group in memory at a time; pyarrow is optional."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError, nearest, reading
+from ...files import require_regular
+from ..replay_buffer import require_finite
+
+LARGEST_FILE = 2**36
+LARGEST_GROUP = 2**28
+"""Bytes of a row group's columns that are read."""
+LARGEST_EPISODE = 2**31
+LARGEST_FOOTER = 2**24
+
+
+def pyarrow_parquet() -> Any:
+    """pyarrow's module for parquet; raises ``InputError`` where it isn't installed."""
+    try:
+        import pyarrow.parquet
+
+        return pyarrow.parquet
+    except ImportError:
+        raise InputError("LeRobot's datasets need pyarrow: pip install 'paradiffpolicy[lerobot]'")
+
+
+class ParquetColumns:
+    """Reads rows of parquet files; the last file and row group are kept, as episodes follow each other."""
+
+    def __init__(self) -> None:
+        self._parquet = pyarrow_parquet()
+        self._path: Path | None = None
+        self._file: Any = None
+        self._group: tuple[int, tuple[str, ...]] | None = None
+        self._values: dict[str, NDArray[Any]] = {}
+
+    def rows(self, path: Path) -> int:
+        """Rows of a file.
+
+        Raises:
+            InputError: it isn't a regular file, isn't parquet, or is damaged.
+        """
+        return int(self._opened(path).metadata.num_rows)
+
+    def require_rows(self, path: Path, rows: int) -> None:
+        """Raises ``InputError`` where a file has more or fewer rows than the table of episodes says."""
+        there = self.rows(path)
+        if there != rows:
+            raise InputError(
+                f"{path} has {there} rows, the table of episodes says {rows}: copy the dataset again"
+            )
+
+    def read(
+        self, path: Path, shapes: Mapping[str, tuple[int, ...]], start: int, stop: int
+    ) -> dict[str, NDArray[Any]]:
+        """Rows ``start … stop`` of columns, ``[n, *shape]`` each.
+
+        Args:
+            shapes: per row, by the names of the columns; ``()`` and ``(1,)`` are of single numbers.
+
+        Raises:
+            InputError: a column is missing, isn't numbers of that shape, has gaps, NaN or infinity, or is
+                too large, or the file is damaged.
+        """
+        file = self._opened(path)
+        with reading(str(path)):
+            metadata = file.metadata
+            if not 0 <= start <= stop <= metadata.num_rows:
+                raise InputError(f"{path} has {metadata.num_rows} rows, not {start} to {stop}: copy it again")
+            width = sum(math.prod(shape) for shape in shapes.values())
+            if (stop - start) * width * 8 > LARGEST_EPISODE:
+                raise InputError(f"{path}: rows {start} to {stop} are more than {LARGEST_EPISODE} bytes")
+            known = file.schema_arrow.names
+            for name in shapes:
+                if known.count(name) != 1:
+                    raise InputError(f"{path} has no column {name}{nearest(name, known)}")
+            parts: dict[str, list[NDArray[Any]]] = {name: [] for name in shapes}
+            first = 0
+            for group in range(metadata.num_row_groups):
+                rows = metadata.row_group(group).num_rows
+                if first < stop and first + rows > start:
+                    values = self._read_group(group, shapes)
+                    for name in shapes:
+                        parts[name].append(values[name][max(0, start - first) : stop - first])
+                first += rows
+            found = {name: np.concatenate(each) for name, each in parts.items() if each}
+        for name, values in found.items():
+            where = f"{path}: {name}"
+            if len(values) != stop - start:
+                raise InputError(f"{where} has {len(values)} rows in place of {stop - start}: copy it again")
+            require_finite(values, where, "leave the episode out, or repair the value", start)
+        return found
+
+    def _opened(self, path: Path) -> Any:
+        if path != self._path:
+            self._path, self._group, self._values = None, None, {}
+            require_regular(path, LARGEST_FILE)
+            with reading(str(path)):
+                with path.open("rb") as file:
+                    file.seek(-8, 2)
+                    tail = file.read()
+                if tail[4:] != b"PAR1" or int.from_bytes(tail[:4], "little") > LARGEST_FOOTER:
+                    raise InputError(f"{path} isn't a whole parquet file: copy it again")
+                self._file = self._parquet.ParquetFile(
+                    path, thrift_string_size_limit=LARGEST_FOOTER, thrift_container_size_limit=2**20
+                )
+            self._path = path
+        return self._file
+
+    def _read_group(self, group: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
+        """The columns of a row group, whose declared sizes are checked first."""
+        wanted = (group, tuple(shapes))
+        if self._group != wanted:
+            about, rows = self._file.metadata.row_group(group), self._file.metadata.row_group(group).num_rows
+            size = 0
+            known = sorted(self._file.schema_arrow.names, key=len, reverse=True)  # names may have dots
+            for column in map(about.column, range(about.num_columns)):
+                name = next((n for n in known if f"{column.path_in_schema}.".startswith(f"{n}.")), None)
+                if name not in shapes:
+                    continue
+                if column.num_values != rows * math.prod(shapes[name]):
+                    raise InputError(
+                        f"{self._path}: {name} has {column.num_values} numbers in {rows} rows of "
+                        f"{math.prod(shapes[name])}: rows must have one length, meta/info.json's shape"
+                    )
+                size += max(column.total_uncompressed_size, 8 * column.num_values)
+            if size > LARGEST_GROUP:
+                raise InputError(
+                    f"{self._path} has {size} bytes in a row group, at most {LARGEST_GROUP} are read"
+                )
+            table = self._file.read_row_group(group, columns=list(shapes), use_threads=False)
+            self._values = {
+                name: _numbers(table.column(name), shape, f"{self._path}: {name}")
+                for name, shape in shapes.items()
+            }
+            self._group = wanted
+        return self._values
+
+
+def _numbers(column: Any, shape: tuple[int, ...], where: str) -> NDArray[Any]:
+    """A column's values ``[rows, *shape]``."""
+    import pyarrow as pa
+
+    rows, values = len(column), column.combine_chunks()
+    for size in (*shape, None):
+        values = getattr(values, "storage", values)
+        if values.null_count:
+            raise InputError(f"{where} has rows without a value: leave that episode out")
+        if not (
+            pa.types.is_list(values.type)
+            or pa.types.is_fixed_size_list(values.type)
+            or pa.types.is_large_list(values.type)
+        ):
+            break
+        lengths = np.diff(values.offsets.to_numpy()) if hasattr(values, "offsets") else np.array([])
+        if size is None or (lengths != size).any():
+            raise InputError(f"{where} has rows that aren't {shape}, as meta/info.json says: write it anew")
+        values = values.flatten()
+    kind = values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise InputError(f"{where} holds {kind}, not numbers: write numbers")
+    found = values.to_numpy(zero_copy_only=False)
+    if found.size != rows * math.prod(shape):
+        raise InputError(f"{where} has rows that aren't {shape}, as meta/info.json says: write it anew")
+    return np.array(found.reshape(rows, *shape))
