@@ -170,14 +170,14 @@ class LeRobotDataset(Closing):
             firsts[chunk, file] = min(first, firsts.get((chunk, file), first))
         places = []
         for index, length, chunk, file, first in table:
-            path = _filled(info["data_path"], {"chunk_index": chunk, "file_index": file})
-            places.append(Place(index, path, first - firsts[chunk, file], length, totals[chunk, file]))
+            file_name = _filled(info["data_path"], {"chunk_index": chunk, "file_index": file})
+            places.append(Place(index, file_name, first - firsts[chunk, file], length, totals[chunk, file]))
         return places
 
 
 def _count(value: Any, least: int = 0) -> int:
     if not is_whole(value) or not least <= int(value) < 2**40:
-        raise InputError(f"{value!r:.40} isn't a whole number from {least} on")
+        raise ValueError(f"{value!r:.40} isn't a whole number from {least} on")
     return int(value)
 
 

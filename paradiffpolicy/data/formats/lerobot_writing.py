@@ -21,6 +21,7 @@ DATA_FILE = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 CHUNKS_SIZE, FILE_MEGABYTES = 1000, 100
 TASK = "demonstrations"
 """The one task that is named: what is converted doesn't tell of any."""
+ROWS_AT_ONCE = 256
 RENAMED = {"rewards": "next.reward", "dones": "next.done"}
 """Fields of a demonstration, and the columns that they are."""
 COUNTED = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"}
@@ -82,8 +83,8 @@ class _Writer:
                 continue
             if values.ndim > 2:
                 raise InputError(
-                    f"{self.name}: {key} is {values.shape[1:]} per step: pictures aren't written into LeRobot's "
-                    "datasets, vectors are: choose obs_keys=[...]"
+                    f"{self.name}: {key} is {values.shape[1:]} per step: pictures aren't written into "
+                    "LeRobot's datasets, vectors are: choose obs_keys=[...]"
                 )
             is_named = key == "action" or key in RENAMED or key.startswith("observation.")
             name = RENAMED.get(key, key) if is_named else f"observation.{key}"
@@ -103,7 +104,9 @@ class _Writer:
 
     def _add(self, columns: Mapping[str, NDArray[Any]], length: int, number: int) -> None:
         for name, values in columns.items():
-            self.statistics.setdefault(name, _Statistics(values[0])).add(values)
+            statistics = self.statistics.setdefault(name, _Statistics(values[0]))
+            for start in range(0, length, ROWS_AT_ONCE):
+                statistics.add(values[start : start + ROWS_AT_ONCE])
         chunk, file = _numbers_of(number).values()
         about = {"data/chunk_index": chunk, "data/file_index": file, "length": length, "tasks": [TASK]}
         about |= {"dataset_from_index": self.steps, "dataset_to_index": self.steps + length}
@@ -118,16 +121,10 @@ class _Writer:
         episodes.parent.mkdir(parents=True)
         pyarrow_parquet().write_table(pa.Table.from_pylist(self.episodes), episodes)
         # pandas, with which LeRobot reads this table, takes the column "task" for its index.
-        column = {
-            "name": "task_index",
-            "field_name": "task_index",
-            "pandas_type": "int64",
-            "numpy_type": "int64",
-        }
-        index = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"}
-        for each in (column, index):
-            each["metadata"] = None  # type: ignore[assignment]
-        told = {"index_columns": ["task"], "column_indexes": [], "columns": [column, index]}
+        kinds = (("task_index", "int64", "int64"), ("task", "unicode", "object"))
+        names = ("name", "pandas_type", "numpy_type", "field_name", "metadata")
+        columns = [dict(zip(names, (*kind, kind[0], None), strict=True)) for kind in kinds]
+        told = {"index_columns": ["task"], "column_indexes": [], "columns": columns}
         tasks = pa.table({"task_index": [0], "task": [TASK]})
         tasks = tasks.replace_schema_metadata({"pandas": json.dumps({**told, "pandas_version": "2.2.0"})})
         pyarrow_parquet().write_table(tasks, self.folder / "meta/tasks.parquet")

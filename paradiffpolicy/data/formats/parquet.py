@@ -86,11 +86,11 @@ class ParquetColumns:
             for group in range(metadata.num_row_groups):
                 rows = metadata.row_group(group).num_rows
                 if first < stop and first + rows > start:
-                    values = self._read_group(group, shapes)
+                    in_group = self._read_group(group, shapes)
                     for name in shapes:
-                        parts[name].append(values[name][max(0, start - first) : stop - first])
+                        parts[name].append(in_group[name][max(0, start - first) : stop - first])
                 first += rows
-            found = {name: np.concatenate(each) for name, each in parts.items() if each}
+            found = {name: _joined(each) for name, each in parts.items() if each}
         for name, values in found.items():
             where = f"{path}: {name}"
             if len(values) != stop - start:
@@ -123,7 +123,7 @@ class ParquetColumns:
             known = sorted(self._file.schema_arrow.names, key=len, reverse=True)  # names may have dots
             for column in map(about.column, range(about.num_columns)):
                 name = next((n for n in known if f"{column.path_in_schema}.".startswith(f"{n}.")), None)
-                if name not in shapes:
+                if name is None or name not in shapes:
                     continue
                 if column.num_values != rows * math.prod(shapes[name]):
                     raise InputError(
@@ -135,6 +135,7 @@ class ParquetColumns:
                 raise InputError(
                     f"{self._path} has {size} bytes in a row group, at most {LARGEST_GROUP} are read"
                 )
+            self._group, self._values = None, {}
             table = self._file.read_row_group(group, columns=list(shapes), use_threads=False)
             self._values = {
                 name: _numbers(table.column(name), shape, f"{self._path}: {name}")
@@ -142,6 +143,10 @@ class ParquetColumns:
             }
             self._group = wanted
         return self._values
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _numbers(column: Any, shape: tuple[int, ...], where: str) -> NDArray[Any]:
