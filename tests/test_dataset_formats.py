@@ -86,8 +86,8 @@ def test_any_format_becomes_any_other(dataset, suffix, tmp_path, capsys):
 
 
 def rated(source, suffix):
-    """A task for the rate, where the source knows none and the target must."""
-    return ["task=pusht", "task.control_hz=10"] if source.suffix == ".npz" and suffix == ".lerobot" else []
+    """The rate, where the source knows none and the target must."""
+    return ["control_hz=10"] if source.suffix == ".npz" and suffix == ".lerobot" else []
 
 
 def test_info_describes_any(dataset, capsys, tmp_path):
@@ -101,7 +101,6 @@ name: mine
 control_hz: 10
 observation: [{key: observation.state}]
 action: {kind: position}
-env: {id: none}
 """
 
 
@@ -554,6 +553,10 @@ LEROBOT_FAULTS = {
     "shape": (with_(features={"action": {"dtype": "float32", "shape": [3]}}), "rows of 3"),
     "shape of text": (with_(features={"action": {"dtype": "float32", "shape": ["a"]}}), "can't be read"),
     "huge shape": (with_(features={"action": {"dtype": "float32", "shape": [2**60]}}), "more than"),
+    "two rewards": (
+        with_(features={"next.reward": {"dtype": "float32", "shape": [5]}, "observation.state": {}}),
+        "rows",
+    ),
     "missing column": (with_(features={"more": {"dtype": "float32", "shape": [1]}}), "no column more"),
     "length": (with_(episodes={"length": 4}), "the table of episodes says"),
     "long": (with_(episodes={"length": 2**39}), "table of episodes says"),

@@ -52,7 +52,8 @@ def convert(cfg: ConvertConfig) -> None:
         )
         masks = {key: [name for name in names if name in set(kept)] for key, kept in source.masks.items()}
         masks = {key: kept for key, kept in masks.items() if kept}
-        about = About(conversion.env_args, conversion.actions, names, masks, rate(source, cfg))
+        rate = cfg.control_hz or source.control_hz
+        about = About(conversion.env_args, conversion.actions, names, masks, rate)
         with tqdm(names, unit="demo", dynamic_ncols=True) as bar:
             reading.write(out, conversion.demonstrations(bar), about)
     finally:
@@ -60,11 +61,6 @@ def convert(cfg: ConvertConfig) -> None:
     for line in conversion.summary():
         print(line)
     print(f"{out}: {len(names)} demonstrations, {conversion.n_steps} steps, actions {conversion.actions}")
-
-
-def rate(source: Source, cfg: ConvertConfig) -> float | None:
-    """Steps per second, as the dataset says, or else the task."""
-    return source.control_hz or (cfg.task.control_hz if cfg.task else None)
 
 
 def convert_checkpoint(source: Path, out: Path) -> None:

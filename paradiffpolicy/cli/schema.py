@@ -269,6 +269,9 @@ class ConvertConfig(CommandConfig):
         choices=among("recorded", "states"),
     )
     obs_keys: list[str] | None = setting(None, "observations to keep; null: all", some=True)
+    control_hz: float | None = setting(
+        None, "steps per second, for a format that says so; null: as the source does", above=0
+    )
     mask: str | None = setting(None, "a subset, as train or valid; null: every demonstration")
     check: int = setting(3, "demonstrations to play again from their first state; 0: none", minimum=0)
     task: TaskConfig | None = setting(

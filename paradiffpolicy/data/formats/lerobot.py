@@ -34,7 +34,7 @@ __all__ = ["LeRobotDataset", "open_source", "recognises", "write"]
 
 SUFFIXES = (".lerobot",)
 EPISODES = "meta/episodes.jsonl"
-LARGEST_JSON = 2**28
+LARGEST_JSON = 2**26
 MOST_EPISODES = 2**22
 NOT_OBSERVED = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 COLUMNS = {column: field for field, column in RENAMED.items()}
@@ -98,10 +98,11 @@ class LeRobotDataset(Closing):
         if "action" not in self._features:
             raise InputError(f"{path}/{INFO} has no action{nearest('action', self._features)}")
         with reading(f"{path}: its table of episodes"):
-            self._places = self._places_v2(info) if version[1] == "2" else self._places_v3(info)
-        if not self._places:
+            places = self._places_v2(info) if version[1] == "2" else self._places_v3(info)
+        if not places:
             raise InputError(f"{path} has no episodes: its table of episodes is empty")
-        self.demos = [f"demo_{index}" for index in range(len(self._places))]
+        self._places = {f"demo_{index}": place for index, place in enumerate(places)}
+        self.demos = list(self._places)
         self.masks: dict[str, list[str]] = {}
 
     def length(self, demo: str) -> int:
@@ -123,9 +124,8 @@ class LeRobotDataset(Closing):
         if (values["episode_index"] != place.index).any():
             raise InputError(f"{path} has rows of another episode than {place.index}: copy it again")
         fields = {new: values[old] for old, new in names.items()}
-        for name in RENAMED:
-            if name in fields:
-                fields[name] = fields[name].reshape(len(fields[name]))
+        with reading(f"{path}: a reward or end of a step"):
+            fields |= {name: fields[name].reshape(place.length) for name in RENAMED if name in fields}
         return Demonstration.of(demo, fields, f"{path}: {demo}")
 
     def close(self) -> None:
@@ -133,9 +133,9 @@ class LeRobotDataset(Closing):
         self._columns = ParquetColumns()
 
     def _place(self, demo: str) -> Place:
-        if demo not in self.demos:
+        if demo not in self._places:
             raise InputError(f"{self.name} has no {demo}{nearest(demo, self.demos)}")
-        return self._places[self.demos.index(demo)]
+        return self._places[demo]
 
     def _text(self, name: str) -> str:
         path = contained(self._folder / name, self._folder)

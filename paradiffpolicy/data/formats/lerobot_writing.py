@@ -37,8 +37,8 @@ def write(path: Path, demonstrations: Iterable[Demonstration], about: About) -> 
     """
     if about.control_hz is None:
         raise InputError(
-            f"{path} must say how many steps a second has, which the source doesn't: name a task with its "
-            "control_hz, as task=pusht task.control_hz=10"
+            f"{path} must say how many steps a second has, which the source doesn't: set control_hz, as "
+            "control_hz=10"
         )
     rate = about.control_hz
     pyarrow_parquet()

@@ -70,21 +70,22 @@ class NpzFolder(Closing):
 
     def __init__(self, path: str | Path, env_args: EnvArgs | None = None) -> None:
         self.name, self.env_args = str(path), env_args
-        self._files = sorted(Path(path).glob(f"*{SUFFIX}"), key=lambda file: file.name)
-        if not self._files:
+        files = sorted(Path(path).glob(f"*{SUFFIX}"), key=lambda file: file.name)
+        if not files:
             raise InputError(f"{path} has no files *{SUFFIX}: write one per episode there")
-        self.demos = [f"demo_{index}" for index in range(len(self._files))]
+        self._files = {f"demo_{index}": file for index, file in enumerate(files)}
+        self.demos = list(self._files)
         self.masks: dict[str, list[str]] = {}
-        with closing(self._open(self._files[0])) as file:
+        with closing(self._open(files[0])) as file:
             names = _names(file)
             if "action" not in names:
-                raise InputError(f"{self._files[0]} has no action{nearest('action', names)}")
+                raise InputError(f"{files[0]} has no action{nearest('action', names)}")
             self.keys, self.skipped = [], list[str]()
             for name in names:
                 if name in OTHERS:
                     continue
                 try:
-                    _header(file, name, f"{self._files[0]}: {name}")
+                    _header(file, name, f"{files[0]}: {name}")
                     self.keys.append(name)
                 except InputError as error:
                     self.skipped.append(str(error))
@@ -111,9 +112,9 @@ class NpzFolder(Closing):
         """Does nothing: no file is kept open."""
 
     def _path(self, demo: str) -> Path:
-        if demo not in self.demos:
+        if demo not in self._files:
             raise InputError(f"{self.name} has no {demo}{nearest(demo, self.demos)}")
-        return self._files[self.demos.index(demo)]
+        return self._files[demo]
 
     def _open(self, path: Path) -> zipfile.ZipFile:
         return open_zip(contained(path, Path(self.name)))
