@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -24,9 +25,10 @@ SPEC = PolicySpec(
 THEIRS = "diffusion_policy.policy.diffusion_unet_lowdim_policy.DiffusionUnetLowdimPolicy"
 
 
-def weights(seed: int = 0) -> dict[str, torch.Tensor]:
-    torch.manual_seed(seed)
-    return dict(build_network(SPEC).state_dict())
+def weights(obs_dim: int = 5) -> dict[str, torch.Tensor]:
+    """Of a network of ``SPEC``'s, for so many numbers observed."""
+    torch.manual_seed(0)
+    return dict(build_network(replace(SPEC, obs_dim=obs_dim)).state_dict())
 
 
 def ckpt(path: Path, tensors=None, content=None, **changes) -> Path:
@@ -84,7 +86,7 @@ def ckpt(path: Path, tensors=None, content=None, **changes) -> Path:
     return path
 
 
-def lerobot(folder: Path, old: bool = False, **changes) -> Path:
+def lerobot(folder: Path, old: bool = False, tensors=None, **changes) -> Path:
     """A folder of LeRobot's layout: of 0.4 and later, or (``old``) of 0.3."""
     folder.mkdir(parents=True)
     config = {
@@ -113,7 +115,7 @@ def lerobot(folder: Path, old: bool = False, **changes) -> Path:
     }
     config |= changes
     (folder / "config.json").write_text(json.dumps(config))
-    stored = {f"diffusion.unet.{renamed(name)}": each for name, each in weights().items()}
+    stored = {f"diffusion.unet.{renamed(name)}": each for name, each in (tensors or weights()).items()}
     state = {"min": torch.tensor([-1.0, 2.0]), "max": torch.tensor([3.0, 2.0])}
     action = {"mean": torch.tensor([1.0, 2.0]), "std": torch.tensor([0.5, 4.0])}
     if old:

@@ -467,3 +467,23 @@ def test_only_what_is_wanted_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_pickle.TorchFile, "read", noted)
     checkpoint = read_checkpoint(path)
     assert len(read) == len(checkpoint.weights) + 4
+
+
+def test_a_policy_without_a_task_drives_the_one_that_is_named(tmp_path, capsys):
+    """PushT, as LeRobot's environment observes it."""
+    features = {
+        "observation.state": {"type": "STATE", "shape": [2]},
+        "observation.environment_state": {"type": "ENV", "shape": [16]},
+    }
+    settings = {"input_features": features, "normalization_mapping": {"ACTION": "MEAN_STD"}}
+    folder = lerobot(tmp_path / "policy", tensors=weights(18), **settings)
+    out = tmp_path / "report"
+    command = (
+        f"evaluate task=pusht_corners checkpoint={folder} samplers=[native,rti] reference=native seeds=1"
+    )
+    command += f" task.max_steps=8 videos=0 paced_ticks=0 latency_plans=0 capture=eager out={out}"
+    assert main(command.split()) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["checkpoint"] == str(folder) and len(report["weights_sha256"]) == 64
+    command = f"evaluate task=lift checkpoint={folder} samplers=[native] seeds=1 out={tmp_path / 'other'}"
+    assert main(command.split()) == 2

@@ -44,7 +44,8 @@ def load_policy(cfg: PolicyConfig) -> Policy:
     spec = checkpoint.spec
     if spec.task == IMPORTED:
         rate = spec.control_hz if cfg.task.control_hz is None else cfg.task.control_hz
-        spec = replace(spec, task=cfg.task.name, control_hz=rate)
+        agreed = replace(contract(cfg.task), observation=spec.contract.observation)
+        spec = replace(spec, task=cfg.task.name, control_hz=rate, contract=agreed)
     if spec.task != cfg.task.name:
         raise InputError(
             f"the checkpoint is for task {spec.task!r}, not {cfg.task.name!r}: another checkpoint or task"
