@@ -1,0 +1,105 @@
+"""Writes the folder of an exported policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import write_new
+from ..policy import Policy
+from ..sampling.capture.openvino import OUTPUT, plan_model
+from ..sampling.capture.program import CaptureError, Program
+from .onnx_model import onnx_model
+from .plan import plan_program, state_names
+
+METADATA = "plan.json"
+FORMAT = 1
+
+
+def export_policy(
+    policy: Policy, out: str | Path, *, batch: int = 1, about: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Writes a policy's plans as files for other runtimes; the content of ``plan.json``.
+
+    The folder has ``plan.xml`` with ``plan.bin`` (OpenVINO) and ``plan.onnx``, for a plan from noise alone; if
+    the sampler continues the last plan, ``plan_warm.…`` for all that follow; and ``plan.json``.
+
+    Args:
+        out: the folder; must not exist.
+        batch: robots per plan.
+        about: more to write into ``plan.json``.
+
+    Raises:
+        InputError: the sampler can't be exported, ``out`` exists, or a package isn't installed.
+    """
+    kinds = {"plan": False, **({"plan_warm": True} if state_names(policy) else {})}
+    programs = {name: plan_program(policy, warm=warm, batch=batch) for name, warm in kinds.items()}
+    metadata = {**described(policy, batch), **(about or {})}
+    models: dict[str, Any] = {}
+    for name, program in programs.items():
+        try:
+            models[name] = openvino_model(program, metadata), onnx_model(program, name)
+        except CaptureError as error:
+            raise InputError(f"the sampler can't be exported, it {error}: choose rti, renoised or ddim")
+    metadata["models"] = {name: ports(model) for name, (model, _) in models.items()}
+
+    def write(folder: Path) -> None:
+        import onnx
+        import openvino as ov
+
+        folder.mkdir()
+        for name, (model, graph) in models.items():
+            ov.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
+            onnx.save(graph, folder / f"{name}.onnx")
+        (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
+
+    write_new(Path(out), write)
+    return metadata
+
+
+def described(policy: Policy, batch: int) -> dict[str, Any]:
+    """What a caller of the models must know."""
+    spec = policy.spec
+    names = ("task", "n_obs_steps", "n_action_steps", "horizon", "obs_dim", "action_dim", "control_hz")
+    return {
+        "format": FORMAT,
+        **{name: getattr(spec, name) for name in names},
+        "batch": batch,
+        "repeating_holds_still": spec.contract.is_absolute,
+        "contract": dataclasses.asdict(spec.contract),
+        "sampler": repr(policy.sampler),
+        "network_sha256": policy.model.digest,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "openvino", "onnx")},
+    }
+
+
+TOLD = ("format", "n_obs_steps", "n_action_steps", "horizon", "control_hz", "repeating_holds_still")
+"""What the OpenVINO model itself says, for callers that don't read JSON."""
+
+
+def openvino_model(program: Program, metadata: Mapping[str, Any]) -> Any:
+    """The plan as one OpenVINO model."""
+    model, _ = plan_model(program)
+    for port in model.outputs:
+        port.tensor.set_names({port.any_name.removeprefix(OUTPUT)})
+    for name in TOLD:
+        model.set_rt_info(str(metadata[name]), ["paradiffpolicy", name])
+    return model
+
+
+def ports(model: Any) -> dict[str, Any]:
+    """Inputs and outputs of a model: name, shape, type."""
+
+    def described(port: Any) -> dict[str, Any]:
+        return {
+            "name": port.any_name,
+            "shape": list(port.shape),
+            "type": port.element_type.to_dtype().name,
+        }
+
+    return {"inputs": list(map(described, model.inputs)), "outputs": list(map(described, model.outputs))}
