@@ -19,7 +19,7 @@ LAYERS = [
     ["policy", "session"],
     ["calibration"],
     ["loading"],
-    ["planning", "training"],
+    ["planning", "training", "export"],
     ["control", "robots"],
     ["serving", "telemetry"],
     ["benchmarks"],

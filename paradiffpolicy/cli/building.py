@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..sampling.sampler import Sampler
     from ..task import Contract
     from ..types import PolicySpec
+    from .schema import ExportConfig
     from .parts import DeviceConfig, MachineConfig, PolicyConfig, SamplersConfig, TaskConfig, TaskedConfig
 
 # -------------------------------------------------------------------------------------------- policies
@@ -102,7 +103,7 @@ def sampling_policy(cfg: PolicyConfig, name: str, policy: Policy) -> Policy:
     return sampled(cfg, name, policy)
 
 
-def student_policy(cfg: PolicyConfig, name: str, policy: Policy, folder: str) -> Policy:
+def student_policy(cfg: PolicyConfig | ExportConfig, name: str, policy: Policy, folder: str) -> Policy:
     """The student of a policy, in a folder in its own.
 
     Raises:
@@ -341,7 +342,7 @@ def locate(path: str | None, setting: str) -> Path:
     return located(path)
 
 
-EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets")}
+EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets"), "export": ("onnx", "openvino")}
 """Modules that the package's optional extras install."""
 
 

@@ -48,7 +48,7 @@ def state_names(policy: Policy) -> tuple[str, ...]:
     sampler = policy.sampler
     remedy = "choose another sampler, as rti, renoised, student or ddim"
     if is_auto(sampler):
-        raise InputError("window=auto is measured where plans are made: export with a window, as window=20")
+        raise InputError("window=auto is measured where plans are made, and has no place here: window=20")
     if not isinstance(sampler.driver, IterativeDriver):
         raise InputError(f"driver {sampler.driver!r:.80} isn't an IterativeDriver, which exports: {remedy}")
     if getattr(sampler.driver, "evaluate", evaluate_all) not in (evaluate_all, evaluate_active):
