@@ -33,8 +33,13 @@ int main(int argc, char** argv) {
     history.pop_front();
     history.push_back(observe());
     if (planned.valid() && planned.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
-      const std::vector<float> actions = planned.get();
-      player.arrived({made_for, {actions.begin(), actions.end()}}, tick);
+      try {
+        const std::vector<float> actions = planned.get();
+        player.arrived({made_for, {actions.begin(), actions.end()}}, tick);
+      } catch (const std::exception& error) {  // the old plan goes on, then the fallback acts
+        std::cerr << error.what() << '\n';
+        due = tick;
+      }
     }
     if (!planned.valid() && tick >= due) {  // every Ta ticks, or as soon as the planner is free
       std::vector<float> window;
