@@ -61,9 +61,7 @@ def windows_of(policy: Policy, batch: int):
     """An observation window per plan, about the middle of the training data."""
     draw, middle = np.random.default_rng(0), policy.middle_window(batch).numpy()
     width = 1 / np.abs(policy.observation_normalizer.scale.numpy())
-    return [
-        (middle + 0.2 * width * draw.standard_normal(middle.shape)).astype(np.float32) for _ in EXECUTED
-    ]
+    return [(middle + 0.2 * width * draw.standard_normal(middle.shape)).astype(np.float32) for _ in EXECUTED]
 
 
 def plans_of(policy: Policy, batch: int = 1):
@@ -124,8 +122,10 @@ def used_noise(folder: Path, runtime) -> list[str]:
     return [port["name"] for port in inputs if port["name"] in ("x_T", "z", "u")]
 
 
-@pytest.mark.parametrize("name", presets())
-def test_every_preset_exports_and_plans_equally(name, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["rti", "student_warm", "ddpm", "paraddim", "speculative_sde", "paraddpm_published"]
+)
+def test_every_driver_exports_and_plans_equally(name, tmp_path):
     policy = sampled(tiny_checkpoint(), **preset_settings(name))
     metadata = export_policy(policy, tmp_path / "out")
     usual = policy.sampler.start.__name__
@@ -133,8 +133,7 @@ def test_every_preset_exports_and_plans_equally(name, tmp_path):
     check_equal(policy, tmp_path / "out")
 
 
-@pytest.mark.parametrize("task", ["pusht_keypoints", "lift"])
-@pytest.mark.parametrize("name", ["rti", "renoised"])
+@pytest.mark.parametrize(("task", "name"), [("pusht_keypoints", "rti"), ("lift", "renoised")])
 def test_shipped_policies_plan_equally(name, task, tmp_path):
     policy = sampled(Checkpoint.load(ROOT / "checkpoints" / task), **preset_settings(name))
     export_policy(policy, tmp_path / "out")
@@ -146,6 +145,25 @@ def test_batches_and_guidance(tmp_path):
     policy = sampled(tiny_checkpoint(spec), **preset_settings("rti")).with_guidance(2.0)
     export_policy(policy, tmp_path / "out", batch=3)
     check_equal(policy, tmp_path / "out", batch=3)
+
+
+def test_programs_of_torch_export_plan_equally(tmp_path):
+    policy = sampled(tiny_checkpoint(), **preset_settings("student_warm"))
+    export_policy(policy, tmp_path / "out", torch_too=True)
+    plans = [torch.export.load(tmp_path / "out" / f"{name}.pt2").module() for name in ("plan", "plan_warm")]
+    state: dict = {}
+    for executed, window, noise, expected in plans_of(policy):
+        given = {"observation": torch.from_numpy(window), "x_T": torch.from_numpy(noise["x_T"]), **state}
+        given |= {"executed": torch.tensor([executed])} if state else {}
+        outputs = plans[bool(state)](given)
+        state = {k.replace("next_", "last_"): v for k, v in outputs.items() if k.startswith("next_")}
+        assert deviation(policy, outputs["actions"].numpy(), expected) < SHARE
+
+
+def test_a_number_of_iterations_that_depends_on_data_is_not_unrolled():
+    policy = sampled(tiny_checkpoint(), **preset_settings("paraddim"))
+    with pytest.raises(InputError, match="their number is known only as it plans: leave torch_too=false"):
+        export_policy(policy, "nowhere", torch_too=True)
 
 
 def test_the_weights_are_in_a_file_once(tmp_path):
@@ -183,6 +201,10 @@ def test_metadata_says_what_the_numbers_mean(tmp_path, capsys):
         (["out=new", "sampler_name=speculative"], "sampler.speculative: window=auto is measured"),
         (["out=new", "sampler_name=rty"], "unknown sampler 'rty'; did you mean 'rti'"),
         (["out=new", "batch=0"], "batch=0 must be"),
+        (
+            ["out=new", "sampler_name=ddpm", "torch_too=true"],
+            "their number is 100, over 16: leave torch_too=false",
+        ),
         (["out=new", "checkpoint=nowhere"], "no checkpoint at nowhere"),
         (["out=new", "sampler.paraddpm.evaluate=sharded", "sampler_name=paraddpm"], "sampler.paraddpm: "),
         (["out=new", "guidance_scale=2"], "guidance needs a policy that was trained with condition dropout"),
@@ -193,7 +215,8 @@ def test_bad_settings_are_refused_in_one_line(words, message, tmp_path, monkeypa
     (tmp_path / "here").mkdir()
     assert main(["export", *words]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    lines = [line for line in error.split("\n") if line and not line.startswith("\rexporting")]
+    assert len(lines) == 1 and message in lines[0]
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
@@ -251,7 +274,7 @@ def build(tmp_path_factory):
 
     @functools.cache
     def built(name: str) -> Path:
-        options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{CPP}", "-pthread"]
+        options = ["-std=c++17", "-O0", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{CPP}", "-pthread"]
         if name != "chunks":
             options += ["-isystem", str(OPENVINO / "include"), str(library), f"-Wl,-rpath,{library.parent}"]
         source = str(CPP / f"{name}.cpp")
@@ -270,7 +293,7 @@ def run_program(program: Path, *words: str, text: str = "") -> list[list[float]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rti", "renoised", "student_warm", "ddim"])
+@pytest.mark.parametrize("name", ["rti", "ddim"])
 def test_cpp_plans_equally(name, build, tmp_path):
     policy = sampled(tiny_checkpoint(), **preset_settings(name))
     export_policy(policy, tmp_path / "out")

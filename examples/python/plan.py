@@ -1,6 +1,6 @@
 """Plans of an exported policy on ONNX Runtime: NumPy and onnxruntime, nothing else.
 
-    python plan.py FOLDER        plans three times for a window of your own
+python plan.py FOLDER        plans three times for a window of your own
 """
 
 import json
@@ -18,7 +18,8 @@ class Policy:
     def __init__(self, folder, seed=0):
         folder = Path(folder)
         self.spec = json.loads((folder / "plan.json").read_text())
-        self.sessions = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in self.spec["models"]}
+        files = {name: str(folder / f"{name}.onnx") for name in self.spec["models"]}
+        self.sessions = {name: onnxruntime.InferenceSession(file) for name, file in files.items()}
         self.random = np.random.default_rng(seed)
         self.state = {}
 
@@ -35,14 +36,14 @@ class Policy:
                 feed[port["name"]] = draw(port["shape"], np.float32)
         session = self.sessions[name]
         values = session.run(None, {port["name"]: feed[port["name"]] for port in inputs})
-        outputs = dict(zip([port.name for port in session.get_outputs()], values))
+        outputs = dict(zip([port.name for port in session.get_outputs()], values, strict=True))
         self.state = {k.replace("next_", "last_"): v for k, v in outputs.items() if k.startswith("next_")}
         return outputs["actions"]
 
 
 if __name__ == "__main__":
     policy = Policy(sys.argv[1])
-    To, Ta, O = (policy.spec[name] for name in ("n_obs_steps", "n_action_steps", "obs_dim"))
+    To, Ta, obs_dim = (policy.spec[name] for name in ("n_obs_steps", "n_action_steps", "obs_dim"))
     for _ in range(3):
-        actions = policy.plan(np.full((policy.spec["batch"], To, O), 200.0))
+        actions = policy.plan(np.full((policy.spec["batch"], To, obs_dim), 200.0))
         print(actions[0, To - 1 : To - 1 + Ta])

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ..sampling.sampler import Sampler
     from ..task import Contract
     from ..types import PolicySpec
-    from .schema import ExportConfig
     from .parts import DeviceConfig, MachineConfig, PolicyConfig, SamplersConfig, TaskConfig, TaskedConfig
+    from .schema import ExportConfig
 
 # -------------------------------------------------------------------------------------------- policies
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..files import require_absent
@@ -20,11 +20,15 @@ def export(cfg: ExportConfig) -> None:
     require_absent(Path(cfg.out))
     require_extra("export")
     from ..export.folder import export_policy
+    from ..export.plan import state_names
+    from ..tables import bar
 
     policy = exported_policy(cfg)
     about = {"sampler_name": cfg.sampler_name, "sampler_settings": cfg.sampler[cfg.sampler_name]}
+    settings: dict[str, Any] = {"batch": cfg.batch, "torch_too": cfg.torch_too, "about": about}
     try:
-        metadata = export_policy(policy, cfg.out, batch=cfg.batch, about=about)
+        with bar("exporting", 1 + bool(state_names(policy)), "model") as done:
+            metadata = export_policy(policy, cfg.out, **settings, on_model=done.update)
     except InputError as error:
         raise InputError(f"sampler.{cfg.sampler_name}: {error}")
     for name, model in metadata["models"].items():

@@ -288,6 +288,9 @@ class ExportConfig(SamplersConfig, TaskedConfig):
     sampler_name: str = sampler_setting()
     checkpoint: str | None = path_setting("${task.checkpoint}", "the policy's folder")
     batch: int = setting(1, "robots per plan", minimum=1, maximum=4096)
+    torch_too: bool = setting(
+        False, "whether plan.pt2, of torch.export, is written too; takes a second per iteration"
+    )
     n_action_steps: int | None = setting(
         None, "steps of a plan that are executed (Ta); null: as it was trained", minimum=1
     )

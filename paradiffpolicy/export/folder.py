@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import onnx
+import openvino as ov
+import torch
 
 from ..errors import InputError
 from ..files import write_new
@@ -16,46 +21,57 @@ from ..sampling.capture.openvino import OUTPUT, plan_model
 from ..sampling.capture.program import CaptureError, Program
 from .onnx_model import onnx_model
 from .plan import plan_program, state_names
+from .torch_program import torch_program
 
 METADATA = "plan.json"
 FORMAT = 1
 
 
 def export_policy(
-    policy: Policy, out: str | Path, *, batch: int = 1, about: Mapping[str, Any] | None = None
+    policy: Policy,
+    out: str | Path,
+    *,
+    batch: int = 1,
+    torch_too: bool = False,
+    about: Mapping[str, Any] | None = None,
+    on_model: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Writes a policy's plans as files for other runtimes; the content of ``plan.json``.
 
-    The folder has ``plan.xml`` with ``plan.bin`` (OpenVINO) and ``plan.onnx``, for a plan from noise alone; if
-    the sampler continues the last plan, ``plan_warm.…`` for all that follow; and ``plan.json``.
+    The folder has ``plan.xml`` with ``plan.bin`` (OpenVINO) and ``plan.onnx``, for a plan from noise alone;
+    if the sampler continues the last plan, ``plan_warm.…`` for all that follow; and ``plan.json``.
 
     Args:
         out: the folder; must not exist.
         batch: robots per plan.
+        torch_too: whether programs of torch.export are written as well, as ``plan.pt2``.
         about: more to write into ``plan.json``.
+        on_model: is called after each of the models.
 
     Raises:
         InputError: the sampler can't be exported, ``out`` exists, or a package isn't installed.
     """
     kinds = {"plan": False, **({"plan_warm": True} if state_names(policy) else {})}
-    programs = {name: plan_program(policy, warm=warm, batch=batch) for name, warm in kinds.items()}
-    metadata = {**described(policy, batch), **(about or {})}
-    models: dict[str, Any] = {}
-    for name, program in programs.items():
-        try:
-            models[name] = openvino_model(program, metadata), onnx_model(program, name)
-        except CaptureError as error:
-            raise InputError(f"the sampler can't be exported, it {error}: choose rti, renoised or ddim")
-    metadata["models"] = {name: ports(model) for name, (model, _) in models.items()}
+    metadata: dict[str, Any] = {**described(policy, batch), **(about or {}), "models": {}}
+    files: dict[str, Callable[[Path], object]] = {}
+    try:
+        for name, warm in kinds.items():
+            program = plan_program(policy, warm=warm, batch=batch)
+            model = openvino_model(program, metadata)
+            metadata["models"][name] = ports(model)
+            files[f"{name}.xml"] = partial(ov.save_model, model, compress_to_fp16=False)
+            files[f"{name}.onnx"] = partial(onnx.save, onnx_model(program, name))
+            if torch_too:
+                program = plan_program(policy, warm=warm, batch=batch, make_convolution=None)
+                files[f"{name}.pt2"] = partial(torch.export.save, torch_program(program))
+            on_model()
+    except CaptureError as error:
+        raise InputError(f"the sampler can't be exported, since it {error}: choose rti, renoised or ddim")
 
     def write(folder: Path) -> None:
-        import onnx
-        import openvino as ov
-
         folder.mkdir()
-        for name, (model, graph) in models.items():
-            ov.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
-            onnx.save(graph, folder / f"{name}.onnx")
+        for name, save in files.items():
+            save(folder / name)
         (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
 
     write_new(Path(out), write)

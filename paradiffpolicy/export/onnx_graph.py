@@ -6,7 +6,7 @@ Everything that doesn't come from the function's inputs is a constant, computed 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -36,7 +36,7 @@ class OnnxGraph:
     def __init__(self, builds: Mapping[Any, Build], outer: OnnxGraph | None = None) -> None:
         self.builds, self.nodes = builds, list[onnx.NodeProto]()
         self.initializers: list[onnx.TensorProto] = [] if outer is None else outer.initializers
-        self._numbers = itertools.count() if outer is None else outer._numbers
+        self._numbers: Iterator[int] = itertools.count() if outer is None else outer._numbers
         self._constants: dict[Any, str] = {} if outer is None else outer._constants
         self._values: dict[int, str] = {}
         self._keep: list[Any] = []  # ids are of living tensors only

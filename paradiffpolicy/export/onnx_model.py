@@ -87,14 +87,13 @@ def onnx_model(program: Program, name: str) -> onnx.ModelProto:
         [value_info(key, value) for key, value in finish.result.items()],
         plan.initializers,
     )
-    model = helper.make_model(
+    return helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="paradiffpolicy",
         producer_version=__version__,
     )
-    return model
 
 
 def value_info(name: str, value: torch.Tensor) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..calibration import is_auto
 from ..data.normalizer import Normalizer
 from ..errors import InputError, require_count
-from ..models.matmul_unet1d import Taps
+from ..models.matmul_unet1d import MakeConvolution, Taps
 from ..policy import Policy
 from ..sampling.capture.executor import sampling_program
 from ..sampling.capture.network import DenoiserNetwork
@@ -48,7 +48,7 @@ def state_names(policy: Policy) -> tuple[str, ...]:
     sampler = policy.sampler
     remedy = "choose another sampler, as rti, renoised, student or ddim"
     if is_auto(sampler):
-        raise InputError("window=auto is measured where plans are made, and has no place here: window=20")
+        raise InputError("window=auto is measured where plans are made: export with a number, as window=20")
     if not isinstance(sampler.driver, IterativeDriver):
         raise InputError(f"driver {sampler.driver!r:.80} isn't an IterativeDriver, which exports: {remedy}")
     if getattr(sampler.driver, "evaluate", evaluate_all) not in (evaluate_all, evaluate_active):
@@ -58,13 +58,18 @@ def state_names(policy: Policy) -> tuple[str, ...]:
     return tuple(name for name in KEPT[sampler.start] if name != "z" or sampler.tableau.stochastic)
 
 
-def plan_program(policy: Policy, *, warm: bool, batch: int = 1) -> Program:
+def plan_program(
+    policy: Policy, *, warm: bool, batch: int = 1, make_convolution: MakeConvolution | None = Taps
+) -> Program:
     """The plan as pure functions, in float32.
 
     Inputs are ``observation`` ``[batch, To, O]``, the noise ``x_T`` ``[batch, T, A]``, of a stochastic solver
-    ``z`` ``[N, batch, T, A]`` and of a speculative driver ``u`` ``[N, batch]``; if it is ``warm``, ``executed``
-    ``[1]`` int64, how many steps of the last plan have been executed (0 to T), and its state.  Outputs are
-    ``actions`` ``[batch, T, A]`` and the state.
+    ``z`` ``[N, batch, T, A]`` and of a speculative driver ``u`` ``[N, batch]``; if it is ``warm``,
+    ``executed`` ``[1]`` int64, how many steps of the last plan have been executed (0 to T), and its state.
+    Outputs are ``actions`` ``[batch, T, A]`` and the state.
+
+    Args:
+        make_convolution: the form of convolutions; None: the network's own.
 
     Raises:
         InputError: the sampler can't be exported.
@@ -85,7 +90,9 @@ def plan_program(policy: Policy, *, warm: bool, batch: int = 1) -> Program:
         inputs |= {LAST + name: examples[name].clone() for name in kept}
 
     assert isinstance(driver, IterativeDriver)
-    trunk = policy.model.trunk("f32", policy.device, make_convolution=Taps, arithmetic_in_half=True)
+    trunk = policy.model.trunk(
+        "f32", policy.device, make_convolution=make_convolution, arithmetic_in_half=True
+    )
     network = DenoiserNetwork(policy.denoiser, tableau, torch.zeros(()), trunk)
     scale = None
     if policy.guidance_scale is not None:
@@ -94,7 +101,7 @@ def plan_program(policy: Policy, *, warm: bool, batch: int = 1) -> Program:
 
     def sampled(inputs: State) -> State:
         """The inputs of sampling itself."""
-        values = {name: inputs[name] for name in ("x_T", "z", "u") if name in inputs}
+        values: State = {name: inputs[name] for name in ("x_T", "z", "u") if name in inputs}
         if "executed" in inputs:
             values |= continued(inputs, tableau.n_nodes)
         values["condition"] = observed.normalize(inputs["observation"]).flatten(1)
@@ -123,7 +130,7 @@ def continued(inputs: State, n: int) -> State:
         for name, value in inputs.items()
         if name.startswith(LAST)
     }
-    values = {
+    values: State = {
         name: torch.where(left, moved[name], inputs[name]) for name in ("x_T", "z") if name in moved
     }
     guess = moved["x0_hats"] if "x0_hats" in moved else moved["sample"].expand(n, *moved["sample"].shape)
