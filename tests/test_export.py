@@ -37,6 +37,7 @@ from paradiffpolicy.sampling.spec import spec_sampler
 from paradiffpolicy.types import PolicySpec
 
 from .conftest import ROOT, SHIPPED, TINY, tiny_checkpoint
+from .pages import save_files
 
 CPP = ROOT / "examples" / "cpp"
 OPENVINO = Path(ov.__path__[0])
@@ -196,7 +197,7 @@ def test_metadata_says_what_the_numbers_mean(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "out must be given"),
+        (["out=null"], "out=null must be a path"),
         (["out=here"], "here exists: choose another path"),
         (["out=new", "sampler_name=speculative"], "sampler.speculative: window=auto is measured"),
         (["out=new", "sampler_name=rty"], "unknown sampler 'rty'; did you mean 'rti'"),
@@ -265,7 +266,7 @@ def test_the_python_example_needs_no_torch(tmp_path):
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory):
-    """Compiles an example, once."""
+    """Compiles a program, once: an example's name, or a path without .cpp."""
     compiler = shutil.which("g++")
     library = next(iter(sorted((OPENVINO / "libs").glob("libopenvino.so*"))), None)
     if compiler is None or library is None or not (OPENVINO / "include" / "openvino").is_dir():
@@ -277,11 +278,11 @@ def build(tmp_path_factory):
         options = ["-std=c++17", "-O0", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{CPP}", "-pthread"]
         if name != "chunks":
             options += ["-isystem", str(OPENVINO / "include"), str(library), f"-Wl,-rpath,{library.parent}"]
-        source = str(CPP / f"{name}.cpp")
-        command = [compiler, source, *options, "-o", str(folder / name)]
+        program = folder / Path(name).name
+        command = [compiler, str(CPP / f"{name}.cpp"), *options, "-o", str(program)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return folder / name
+        return program
 
     return built
 
@@ -318,6 +319,15 @@ def test_cpp_refuses_what_it_cannot_plan_for(build, tmp_path):
         command = [build("plan"), tmp_path / folder]
         done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1 and message in done.stderr
+
+
+@pytest.mark.slow
+def test_the_page_for_cpp_runs(build, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_files("docs/export.md", tmp_path)
+    export_policy(sampled(tiny_checkpoint(), **preset_settings("rti")), "exported")
+    (action,) = run_program(build(str(tmp_path / "first")))
+    assert len(action) == TINY.action_dim
 
 
 @pytest.mark.slow

@@ -342,7 +342,7 @@ def locate(path: str | None, setting: str) -> Path:
     return located(path)
 
 
-EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets"), "export": ("onnx", "openvino")}
+EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets")}
 """Modules that the package's optional extras install."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..files import require_absent
-from .building import locate, named_sampler, require_extra, student_policy
+from .building import locate, named_sampler, student_policy
 
 if TYPE_CHECKING:
     from ..policy import Policy
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 def export(cfg: ExportConfig) -> None:
     """A policy and its sampler as OpenVINO and ONNX models, in a new folder."""
     require_absent(Path(cfg.out))
-    require_extra("export")
     from ..export.folder import export_policy
     from ..export.plan import state_names
     from ..tables import bar

@@ -33,7 +33,7 @@ from .parts import (
     seed_setting,
     workers_setting,
 )
-from .settings import MANDATORY, among, lazily, out_setting, path_setting, setting
+from .settings import among, lazily, out_setting, path_setting, setting
 from .train_schema import DistillConfig, TrainConfig
 
 
@@ -278,13 +278,13 @@ class ExportConfig(SamplersConfig, TaskedConfig):
     observation window and noise in, actions out, and what they mean. docs/export.md has C++ and Python.
 
     Examples:
-      paradiffpolicy export out=exported
-          the shipped policy with rti
+      paradiffpolicy export
+          the shipped policy with rti, to outputs/export/pusht
       paradiffpolicy export task=lift sampler_name=renoised out=lift_plans
           another policy, another sampler
     """
 
-    out: str = out_setting(MANDATORY, "folder to write; must not exist")
+    out: str = out_setting("outputs/export/${task.name}", "folder to write; must not exist")
     sampler_name: str = sampler_setting()
     checkpoint: str | None = path_setting("${task.checkpoint}", "the policy's folder")
     batch: int = setting(1, "robots per plan", minimum=1, maximum=4096)

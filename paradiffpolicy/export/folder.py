@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx
-import openvino as ov
 import torch
 
 from ..errors import InputError
@@ -19,9 +17,16 @@ from ..files import write_new
 from ..policy import Policy
 from ..sampling.capture.openvino import OUTPUT, plan_model
 from ..sampling.capture.program import CaptureError, Program
-from .onnx_model import onnx_model
 from .plan import plan_program, state_names
 from .torch_program import torch_program
+
+try:
+    import onnx
+    import openvino as ov
+
+    from .onnx_model import onnx_model
+except ImportError as error:
+    raise InputError(f"exporting needs {error.name}: pip install 'paradiffpolicy[export]'")
 
 METADATA = "plan.json"
 FORMAT = 1
