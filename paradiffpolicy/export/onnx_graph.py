@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
@@ -38,10 +37,8 @@ class OnnxGraph:
         self.initializers: list[onnx.TensorProto] = [] if outer is None else outer.initializers
         self._numbers: Iterator[int] = itertools.count() if outer is None else outer._numbers
         self._constants: dict[Any, str] = {} if outer is None else outer._constants
+        self._keep: list[Any] = [] if outer is None else outer._keep  # ids are of living tensors only
         self._values: dict[int, str] = {}
-        self._keep: list[Any] = []  # ids are of living tensors only
-        if outer is not None:
-            outer._keep.append(self)
 
     def inner(self) -> Self:
         """A graph within, which sees this one's constants."""
@@ -76,14 +73,13 @@ class OnnxGraph:
         self._keep.append(tensor)
 
     def constant(self, tensor: Tensor) -> str:
-        """A tensor's values; equal small ones, as shapes, are made once."""
-        array = np.ascontiguousarray(tensor.detach().numpy()).reshape(tuple(tensor.shape))
-        key = (array.dtype, array.shape, array.tobytes()) if array.nbytes <= 256 else id(array)
+        """A tensor's values, which are made once; equal small ones, as shapes, too."""
+        array = tensor.detach().contiguous().numpy()
+        key = (array.dtype, array.shape, array.tobytes()) if array.nbytes <= 256 else id(tensor)
         if key not in self._constants:
             self._constants[key] = f"constant.{next(self._numbers)}"
             self.initializers.append(numpy_helper.from_array(array, self._constants[key]))
-        if array.nbytes > 256:
-            self._keep.append(array)
+            self._keep.append(tensor)
         return self._constants[key]
 
     def ints(self, *values: int) -> str:

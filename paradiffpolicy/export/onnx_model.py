@@ -30,23 +30,46 @@ def onnx_model(program: Program, name: str) -> onnx.ModelProto:
     Raises:
         CaptureError: an operation isn't translated.
     """
-
-    def recorded(function: Callable[[], State]) -> Tape:
-        return record(function, whole=WHOLE)
-
     plan = OnnxGraph(BUILDS)
     for key, example in program.inputs.items():
         plan.stands_for(example, key)
     start = recorded(lambda: program.init(program.inputs))
     plan.add(start)
 
-    # An iteration, on tensors of its own; what it only reads it sees from outside.
-    state = {key: value.clone() for key, value in start.result.items()}
+    initial = {key: plan.value(value) for key, value in start.result.items()}
+    changed, body = iteration_graph(plan, program, start.result, initial)
+    count = program.limit if program.count is None else program.count
+    limits = plan.constant(torch.tensor(count)), plan.constant(torch.tensor(True))
+    carried = [*limits, *(initial[key] for key in changed)]
+    last = dict(zip(changed, plan.nodes_of("Loop", carried, len(changed), body=body), strict=True))
+    after = {key: value.clone() for key, value in start.result.items()}
+    for key, value in after.items():
+        plan.stands_for(value, last.get(key, initial[key]))
+
+    finish = recorded(lambda: program.finish(program.inputs, after))
+    plan.add(finish)
+    for key, value in finish.result.items():
+        plan.nodes.append(helper.make_node("Identity", [plan.value(value)], [key]))
+    return helper.make_model(
+        helper.make_graph(plan.nodes, name, ports(program.inputs), ports(finish.result), plan.initializers),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="paradiffpolicy",
+        producer_version=__version__,
+    )
+
+
+def iteration_graph(
+    plan: OnnxGraph, program: Program, example: State, initial: dict[str, str]
+) -> tuple[list[str], onnx.GraphProto]:
+    """The body of the Loop, and the parts of the state that it changes; the others, whose names are in
+    ``initial``, it sees from outside."""
+    state = {key: value.clone() for key, value in example.items()}  # of its own, so that it has its own ids
     iteration = recorded(lambda: program.iterate(state))
     changed = [key for key in state if iteration.result[key] is not state[key]]
     body = plan.inner()
     for key, value in state.items():
-        body.stands_for(value, f"state.{key}" if key in changed else plan.value(start.result[key]))
+        body.stands_for(value, f"state.{key}" if key in changed else initial[key])
     body.add(iteration)
     if program.count is None:
         done = recorded(lambda: {"done": program.done(iteration.result)})
@@ -55,48 +78,22 @@ def onnx_model(program: Program, name: str) -> onnx.ModelProto:
     else:
         again = body.node("Identity", "go_on")
     results = [body.node("Identity", body.value(iteration.result[key])) for key in changed]
-    boolean, count = (), program.limit if program.count is None else program.count
-    loop_body = helper.make_graph(
-        body.nodes,
-        "iteration",
-        [
-            helper.make_tensor_value_info("iteration", onnx.TensorProto.INT64, ()),
-            helper.make_tensor_value_info("go_on", onnx.TensorProto.BOOL, boolean),
-            *(value_info(f"state.{key}", state[key]) for key in changed),
-        ],
-        [
-            helper.make_tensor_value_info(again, onnx.TensorProto.BOOL, boolean),
-            *(value_info(name, state[key]) for name, key in zip(results, changed, strict=True)),
-        ],
-    )
-    initial = [plan.value(start.result[key]) for key in changed]
-    limits = plan.constant(torch.tensor(count)), plan.constant(torch.tensor(True))
-    last = plan.nodes_of("Loop", [*limits, *initial], len(changed), body=loop_body)
-    after = {key: value.clone() for key, value in state.items()}
-    for key, value in after.items():
-        plan.stands_for(value, last[changed.index(key)] if key in changed else plan.value(start.result[key]))
-
-    finish = recorded(lambda: program.finish(program.inputs, after))
-    plan.add(finish)
-    for key, value in finish.result.items():
-        plan.nodes.append(helper.make_node("Identity", [plan.value(value)], [key]))
-    graph = helper.make_graph(
-        plan.nodes,
-        name,
-        [value_info(key, value) for key, value in program.inputs.items()],
-        [value_info(key, value) for key, value in finish.result.items()],
-        plan.initializers,
-    )
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="paradiffpolicy",
-        producer_version=__version__,
-    )
+    scalars = torch.tensor(0), torch.tensor(True)
+    inputs = {"iteration": scalars[0], "go_on": scalars[1], **{f"state.{key}": state[key] for key in changed}}
+    outputs = {again: scalars[1], **{name: state[key] for name, key in zip(results, changed, strict=True)}}
+    return changed, helper.make_graph(body.nodes, "iteration", ports(inputs), ports(outputs))
 
 
-def value_info(name: str, value: torch.Tensor) -> Any:
-    """The declaration of an input or output."""
-    kind = helper.np_dtype_to_tensor_dtype(value.detach().numpy().dtype)
-    return helper.make_tensor_value_info(name, kind, tuple(value.shape))
+def recorded(function: Callable[[], State]) -> Tape:
+    """The function's calls, composite ones whole."""
+    return record(function, whole=WHOLE)
+
+
+def ports(values: State) -> list[Any]:
+    """The declarations of inputs or outputs, by their names."""
+    return [
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(value.detach().numpy().dtype), tuple(value.shape)
+        )
+        for name, value in values.items()
+    ]

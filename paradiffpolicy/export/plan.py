@@ -138,8 +138,8 @@ def continued(inputs: State, n: int) -> State:
 
 
 class Affine:
-    """A normalizer in float32, which is all that some runtimes compute in.  Values far from zero are off by no
-    more than twice what rounding them to float32 loses."""
+    """A normalizer in float32, which is all that some runtimes compute in.  Values far from zero are off by
+    no more than twice what rounding them to float32 loses."""
 
     def __init__(self, normalizer: Normalizer) -> None:
         scale, offset = normalizer.scale.cpu(), normalizer.offset.cpu()
