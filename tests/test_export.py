@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import openvino as ov
 import pytest
 import torch
@@ -25,13 +26,15 @@ from paradiffpolicy.control.fallback import hold_last, stop
 from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.export.folder import export_policy
-from paradiffpolicy.export.plan import Affine
+from paradiffpolicy.export.onnx_model import onnx_model
+from paradiffpolicy.export.plan import Affine, plan_program
 from paradiffpolicy.planning.blending import Latest, TemporalEnsemble
 from paradiffpolicy.planning.delayed import DelayedPlanner
 from paradiffpolicy.planning.request import PlanReply
 from paradiffpolicy.policy import Policy
 from paradiffpolicy.presets import presets
 from paradiffpolicy.sampling.capture.openvino import core
+from paradiffpolicy.sampling.capture.program import Program
 from paradiffpolicy.sampling.noise import generators_for
 from paradiffpolicy.sampling.spec import spec_sampler
 from paradiffpolicy.types import PolicySpec
@@ -134,6 +137,46 @@ def test_every_driver_exports_and_plans_equally(name, tmp_path):
     check_equal(policy, tmp_path / "out")
 
 
+def test_operations_equal_pytorchs(tmp_path):
+    """Also those that no preset has, for networks and solvers of one's own."""
+
+    def outputs(x):
+        flat, positive = x.flatten(1), x > 0
+        return {
+            "functions": x.exp() + x.square().sqrt() + x.sigmoid() + x.tanh() + x.sin() + x.cos() + x.abs(),
+            "bounds": torch.minimum(x, x * 2) + torch.maximum(x, -x) + x.clamp(max=0.5),
+            "logic": (positive & (x < 1)) | (positive.logical_not() & (x >= -1)),
+            "any": positive.any(-1),
+            "all": positive.all(1, keepdim=True),
+            "amin": x.amin(1) + x.amax(1),
+            "norm": torch.linalg.vector_norm(x, dim=(1, 2)),
+            "cumsum": positive.cumsum(0),
+            "pad": torch.nn.functional.pad(x, (1, 2, 0, 1), value=0.5),
+            "parts": torch.cat((*x.chunk(2, -1), torch.ones_like(x)), -1),
+            "stack": torch.stack(x.unbind(1), -1),
+            "product": flat @ flat.t(),
+            "where": torch.where(positive, x, 0.0).to(torch.int64),
+            "steps": x[:, 1:, ::2] * x[:, :1, :1].expand(-1, 2, 2),
+        }
+
+    program = Program(
+        init=lambda inputs: {"x": inputs["x"]},
+        iterate=lambda state: {"x": state["x"] * 0.5},
+        done=lambda state: torch.tensor(False),
+        finish=lambda inputs, state: outputs(state["x"]),
+        count=2,
+        limit=2,
+        inputs={"x": torch.zeros(2, 3, 4)},
+    )
+    onnx.save(onnx_model(program, "operations"), tmp_path / "operations.onnx")
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(tmp_path / "operations.onnx")
+    for (name, expected), value in zip(
+        outputs(x / 4).items(), session.run(None, {"x": x.numpy()}), strict=True
+    ):
+        np.testing.assert_allclose(value, expected.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize(("task", "name"), [("pusht_keypoints", "rti"), ("lift", "renoised")])
 def test_shipped_policies_plan_equally(name, task, tmp_path):
     policy = sampled(Checkpoint.load(ROOT / "checkpoints" / task), **preset_settings(name))
@@ -229,6 +272,15 @@ def test_a_sampler_that_no_runtime_can_repeat_is_refused():
     own = replace(policy.sampler, start=lambda *arguments: policy.sampler.start(*arguments))
     with pytest.raises(InputError, match="a start of one's own"):
         export_policy(policy.with_sampler(own), "nowhere")
+
+
+def test_a_policy_that_plans_in_halves_keeps_its_tolerance():
+    """Which it raises for itself alone: the exported models compute in float32."""
+    policy = sampled(tiny_checkpoint(), **preset_settings("paraddim"))
+    halves = replace(policy, capture=replace(policy.capture, precision="bf16"))
+    assert halves.driver != policy.driver
+    models = [onnx_model(plan_program(each, warm=False), "plan") for each in (policy, halves)]
+    assert models[0] == models[1]
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -74,30 +74,11 @@ def arithmetic(graph: OnnxGraph, call: Call) -> str:
     return graph.node(ARITHMETIC[call.op.overloadpacket], *operands)
 
 
-@builds(aten.rsub)
-def reversed_subtraction(graph: OnnxGraph, call: Call) -> str:
-    x, y = (graph.cast(arg, call.output.dtype) for arg in call.args[:2])
-    return graph.node("Sub", y, x)
-
-
-@builds(aten.remainder)
-def remainder(graph: OnnxGraph, call: Call) -> str:
-    if call.output.is_floating_point():
-        raise untranslated(call, " of floats")
-    return graph.node("Mod", *(graph.cast(arg, call.output.dtype) for arg in call.args[:2]))
-
-
 @builds(*COMPARISONS)
 def comparison(graph: OnnxGraph, call: Call) -> str:
     dtype = torch.result_type(*call.args[:2])
     operands = (graph.cast(arg, dtype) for arg in call.args[:2])
     return graph.node(COMPARISONS[call.op.overloadpacket], *operands)
-
-
-@builds(aten.ne)
-def not_equal(graph: OnnxGraph, call: Call) -> str:
-    dtype = torch.result_type(*call.args[:2])
-    return graph.node("Not", graph.node("Equal", *(graph.cast(arg, dtype) for arg in call.args[:2])))
 
 
 @builds(*LOGIC)
@@ -151,13 +132,6 @@ def view(graph: OnnxGraph, call: Call) -> str:
 @builds(aten.expand)
 def expand(graph: OnnxGraph, call: Call) -> str:
     return graph.node("Expand", graph.value(call.args[0]), graph.ints(*call.output.shape))
-
-
-@builds(aten.repeat)
-def repeat(graph: OnnxGraph, call: Call) -> str:
-    x, times = call.args
-    value = graph.reshaped(graph.value(x), (1,) * (len(times) - x.ndim) + tuple(x.shape))
-    return graph.node("Tile", value, graph.ints(*times))
 
 
 @builds(aten.transpose, aten.permute, aten.t)

@@ -47,6 +47,8 @@ def state_names(policy: Policy) -> tuple[str, ...]:
     """
     sampler = policy.sampler
     remedy = "choose another sampler, as rti, renoised, student or ddim"
+    if policy.device.type != "cpu":
+        raise InputError("a policy is exported from the CPU: load it with device=cpu")
     if is_auto(sampler):
         raise InputError("window=auto is measured where plans are made: export with a number, as window=20")
     if not isinstance(sampler.driver, IterativeDriver):
@@ -75,7 +77,7 @@ def plan_program(
         InputError: the sampler can't be exported.
     """
     require_count(batch=batch)
-    spec, sampler, driver = policy.spec, policy.sampler, policy.driver
+    spec, sampler, driver = policy.spec, policy.sampler, policy.sampler.driver
     kept, tableau = state_names(policy), sampler.tableau
     if getattr(driver, "evaluate", None) is evaluate_active:
         driver = replace(driver, evaluate=evaluate_all)  # type: ignore[type-var]
