@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..files import require_absent
@@ -23,13 +23,15 @@ def export(cfg: ExportConfig) -> None:
     from ..tables import bar
 
     policy = exported_policy(cfg)
-    about = {"sampler_name": cfg.sampler_name, "sampler_settings": cfg.sampler[cfg.sampler_name]}
-    settings: dict[str, Any] = {"batch": cfg.batch, "torch_too": cfg.torch_too, "about": about}
     try:
-        with bar("exporting", 1 + bool(state_names(policy)), "model") as done:
-            metadata = export_policy(policy, cfg.out, **settings, on_model=done.update)
+        n_models = 1 + bool(state_names(policy))
     except InputError as error:
         raise InputError(f"sampler.{cfg.sampler_name}: {error}")
+    about = {"sampler_name": cfg.sampler_name, "sampler_settings": cfg.sampler[cfg.sampler_name]}
+    with bar("exporting", n_models, "model") as done:
+        metadata = export_policy(
+            policy, cfg.out, batch=cfg.batch, torch_too=cfg.torch_too, about=about, on_model=done.update
+        )
     for name, model in metadata["models"].items():
         inputs = ", ".join(f"{port['name']} {port['shape']}" for port in model["inputs"])
         print(f"{cfg.out}/{name}: {inputs} -> actions {model['outputs'][0]['shape']}")
