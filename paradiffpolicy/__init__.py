@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .loading import load_policy as load_policy
     from .models.networks import NETWORKS as NETWORKS
     from .planning.blending import BLENDINGS as BLENDINGS
+    from .planning.interpolation import INTERPOLATIONS as INTERPOLATIONS
     from .policy import Policy as Policy
     from .robots.env import EnvRobot as EnvRobot
     from .sampling.sample import NetworkSampler as NetworkSampler
@@ -54,6 +55,7 @@ PUBLIC = {
     "DRIVERS": "sampling.sampler",
     "NETWORKS": "models.networks",
     "BLENDINGS": "planning.blending",
+    "INTERPOLATIONS": "planning.interpolation",
     "PLANNERS": "planning",
     "ROBOTS": "robots",
 }

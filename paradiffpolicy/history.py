@@ -13,11 +13,20 @@ class History:
 
     Args:
         n_obs_steps: To, observations in a window.
-        stride: ticks from one of them to the next.
+        stride: ticks from one of them to the next; need not be a whole number.
+        mixed: ``[O]``, which numbers are interpolated linearly where an observation of the window lies
+            between two ticks; the others are the nearer tick's.  None: all are.
     """
 
-    def __init__(self, n_obs_steps: int, stride: int = 1) -> None:
-        self._back = np.arange(-(n_obs_steps - 1) * stride, 1, stride)  # from the newest observation's tick
+    def __init__(
+        self, n_obs_steps: int, stride: float = 1, *, mixed: NDArray[np.bool_] | None = None
+    ) -> None:
+        # From the newest observation's tick.
+        places = np.arange(-(n_obs_steps - 1), 1) * stride
+        self._back = np.floor(places + 1e-9).astype(int)
+        part = np.where(places - self._back > 1e-9, places - self._back, 0.0)
+        self._part = part[:, None] if part.any() else None
+        self._mixed = mixed
         self._kept: NDArray[Any] = np.empty(0)  # a place per tick, over and over
         self._tick: int | None = None
 
@@ -36,7 +45,15 @@ class History:
     def window(self) -> NDArray[Any]:
         """``[To, O]``, oldest first."""
         assert self._tick is not None
-        return self._kept[(self._tick + self._back) % len(self._kept)]
+        window = self._kept[(self._tick + self._back) % len(self._kept)]
+        if self._part is None:
+            return window
+        # The newest lies on a tick.
+        after = self._kept[(self._tick + np.minimum(self._back + 1, 0)) % len(self._kept)]
+        mix = window + self._part * (after - window)
+        if self._mixed is None:
+            return mix
+        return np.where(self._mixed, mix, np.where(self._part < 0.5, window, after))
 
     @property
     def empty(self) -> bool:

@@ -41,6 +41,7 @@ from .sampling.noise import Seed, generators_for
 from .sampling.picard import no_finer
 from .sampling.sampler import Sampler
 from .sampling.spec import check_student, spec_sampler, spec_schedule
+from .sampling.warm_start import cold_start
 from .session import Session
 from .types import Committed, Plan, PolicySpec, check_arguments
 
@@ -269,6 +270,7 @@ class Policy:
             self.capture.backends(self.device),
             # Another's code may change under the same weights.
             identity=identity if isinstance(self.network, ConditionalUnet1D) else None,
+            warm=self.sampler.start is not cold_start,
             budget=self.capture.budget,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import hashlib
 import json
@@ -65,6 +66,23 @@ def resident_bytes() -> int:
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
+
+
+def anonymous_bytes() -> int:
+    """This process's memory without the pages of files, which the system takes back when it needs them."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return resident_bytes()
+    resident, shared = statm.read_text().split()[1:3]
+    return (int(resident) - int(shared)) * resource.getpagesize()
+
+
+def return_freed_memory() -> None:
+    """Gives freed memory back to the system, where the C library would keep it: compiling takes several times
+    what it leaves."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def sha256(path: Path) -> str:

@@ -57,8 +57,8 @@ class Session:
         self._generator = torch.Generator().manual_seed(int(seed) % 2**64)
         self.last_plan: Plan | None = None
 
-    def plan(self, observations: Any, executed: int | None = None) -> NDArray[np.float32]:
-        """The next actions ``[Ta, A]``, in the environment's units.
+    def plan(self, observations: Any, executed: int | None = None) -> NDArray[np.floating[Any]]:
+        """The next actions ``[Ta, A]``, in the environment's units, in ``Normalizer.raw_dtype``.
 
         Args:
             observations: all since the last plan ``[k, O]``, oldest first: one after each executed

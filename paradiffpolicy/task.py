@@ -65,6 +65,11 @@ class ObservationField:
             return None if stop is None or min(start, stop) < 0 else stop - start
         return len(range(math.prod(self.shape))[self.start : self.stop])
 
+    @property
+    def is_quaternion(self) -> bool:
+        """Whether its unit or its key says that there are quaternions in it."""
+        return "quat" in f"{self.key} {self.unit}".lower()
+
     def take(self, value: Any) -> NDArray[np.float64]:
         """Its numbers ``[size]`` of a value."""
         return real_numbers(value).reshape(-1)[self.start : self.stop]
@@ -120,6 +125,14 @@ class Contract:
     def is_relative(self) -> bool:
         """Whether actions are known to be deltas or velocities, so that zero holds still."""
         return self.action_kind in ("delta", "velocity")
+
+    def mixed(self, obs_dim: int) -> NDArray[np.bool_]:
+        """``[O]``, which numbers of an observation may be interpolated linearly: all but fields whose unit or
+        key says that they are quaternions, since q and -q are one rotation."""
+        sizes = [field.size for field in self.observation]
+        if None in sizes or sum(size or 0 for size in sizes) != obs_dim:
+            return np.ones(obs_dim, dtype=bool)
+        return np.repeat([not field.is_quaternion for field in self.observation], np.array(sizes, dtype=int))
 
     def vector(self, observation: Mapping[str, Any]) -> NDArray[np.float64]:
         """The observation vector ``[O]`` of a dict of fields.

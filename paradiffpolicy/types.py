@@ -283,7 +283,8 @@ class Plan(Batched):
     """A batch of action sequences.
 
     Attributes:
-        actions: ``[batch, T, A]`` in the environment's units.
+        actions: ``[batch, T, A]`` in the environment's units; float32, or float64 where they are far from
+            zero (``Normalizer.raw_dtype``).
         executed: which of the T steps a control loop executes.
         solution: how they were sampled, in normalised units.
         residual: ``[batch]``, by how much a last iteration changed the executed action that it changed

@@ -28,7 +28,7 @@ from paradiffpolicy.models.precision import bfloat16_pays
 from paradiffpolicy.models.unet1d import ConditionalUnet1D
 from paradiffpolicy.policy import InvalidPlanError, Policy
 from paradiffpolicy.provenance import resident_bytes
-from paradiffpolicy.sampling.capture import cuda_graph, openvino
+from paradiffpolicy.sampling.capture import cuda_graph, openvino, openvino_plan
 from paradiffpolicy.sampling.capture.backends import CaptureSettings
 from paradiffpolicy.sampling.capture.emulated import EmulatedDevice, TapeGraph, captured
 from paradiffpolicy.sampling.capture.executor import Executor, padded_size
@@ -133,6 +133,16 @@ def test_batches_are_padded_and_the_padding_cut_off(denoiser, batch):
     solution = executor.run(*given)
     assert_same(solution, eager.run(*given), atol=1e-5)
     assert len(solution.sample) == batch <= padded_size(batch) <= max(2 * batch - 1, 1)
+
+
+@pytest.mark.parametrize("batch", [4, 5, 9, 10, 13])
+@pytest.mark.parametrize("driver", ["picard", "speculative", "rti"])
+def test_large_batches_are_run_in_pieces(denoiser, driver, batch):
+    backend = replace(EMULATED, largest_batch=4)
+    n, executor, eager = samplers(denoiser, backend, driver=driver, solver="ddpm", n_steps=6)
+    given = problem(n, batch, 0, driver == "rti")
+    assert_same(executor.run(*given), eager.run(*given), atol=1e-5)
+    assert [len(program.inputs["x_T"]) for program in executor.programs] == [4]
 
 
 def test_results_survive_the_next_call(denoiser):
@@ -505,35 +515,27 @@ def planned(policy: Policy, n: int = 3):
     return torch.stack(plans)
 
 
-def cache_written() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "capture-cache":
-            thread.join()
-
-
 def test_a_compiled_model_is_found_again(tmp_path, monkeypatch, caplog):
     policy = policy_with(solver="ddim", n_steps=4, driver="rti")
     first = planned(policy.captured("openvino", precision="f32", cache=tmp_path))
-    cache_written()
-    blobs = sorted(tmp_path.glob("*.blob"))
-    assert len(blobs) == 2  # a first plan, and one that continues
+    (kept,) = tmp_path.iterdir()
 
     def unreachable(program):
         raise AssertionError("compiled again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(openvino, "plan_model", unreachable)
+        patch.setattr(openvino_plan, "plan_model", unreachable)
         assert torch.equal(planned(policy.captured("openvino", precision="f32", cache=tmp_path)), first)
         with pytest.raises(AssertionError, match="compiled again"):  # other settings, another model
             planned(policy.captured("openvino", precision="f32", cache=tmp_path, threads=1))
-    cut, changed = blobs
-    cut.write_bytes(cut.read_bytes()[:100])
-    content = bytearray(changed.read_bytes())
-    content[-2000:-1000] = bytes(1000)  # weights, which OpenVINO itself would take
-    changed.write_bytes(content)
-    assert torch.equal(planned(policy.captured("openvino", precision="f32", cache=tmp_path)), first)
-    assert caplog.text.count("is damaged") == 2
-    cache_written()
+    content = kept.read_bytes()
+    weights = content[:1000] + bytes(1000) + content[2000:]  # which OpenVINO itself would take
+    for damaged in (b"", content[:100], content[:-1], content + b"more", weights, content[:-40] + bytes(40)):
+        kept.unlink()  # the old one is still in use
+        kept.write_bytes(damaged)
+        assert torch.equal(planned(policy.captured("openvino", precision="f32", cache=tmp_path)), first)
+        assert kept.read_bytes() != damaged and [*tmp_path.iterdir()] == [kept]
+    assert caplog.text.count("is damaged") == 6
 
 
 def test_programs_are_kept_where_nobody_else_can_put_one(tmp_path, monkeypatch, caplog):
@@ -543,17 +545,14 @@ def test_programs_are_kept_where_nobody_else_can_put_one(tmp_path, monkeypatch, 
         planned(policy.captured("openvino", precision="f32", cache=folder), 1)
     finally:
         os.umask(before)
-    cache_written()
     (kept,) = folder.glob("*.blob")
     assert folder.stat().st_mode & 0o777 == 0o700 and kept.stat().st_mode & 0o777 == 0o600
     kept.chmod(0o666)
     planned(policy.captured("openvino", precision="f32", cache=folder), 1)
-    cache_written()
     assert caplog.text.count("others can write to it") == 1 and kept.stat().st_mode & 0o777 == 0o600
     kept.unlink()
     os.mkfifo(kept)
     planned(policy.captured("openvino", precision="f32", cache=folder), 1)
-    cache_written()
     assert caplog.text.count("isn't a regular file") == 1 and kept.is_file()
     monkeypatch.setattr(openvino, "kept_plan", lambda path, options: pytest.fail("a kept program was used"))
     with monkeypatch.context() as patch:
@@ -572,7 +571,6 @@ def test_other_weights_are_another_model(tmp_path):
         expected = planned(policy, 1)
         actual = planned(policy.captured("openvino", precision="f32", cache=tmp_path), 1)
         assert_close(actual, expected, atol=0.02, rtol=0)
-    cache_written()
     assert len(list(tmp_path.glob("*.blob"))) == 2
 
 
@@ -817,21 +815,25 @@ def test_a_programs_memory_is_what_the_process_grew_by():
     assert program.nbytes > 0.7 * grown
 
 
-def test_auto_calls_large_batches_of_windows_on_active_rows_alone():
-    """On a CPU; every batch plans what the eager policy plans."""
-    policy = policy_with(solver="ddpm", n_steps=12, driver="picard", window=4)
-    auto = policy.captured("auto", precision="f32")
-    for batch, methods in ((6, ["eager"]), (2, ["one OpenVINO model", "eager"])):
-        windows, seeds = WINDOW.repeat(batch, 1, 1), range(batch)
-        plans = [
-            each.plan(windows, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
-            for each in (auto, policy)
-        ]
-        assert_close(plans[0].actions, plans[1].actions, atol=0.02, rtol=0)
-        assert [program.method for program in auto.programs] == methods
-    every = policy.captured("emulated")
-    every.plan(WINDOW.repeat(6, 1, 1), generator=[torch.Generator() for _ in range(6)])
-    assert len(every.programs) == 1  # what was asked for is what is done
+@pytest.mark.parametrize("settings", [{"driver": "rti"}, {"driver": "picard", "start": "warm", "window": 2}])
+def test_cold_and_warm_plans_are_one_program(settings):
+    policy = policy_with(n_steps=4, **settings)
+    captured = policy.captured("openvino", precision="f32")
+    assert_close(planned(captured), planned(policy), atol=0.02, rtol=0)
+    assert len(captured.programs) == 1
+    first, again = planned(captured, 1), planned(captured, 1)  # a warm plan's guess isn't used by a cold one
+    assert torch.equal(first, again)
+
+
+def test_a_kept_program_leaves_its_constants_on_disk(tmp_path):
+    """The network's form for the backend is as large as the network; no program runs it any more."""
+    shared, alone = (
+        policy_with(driver="rti", n_steps=4).captured("openvino", precision="f32", cache=cache)
+        for cache in (tmp_path / "cache", None)
+    )
+    assert torch.equal(planned(shared, 2), planned(alone, 2))
+    gc.collect()
+    assert not shared.model._made and len(alone.model._made) == 1
 
 
 @pytest.mark.parametrize(

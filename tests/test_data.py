@@ -351,7 +351,7 @@ def test_what_never_varied_comes_back_exactly():
     data = torch.tensor([[3.5, 0.1, 7.0, -2.0], [3.5, 0.1, 7.00005, 2.0]], dtype=torch.float64)
     normalizer = Normalizer.from_dict(Normalizer.fit(data).to_dict(), 4)
     actions = normalizer.unnormalize(torch.randn(100, 16, 4))
-    assert (actions[..., 0] == 3.5).all() and (actions[..., 1] == torch.tensor(0.1)).all()
+    assert (actions[..., 0] == 3.5).all() and (actions[..., 1] == 0.1).all()
     assert (actions[..., 2] >= 6.99999).all() and (actions[..., 2] <= 7.00006).all()
     assert actions[..., 3].std() > 1
     assert normalizer.reach.tolist()[3] == math.inf
@@ -361,7 +361,43 @@ def test_numbers_far_from_zero_keep_their_differences():
     """In float32 neighbours of 4,000,000 are 0.25 apart."""
     data = torch.tensor([[4_000_000.0], [4_000_000.01]], dtype=torch.float64)
     middle = torch.tensor([4_000_000.0025], dtype=torch.float64)
-    assert float(Normalizer.fit(data).normalize(middle)) == pytest.approx(-0.5, abs=1e-4)
+    assert float(Normalizer.fit(data).normalize(middle)) == pytest.approx(-0.5, abs=1e-7)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.floats(-2e9, 2e9),
+    st.floats(1e-2, 1e3),
+    st.lists(st.floats(0, 1), min_size=1, max_size=20),
+    st.floats(-1e12, 1e12),
+)
+def test_what_lies_far_from_zero_comes_back(offset, extent, shares, constant):
+    """Within what float32 tells apart of the range, and what float64 does of the value; constants exactly."""
+    column = offset + extent * torch.tensor([0.0, 1.0, *shares], dtype=torch.float64)
+    data = torch.stack((column, torch.full_like(column, constant)), dim=1)
+    normalizer = Normalizer.from_dict(json.loads(json.dumps(Normalizer.fit(data).to_dict())), 2)
+    normalized = normalizer.normalize(data)
+    ulps = 8 * np.spacing(abs(offset) + extent)
+    assert normalized.abs().max() <= 1 + 1e-6 + 2 * ulps / extent
+    back = normalizer.unnormalize(normalized)
+    coarse = 0 if back.dtype == torch.float64 else 2**-24 * (abs(offset) + extent)
+    assert (back[:, 0] - column).abs().max() <= 2**-23 * extent + ulps + coarse
+    assert coarse <= 2**-17 * extent
+    assert (back[:, 1] == constant).all()
+    assert (normalizer.unnormalize(normalized + 5)[:, 1] == constant).all()
+
+
+def test_the_middle_is_subtracted_first():
+    """Then what differs by float64's last digit of a timestamp differs by that, normalised, and no other."""
+    seconds, scale = 1.7e9, 200.0
+    normalizer = Normalizer(torch.tensor([scale]), torch.tensor([-scale * seconds], dtype=torch.float64))
+    later = torch.arange(-50, 50, dtype=torch.float64)[:, None] * 2**-22
+    assert torch.equal(normalizer.normalize(seconds + later), (later * scale).float())
+
+
+def test_only_what_needs_it_is_in_double_precision():
+    assert Normalizer.fit(torch.tensor([[0.0, 7.0], [512.0, 7.0]])).raw_dtype == torch.float32
+    assert Normalizer.fit(torch.tensor([[1e6], [1e6 + 512.0]])).raw_dtype == torch.float64
 
 
 NAN, ONES = math.nan, torch.ones(2)

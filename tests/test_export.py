@@ -294,14 +294,20 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_values_far_from_zero_lose_little_and_constant_ones_come_back():
-    data = torch.tensor([[1e4, 5.0, -1.0], [1e4 + 0.7, 5.0 + 2e-5, 1.0]]).double()
-    normalizer, raw = Normalizer.fit(data), torch.tensor([[1e4 + 0.3, 5.0, 0.5]])
-    affine, rounding = Affine(normalizer), torch.from_numpy(np.spacing(raw.numpy()))
+    data = torch.tensor([[1e4, 5.0, -1.0], [1e4 + 7, 5.0 + 2e-5, 1.0]]).double()
+    normalizer, raw = Normalizer.fit(data), torch.tensor([[1e4 + 3, 5.0, 0.5]])
+    affine, rounding = Affine(normalizer, "number"), torch.from_numpy(np.spacing(raw.numpy()))
     error = (affine.normalize(raw) - normalizer.normalize(raw)).abs()
     assert (error <= 2 * rounding * normalizer.scale).all()
     plan = torch.tensor([[0.5, 0.9, 0.3], [-1.0, -0.9, 1.0]])
     error = (affine.unnormalize(plan) - normalizer.unnormalize(plan)).abs()
     assert (error <= 2 * rounding).all()
+
+
+def test_values_that_float32_cannot_tell_apart_are_refused():
+    far = Normalizer.fit(torch.tensor([[0.0, 1e9], [1.0, 1e9 + 7]]).double())
+    with pytest.raises(InputError, match="number 1 varies little next to how far it is from zero"):
+        Affine(far, "number")
 
 
 # ------------------------------------------------------------------------------------------- examples

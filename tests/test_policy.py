@@ -77,6 +77,29 @@ def test_observations_far_from_zero_keep_their_differences(given):
     assert_close(*plans, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("offset", [1e6, -5.4e6])
+def test_a_plan_far_from_zero_is_the_one_near_zero_moved(offset):
+    """Observations and actions both, also where the plan keeps actions: what is in between is the same."""
+    near = torch.linspace(0, 0.01, 64, dtype=torch.float64)[:, None].expand(64, 20)
+    window, kept = near[:2], torch.linspace(0, 0.01, 16, dtype=torch.float64)[:, None].expand(16, 2)
+    plans = []
+    for moved in (0.0, offset):
+        policy = Policy.from_checkpoint(
+            replace(
+                tiny_checkpoint(),
+                observation_normalizer=Normalizer.fit(near + moved),
+                action_normalizer=Normalizer.fit(near[:, :2] + moved),
+            ),
+            make_sampler(spec_schedule(TINY), solver="ddim", n_steps=3),
+        )
+        committed = Committed(kept[None] + moved, torch.full((1, 16), 0.5))
+        plans.append(policy.plan(window + moved, generator=0, committed=committed))
+    assert_close(plans[1].solution.sample, plans[0].solution.sample, atol=1e-6, rtol=0)
+    assert plans[1].actions.dtype == torch.float64
+    difference = (plans[1].actions - offset - plans[0].actions).abs().max()
+    assert difference < 1e-6 * 0.01 + 4 * np.spacing(abs(offset))
+
+
 def test_plans_are_equal_by_value():
     policy = policy_with(n_steps=2)
     plan, again, other = (policy.plan(WINDOWS[:2], generator=seed) for seed in (0, 0, 1))

@@ -300,12 +300,12 @@ def test_the_command_in_virtual_time(tmp_path, checkpoint, capsys):
     cases = replaced(["fast={sampler: rti}", "given={sampler: ddim, latency_ms: [50, 190]}"])
     sweep = ["realtime.sweep.latency_ms=[0,200]", "~realtime.sweep.blendings.temporal_ensemble"]
     out = tmp_path / "out"
-    options = [*FAST, *cases, *sweep, "realtime.rates_hz=[10,20]", "realtime.blending={name: rtc}"]
+    options = [*FAST, *cases, *sweep, "realtime.rates_hz=[10,25]", "realtime.blending={name: rtc}"]
     assert main(["evaluate", checkpoint, *options, f"out={out}"]) == 0
     content = json.loads((out / "report.json").read_text())
     assert content["unfinished"] == [] and not (out / "unfinished").exists()
     assert [(c["case"], c["rate_hz"]) for c in content["cases"][2:]] == [
-        *(("fast", 10), ("fast", 20), ("given", 10), ("given", 20)),
+        *(("fast", 10), ("fast", 25), ("given", 10), ("given", 25)),
     ]
     assert {c["case"] for c in content["cases"][:2]} == {"rti, unlimited", "ddim, unlimited"}
     assert [(c["blending"], c["latency_ms"]["p50"]) for c in content["sweep"]] == [
@@ -344,7 +344,8 @@ def test_bad_settings_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["realtime.rates_hz=[15]"], "rate_hz=15 must be a multiple"),
+        (["realtime.rates_hz=[5]"], "rate_hz=5 must be the policy's 10 Hz or more"),
+        (["realtime.interpolation=slerp"], "unknown interpolation 'slerp'"),
         (["realtime.blending={name: rt}"], "unknown blending 'rt'; did you mean 'rtc'?"),
         (["+realtime.blending.overlap=1"], "blending 'latest' has no option 'overlap'"),
         (replaced(["x={sampler: ddim, latency_ms: []}"]), "x.latency_ms=[] must be a number from 0"),

@@ -47,6 +47,7 @@ from paradiffpolicy.cli.main import main
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
+from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.history import History
 from paradiffpolicy.observation import InvalidObservationError
@@ -342,6 +343,23 @@ def test_a_remote_plan_is_the_local_one_bit_for_bit(sampler):
         assert [*map(state_of, here)] == [*map(state_of, there)]
         equal(policy.plan(windows(2), generator=7), remote.plan(windows(2), generator=7))
         equal(policy.plan(windows(1)[0, 0]), remote.plan(windows(1)[0, 0]))  # one vector, the default seed
+
+
+def test_what_lies_far_from_zero_is_served_with_its_digits():
+    """Observations, actions and actions to keep, near 5 million with a range of 0.01."""
+    near = torch.linspace(0, 0.01, 16, dtype=torch.float64)[:, None]
+    far = {
+        f"{name}_normalizer": Normalizer.fit(5e6 + near.expand(16, dim))
+        for name, dim in (("observation", SMALL.obs_dim), ("action", SMALL.action_dim))
+    }
+    policy = Policy.from_checkpoint(replace(tiny_checkpoint(SMALL), **far), spec_sampler(SMALL, **QUICK))
+    window, kept = 5e6 + near[:2].expand(2, 20), Committed(5e6 + near.expand(1, 16, 2), torch.ones(1, 16))
+    with running(policy) as uri, RemotePolicy(uri) as remote:
+        local = policy.plan(window, generator=1, committed=kept)
+        served = remote.plan(window, generator=1, committed=kept)
+        equal(local, served)
+        equal(policy.plan(window, local, generator=2), remote.plan(window, served, generator=2))
+    assert served.actions.dtype == torch.float64 and served.actions.std() > 1e-3
 
 
 def test_a_control_loop_cannot_tell():

@@ -13,7 +13,7 @@ import pytest
 
 from paradiffpolicy.cli.composing import compose, dotted_names, overridden
 from paradiffpolicy.cli.main import main
-from paradiffpolicy.cli.parts import BLENDING
+from paradiffpolicy.cli.parts import BLENDING, INTERPOLATION
 from paradiffpolicy.cli.schema import SCHEMAS
 from paradiffpolicy.cli.settings import declarations, declared, settings_of
 from paradiffpolicy.errors import InputError
@@ -110,7 +110,7 @@ def may_be(setting, hint, text: str) -> bool:
     if kind is typing.Any:
         return (setting.name, text) in OPTIONS or setting.name == "obs_type"
     if kind is dict:
-        return text == "{}" and not rule.some and rule.check is not BLENDING
+        return text == "{}" and not rule.some and rule.check not in (BLENDING, INTERPOLATION)
     return text == {types.NoneType: "null", bool: "true"}.get(kind, "{}")
 
 

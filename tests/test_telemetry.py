@@ -612,6 +612,24 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
     assert ReplayBuffer.open(tmp_path / "runs.zarr").n_steps <= 6
 
 
+def test_run_at_a_rate_that_doesnt_divide(capsys, checkpoint, tmp_path):
+    out, view = tmp_path / "out", tmp_path / "run.rrd"
+    run = [
+        "run",
+        checkpoint,
+        "planner=inline",
+        "seconds=0.8",
+        "rate_hz=25",
+        "capture=eager",
+        "replan_every=2",
+    ]
+    assert main([*run, "interpolation=cubic", f"view={view}", f"out={out}"]) == 0, capsys.readouterr().err
+    report, ticks = json.loads((out / "report.json").read_text()), np.load(out / "record.npz")["ticks"]
+    assert report["interpolation"] == {"name": "cubic"} and (out / "timeline.png").stat().st_size > 500
+    assert set(np.diff(np.unique(ticks["plan"]))) <= {5, 10}  # two steps of 2.5 ticks; a plan may be missed
+    assert view.stat().st_size > 500
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -623,7 +641,15 @@ def test_run_at_another_rate_records_at_the_policys(capsys, checkpoint, tmp_path
             "blending.overlap=-1 must be a number",
         ),
         (["robot=panda"], "unknown robot 'panda'; known: env"),
-        (["rate_hz=15"], "rate_hz=15 must be a multiple of the policy's 10 Hz"),
+        (["rate_hz=5"], "rate_hz=5 must be the policy's 10 Hz or more"),
+        (
+            ["rate_hz=25", "record=a.zarr"],
+            "record=a.zarr holds the policy's steps: rate_hz=25 must be a multiple",
+        ),
+        (["interpolation.name=liner"], "unknown interpolation 'liner'; did you mean 'linear'?"),
+        (["+interpolation.parts=[hold]"], "interpolation 'auto' has no option 'parts'"),
+        (["interpolation={name: per_dimension, parts: [slurp]}"], "unknown interpolant 'slurp'"),
+        (["interpolation={name: per_dimension, parts: [hold]}"], "are for 1 numbers of an action"),
         (["rate_hz=fast"], "rate_hz=fast must be a number above 0"),
         (["rate_hz=30"], "rate_hz=30: paradiffpolicy/PushT-v0"),
         (["seconds=0"], "seconds=0 must be a number above 0"),

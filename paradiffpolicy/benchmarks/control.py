@@ -17,6 +17,7 @@ from ..control.loop import ControlLoop
 from ..control.record import Record
 from ..control.scheduling import Scheduling, scheduled
 from ..planning.blending import Blending
+from ..planning.interpolation import Interpolation, automatic
 from ..planning.request import MakePlanner, Plans
 from ..robots.replay import ReplayRobot
 from ..tables import table, tail
@@ -50,6 +51,7 @@ def timed_runs(
     seconds: float,
     turns: int,
     blending: Blending,
+    interpolation: Interpolation = automatic,
     replan_every: int,
     scheduling: Scheduling,
     on_turn: Callable[[], object] = lambda: None,
@@ -67,6 +69,7 @@ def timed_runs(
                 generator=torch.Generator().manual_seed(turn),
                 planner=planner,
                 blending=blending,
+                interpolation=interpolation,
                 clock=clock,
                 replan_every=replan_every,
                 capacity=n_ticks,

@@ -16,6 +16,8 @@ from .building import (
     load_policy,
     locate,
     named_blending,
+    named_interpolation,
+    planner_beside,
     recorded_windows,
     require_extra,
     resized,
@@ -144,10 +146,10 @@ def bench_control(cfg: BenchControlConfig) -> None:
     from ..benchmarks.control import control_rows, control_table, timed_runs
     from ..clock import MonotonicClock
     from ..control.scheduling import Scheduling
-    from ..planning import PLANNERS
 
-    planners = {name: PLANNERS.named(name) for name in cfg.planners}
+    planners = {name: planner_beside(name, cfg.scheduling.cores) for name in cfg.planners}
     scheduling, blending = Scheduling(**vars(cfg.scheduling)), named_blending(cfg.blending)
+    interpolation = named_interpolation(cfg.interpolation)
     policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
     observations = np.stack([window[-1] for window in recorded_windows(cfg, policy, 30)])
     with bar("control", cfg.turns * len(planners), "run") as runs:
@@ -160,6 +162,7 @@ def bench_control(cfg: BenchControlConfig) -> None:
             seconds=cfg.seconds,
             turns=cfg.turns,
             blending=blending,
+            interpolation=interpolation,
             replan_every=cfg.replan_every,
             scheduling=scheduling,
             on_turn=runs.update,
@@ -167,7 +170,7 @@ def bench_control(cfg: BenchControlConfig) -> None:
     rows = control_rows(records, cfg.rate_hz)
     loop = f"{cfg.rate_hz:g} Hz for {cfg.seconds:g} s beside each planner"
     title = f"{cfg.task.name}, {cfg.sampler_name}, {loop}"
-    content = {"config": vars(cfg.scheduling), "rows": rows}
+    content = {"config": vars(cfg.scheduling), "interpolation": cfg.interpolation, "rows": rows}
     publish([control_table(rows, title)], content, cfg.out, checkpoint=measured(cfg))
 
 

@@ -14,6 +14,7 @@ from .parts import (
     PolicyConfig,
     SchedulingConfig,
     blending_setting,
+    interpolation_setting,
     json_setting,
     replan_setting,
     sampler_names,
@@ -103,10 +104,11 @@ class BenchControlConfig(PolicyConfig):
     planners: list[str] = setting(
         ["process", "thread", "inline"], "planners to run beside", choices=PLANNERS, some=True
     )
-    rate_hz: float = setting(100, "rate of the loop, a multiple of the policy's", above=0)
+    rate_hz: float = setting(100, "rate of the loop, the policy's or higher", above=0)
     seconds: float = setting(60, "seconds beside each planner, in all", above=0)
     turns: int = setting(3, "runs that they take turns in", minimum=1)
     blending: dict[str, Any] = blending_setting()
+    interpolation: dict[str, Any] = interpolation_setting()
     replan_every: int = replan_setting(0)
     first_seed: int = seed_setting("seed of the episode whose observations are replayed")
     scheduling: SchedulingConfig = setting(
@@ -131,7 +133,7 @@ class BenchSoakConfig(PolicyConfig):
     """
 
     sampler_name: str = sampler_setting()
-    rate_hz: float = setting(100, "rate of the loop, a multiple of the policy's", above=0)
+    rate_hz: float = setting(100, "rate of the loop, the policy's or higher", above=0)
     seconds: float = setting(3600, "length of the run", minimum=1)
     kills: int = setting(100, "SIGKILLs to the planner", minimum=0)
     stops: int = setting(100, "SIGSTOPs to the planner", minimum=0)

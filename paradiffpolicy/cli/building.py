@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
+    from ..planning.interpolation import Interpolation
+    from ..planning.request import MakePlanner
     from ..policy import Policy
     from ..sampling.sampler import Sampler
     from ..task import Contract
@@ -283,6 +285,21 @@ def worker_count(count: int | str) -> int:
     return usable_cores() if isinstance(count, str) else count
 
 
+def planner_beside(name: str, loop_cores: list[int] | None) -> MakePlanner:
+    """A planner by name.  One in a process leaves the cores that the loop is bound to alone, if there are
+    others: what it computes there would drive the loop's code and data from the core's caches."""
+    import os
+
+    from ..planning import PLANNERS
+    from ..planning.process import ProcessPlanner
+
+    make = PLANNERS.named(name)
+    others = os.sched_getaffinity(0) - set(loop_cores) if loop_cores else set()
+    return (
+        functools.partial(ProcessPlanner, cores=sorted(others)) if others and make is ProcessPlanner else make
+    )
+
+
 def recorded_windows(cfg: Any, guide: Policy, count: int) -> list[Any]:
     """Observation windows ``[To, O]`` of an episode that ``guide`` runs, again from its start if short."""
     from ..evaluation.rollout import rollout
@@ -315,6 +332,26 @@ def named_blending(settings: dict[str, Any]) -> Blending:
     chosen = functools.partial(blending, **options)
     chosen(Grid(PolicySpec("any", obs_dim=1, action_dim=1), 1))  # whether it takes such values
     return chosen
+
+
+def named_interpolation(settings: dict[str, Any]) -> Interpolation:
+    """What the command is between a plan's steps: a name, and its options."""
+    import inspect
+
+    from ..planning.interpolation import INTERPOLATIONS, Interpolator
+
+    options = dict(settings)
+    name = options.pop("name", None)
+    interpolation = INTERPOLATIONS.named(name)
+    known = list(inspect.signature(interpolation).parameters)[2:]
+    for option in options:
+        if option not in known:
+            raise InputError(f"interpolation {name!r} has no option {option!r}{nearest(option, known)}")
+    parts = options.get("parts", [])
+    if not isinstance(parts, list):
+        raise InputError(f"interpolation.{parts=} must be a list, as [linear,linear,hold]")
+    Interpolator.chosen(parts)
+    return functools.partial(interpolation, **options)
 
 
 # --------------------------------------------------------------------------------------------- machine

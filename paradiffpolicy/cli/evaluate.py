@@ -22,6 +22,7 @@ from .building import (
     load_policy,
     locate,
     named_blending,
+    named_interpolation,
     recorded_windows,
     resized,
     sampling_policy,
@@ -257,6 +258,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
         on_result=write,
         progress=bar,
         replan_every=setting.replan_every,
+        interpolation=named_interpolation(setting.interpolation),
         success_key=cfg.task.success_key,
     )
     paths = write(results, pictures=True)
@@ -277,8 +279,8 @@ def realtime_cases(cfg: EvaluateConfig, policy: Policy, blocks: Blocks) -> tuple
 
     setting = cfg.realtime
     rates = setting.rates_hz or [policy.spec.control_hz]
-    for rate in rates:
-        ticks_per_step(rate, policy.spec.control_hz)
+    for rate in rates:  # before hours of other cases
+        named_interpolation(setting.interpolation)(policy.spec, ticks_per_step(rate, policy.spec.control_hz))
     virtual, blending = setting.clock == "virtual", named_blending(setting.blending)
     chunks: dict[str, Any] = {"blending_name": setting.blending["name"], "blending": blending}
     blendings = {name: named_blending(chosen) for name, chosen in setting.sweep.blendings.items()}

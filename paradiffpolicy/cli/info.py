@@ -30,7 +30,9 @@ def info(cfg: InfoConfig) -> None:
     screen = console()
     if cfg.paths:
         # All of them are read before the first is shown: a mistyped name is the last line, and alone.
-        for view in [view for path in cfg.paths for view in describe_path(locate(path, "paths"))]:
+        paths = [locate(path, "paths") for path in cfg.paths]
+        views = [describe(path, place) for path, place in zip(paths, pictures(paths, cfg.out), strict=True)]
+        for view in [view for each in views for view in each]:
             screen.print(view)
         return
     choose_device(cfg)
@@ -40,7 +42,8 @@ def info(cfg: InfoConfig) -> None:
         if path is None or not locate(path, name).exists():
             screen.print(f"{name} {path or 'null'}: not there")
             continue
-        for view in describe_path(locate(path, name)):
+        found = locate(path, name)
+        for view in describe(found, pictures([found], cfg.out)[0]):
             screen.print(view)
 
 
@@ -94,6 +97,25 @@ def describe_task(task: TaskConfig, plugins: list[str]) -> Table:
             lambda: f"MISSING: {missing}" if missing else ", ".join(task.record) or "nothing",
         )
     return table(f"task {task.name}", rows, left=("found", "from"))
+
+
+def pictures(paths: Sequence[Path], out: str | None) -> list[Path | None]:
+    """Where the pictures of datasets are written to, also of those of the same name; None: nowhere."""
+    names: list[str] = []
+    for path in paths:
+        again = sum(path.stem == other.stem for other in paths[: len(names)])
+        names.append(f"{path.stem}-{again + 1}.png" if again else f"{path.stem}.png")
+    return [Path(out) / name if out else None for name in names]
+
+
+def describe(path: Path, picture: Path | None) -> list[Table]:
+    """Tables about a checkpoint, or about a dataset, with what is unusual in it, and a picture where one is
+    wanted; raises as ``describe_path`` does."""
+    from ..checkpoint import METADATA
+    from .inspecting import inspected
+
+    views = describe_path(path)
+    return views if (path / METADATA).exists() else [*views, *inspected(path, picture)]
 
 
 def describe_path(path: Path) -> list[Table]:

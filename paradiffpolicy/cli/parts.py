@@ -16,6 +16,7 @@ BACKENDS = lazily("sampling.capture.backends", "BACKENDS")
 PLANNERS = lazily("planning", "PLANNERS")
 PRECISIONS = lazily("models.precision", "CHOICES")
 BLENDING = lazily("cli.building", "named_blending")
+INTERPOLATION = lazily("cli.building", "named_interpolation")
 
 
 def sampler_names(config: Any) -> Registry[Any]:
@@ -47,6 +48,15 @@ def blending_setting() -> Any:
     """A blending and its options."""
     text = "how plans that overlap make one action; options as +blending.overlap=3"
     return setting({"name": "latest"}, text, named=True, check=BLENDING)
+
+
+def interpolation_setting() -> Any:
+    """An interpolation and its options."""
+    text = (
+        "command between a plan's steps, as hold, linear or cubic; auto: hold where rates divide, else "
+        "linear as the contract says"
+    )
+    return setting({"name": "auto"}, text, named=True, check=INTERPOLATION)
 
 
 def replan_setting(default: int | None = None) -> Any:
@@ -169,6 +179,7 @@ class TrainingConfig:
     log_every: int = setting(20, "steps between points of the curves", minimum=1)
     save_every: int = setting(250, "steps between saves, from which a stopped run resumes", minimum=1)
     evaluate_every: int = setting(0, "steps between evaluations; 0: only at the end", minimum=0)
+    validate_every: int = setting(250, "steps between validations, if episodes are held out", minimum=1)
 
 
 @dataclass

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import InputError
 from ..provenance import describe, machine
 from ..tables import console
-from .building import env_maker_at, load_policy, named_blending, sampling_policy
+from .building import (
+    env_maker_at,
+    load_policy,
+    named_blending,
+    named_interpolation,
+    planner_beside,
+    sampling_policy,
+)
 from .settings import written
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ def run(cfg: RunConfig) -> None:
     from ..telemetry.summary import summary, summary_table, write_run
 
     blending, sink, shown = named_blending(cfg.blending), view_sink(cfg.view), shown_seconds(cfg)
+    interpolation = named_interpolation(cfg.interpolation)
     folder = Path(cfg.out or f"outputs/run/{cfg.task.name}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
     files = {name: Path(path) for name, path in (("record", cfg.record), ("video", cfg.video)) if path}
     clock = MonotonicClock()
@@ -48,9 +56,10 @@ def run(cfg: RunConfig) -> None:
         f"{cfg.task.name}, {Path(cfg.checkpoint or '').name}, {cfg.sampler_name}, seed {cfg.seed}, "
         f"{rate_hz:g} Hz, planner: {cfg.planner}, {cfg.blending['name']}"
     )
-    options: dict[str, Any] = {"planner": cfg.planner, "blending": blending, "replan_every": cfg.replan_every}
-    options |= {"generator": cfg.seed, "clock": clock, "capacity": n_ticks} | vars(cfg.safety)
-    controller = Controller(policy, rate_hz, **options)
+    planner = planner_beside(cfg.planner, cfg.scheduling.cores)
+    options: dict[str, Any] = {"planner": planner, "blending": blending, "interpolation": interpolation}
+    options |= {"replan_every": cfg.replan_every, "generator": cfg.seed, "clock": clock, "capacity": n_ticks}
+    controller = Controller(policy, rate_hz, **options, **vars(cfg.safety))
 
     def finish() -> tuple[dict[str, Any], list[Path]]:
         report = about(cfg, rate_hz) | summary(controller.record)
@@ -127,7 +136,7 @@ def recorders(
     cfg: RunConfig, driven: RobotSetup, spec: PolicySpec, rate_hz: float, n_ticks: int, sink: Sink | None
 ) -> Iterator[Any]:
     """Makes what records and shows a run: each observes ticks, and is a context manager."""
-    from ..control.rate import ticks_per_step
+    from ..control.rate import whole_ticks_per_step
     from ..telemetry.caption import episode_lines
     from ..telemetry.recorder import DatasetRecorder, VideoRecorder
     from ..telemetry.rerun import RerunView
@@ -141,7 +150,9 @@ def recorders(
 
     shown: dict[str, Any] = {"every": max(1, round(rate_hz / PICTURES_PER_SECOND)), "caption": caption}
     if cfg.record:
-        stride = ticks_per_step(rate_hz, spec.control_hz)
+        stride = whole_ticks_per_step(
+            rate_hz, spec.control_hz, f"record={cfg.record} holds the policy's steps"
+        )
         yield DatasetRecorder(Path(cfg.record), spec, n_ticks, every=stride, fields=driven.fields)
     if cfg.video:
         if driven.picture is None:
@@ -161,6 +172,7 @@ def about(cfg: RunConfig, rate_hz: float) -> dict[str, Any]:
         "planner": cfg.planner,
         "budget_ms": cfg.budget_ms,
         "blending": cfg.blending,
+        "interpolation": cfg.interpolation,
         "replan_every": cfg.replan_every,
         "safety": vars(cfg.safety),
         "scheduling": vars(cfg.scheduling),

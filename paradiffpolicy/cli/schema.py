@@ -27,6 +27,7 @@ from .parts import (
     TaskConfig,
     TaskedConfig,
     blending_setting,
+    interpolation_setting,
     replan_setting,
     sampler_names,
     sampler_setting,
@@ -83,6 +84,7 @@ class RealtimeConfig:
     side_by_side: int = setting(10, "wall: robots at a time, each with a loop and a planner", minimum=1)
     rates_hz: list[float] = setting("${task.rates_hz}", "control rates; []: the policy's", above=0)
     blending: dict[str, Any] = blending_setting()
+    interpolation: dict[str, Any] = interpolation_setting()
     replan_every: int | None = replan_setting()
     cases: dict[str, CaseConfig] = setting(
         {
@@ -172,10 +174,11 @@ class RunConfig(PolicyConfig):
     robot_options: dict[str, Any] = setting({}, "options of a robot of your own")
     seconds: float = setting(30, "length of the run", above=0)
     rate_hz: float | None = setting(
-        None, "rate of the loop, a multiple of the policy's; null: the policy's", above=0
+        None, "rate of the loop, the policy's or higher; null: the policy's", above=0
     )
     planner: str = setting("process", "where plans are made; inline: the loop waits", choices=PLANNERS)
     blending: dict[str, Any] = blending_setting()
+    interpolation: dict[str, Any] = interpolation_setting()
     budget_ms: float | None = setting(
         None,
         "milliseconds per plan: by the first of 'anytime' that fits, or as many iterations as do",
@@ -335,7 +338,7 @@ class ServeConfig(PolicyConfig):
 @dataclass
 class InfoConfig(DeviceConfig, TaskedConfig):
     """Describes zarr stores, robomimic's HDF5 files and checkpoints; without any, the machine, the task
-    and its environment, the checkpoint and the dataset.
+    and its environment, the checkpoint and the dataset. Of datasets it says what is unusual, and draws them.
 
     Examples:
       paradiffpolicy info task=lift
@@ -349,6 +352,9 @@ class InfoConfig(DeviceConfig, TaskedConfig):
     paths: list[str] = setting([], "zarr stores, robomimic HDF5 files, checkpoints: these alone", path=True)
     checkpoint: str | None = path_setting("${task.checkpoint}", "a policy's folder")
     dataset: str | None = path_setting("${task.dataset}", "demonstrations")
+    out: str | None = setting(
+        "outputs/info", "folder for a picture of each dataset, NAME.png; null: none", path=True
+    )
 
 
 SCHEMAS: dict[str, type] = {

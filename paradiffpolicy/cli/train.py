@@ -37,18 +37,33 @@ def train(cfg: TrainConfig) -> None:
     """Demonstrations to a checkpoint; run again to resume."""
     from ..calibration import CURVES
     from ..checkpoint import Checkpoint
+    from ..data.splitting import held_out_episodes, split
     from ..training.settings import TrainSettings
     from ..training.train import Trainer
+    from ..training.validation import Validation
 
     device = choose_device(cfg)
     settings = TrainSettings(**vars(cfg.training))
     data, about_data, spec = training_data(cfg)
+    validate = None
+    if cfg.validation:
+        held_out = held_out_episodes(about_data["n_episodes"], cfg.validation, settings.seed)
+        data, validation = split(data, held_out, twins=1 if cfg.augmentation is None else 2)
+        about_data["held_out"], validate = held_out, Validation(validation, device)
     place = locate(cfg.init, "init") if cfg.init else None
     init = Checkpoint.load(place) if place else None
     info = origin(cfg, about_data, place)
     evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None
     trainer = Trainer(
-        data, spec, settings, Path(cfg.run), info=info, init=init, evaluate=evaluate, device=device
+        data,
+        spec,
+        settings,
+        Path(cfg.run),
+        info=info,
+        init=init,
+        evaluate=evaluate,
+        validate=validate,
+        device=device,
     )
     checkpoint = trained(trainer)
     checkpoint.info[CURVES] = curves(cfg, checkpoint, data, device)
@@ -115,6 +130,9 @@ def publish(checkpoint: Checkpoint, trainer: Trainer, place: str | None) -> None
     places = [trainer.folder / "checkpoint", *([Path(place)] if place else [])]
     for folder in places:
         checkpoint.save(folder)
+    for errors in trainer.validations[-1:]:
+        known = ", ".join(f"{name.replace('_', ' ')} {errors[name]:.4g}" for name in errors if name != "step")
+        print(f"held-out episodes at step {errors['step']}: {known}")
     for score in trainer.scores[-1:]:
         print(f"score {score['score']:.3f} ± {score['standard_error']:.3f} over {score['n_seeds']} seeds")
     print("\n".join(map(str, places)))

@@ -62,6 +62,9 @@ class TrainConfig(DataConfig):
     run: str = out_setting("outputs/train/${task.name}", "folder for resuming, curves, the newest checkpoint")
     checkpoint: str | None = out_setting(None, "a second place for the finished checkpoint")
     policy: NetworkConfig = setting(NetworkConfig, "the policy that is trained")
+    validation: float = setting(
+        0.0, "share of the episodes that is held out, to validate with; 0: none", minimum=0, maximum=0.5
+    )
     recipe: str | None = setting(
         None, "settings that go together, over the defaults; null: the defaults", choices=lambda _: recipes()
     )

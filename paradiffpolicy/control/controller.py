@@ -26,7 +26,8 @@ from ..clock import Clock, MonotonicClock
 from ..errors import InputError, is_number, require_count, require_positive
 from ..history import History
 from ..planning import PLANNERS
-from ..planning.blending import BLENDINGS, Blending, Grid
+from ..planning.blending import BLENDINGS, ROUNDING, Blending, Grid
+from ..planning.interpolation import INTERPOLATIONS, Interpolation
 from ..planning.progress import Progress
 from ..planning.request import MakePlanner, PlanReply, PlanRequest, Plans
 from ..sampling.noise import Seed, generators_for
@@ -57,11 +58,13 @@ class Controller:
 
     Args:
         policy: a ``Policy``, or anything that ``Plans``.
-        rate_hz: ticks per second, a multiple of the policy's own rate: an action of a plan lasts so many
-            ticks.
+        rate_hz: ticks per second, at least the policy's own steps per second.
         generator: the plans' noise, or its seed.
         planner: where plans are made: a name in ``PLANNERS``, or a planner's class.
         blending: which action runs where plans overlap: a name in ``BLENDINGS``, or a blender's class.
+        interpolation: what the command is between a plan's steps: a name in ``INTERPOLATIONS``, or a
+            callable; ``auto`` holds an action where a step is a whole number of ticks, and else does as the
+            policy's contract says.
         clock: whose seconds count.
         policy_hz: steps of a plan per second; None: the demonstrations'.
         replan_every: steps from one request to the next; None: Ta; 0: always, back to back.
@@ -84,7 +87,8 @@ class Controller:
         started: whether it was started, and not stopped since then.
 
     Raises:
-        InputError: the rates don't divide, or a setting is unknown or out of range.
+        InputError: the contract's actions can't be given at this rate, or a setting is unknown or out of
+            range.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Controller:
         generator: Seed = 0,
         planner: str | MakePlanner = "thread",
         blending: str | Blending = "latest",
+        interpolation: str | Interpolation = "auto",
         clock: Clock | None = None,
         policy_hz: float | None = None,
         replan_every: int | None = None,
@@ -127,10 +132,11 @@ class Controller:
             planner_timeout=planner_timeout,
         )
         self.spec, self.rate_hz, self.clock = spec, rate_hz, clock or MonotonicClock()
-        self._stride, self._ask_every = stride, max(1, replan_every * stride)
+        self._grid = Grid(spec, stride, INTERPOLATIONS.resolve(interpolation)(spec, stride))
+        self._ask_every = max(1, math.ceil(replan_every * stride - ROUNDING))
         self._planner = PLANNERS.resolve(planner)(policy, generators_for(generator, 1)[0], self.clock)
-        self._blender = BLENDINGS.resolve(blending)(Grid(spec, stride))
-        self._history = History(spec.n_obs_steps, stride)
+        self._blender = BLENDINGS.resolve(blending)(self._grid)
+        self._history = History(spec.n_obs_steps, stride, mixed=spec.contract.mixed(spec.obs_dim))
         self._fallback, self._capacity = fallback or default_fallback(spec.contract), capacity
         self._fallback_timeout = fallback_timeout
         self._lock = threading.RLock()
@@ -291,7 +297,7 @@ class Controller:
         if self._index >= self._due:
             self._due = self._index + self._ask_every
         self._watchdog.asked(now)
-        step, window = self._progress.executed_at(observed) // self._stride, self._history.window()
+        step, window = self._grid.steps(self._progress.executed_at(observed))[0], self._history.window()
         self._planner.request(PlanRequest(observed, step, self._session, now, window, kept, weight))
         self.record.n_requests += 1
 
@@ -379,9 +385,9 @@ class Controller:
         # It acts from now until the next plan, which is asked for later, is here.
         until = asked + self._ask_every + max(self._delays)
         first, last = (
-            (tick - reply.tick) // self._stride + self.spec.n_obs_steps - 1 for tick in (index, until - 1)
+            self._grid.steps(tick - reply.tick)[0] + self.spec.n_obs_steps - 1 for tick in (index, until - 1)
         )
-        faults = self._watchdog.check_plan(reply, slice(first, last + 1))
+        faults = self._watchdog.check_plan(reply, slice(first, last + 1 + bool(self._grid.between.reach)))
         self.record.add_plan(
             *(asked, reply.asked, reply.arrived, reply.latency, reply.iterations, reply.residual),
             *(index - asked, bool(faults)),

@@ -94,12 +94,14 @@ class WindowDataset:
         actions: ``[n_steps, A]`` raw units.
         steps: ``[n_windows, T]`` int64, the (clamped) step that each window position reads.
         n_obs_steps: To.
+        episode_ends: ``[n_episodes]`` int64, the exclusive end of each episode's steps; None: not known.
     """
 
     observations: Tensor
     actions: Tensor
     steps: Tensor
     n_obs_steps: int
+    episode_ends: Tensor | None = None
 
     @staticmethod
     def of(
@@ -133,6 +135,7 @@ class WindowDataset:
             actions=torch.from_numpy(actions),
             steps=torch.from_numpy(steps),
             n_obs_steps=n_obs_steps,
+            episode_ends=torch.from_numpy(buffer.episode_ends),
         )
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,11 +14,15 @@ from torch import Tensor
 from ..errors import InputError, nearest
 from ..types import ByValue, require_real
 
+RESOLVED = 2**17
+"""So many parts of a half range must single precision tell apart, or raw values are in double precision."""
+
 
 @dataclass(frozen=True, eq=False)
 class Normalizer(ByValue):
-    """``normalized = raw * scale + offset``, per dimension of the last axis, computed in float64: raw values
-    may be far from zero, next to how much they vary.
+    """``normalized = (raw - middle) * scale``, per dimension of the last axis, in float64, the middle first:
+    raw values may be far from zero, next to how much they vary, as encoder counts, UTM coordinates and
+    timestamps are.  What is stored is ``offset = -middle * scale``.
 
     Raises:
         InputError: they aren't as many finite numbers each, or a scale is 0.
@@ -48,6 +53,19 @@ class Normalizer(ByValue):
             column = int(usable.logical_not().nonzero()[0])
             raise InputError(f"dimension {column} of a normalizer: its scale is 0, or not all is finite")
 
+    @cached_property
+    def middle(self) -> Tensor:
+        """``[dim]`` float64, the raw values that are 0 when normalised."""
+        return -self.offset / self.scale
+
+    @cached_property
+    def raw_dtype(self) -> torch.dtype:
+        """The precision in which raw values come back: float32, or float64 where that would round a constant,
+        or what varies far from zero (see ``RESOLVED``)."""
+        rounded = (self.reach == 0) & (self.middle.float().double() != self.middle)
+        coarse = self.reach.isinf() & (self.offset.abs() > 2**24 / RESOLVED)
+        return torch.float64 if (rounded | coarse).any() else torch.float32
+
     @staticmethod
     def fit(data: Tensor, min_range: float = 1e-4) -> Normalizer:
         """Maps each dimension's minimum to -1 and its maximum to 1.
@@ -72,13 +90,12 @@ class Normalizer(ByValue):
 
     def normalize(self, raw: Tensor) -> Tensor:
         """``[..., dim]`` to float32 ``[..., dim]``."""
-        return (raw.double() * self.scale + self.offset).float()
+        return ((raw.double() - self.middle) * self.scale).float()
 
     def unnormalize(self, normalized: Tensor) -> Tensor:
-        """``[..., dim]`` to float32 ``[..., dim]``."""
-        middle = -self.offset / self.scale
+        """``[..., dim]`` to ``raw_dtype`` ``[..., dim]``."""
         from_middle = (normalized.double() / self.scale).clamp(-self.reach, self.reach)
-        return (middle + from_middle).float()
+        return (self.middle + from_middle).to(self.raw_dtype)
 
     def to(self, device: torch.device | str) -> Normalizer:
         """The same on another device."""

@@ -24,6 +24,7 @@ from ..control.record import Record
 from ..errors import LARGEST, InputError
 from ..planning.blending import Blending, Latest
 from ..planning.delayed import DelayedPlanner
+from ..planning.interpolation import Interpolation, automatic
 from ..planning.request import MakePlanner, PlanMaker, PlanReply, PlanRequest, Plans, committed_tensors
 from ..planning.thread import ThreadPlanner
 from ..robots.env import EnvRobot
@@ -117,6 +118,7 @@ def realtime_rollout(
     rate_hz: float,
     latencies: Sequence[float] = (0.0,),
     blending: Blending = Latest,
+    interpolation: Interpolation = automatic,
     replan_every: int | None = None,
     side_by_side: int | None = None,
     success_key: str | None = None,
@@ -129,14 +131,14 @@ def realtime_rollout(
         seconds: an episode's length.
         rate_hz: of control; the environment takes actions at it.
         latencies: seconds per plan, to draw from.
-        blending, replan_every: see ``Controller``.
+        blending, interpolation, replan_every: see ``Controller``.
         side_by_side: episodes at a time, where an environment takes much memory; None: all.
         success_key: of the environment's info; see ``environment.succeeded``.
         on_ticks: told how many ticks of all episodes together went by, or were spared by an early end.
 
     Raises:
-        InputError: the rate isn't a multiple of the policy's, a latency is no time, or ``side_by_side``
-            no count.
+        InputError: the policy's actions can't be given at this rate, a latency is no time, or
+            ``side_by_side`` no count.
     """
     n_ticks, latency = round(seconds * rate_hz), drawn_from(latencies)
     contract = policy.spec.contract
@@ -149,6 +151,7 @@ def realtime_rollout(
             generator=seed,
             planner=batch.planner(latency(np.random.default_rng(seed))),
             blending=blending,
+            interpolation=interpolation,
             clock=clock,
             replan_every=replan_every,
             planner_timeout=LARGEST,
@@ -224,6 +227,7 @@ def wall_rollout(
     side_by_side: int = 1,
     planner: MakePlanner = ThreadPlanner,
     blending: Blending = Latest,
+    interpolation: Interpolation = automatic,
     replan_every: int | None = None,
     success_key: str | None = None,
     on_ticks: Callable[[int], object] = lambda ticks: None,
@@ -248,6 +252,7 @@ def wall_rollout(
             generator=seed,
             planner=planner,
             blending=blending,
+            interpolation=interpolation,
             clock=clock,
             replan_every=replan_every,
             capacity=n_ticks,

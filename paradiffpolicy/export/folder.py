@@ -15,7 +15,6 @@ import torch
 from ..errors import InputError
 from ..files import write_new
 from ..policy import Policy
-from ..sampling.capture.openvino import OUTPUT, plan_model
 from ..sampling.capture.program import CaptureError, Program
 from .plan import plan_program, state_names
 from .torch_program import torch_program
@@ -24,6 +23,7 @@ try:
     import onnx
     import openvino as ov
 
+    from ..sampling.capture.openvino_plan import OUTPUT, plan_model
     from .onnx_model import onnx_model
 except ImportError as error:
     raise InputError(f"exporting needs {error.name}: pip install 'paradiffpolicy[export]'")

@@ -1,15 +1,14 @@
 """A policy's whole plan as one program: raw observations and noise in, actions in the robot's units out.
 
-    condition = (observation - centre) * scale
+    condition = (observation - middle) * scale
     sample    = the sampler's, from the noise (and, warm, from the last plan's state)
-    actions   = centre + sample / scale
+    actions   = middle + sample / scale
 
 A warm start's state is explicit: every output ``next_NAME`` is the next plan's input ``last_NAME``.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -74,7 +73,7 @@ def plan_program(
         make_convolution: the form of convolutions; None: the network's own.
 
     Raises:
-        InputError: the sampler can't be exported.
+        InputError: the sampler can't be exported, or values are too far from zero for float32.
     """
     require_count(batch=batch)
     spec, sampler, driver = policy.spec, policy.sampler, policy.sampler.driver
@@ -83,7 +82,7 @@ def plan_program(
         driver = replace(driver, evaluate=evaluate_all)  # type: ignore[type-var]
     x_T = torch.zeros(batch, spec.horizon, spec.action_dim)
     z = torch.zeros(tableau.n_nodes, *x_T.shape)
-    inputs = {"observation": policy.middle_window(batch), "x_T": x_T}
+    inputs = {"observation": policy.middle_window(batch).float(), "x_T": x_T}
     inputs |= {"z": z} if tableau.stochastic else {}
     inputs |= {"u": z[:, :, 0, 0].clone()} if getattr(driver, "decides_noise", False) else {}
     if warm:
@@ -99,7 +98,8 @@ def plan_program(
     scale = None
     if policy.guidance_scale is not None:
         scale = torch.as_tensor(policy.guidance_scale, dtype=torch.float32).expand(batch).clone()
-    observed, acted = Affine(policy.observation_normalizer), Affine(policy.action_normalizer)
+    observed = Affine(policy.observation_normalizer, "the observation's number")
+    acted = Affine(policy.action_normalizer, "the action's number")
 
     def sampled(inputs: State) -> State:
         """The inputs of sampling itself."""
@@ -139,21 +139,36 @@ def continued(inputs: State, n: int) -> State:
     return {**values, "guess": guess}
 
 
+FAR = 2**14
+"""Half ranges from zero beyond which float32 can't tell a thousandth of a half range apart."""
+
+
 class Affine:
     """A normalizer in float32, which is all that some runtimes compute in.  Values far from zero are off by
-    no more than twice what rounding them to float32 loses."""
+    no more than twice what rounding them to float32 loses.
 
-    def __init__(self, normalizer: Normalizer) -> None:
-        scale, offset = normalizer.scale.cpu(), normalizer.offset.cpu()
-        self.centre, self.scale = (-offset / scale).float(), scale.float()
-        self.width, reach = (1 / scale).float(), normalizer.reach.cpu()
-        self.reach = None if bool((reach == math.inf).all()) else reach.clamp(max=3e38).float()
+    Raises:
+        InputError: that is too much; ``what`` names the values.
+    """
+
+    def __init__(self, normalizer: Normalizer, what: str) -> None:
+        scale, reach = normalizer.scale.cpu(), normalizer.reach.cpu()
+        far = (normalizer.offset.cpu().abs() > FAR) & reach.isinf()
+        if far.any():
+            column = int(far.nonzero()[0])
+            raise InputError(
+                f"{what} {column} varies little next to how far it is from zero, and exported models compute "
+                "in float32: subtract a constant from it in the dataset"
+            )
+        self.middle, self.scale = normalizer.middle.cpu().float(), scale.float()
+        self.width = (1 / scale).float()
+        self.reach = None if bool(reach.isinf().all()) else reach.clamp(max=3e38).float()
 
     def normalize(self, raw: Tensor) -> Tensor:
-        return (raw - self.centre) * self.scale
+        return (raw - self.middle) * self.scale
 
     def unnormalize(self, normalized: Tensor) -> Tensor:
         from_middle = normalized * self.width
         if self.reach is not None:
             from_middle = torch.maximum(torch.minimum(from_middle, self.reach), -self.reach)
-        return self.centre + from_middle
+        return self.middle + from_middle

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,8 @@ def trunk_in(
 class Model:
     """A network, and its trunk in the forms that backends ask for: shared by all policies of its weights.
 
-    A form is made when it is first run, since a compiled program from a cache never runs it.
+    A form is made when it is first run, since a compiled program from a cache never runs it, and is gone with
+    the last that runs it: it is as large as the network, and some programs compile it into their own.
 
     Args:
         network: in float32.
@@ -115,10 +117,10 @@ class Model:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self._made: dict[tuple[str, MakeConvolution | None, torch.device], Trunk] = {}
+        self._made = WeakValueDictionary[tuple[str, MakeConvolution | None, torch.device], Trunk]()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"network": self.network, "_made": {}}
+    def __reduce__(self) -> tuple[type[Model], tuple[Network]]:
+        return Model, (self.network,)
 
     @cached_property
     def digest(self) -> str:
@@ -167,9 +169,12 @@ class Model:
         precision = "f32" if arithmetic_in_half and precision in HALF else precision
         form = (precision, make_convolution, device)
 
-        def trunk(sample: Tensor, film: Tensor) -> Tensor:
-            if form not in self._made:
-                self._made[form] = trunk_in(network, precision, device, make_convolution=make_convolution)
-            return self._made[form](sample, film)
+        @cache
+        def made() -> Trunk:
+            made = self._made.get(form)
+            if made is None:
+                made = trunk_in(network, precision, device, make_convolution=make_convolution)
+                self._made[form] = made
+            return made
 
-        return trunk
+        return lambda sample, film: made()(sample, film)

@@ -13,6 +13,7 @@ A blending of one's own is a class that takes a ``Grid``, most easily a subclass
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -25,20 +26,53 @@ from numpy.typing import NDArray
 from ..errors import InputError, require_count
 from ..registry import Registry
 from ..types import PolicySpec
+from .interpolation import Interpolator, held
 from .request import PlanReply
+
+ROUNDING = 1e-9
+"""Steps; as near to a step a tick lies on it, whatever rates in floats make of it."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Maps the loop's ticks, ``stride`` of them per step, to a plan's steps."""
+    """Maps the loop's ticks to a plan's steps, and to the commands between these.
+
+    Attributes:
+        spec: of the policy.
+        stride: ticks per step; need not be a whole number.
+        interpolator: gives the commands between steps; None: they are held.
+    """
 
     spec: PolicySpec
-    stride: int
+    stride: float
+    interpolator: Interpolator | None = None
+
+    def steps(self, ticks: int) -> tuple[int, float]:
+        """How many whole steps so many ticks are, and the fraction of a step that is left."""
+        whole, left = divmod(ticks, self.stride)
+        fraction = left / self.stride
+        if fraction > 1 - ROUNDING:
+            return int(whole) + 1, 0.0
+        return int(whole), fraction if fraction > ROUNDING else 0.0
 
     def step(self, plan_tick: int, tick: int) -> int:
         """The step of a plan for ``plan_tick`` that is due at ``tick``; -1 if it has none."""
-        step = (tick - plan_tick) // self.stride + self.spec.n_obs_steps - 1
+        step = self.steps(tick - plan_tick)[0] + self.spec.n_obs_steps - 1
         return step if 0 <= step < self.spec.horizon else -1
+
+    def command(self, plan: PlanReply, tick: int) -> tuple[int, NDArray[np.float64] | None]:
+        """The step of a plan that is due at ``tick``, and the command ``[A]`` then; ``-1, None`` if it has
+        none."""
+        whole, fraction = self.steps(tick - plan.tick)
+        step = whole + self.spec.n_obs_steps - 1
+        if not 0 <= step < self.spec.horizon:
+            return -1, None
+        return step, self.between(plan.actions, step, fraction)
+
+    @functools.cached_property
+    def between(self) -> Interpolator:
+        """The interpolator."""
+        return self.interpolator or held(self.spec)
 
 
 class Blender(Protocol):
@@ -91,9 +125,9 @@ class Latest:
     def act(self, tick: int, out: NDArray[np.float64]) -> int:
         if self.plan is None:
             return -1
-        step = self._grid.step(self.plan.tick, tick)
-        if step >= 0:
-            out[:] = self.plan.actions[step]
+        step, command = self._grid.command(self.plan, tick)
+        if command is not None:
+            out[:] = command
         return step
 
     def commit(self, tick: int, delay: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -120,13 +154,13 @@ class TemporalEnsemble(Latest):
         self._plans.append(plan)
 
     def act(self, tick: int, out: NDArray[np.float64]) -> int:
-        due = [(plan, self._grid.step(plan.tick, tick)) for plan in self._plans]
-        acting = [(plan.actions[step], step) for plan, step in due if step >= 0]
+        due = [self._grid.command(plan, tick) for plan in self._plans]
+        acting = [(step, command) for step, command in due if command is not None]
         if not acting:
             return -1
         weights = np.exp(-self._decay * np.arange(len(acting)))
-        out[:] = np.average([action for action, _ in acting], axis=0, weights=weights)
-        return acting[-1][1]
+        out[:] = np.average([command for _, command in acting], axis=0, weights=weights)
+        return acting[-1][0]
 
     def clear(self) -> None:
         super().clear()
@@ -139,7 +173,8 @@ class RealTimeChunking(Latest):
 
     Weights are 1 for the actions that will be executed before the plan arrives (and those that have been, as
     far as the plan reaches back), and decay over the ``overlap`` steps after them (equation 5 there, with
-    ``overlap`` steps in place of the rest of the old plan).
+    ``overlap`` steps in place of the rest of the old plan).  Where commands are interpolated, the actions
+    that they are on the way to count as executed, too.
     """
 
     commits = True
@@ -149,20 +184,23 @@ class RealTimeChunking(Latest):
         if overlap != 0:
             require_count(overlap=overlap)
         spec = grid.spec
-        self._zeros = np.zeros(spec.horizon)
-        # Ticks from a plan's own to its steps.
-        self._ahead = (np.arange(spec.horizon) - spec.n_obs_steps + 1) * grid.stride
+        self._zeros, self._steps = np.zeros(spec.horizon), np.arange(spec.horizon)
         self._decay = np.array([decayed(beyond, overlap) for beyond in range(spec.horizon + 2)])
 
     def commit(self, tick: int, delay: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        spec, stride = self._grid.spec, self._grid.stride
+        spec, grid = self._grid.spec, self._grid
         if self.plan is None:
             return np.zeros((spec.horizon, spec.action_dim)), self._zeros
-        steps = (tick + self._ahead - self.plan.tick) // stride + spec.n_obs_steps - 1
+        later, fraction = grid.steps(tick - self.plan.tick)
+        steps = self._steps + later
         has = (steps >= 0) & (steps < spec.horizon)
-        beyond = -((delay - 1 - self._ahead) // stride)  # steps past the last that is certain, rounded up
-        weight = self._decay[np.clip(beyond, 0, spec.horizon)] * has
-        return self.plan.actions[np.clip(steps, 0, spec.horizon - 1)], weight
+        certain = grid.steps(delay - 1)[0] + spec.n_obs_steps - 1 + (grid.between.reach if delay else 0)
+        weight = self._decay[np.clip(self._steps - certain, 0, spec.horizon)] * has
+        kept = self.plan.actions[np.clip(steps, 0, spec.horizon - 1)]
+        if fraction and grid.between.reach:
+            for k in np.flatnonzero(weight):
+                kept[k] = grid.between(self.plan.actions, int(steps[k]), fraction)
+        return kept, weight
 
 
 def decayed(beyond: int, overlap: int) -> float:

@@ -195,7 +195,8 @@ def committed_tensors(requests: list[PlanRequest]) -> Committed | None:
     if requests[0].committed is None:
         return None
     parts: Any = zip(*((request.committed, request.commitment) for request in requests), strict=True)
-    return Committed(*(torch.from_numpy(np.stack(part)).float() for part in parts))
+    actions, weight = (torch.from_numpy(np.stack(part)) for part in parts)
+    return Committed(actions, weight.float())  # actions may lie far from zero
 
 
 class Planner(Protocol):

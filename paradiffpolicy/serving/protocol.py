@@ -166,7 +166,7 @@ class PlanFormat:
     @staticmethod
     def committed_map(committed: Committed) -> dict[str, Any]:
         """Writes committed actions."""
-        return {"actions": committed.actions.float(), "weight": committed.weight.float()}
+        return {"actions": committed.actions, "weight": committed.weight.float()}
 
     def committed_of(self, value: Any, where: str, batch: int) -> Committed:
         """Reads committed actions as ``plan_of`` reads a plan."""
@@ -181,7 +181,8 @@ def _tensors(value: Any, where: str, shapes: Mapping[str, tuple[int, ...]]) -> d
 
 def _tensor(value: Any, where: str, shape: tuple[int, ...]) -> Tensor:
     dtype = np.int64 if where.endswith(("iterations", "nfe")) else np.float32
-    if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
+    dtypes = (dtype, np.float64) if where.endswith("actions") else (dtype,)  # see Normalizer.raw_dtype
+    if not isinstance(value, np.ndarray) or value.dtype not in dtypes or value.shape != shape:
         got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
         raise MessageError(f"{where} must be {np.dtype(dtype)} {shape}, not {got}")
     if not np.isfinite(value).all():

@@ -269,11 +269,12 @@ class RerunView(Closing):
             dots = self._rr.Points2D(points, radii=2.5, colors=[PLANNED])
             self._stream.log("scene/plan/steps", dots)
             return
-        ticks = plan.tick + self._stride * np.arange(len(ahead) + 1)
+        moments = plan.tick + self._stride * np.arange(len(ahead) + 1, dtype=np.float64)
+        ticks = np.ceil(moments - 1e-9).astype(np.int64)
         # The NaN at the end keeps the line from going on to the next plan.
         values = np.concatenate((ahead, np.full((1, self._spec.action_dim), math.nan)))
         columns = self._rr.Scalars.columns(scalars=values)
-        self._columns(f"plan/{self._lane(plan.tick, int(ticks[-1]))}", ticks, ticks / self._rate, columns)
+        self._columns(f"plan/{self._lane(plan.tick, int(ticks[-1]))}", ticks, moments / self._rate, columns)
 
     def _lane(self, start: int, end: int) -> int:
         """Takes the first lane whose plans are over, for a plan of the ticks from ``start`` to ``end``."""

@@ -61,7 +61,7 @@ def write_run(
     report: dict[str, Any],
     title: str,
     *,
-    ticks_per_step: int = 1,
+    ticks_per_step: float = 1,
     seconds: tuple[float, float] | None = None,
 ) -> list[Path]:
     """Writes report.json, record.npz and, if there was a tick, timeline.png and latencies.png; returns

@@ -80,7 +80,7 @@ def timeline(
     record: Record,
     seconds: tuple[float, float] | None = None,
     *,
-    ticks_per_step: int = 1,
+    ticks_per_step: float = 1,
     title: str = "",
 ) -> Figure:
     """Draws the plans, and below them the plan that acted at each tick.
@@ -168,7 +168,7 @@ def _bars(
     period: float,
     low: float,
     high: float,
-    ticks_per_step: int,
+    ticks_per_step: float,
 ) -> list[_Bar]:
     """The plans of the shown time, each in the first lane that is free for as long as it takes."""
     bars: list[_Bar] = []
@@ -182,7 +182,7 @@ def _bars(
         # The first tick at which each step acted.
         _, first = np.unique(own["plan_index"], return_index=True)
         acted = [(int(tick["plan_index"]), float(tick["deadline"]) - origin) for tick in own[first]]
-        steps = 0 if plan["refused"] else int(plan["delay"]) // ticks_per_step
+        steps = 0 if plan["refused"] else int(int(plan["delay"]) / ticks_per_step + 1e-9)
         dropped = [(int(plan["tick"]) + k * ticks_per_step) * period for k in range(steps)]
         dropped = [second for second in dropped if low <= second + 1e-9 < high]
         seconds = [*dropped, *(second for _, second in acted)]

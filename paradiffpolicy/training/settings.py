@@ -26,6 +26,7 @@ class TrainSettings:
     log_every: int = 20
     save_every: int = 250
     evaluate_every: int = 0
+    validate_every: int = 250
 
     def __post_init__(self) -> None:
         require_count(
@@ -33,6 +34,7 @@ class TrainSettings:
             batch_size=self.batch_size,
             log_every=self.log_every,
             save_every=self.save_every,
+            validate_every=self.validate_every,
         )
         require_positive(learning_rate=self.learning_rate)
         require_within(0, LARGEST, warmup_steps=self.warmup_steps, evaluate_every=self.evaluate_every)

@@ -41,7 +41,8 @@ CURVE_POINTS = 100
 
 
 Evaluate = Callable[[Checkpoint], dict[str, float | None]]
-"""Evaluates the averaged weights in closed loop; returns numbers by name, logged with the step."""
+"""Evaluates the averaged weights, in closed loop or on held-out episodes; returns numbers by name, which are
+logged with the step."""
 
 
 class Trainer:
@@ -60,6 +61,8 @@ class Trainer:
         objective: makes what is minimized from the normalised windows, the spec and the settings.
         evaluate: called with the averaged policy every ``evaluate_every`` steps and at the end; None:
             no evaluation, and no environment is needed.
+        validate: called with the averaged policy every ``validate_every`` steps and at the end; None: no
+            validation.
         device: to compute on.
 
     Raises:
@@ -78,10 +81,11 @@ class Trainer:
         init: Checkpoint | None = None,
         objective: MakeObjective = Denoising,
         evaluate: Evaluate | None = None,
+        validate: Evaluate | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings, self.spec, self.folder, self.info = settings, spec, folder, info or {}
-        self.evaluate, self.device = evaluate, usable_device(device)
+        self.evaluate, self.validate, self.device = evaluate, validate, usable_device(device)
         _check_data(data, spec)
         if init is not None and replace(init.spec, contract=spec.contract) != spec:
             raise InputError("init has another spec than policy: its weights wouldn't mean the same")
@@ -112,6 +116,7 @@ class Trainer:
         self.losses: list[Tensor] = []  # since the last point of the curve
         self.curve: list[list[float]] = []
         self.scores: list[dict[str, float | None]] = []
+        self.validations: list[dict[str, float | None]] = []
         self.learning_rates: list[list[float]] = [[0, settings.learning_rate]]  # from which step on
         auto = settings.precision == "auto"
         self.autocast = bfloat16_pays(self.device) if auto else settings.precision == "bfloat16"
@@ -139,8 +144,12 @@ class Trainer:
             while self.step < until:
                 self.losses.append(self.update())
                 bar.update()
+                if self.validate and (self.step % settings.validate_every == 0 or self.step == n_steps):
+                    self.seconds += time.monotonic() - started
+                    self._validate(self.validate, scalars)
+                    started = time.monotonic()
                 if self.step % settings.log_every == 0 or self.step == n_steps:
-                    bar.set_postfix(loss=f"{self._log(scalars):.4f}")
+                    bar.set_postfix(loss=f"{self._log(scalars):.4f}", **self._validated())
                 if self._evaluation_is_due or self.step % settings.save_every == 0 or self.step == until:
                     self.seconds += time.monotonic() - started
                     self._save()
@@ -157,6 +166,19 @@ class Trainer:
         self.curve.append([self.step, loss])
         scalars.add(self.step, loss=loss, learning_rate=self.settings.learning_rate_at(self.step - 1))
         return loss
+
+    def _validate(self, validate: Evaluate, scalars: ScalarFile) -> None:
+        """Adds the averaged policy's errors on held-out episodes to the run."""
+        self._require_finite()
+        errors = validate(self.checkpoint())
+        self.validations.append({"step": self.step, **errors})
+        known = {f"validation/{name}": value for name, value in errors.items() if value is not None}
+        scalars.add(self.step, **known)
+
+    def _validated(self) -> dict[str, str]:
+        """The last validation, for the progress bar."""
+        last = self.validations[-1] if self.validations else {}
+        return {f"held_out_{k}": f"{v:.4f}" for k, v in last.items() if k != "step" and v is not None}
 
     def _require_finite(self) -> None:
         """Ends the run where it has diverged: what would be saved is of no use."""
@@ -207,16 +229,16 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """The averaged weights, with the run's settings, loss curve and evaluations."""
-        stride = max(1, len(self.curve) // CURVE_POINTS)
-        curve = self.curve[::-1][::stride][::-1]  # always with the last point
         training = {
             "settings": vars(self.settings),
             "step": self.step,
             "minutes": round(self.seconds / 60, 1),
             "n_windows": len(self.data),
-            "loss_curve": [[step, round(loss, 5)] for step, loss in curve],
+            "loss_curve": [[step, round(loss, 5)] for step, loss in _thinned(self.curve)],
             "scores": self.scores,
         }
+        if self.validations:
+            training["validations"] = _thinned(self.validations)
         if len(self.learning_rates) > 1:
             training["learning_rates"] = self.learning_rates
         return Checkpoint(
@@ -242,6 +264,7 @@ class Trainer:
             "losses": self.losses,
             "curve": self.curve,
             "scores": self.scores,
+            "validations": self.validations,
             "learning_rates": self.learning_rates,
             "network": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
@@ -280,7 +303,12 @@ class Trainer:
                 rate = saved["learning_rate"] = wanted["learning_rate"]
                 if rate != self.learning_rates[-1][1]:
                     self.learning_rates.append([state["step"], rate])
-            others = [f"{k}={saved.get(k)} there, {v} here" for k, v in wanted.items() if saved.get(k) != v]
+            names = {**wanted, **saved}
+            others = [
+                f"{k}={saved.get(k)} there, {wanted.get(k)} here"
+                for k in names
+                if saved.get(k) != wanted.get(k)
+            ]
             if others:
                 raise InputError(
                     f"{self.folder} holds a run with another {part} ({'; '.join(others)}): "
@@ -291,10 +319,16 @@ class Trainer:
             state["losses"],
             [{"step": each["step"], **each} for each in state["scores"]],
         )
+        self.validations = [{"step": each["step"], **each} for each in state.get("validations", [])]
         self.curve = [[step, loss] for step, loss in state["curve"]]
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _thinned(points: list[Any]) -> list[Any]:
+    """Some ``CURVE_POINTS`` of a curve, always with the last one."""
+    return points[::-1][:: max(1, len(points) // CURVE_POINTS)][::-1]
 
 
 def _check_data(data: WindowDataset, spec: PolicySpec) -> None:

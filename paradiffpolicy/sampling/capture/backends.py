@@ -125,16 +125,12 @@ def _cuda_graph(settings: CaptureSettings, device: torch.device) -> list[Backend
     return [cuda_graph_backend(tf32=settings.tf32, fuse=settings.fuse)]
 
 
-WINDOWED_BATCH = 4
-"""The largest batch of windows that ``auto`` captures on a CPU."""
-
-
 def _auto(settings: CaptureSettings, device: torch.device) -> list[Backend]:
     eager = _eager(settings, device)
     try:
         if device.type == "cuda":
             return [*_cuda_graph(settings, device), *eager]
-        return [replace(*_openvino(settings, device), largest_windowed_batch=WINDOWED_BATCH), *eager]
+        return [*_openvino(settings, device), *eager]
     except CaptureError as error:
         log.warning("capture: %s; eager instead", error)
         return eager

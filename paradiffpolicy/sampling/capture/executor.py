@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, require_count
+from ...provenance import return_freed_memory
 from ...types import Noise, Solution
 from ..driver import Driver, IterativeDriver, Solve, State, evaluate_active, evaluate_all, run
 from ..tableau import Tableau
@@ -31,9 +33,11 @@ class EagerProgram:
     """An entry of ``Executor.programs``: plans that aren't captured.
 
     Attributes:
+        network: that plans are sampled with.
         solve: the driver's iterations; None: it has none.
     """
 
+    network: PlanNetwork
     solve: Solve | None = None
     method: ClassVar = "eager"
     nbytes: ClassVar = 0
@@ -49,11 +53,13 @@ class Executor:
         driver: in a captured program ``evaluate_active`` becomes ``evaluate_all``, since a capture's shapes
             don't depend on data.
         tableau: the solver.
-        network: gives the network in the form that a backend likes; asked once per backend.
+        network: gives the network in the form that a backend likes, which may be as large as the network.
         backends: in order of preference; what one can't capture the next does, and a line in the log says
             why.  ``EAGER`` can do everything.
         identity: gives a name that no other weights or precision have, for backends that keep programs
             on disk; None: nothing is kept.
+        warm: whether most plans will have a guess: programs with and without one are captured together then,
+            where the backend can.
         budget: bytes that captured programs may keep; the least recently used are evicted, but the
             newest always stays.
 
@@ -69,6 +75,7 @@ class Executor:
         backends: Sequence[Backend],
         *,
         identity: Callable[[], str] | None = None,
+        warm: bool = False,
         budget: int = 2**30,
     ) -> None:
         require_count(budget=budget)
@@ -82,7 +89,11 @@ class Executor:
         self._arithmetic = next((b for b in self.backends if b.capture_program is None), EAGER).arithmetic
         own = type(driver).__module__.split(".")[0] == __name__.split(".")[0]
         self.identity = identity if own else None  # another's driver may change under the same name
-        self._make_network, self._networks = network, dict[str, PlanNetwork]()
+        able = (backend.captures_warm or backend.capture_program is None for backend in self.backends)
+        self._captures_warm = warm and all(able)
+        self._make_network = network
+        # By backend, for as long as a program needs it: some compile the weights, and need it no more.
+        self._networks = weakref.WeakValueDictionary[str, PlanNetwork]()
         self._captured: OrderedDict[tuple[Any, ...], CapturedProgram | None] = OrderedDict()
         self._eager: dict[tuple[Any, ...], EagerProgram] = {}
         self._lock = threading.Lock()
@@ -100,25 +111,31 @@ class Executor:
             InputError: the shapes don't fit together.
         """
         given, along = self._checked(inputs, noise, guess)
-        if self._captures(len(noise.x_T)):
-            size = padded_size(len(noise.x_T))
-            given = {name: _padded(value, 0, size) for name, value in given.items()}
-            along = {name: _padded(value, 1, size) for name, value in along.items()}
-            with self._lock, torch.inference_mode():
-                program = self._program({**given, **along})
-                if program is not None:
-                    return _solution(program({**given, **along}), noise)
         with torch.inference_mode():
+            if self.backends[0].capture_program is not None:
+                with self._lock:
+                    outputs = self._run_captured(given, along)
+                if outputs is not None:
+                    return _solution(outputs, noise)
             return self._run_eagerly(inputs, noise, guess)
 
-    def _captures(self, batch: int) -> bool:
-        """Whether a batch is for a captured program.  Where windows are at different places, a CPU gains
-        more from calling the network on active rows alone, which no capture can."""
-        first = self.backends[0]
-        windowed = getattr(self.driver, "evaluate", None) is evaluate_active
-        if windowed and first.largest_windowed_batch is not None and batch > first.largest_windowed_batch:
-            return False
-        return first.capture_program is not None
+    def _run_captured(self, given: State, along: State) -> State | None:
+        """The outputs of captured programs, a call for every piece of the batch; None: no backend can capture
+        them, but eagerly it goes."""
+        batch = len(given["x_T"])
+        pieces = -(-batch // (self.backends[0].largest_batch or batch))
+        size = -(-batch // pieces)  # pieces of one size share a program
+        outputs = []
+        for first in range(0, batch, size):
+            piece = {name: _piece(value, 0, first, size) for name, value in given.items()}
+            piece |= {name: _piece(value, 1, first, size) for name, value in along.items()}
+            program = self._program(piece)
+            if program is None:
+                return None
+            outputs.append(_unpadded(program(piece), min(size, batch - first)))
+        if len(outputs) == 1:
+            return outputs[0]
+        return {name: torch.cat([each[name] for each in outputs], _axis(name)) for name in outputs[0]}
 
     def _checked(self, inputs: State, noise: Noise, guess: Tensor | None) -> tuple[State, State]:
         """A program's inputs: those that begin with the batch, and those that begin with the nodes."""
@@ -143,25 +160,30 @@ class Executor:
             return self._eagerly(inputs, noise, guess)
 
     def _eagerly(self, inputs: State, noise: Noise, guess: Tensor | None) -> Solution:
-        network, like, warm = self._network(EAGER), noise.x_T, guess is not None
+        like, warm = noise.x_T, guess is not None
         key = (like.shape[1:], like.dtype, like.device, warm)
         if key not in self._eager:
             driver = self.driver
             self._eager[key] = EagerProgram(
-                driver.on(self.tableau, like, warm) if isinstance(driver, IterativeDriver) else None
+                self._network(EAGER),
+                driver.on(self.tableau, like, warm) if isinstance(driver, IterativeDriver) else None,
             )
-        solve = self._eager[key].solve
+        network, solve = self._eager[key].network, self._eager[key].solve
         if solve is None:
             return self.driver(network.at_times(inputs), self.tableau, noise, guess)
         return run(solve, network.at_nodes(network.observe(inputs)), noise, guess)
 
     def _program(self, inputs: State) -> CapturedProgram | None:
         """The captured program for such inputs; None: no backend can, but eagerly it goes."""
+        if self._captures_warm:
+            n, x_T = self.tableau.n_nodes, inputs["x_T"]
+            inputs = {**inputs, "guess": x_T.new_zeros(n, *x_T.shape)}
         key = tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(inputs.items()))
         if key in self._captured:
             self._captured.move_to_end(key)
             return self._captured[key]
         captured = self._capture(inputs, key)
+        return_freed_memory()
         self._captured[key] = captured
         if captured is not None and captured.nbytes > self.budget:
             megabytes = [round(nbytes / 1e6, 1) for nbytes in (captured.nbytes, self.budget)]
@@ -175,17 +197,27 @@ class Executor:
         return captured
 
     def _capture(self, inputs: State, key: tuple[Any, ...]) -> CapturedProgram | None:
-        example = {name: value.clone() for name, value in inputs.items()}
         driver, weights = self.driver, self.identity
         assert isinstance(driver, IterativeDriver)
         if getattr(driver, "evaluate", None) is evaluate_active:
             driver = replace(driver, evaluate=evaluate_all)  # type: ignore[type-var]
-        solve = driver.on(self.tableau, inputs["x_T"], "guess" in inputs)
-        identity = None if weights is None else lambda: fingerprint(weights(), driver, self.tableau, key)
+        both = self._captures_warm
+        identity = (
+            None if weights is None else lambda: fingerprint(weights(), driver, self.tableau, key, both)
+        )
+
+        def program_of(network: PlanNetwork, inputs: State) -> Program:
+            example = {name: value.clone() for name, value in inputs.items()}
+            solve = driver.on(self.tableau, inputs["x_T"], "guess" in inputs)
+            return sampling_program(network, solve, self.tableau, example, identity)
+
         for backend in self.backends:
             if backend.capture_program is None:
                 return None
-            program = sampling_program(self._network(backend), solve, self.tableau, example, identity)
+            program = program_of(self._network(backend), inputs)
+            if both:
+                cold = {name: value for name, value in inputs.items() if name != "guess"}
+                program = replace(program_of(self._network(backend), cold), warm=program)
             try:
                 return backend.capture_program(program)
             except CaptureError as error:
@@ -195,9 +227,10 @@ class Executor:
         return None
 
     def _network(self, backend: Backend) -> PlanNetwork:
-        if backend.name not in self._networks:
-            self._networks[backend.name] = self._make_network(backend)
-        return self._networks[backend.name]
+        network = self._networks.get(backend.name)
+        if network is None:
+            network = self._networks[backend.name] = self._make_network(backend)
+        return network
 
     def release(self) -> None:
         """Drops the captured programs, with the memory that they keep; the next plan captures anew."""
@@ -234,22 +267,28 @@ def padded_size(batch: int) -> int:
     return 1 << (batch - 1).bit_length() if batch <= 8 else -(-batch // 8) * 8
 
 
-def _padded(value: Tensor, dim: int, size: int) -> Tensor:
-    """Its last element again until ``size`` along ``dim``: padding must not be NaN, and not be slower."""
-    missing = size - value.shape[dim]
+def _piece(value: Tensor, dim: int, first: int, size: int) -> Tensor:
+    """Elements ``first … first + size - 1`` along ``dim``, and the last again until the size to capture for:
+    padding must not be NaN, and not be slower."""
+    value = value.narrow(dim, first, min(size, value.shape[dim] - first))
+    missing = padded_size(size) - value.shape[dim]
     if not missing:
         return value
     last = value.narrow(dim, value.shape[dim] - 1, 1)
     return torch.cat((value, last.expand(*value.shape[:dim], missing, *value.shape[dim + 1 :])), dim=dim)
 
 
-def _solution(outputs: State, noise: Noise) -> Solution:
+def _axis(output: str) -> int:
+    """Where an output has the batch."""
+    return 1 if output in ("x0_hats", "z") else 0
+
+
+def _unpadded(outputs: State, batch: int) -> State:
     """A program's outputs without the padding, in memory of their own: the next call overwrites them."""
-    batch = len(noise.x_T)
-    out = {
-        name: (value[:, :batch] if name in ("x0_hats", "z") else value[:batch]).clone()
-        for name, value in outputs.items()
-    }
+    return {name: value.narrow(_axis(name), 0, batch).clone() for name, value in outputs.items()}
+
+
+def _solution(out: State, noise: Noise) -> Solution:
     decided = replace(noise, z=out["z"]) if "z" in out else noise
     return Solution(out["sample"], out["x0_hats"], decided, out["iterations"], out["nfe"])
 

@@ -2,7 +2,11 @@
 
 The program's calls are recorded (``tape``) and translated (``openvino_ops``); the iterations are
 the body of a Loop, so that a plan is one call of the model, and its weights are there once, whatever
-the number of iterations.  A compiled model is kept on disk, so that only a first start waits for it.
+the number of iterations.
+
+A compiled model is kept on disk, so that only a first start waits for it.  Its constants are there, too,
+also at the first start: the weights in float32, which OpenVINO needs only to pack them, are pages of a file,
+and needn't stay in memory.
 """
 
 from __future__ import annotations
@@ -15,24 +19,23 @@ import logging
 import os
 import platform
 import stat
-import threading
-from collections.abc import Callable, Iterator
+import struct
+import tempfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-import numpy as np
 import torch
 
 from ...errors import InputError, first_line
-from ...files import require_regular, write_atomically
+from ...files import require_regular
 from ...models.matmul_unet1d import Taps
 from ...models.precision import bfloat16_pays
-from ...provenance import resident_bytes
+from ...provenance import anonymous_bytes, return_freed_memory
 from ..driver import State
 from .fingerprint import fingerprint
 from .program import Backend, CaptureError, Program, nbytes
-from .tape import Tape, record
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -43,8 +46,8 @@ PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """The capability that a CPU needs for a precision of arithmetic."""
 
 
-OUTPUT = "output."
-"""Begins the names of a model's outputs, which must differ from its inputs'."""
+LARGEST_BATCH = 64
+"""Of a call: a larger one takes more memory, and no less time per element."""
 
 
 @functools.cache
@@ -92,6 +95,8 @@ def openvino_backend(
         lambda program: OpenVINO(program, options, cache),
         make_convolution=Taps,
         arithmetic_in_half=True,
+        largest_batch=LARGEST_BATCH,
+        captures_warm=True,
         fastest="bf16" if bfloat16_pays(torch.device("cpu")) and "BF16" in capabilities else "f32",
     )
 
@@ -100,8 +105,8 @@ class OpenVINO:
     """A compiled model with its buffers.
 
     Attributes:
-        nbytes: by how much the process grew for it, but at least what is known of it: OpenVINO tells nothing
-            of the memory that it computes in, which is most of it for large batches.
+        nbytes: by how much the process grew for it, pages of files left out, but at least what is known of
+            it: OpenVINO tells nothing of the memory that it computes in, most of it for large batches.
     """
 
     method = "one OpenVINO model"
@@ -109,12 +114,17 @@ class OpenVINO:
     def __init__(self, program: Program, options: dict[str, Any], cache: Path | None) -> None:
         if any(value.device.type != "cpu" for value in program.inputs.values()):
             raise CaptureError("computes on the CPU alone: device=cpu, or another capture")
-        before = resident_bytes()
-        compiled, size, self._memory = compiled_plan(program, options, cache)
+        compiled, before, size, self._program = compiled_plan(program, options, cache)
         import openvino as ov
+
+        from .openvino_plan import OUTPUT, WARM
 
         self.inputs = {name: value.clone() for name, value in program.inputs.items()}
         self.outputs: State = {}
+        if program.warm is not None:
+            self.inputs |= {name: value.clone() for name, value in program.warm.inputs.items()}
+            self.inputs[WARM] = torch.tensor(False)
+        self._cold, self._warm = program.inputs.keys(), self.inputs.get(WARM)
         self.request = compiled.create_infer_request()
         used = {port.any_name for port in compiled.inputs}
         for name, value in self.inputs.items():
@@ -126,12 +136,18 @@ class OpenVINO:
             self.outputs[port.any_name.removeprefix(OUTPUT)] = value
             self.request.set_tensor(port.any_name, ov.Tensor(value.numpy(), shared_memory=True))
         with compiling():
-            self.request.infer()  # the first call allocates what lies between inputs and outputs
-        self.nbytes = max(nbytes(self.inputs, self.outputs) + size, resident_bytes() - before)
+            self.request.infer()  # the first call packs weights and allocates what lies between
+            if self._warm is not None:
+                self._warm.fill_(True)
+                self.request.infer()
+        return_freed_memory()
+        self.nbytes = max(nbytes(self.inputs, self.outputs) + size, anonymous_bytes() - before)
 
     def __call__(self, inputs: State) -> State:
         for name, value in inputs.items():
             self.inputs[name].copy_(value)
+        if self._warm is not None:
+            self._warm.fill_(inputs.keys() != self._cold)
         self.request.infer()
         return self.outputs
 
@@ -141,30 +157,33 @@ class Compiled(NamedTuple):
 
     Attributes:
         model: ready to be called.
-        nbytes: of its constants.
-        memory: that it lies in; must outlive it.
+        before: the process's memory without it.
+        nbytes: of its constants, if they are in memory.
+        program: whose constants they are, and which must outlive it; None: they are in a file.
     """
 
     model: ov.CompiledModel
-    nbytes: int
-    memory: Any = None
+    before: int
+    nbytes: int = 0
+    program: Program | None = None
 
 
 def compiled_plan(program: Program, options: dict[str, Any], cache: Path | None) -> Compiled:
-    """The program's model, from the cache if it is there, and in it soon afterwards."""
-    path = None
-    if cache is not None and program.identity is not None and is_private(cache):
-        path = cache / f"{fingerprint(program.identity(), options, surroundings())}.blob"
-        kept = kept_plan(path, options)
-        if kept is not None:
-            return kept
+    """The program's model, from the cache if there is one."""
+    if cache is None or program.identity is None or not is_private(cache):
+        return compiled_in_memory(program, options)
+    path = cache / f"{fingerprint(program.identity(), options, surroundings())}.blob"
+    return kept_plan(path, options) or compiled_to_file(program, options, path)
+
+
+def compiled_in_memory(program: Program, options: dict[str, Any]) -> Compiled:
+    """The program's model, compiled now, and not kept."""
+    from .openvino_plan import plan_model
+
+    before = anonymous_bytes()
     model, size = plan_model(program)
     with compiling():
-        compiled = core().compile_model(model, "CPU", options)
-    if path is not None:
-        # Beside the first plans, which needn't wait for the disk; the interpreter's exit does.
-        threading.Thread(target=keep, args=(compiled, path), name="capture-cache").start()
-    return Compiled(compiled, size)
+        return Compiled(core().compile_model(model, "CPU", options), before, size, program)
 
 
 @contextlib.contextmanager
@@ -198,48 +217,86 @@ def is_own(path: Path) -> bool:
 LARGEST_MODEL = 2**36
 """Bytes of a kept model at most."""
 
-DIGEST = hashlib.sha256().digest_size
-"""Bytes at the end of a kept model, the hash of those before."""
+TRAILER = struct.Struct("=Q32s")
+"""Ends a kept model: where the compiled model begins, behind its constants, and the hash of all before."""
+
+WEIGHTLESS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
+"""A compiled model's constants stay in the file that the model was read from."""
 
 
 def kept_plan(path: Path, options: dict[str, Any]) -> Compiled | None:
     """The compiled model in a file; None if there is none, or if it is damaged."""
-    import openvino as ov
-
     if not os.path.lexists(path):
         return None
     try:
         require_regular(path, LARGEST_MODEL)
         if not is_own(path):
             raise ValueError("others can write to it")
-        mapped = np.memmap(path, dtype=np.uint8, mode="c")
-        model = mapped[:-DIGEST]
-        if hashlib.sha256(model.data).digest() != mapped[-DIGEST:].tobytes():
-            raise ValueError("its content isn't what was written")
-        compiled = core().import_model(ov.Tensor(model, shared_memory=True), "CPU", options)
+        with path.open("rb") as file:
+            blob = checked_blob(file)
+        before = anonymous_bytes()
+        placed = options | WEIGHTLESS | {"WEIGHTS_PATH": str(path)}
+        compiled = core().import_model(BytesIO(blob), "CPU", placed)
         path.touch()  # pruning takes the oldest
-    except (RuntimeError, ValueError, OSError, InputError) as error:
+    except (RuntimeError, ValueError, OSError, InputError, struct.error) as error:
         log.warning("capture: %s is damaged (%s); compiling anew", path, first_line(error))
         return None
-    return Compiled(compiled, model.nbytes, mapped)
+    return Compiled(compiled, before)
 
 
-def keep(compiled: ov.CompiledModel, path: Path) -> None:
-    """Writes a compiled model to a file."""
-    try:
-        blob = BytesIO()
-        compiled.export_model(blob)
-        content = blob.getvalue()
-        digest = hashlib.sha256(content).digest()
+def checked_blob(file: BinaryIO) -> bytes:
+    """The compiled model in an open file.
 
-        def write(temporary: Path) -> None:
-            temporary.touch(mode=0o600)
-            temporary.write_bytes(content + digest)
+    Raises:
+        ValueError, struct.error: the file's content isn't what was written.
+    """
+    end = os.fstat(file.fileno()).st_size - TRAILER.size
+    digest, read = hashlib.sha256(), 0
+    while read < end and (part := file.read(min(2**20, end - read))):
+        digest.update(part)
+        read += len(part)
+    begin, expected = TRAILER.unpack(file.read())
+    if begin > end or digest.digest() != expected:
+        raise ValueError("its content isn't what was written")
+    file.seek(begin)
+    return file.read(end - begin)
 
-        write_atomically(path, write)
-        prune(path.parent)
-    except (RuntimeError, OSError, InputError) as error:
-        log.warning("capture: can't keep the compiled model (%s)", error)
+
+def compiled_to_file(program: Program, options: dict[str, Any], path: Path) -> Compiled:
+    """The program's model, compiled now from a file with its constants, which is kept."""
+    import openvino as ov
+
+    from .openvino_plan import plan_model
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        model, _ = plan_model(program)
+        source = Path(folder) / "plan.xml"
+        try:
+            ov.save_model(model, source, compress_to_fp16=False)
+            model = core().read_model(source)
+        except RuntimeError as error:
+            log.warning("capture: can't keep the compiled model (%s)", first_line(error))
+            return compiled_in_memory(program, options)
+        return_freed_memory()
+        before = anonymous_bytes()
+        with compiling():
+            compiled = core().compile_model(model, "CPU", options | WEIGHTLESS)
+        try:
+            blob = BytesIO()
+            compiled.export_model(blob)
+            kept = source.with_suffix(".bin")
+            begin = kept.stat().st_size
+            with kept.open("r+b") as file:
+                digest = hashlib.file_digest(file, "sha256")
+                digest.update(blob.getbuffer())
+                file.write(blob.getbuffer())
+                file.write(TRAILER.pack(begin, digest.digest()))
+            kept.chmod(0o600)
+            kept.replace(path)
+            prune(path.parent)
+        except (RuntimeError, OSError) as error:
+            log.warning("capture: can't keep the compiled model (%s)", error)
+        return Compiled(compiled, before)
 
 
 KEPT_MODELS = 24
@@ -259,65 +316,3 @@ def surroundings() -> str:
     sources = [path.read_bytes() for path in sorted(package.rglob("*.py"))]
     versions = [importlib.metadata.version(name) for name in ("openvino", "torch")]
     return fingerprint(core().get_property("CPU", "FULL_DEVICE_NAME"), platform.machine(), versions, sources)
-
-
-def plan_model(program: Program) -> tuple[ov.Model, int]:
-    """The whole plan, and the bytes of its constants; its ports are named as the program's inputs, and
-    ``OUTPUT`` and its outputs.
-
-    Raises:
-        CaptureError: an operation isn't translated.
-    """
-    import openvino as ov
-    import openvino.opset13 as op
-
-    from .openvino_graph import ModelGraph
-    from .openvino_ops import WHOLE
-
-    def recorded(function: Callable[[], State]) -> Tape:
-        return record(function, whole=WHOLE)
-
-    plan = ModelGraph(program.inputs)
-    initial_tape = recorded(lambda: program.init(program.inputs))
-    plan.add(initial_tape)
-
-    # An iteration, on tensors of its own so that its graph has its own parameters.
-    state = {name: value.clone() for name, value in initial_tape.result.items()}
-    iteration = recorded(lambda: program.iterate(state))
-    changed = [name for name in state if iteration.result[name] is not state[name]]
-    body = ModelGraph(state)
-    body.add(iteration)
-    results = {name: op.result(body.value(iteration.result[name])) for name in changed}
-    if program.count is None:
-        done = recorded(lambda: {"done": program.done(iteration.result)})
-        body.add(done)
-        again = op.result(op.logical_not(body.value(done.result["done"])))
-    else:
-        again = op.result(body.constant(torch.tensor(True)))
-    limit = program.limit if program.count is None else program.count
-
-    loop = op.loop(plan.constant(torch.tensor(limit)), plan.constant(torch.tensor(True)))
-    loop.set_function(ov.Model([again, *results.values()], list(body.parameters.values()), "iteration"))
-    loop.set_special_body_ports([-1, 0])
-    for name, parameter in body.parameters.items():
-        initial = plan.output(initial_tape.result[name])
-        if name in results:
-            loop.set_merged_input(parameter, initial, results[name].output(0))
-        else:
-            loop.set_invariant_input(parameter, initial)
-    after = {name: value.clone() for name, value in state.items()}
-    for name, value in after.items():
-        if name in results:
-            plan.stands_for(value, loop.get_iter_value(results[name].output(0), -1))
-        else:
-            plan.stands_for(value, plan.output(initial_tape.result[name]))
-    loop.validate_and_infer_types()
-
-    finish = recorded(lambda: program.finish(program.inputs, after))
-    plan.add(finish)
-    outputs = []
-    for name, value in finish.result.items():
-        result = op.result(plan.output(value))
-        result.output(0).set_names({OUTPUT + name})
-        outputs.append(result)
-    return ov.Model(outputs, list(plan.parameters.values()), "plan"), plan.nbytes + body.nbytes

@@ -40,6 +40,8 @@ class Program:
         limit: there are never more.
         inputs: an example: shapes, dtypes, device.
         identity: gives a name that no other program has, in other processes too; None: nothing does.
+        warm: the same plan from a first guess, an input more, to be captured with this one; None: it isn't
+            wanted.
     """
 
     init: Callable[[State], State]
@@ -50,10 +52,12 @@ class Program:
     limit: int
     inputs: State
     identity: Callable[[], str] | None = None
+    warm: Program | None = None
 
 
 class CapturedProgram(Protocol):
-    """A captured program: inputs like the example's to outputs, which the next call may overwrite.
+    """A captured program: inputs like the example's (or its warm one's) to outputs, which the next call may
+    overwrite.
 
     Attributes:
         method: how it runs, in words.
@@ -80,8 +84,8 @@ class Backend:
             captured, plans are run eagerly.
         make_convolution: the form of convolutions that it likes; None: the network's own.
         arithmetic_in_half: computes in bf16 or f16 by itself if told to, from float32 weights.
-        largest_windowed_batch: of batches whose windows are at different places; larger ones are left to
-            the next backend.  None: it takes any.
+        largest_batch: of one call; larger ones are run in pieces.  None: it takes any.
+        captures_warm: captures a program together with its ``warm`` one: packed weights are there once.
         fastest: the precision that its programs compute in fastest.
         arithmetic: switches the device's arithmetic for plans that aren't captured.
     """
@@ -90,7 +94,8 @@ class Backend:
     capture_program: CaptureFunction | None
     make_convolution: MakeConvolution | None = None
     arithmetic_in_half: bool = False
-    largest_windowed_batch: int | None = None
+    largest_batch: int | None = None
+    captures_warm: bool = False
     fastest: str = "f32"
     arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext
 
