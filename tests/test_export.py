@@ -305,7 +305,7 @@ def test_values_far_from_zero_lose_little_and_constant_ones_come_back():
 
 
 def test_values_that_float32_cannot_tell_apart_are_refused():
-    far = Normalizer.fit(torch.tensor([[0.0, 1e9], [1.0, 1e9 + 7]]).double())
+    far = Normalizer.fit(torch.tensor([[0.0, 1e9], [1.0, 1e9 + 7]], dtype=torch.float64))
     with pytest.raises(InputError, match="number 1 varies little next to how far it is from zero"):
         Affine(far, "number")
 
