@@ -40,6 +40,8 @@ class Checkpoint(ByValue):
         weights: the network's state dict, names as diffusion_policy's.
         observation_normalizer, action_normalizer: fitted from the demonstrations.
         info: anything to know about it: training settings, dataset fingerprint, curve, score.
+        stored: what weights are stored in; half precision is half the size, and far finer than what
+            closed-loop scores can tell apart.
     """
 
     spec: PolicySpec
@@ -47,19 +49,19 @@ class Checkpoint(ByValue):
     observation_normalizer: Normalizer
     action_normalizer: Normalizer
     info: dict[str, Any]
+    stored: torch.dtype = torch.float16
 
     def save(self, folder: str | Path) -> None:
-        """Writes (or replaces) the checkpoint.  Weights are stored in half precision: half the size, and
-        far finer than what closed-loop scores can tell apart.
+        """Writes (or replaces) the checkpoint.
 
         Raises:
             InputError: a weight isn't finite; nothing is written.
         """
         folder = Path(folder)
-        weights = {name: w.detach().to("cpu", torch.float16).contiguous() for name, w in self.weights.items()}
+        weights = {name: w.detach().to("cpu", self.stored).contiguous() for name, w in self.weights.items()}
         for name, weight in weights.items():
             if not weight.isfinite().all():
-                raise InputError(f"weight {name} isn't finite in half precision: the old checkpoint stays")
+                raise InputError(f"weight {name} isn't finite as {self.stored}: the old checkpoint stays")
         content = safetensors.torch.save(weights)
         digest = hashlib.sha256(content).hexdigest()
         file_name = f"weights-{digest[:8]}.safetensors"
@@ -103,14 +105,14 @@ class Checkpoint(ByValue):
         while True:
             about = read_description(folder)
             try:
-                weights = _read_weights(folder / about.weights_file, about.sha256)
+                weights, stored = _read_weights(folder / about.weights_file, about.sha256)
             except InputError:
                 if about.sha256 == before:
                     raise
                 before = about.sha256  # a writer may have replaced it meanwhile
                 continue
             normalizers = about.observation_normalizer, about.action_normalizer
-            return Checkpoint(about.spec, weights, *normalizers, about.info)
+            return Checkpoint(about.spec, weights, *normalizers, about.info, stored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +212,7 @@ def _require_shallow(value: Any) -> None:
     raise InputError(f"its values are nested more than {DEEPEST} deep")
 
 
-def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+def _read_weights(path: Path, sha256: str) -> tuple[dict[str, Tensor], torch.dtype]:
     if not path.exists():
         raise InputError(f"{path} is missing: copy the whole checkpoint folder again")
     require_regular(path, LARGEST_WEIGHTS)
@@ -222,9 +224,17 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         stored = safetensors.torch.load(content)
     except Exception as error:  # its own kind, and any that a damaged header leads to
         raise InputError(f"{path} is no safetensors file ({error!s:.100}): copy the checkpoint again")
-    weights = {}
-    for name, weight in stored.items():
-        if not weight.is_floating_point() or not weight.float().isfinite().all():
-            raise InputError(f"{path}: {name!r:.80} has values that aren't finite numbers: train it again")
-        weights[name] = weight.float()
-    return weights
+    weights = {name: finite_weight(name, weight, path) for name, weight in stored.items()}
+    single = any(weight.dtype == torch.float32 for weight in stored.values())
+    return weights, torch.float32 if single else torch.float16
+
+
+def finite_weight(name: str, weight: Tensor, path: Path) -> Tensor:
+    """A weight of a file as float32.
+
+    Raises:
+        InputError: it isn't made of finite numbers.
+    """
+    if not weight.is_floating_point() or not weight.float().isfinite().all():
+        raise InputError(f"{path}: {name!r:.80} has values that aren't finite numbers: train it again")
+    return weight.float()

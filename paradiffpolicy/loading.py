@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .calibration import calibrated, kept_windows
-from .checkpoint import Checkpoint
 from .clock import MonotonicClock
 from .errors import InputError
 from .files import located
+from .interchange.reading import read_checkpoint
 from .policy import Policy
 from .presets import preset
 from .sampling.capture.backends import default_cache
@@ -39,9 +39,11 @@ def load_policy(
     torch.Size([1, 8, 2])
 
     Args:
-        folder: the checkpoint's; the shipped PushT policy unless given.
-        sampler: a preset's name (``presets``), or settings as ``make_sampler`` takes them; a window that is
-            ``auto`` is chosen here, in some ten seconds where this machine's times aren't known yet.
+        folder: the checkpoint's, the shipped PushT policy unless given; or LeRobot's folder or Hub id, or
+            diffusion_policy's ``.ckpt`` file (``interchange``).
+        sampler: a preset's name (``presets``; ``native`` is what the checkpoint says), or settings as
+            ``make_sampler`` takes them; a window that is ``auto`` is chosen here, in some ten seconds where
+            this machine's times aren't known yet.
         n_action_steps: Ta, actions executed per plan; None: as in training.
         capture: ``auto`` (CUDA graphs on a GPU, OpenVINO on a CPU), another backend's name, or ``eager``.
         precision: ``f32``, ``bf16``, ``f16``, or ``int8`` weights; ``auto``: see ``Policy.captured``.
@@ -56,7 +58,7 @@ def load_policy(
         raise InputError(f"{folder=!r:.40} must be a path, and {sampler=!r:.40} a name or settings")
     if not isinstance(warm_up, bool):
         raise InputError(f"{warm_up=!r:.40} must be true or false")
-    checkpoint = Checkpoint.load(located(folder))
+    checkpoint = read_checkpoint(located(folder))
     if n_action_steps is not None:
         checkpoint = checkpoint.with_spec(n_action_steps=n_action_steps)
     settings = preset(sampler) if isinstance(sampler, str) else dict(sampler)

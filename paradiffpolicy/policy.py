@@ -234,7 +234,8 @@ class Policy:
         threshold: Threshold = unbounded if self.spec.clip is None else Clip(self.spec.clip)
         if self.dynamic_threshold is not None:
             threshold = DynamicThreshold(self.dynamic_threshold)
-        return Denoiser(self.network, self.schedule, self.spec.prediction, threshold)
+        keeps = self.sampler.keeps_epsilon
+        return Denoiser(self.network, self.schedule, self.spec.prediction, threshold, keeps)
 
     @cached_property
     def driver(self) -> Driver:
@@ -261,7 +262,8 @@ class Policy:
             return DenoiserNetwork(self.denoiser, tableau, torch.zeros((), device=self.device), trunk)
 
         def identity() -> str:
-            return fingerprint(self.model.digest, self.spec, self.denoiser.threshold, precision)
+            bounds = self.denoiser.threshold, self.denoiser.keeps_epsilon
+            return fingerprint(self.model.digest, self.spec, bounds, precision)
 
         return Executor(
             self.driver,

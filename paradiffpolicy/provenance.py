@@ -107,17 +107,20 @@ def code_sha256() -> str:
 
 def about(checkpoint: Path | None, /, **settings: Any) -> dict[str, Any]:
     """The head of a report: the command, the day, the hash of the code, the settings given, machine,
-    versions; of a checkpoint also its path, the hash of its weights, the data that they were trained on."""
+    versions; of a checkpoint also its path, the hash of its weights (of all of it, if it is another
+    project's), the data that they were trained on."""
     program = Path(sys.argv[0]).name.replace("__main__.py", "paradiffpolicy")
     head: dict[str, Any] = {
         "command": shlex.join([program, *sys.argv[1:]]),
         "date": f"{datetime.date.today()}",
     }
     if checkpoint is not None:
-        description = json.loads((checkpoint / "policy.json").read_text())
+        described = checkpoint / "policy.json"
+        description = json.loads(described.read_text()) if described.exists() else {}
+        weights = checkpoint / description["weights"]["file"] if description else checkpoint
         head |= {
             "checkpoint": str(checkpoint),
-            "weights_sha256": sha256(checkpoint / description["weights"]["file"]),
+            "weights_sha256": sha256(weights),
             "data": description.get("info", {}).get("dataset"),
         }
     code = {"code_sha256": code_sha256()}

@@ -32,8 +32,10 @@ class PolicySpec:
     """Describes a policy but for its weights: enough to rebuild it from a checkpoint.
 
     ``T = horizon``, ``To = n_obs_steps``, ``Ta = n_action_steps``.  A plan's step 0 lies at the
-    oldest observation of the window; executed are steps ``To - 1 … To - 2 + Ta``.  ``control_hz`` are
-    the demonstrations' steps per second, and so a plan's.
+    oldest observation of the window; executed are steps ``To - 1 … To - 2 + Ta``, or from ``first_executed``
+    on, the step for the newest observation, if that is given.  ``control_hz`` are the demonstrations' steps
+    per second, and so a plan's.  ``sampler`` are the settings, as ``make_sampler`` takes them, that plans are
+    meant to be sampled with; empty: DDPM's.
     ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
     with some can be guided (``diffusion.guidance``).  ``student_timesteps``, falling, are all that a
     distilled network was trained at (``training.distillation``); empty: it wasn't distilled.  ``network`` is
@@ -51,6 +53,7 @@ class PolicySpec:
     n_obs_steps: int = 2
     horizon: int = 16
     n_action_steps: int = 8
+    first_executed: int | None = None
     down_dims: tuple[int, ...] = (256, 512, 1024)
     diffusion_step_embed_dim: int = 256
     kernel_size: int = 5
@@ -68,6 +71,7 @@ class PolicySpec:
     network: str = "unet1d"
     network_options: dict[str, Any] = field(default_factory=dict, hash=False)
     contract: Contract = field(default_factory=Contract)
+    sampler: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name, most in LARGEST.items():
@@ -93,8 +97,12 @@ class PolicySpec:
             raise InputError(f"condition_dropout={self.condition_dropout} must be at least 0 and under 1")
         if self.control_hz == 0:
             raise InputError("control_hz=0 must be above 0")
-        if not isinstance(self.network_options, dict) or not isinstance(self.contract, Contract):
-            raise InputError("network_options must be a mapping, and contract a Contract")
+        mappings = isinstance(self.network_options, dict) and isinstance(self.sampler, dict)
+        if not mappings or not isinstance(self.contract, Contract):
+            raise InputError("network_options and sampler must be mappings, and contract a Contract")
+        first = self.first_executed
+        if first is not None and (type(first) is not int or first < 0):
+            raise InputError(f"first_executed={first!r:.40} must be a whole number, not below 0")
         fields_size = contract_size(self.contract.observation)
         if self.contract.observation and fields_size not in (None, self.obs_dim):
             raise InputError(f"the contract's observation has {fields_size} numbers, obs_dim={self.obs_dim}")
@@ -111,15 +119,16 @@ class PolicySpec:
                 f"student_timesteps={times!r:.60} must be timesteps, from 0 to n_train_steps - 1"
             )
         if self.executed.stop > self.horizon:
+            begin = f"n_obs_steps={self.n_obs_steps} - 1" if first is None else f"first_executed={first}"
             raise InputError(
-                f"n_obs_steps={self.n_obs_steps} - 1 + n_action_steps={self.n_action_steps} must not be over "
-                f"horizon={self.horizon}"
+                f"{begin} + n_action_steps={self.n_action_steps} must not be over horizon={self.horizon}"
             )
 
     @property
     def executed(self) -> slice:
         """The plan's steps that a control loop executes."""
-        return slice(self.n_obs_steps - 1, self.n_obs_steps - 1 + self.n_action_steps)
+        first = self.n_obs_steps - 1 if self.first_executed is None else self.first_executed
+        return slice(first, first + self.n_action_steps)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> PolicySpec:

@@ -65,6 +65,14 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+def fixtures(name: str) -> Path:
+    """A folder of other projects' checkpoints, beside the human demonstrations' folder."""
+    folder = HUMAN_DATA.parent.parent / "fixtures" / name
+    if not folder.exists():
+        pytest.skip(f"no checkpoints to compare with at {folder} (set PARADIFFPOLICY_DATA)")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def human_data() -> Path:
     if not HUMAN_DATA.exists():

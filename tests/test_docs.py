@@ -18,6 +18,7 @@ from paradiffpolicy.registry import Registry
 from paradiffpolicy.tables import publish
 
 from .conftest import ROOT, SHIPPED, load_script
+from .foreign import ckpt, lerobot
 from .pages import PAGES, blocks, read, save_files, steps
 
 REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
@@ -72,6 +73,9 @@ def _own_registrations(monkeypatch):
 def test_code_runs(page, here):
     """In the page's order, names shared."""
     save_files(page, here)
+    if page == "docs/foreign.md":
+        lerobot(here / "pretrained_model")
+        ckpt(here / "epoch=0550-test_mean_score=0.969.ckpt")
     names: dict[str, object] = {"__name__": page}
     for match in blocks(page, "python"):
         if not match["name"] and not match["step"]:

@@ -15,6 +15,7 @@ LAYERS = [
     ["diffusion", "models"],
     ["sampling"],
     ["checkpoint"],
+    ["interchange"],
     ["observation"],
     ["policy", "session"],
     ["calibration"],

@@ -35,13 +35,18 @@ if TYPE_CHECKING:
 
 def load_policy(cfg: PolicyConfig) -> Policy:
     """The checkpoint's policy, checked against the task, with the reference sampler."""
-    from ..checkpoint import Checkpoint
+    from ..interchange.reading import read_checkpoint
+    from ..interchange.settings import IMPORTED
     from ..policy import Policy
     from ..sampling.spec import spec_sampler
 
     device = choose_device(cfg)
-    checkpoint = Checkpoint.load(locate(cfg.checkpoint, "checkpoint"))
+    checkpoint = read_checkpoint(locate(cfg.checkpoint, "checkpoint"))
     spec = checkpoint.spec
+    if spec.task == IMPORTED:
+        rate = spec.control_hz if cfg.task.control_hz is None else cfg.task.control_hz
+        agreed = replace(contract(cfg.task), observation=spec.contract.observation)
+        spec = replace(spec, task=cfg.task.name, control_hz=rate, contract=agreed)
     if spec.task != cfg.task.name:
         raise InputError(
             f"the checkpoint is for task {spec.task!r}, not {cfg.task.name!r}: another checkpoint or task"

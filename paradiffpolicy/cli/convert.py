@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 
 
 def convert(cfg: ConvertConfig) -> None:
-    """A robomimic HDF5 file to a zarr store, or back, with actions of the kind that is wanted."""
+    """A robomimic HDF5 file to a zarr store, or back, with actions of the kind that is wanted; or another
+    project's checkpoint to one of ours."""
     from tqdm import tqdm
 
     from ..collection.conversion import Conversion, chosen
     from ..data.formats.robomimic import SUFFIXES, write_robomimic
     from ..data.formats.store import write_store
+    from ..interchange.reading import PROJECTS
 
     for name in ("source", "out"):
         if getattr(cfg, name) is None:
             raise InputError(f"nothing is named by {name}: write {name}=NAME.hdf5 or {name}=NAME.zarr")
     out = Path(str(cfg.out))
+    if any(project.recognises(locate(cfg.source, "source")) for project in PROJECTS.values()):
+        convert_checkpoint(locate(cfg.source, "source"), out)
+        return
     if out.suffix not in (".zarr", *SUFFIXES):
         raise InputError(f"out={out} must end in .zarr or .hdf5, which says what to write")
     if out.exists():
@@ -65,6 +70,18 @@ def convert(cfg: ConvertConfig) -> None:
     for line in conversion.summary():
         print(line)
     print(f"{out}: {len(names)} demonstrations, {conversion.n_steps} steps, actions {conversion.actions}")
+
+
+def convert_checkpoint(source: Path, out: Path) -> None:
+    """Another project's checkpoint to a folder of ours; its weights stay float32."""
+    from ..files import require_absent
+    from ..interchange.reading import read_checkpoint
+
+    require_absent(out)
+    checkpoint = read_checkpoint(source)
+    checkpoint.save(out)
+    millions = sum(weight.numel() for weight in checkpoint.weights.values()) / 1e6
+    print(f"{out}: {millions:.1f} M weights in float32, task {checkpoint.spec.task}, from {source}")
 
 
 def open_source(path: Path, cfg: ConvertConfig) -> Source:

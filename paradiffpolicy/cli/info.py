@@ -111,11 +111,11 @@ def pictures(paths: Sequence[Path], out: str | None) -> list[Path | None]:
 def describe(path: Path, picture: Path | None) -> list[Table]:
     """Tables about a checkpoint, or about a dataset, with what is unusual in it, and a picture where one is
     wanted; raises as ``describe_path`` does."""
-    from ..checkpoint import METADATA
+    from ..interchange.reading import is_checkpoint
     from .inspecting import inspected
 
     views = describe_path(path)
-    return views if (path / METADATA).exists() else [*views, *inspected(path, picture)]
+    return views if is_checkpoint(path) else [*views, *inspected(path, picture)]
 
 
 def describe_path(path: Path) -> list[Table]:
@@ -125,13 +125,14 @@ def describe_path(path: Path) -> list[Table]:
         InputError: there is nothing, it is none of these, or it is damaged.
     """
     from ..checkpoint import METADATA
+    from ..interchange.reading import is_checkpoint
 
     if not path.exists():
         raise InputError(
             f"nothing at {path}: name a zarr store, a robomimic HDF5 file or a checkpoint's folder"
         )
-    if (path / METADATA).exists():
-        return describe_checkpoint(path)
+    if is_checkpoint(path):
+        return describe_checkpoint(path) if (path / METADATA).exists() else describe_imported(path)
     if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", "data", "meta")):
         raise InputError(
             f"{path} is neither a zarr store nor a checkpoint (it has no {METADATA}): name such a folder"
@@ -162,6 +163,18 @@ def describe_checkpoint(path: Path) -> list[Table]:
             },
         )
     ]
+
+
+def describe_imported(path: Path) -> list[Table]:
+    """What another project's checkpoint says of itself.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    from ..interchange.reading import read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    return [pairs(f"checkpoint {path}", {**asdict(checkpoint.spec), **checkpoint.info["origin"]})]
 
 
 def describe_store(path: Path) -> list[Table]:

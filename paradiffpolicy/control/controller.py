@@ -385,7 +385,7 @@ class Controller:
         # It acts from now until the next plan, which is asked for later, is here.
         until = asked + self._ask_every + max(self._delays)
         first, last = (
-            self._grid.steps(tick - reply.tick)[0] + self.spec.n_obs_steps - 1 for tick in (index, until - 1)
+            self._grid.steps(tick - reply.tick)[0] + self.spec.executed.start for tick in (index, until - 1)
         )
         faults = self._watchdog.check_plan(reply, slice(first, last + 1 + bool(self._grid.between.reach)))
         self.record.add_plan(

@@ -78,7 +78,7 @@ class Watchdog:
         self._low, self._high = checked_limits(limits, spec.action_dim)
         self._bounds = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
         self._observed, self._planned = (spec.obs_dim,), (spec.horizon, spec.action_dim)
-        self._executed_from = spec.n_obs_steps - 1
+        self._executed_from = spec.executed.start
         self._max_observation_age, self._planner_timeout = max_observation_age, planner_timeout
         self.max_plan_age = math.inf if max_plan_age is None else max_plan_age
         self._frozen_after = frozen_after

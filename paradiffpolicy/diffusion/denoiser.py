@@ -166,12 +166,16 @@ class Denoiser:
         schedule: the schedule that it was trained on.
         prediction: a name in ``PREDICTIONS``, or a ``Prediction``.
         threshold: bounds x0_hat.
+        keeps_epsilon: for DDIM on a list of timesteps: x0_hat is put off its bound by as much as makes the
+            step to the next timestep one with the bounded x0_hat and the network's own epsilon
+            (``use_clipped_model_output=False`` of diffusers).
     """
 
     network: Network
     schedule: NoiseSchedule
     prediction: str | Prediction = "epsilon"
     threshold: Threshold = Clip()
+    keeps_epsilon: bool = False
 
     def __post_init__(self) -> None:
         prediction_of(self.prediction)
@@ -192,7 +196,13 @@ class Denoiser:
 
     def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """``x`` ``[batch, T, A]``, ``t`` ``[batch]`` in x's dtype, ``condition`` ``[batch, G]``."""
-        return self.threshold(self.raw(x, t, condition))
+        raw = self.raw(x, t, condition)
+        bounded = self.threshold(raw)
+        return self.with_epsilon(raw, bounded, t) if self.keeps_epsilon else bounded
+
+    def with_epsilon(self, raw: Tensor, bounded: Tensor, t: Tensor) -> Tensor:
+        """The x0_hat in place of ``bounded`` that keeps the network's epsilon."""
+        raise InputError("keeps_epsilon is of DDIM's steps on a list of timesteps: another driver")
 
     def bind(self, condition: Tensor) -> BoundDenoise:
         """Fixes ``condition`` ``[batch, G]`` for one plan."""
@@ -207,7 +217,9 @@ class Denoiser:
         """
         network, time = self.network, timesteps.to(like)
         alpha, sigma = (values.to(like) for values in self.levels(timesteps))
-        known: Any = {"schedule": self.schedule, "prediction": self.prediction, "threshold": self.threshold}
+        known: Any = {name: getattr(self, name) for name in ("schedule", "prediction", "threshold")}
+        if self.keeps_epsilon:
+            known |= {"keeps_epsilon": True, "excess": self._excess(timesteps).to(like)}
         if not isinstance(network, SplitNetwork):
 
             def whole(x: Tensor, node: Tensor, condition: Tensor) -> Tensor:
@@ -221,6 +233,18 @@ class Denoiser:
 
         return NodeDenoiser(split, alpha_at=alpha, sigma_at=sigma, film=network.condition_film, **known)
 
+    def _excess(self, timesteps: Tensor) -> Tensor:
+        r"""``[N]``, w in ``D = bounded + w (bounded - raw)``, from DDIM's step with both:
+
+        ``alpha' bounded + sigma' eps = alpha' D + sigma' (x - alpha D) / sigma``, where ``x = alpha raw +
+        sigma eps``; hence ``w = k / (alpha' - k)`` with ``k = alpha sigma' / sigma``.
+        """
+        alpha, sigma = self.levels(timesteps)
+        one, zero = torch.ones_like(alpha[:1]), torch.zeros_like(alpha[:1])
+        next_alpha, next_sigma = torch.cat((alpha[1:], one)), torch.cat((sigma[1:], zero))
+        k = alpha * next_sigma / sigma
+        return k / (next_alpha - k)
+
 
 @dataclass(frozen=True, eq=False)
 class NodeDenoiser(Denoiser):
@@ -230,11 +254,17 @@ class NodeDenoiser(Denoiser):
     Attributes:
         alpha_at, sigma_at: ``[N]``, of the nodes.
         film: conditions ``[batch, G]`` to what the network takes; None: itself.
+        excess: ``[N]``, how far beyond its bound x0_hat goes to keep epsilon, in what the bound cut off.
     """
 
     alpha_at: Tensor = field(kw_only=True)
     sigma_at: Tensor = field(kw_only=True)
     film: Callable[[Tensor], Tensor] | None = None
+    excess: Tensor | None = None
+
+    def with_epsilon(self, raw: Tensor, bounded: Tensor, t: Tensor) -> Tensor:
+        assert self.excess is not None
+        return bounded + per_row(self.excess.index_select(0, t), raw) * (bounded - raw)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.alpha_at.index_select(0, t), self.sigma_at.index_select(0, t)

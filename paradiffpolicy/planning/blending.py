@@ -57,14 +57,14 @@ class Grid:
 
     def step(self, plan_tick: int, tick: int) -> int:
         """The step of a plan for ``plan_tick`` that is due at ``tick``; -1 if it has none."""
-        step = self.steps(tick - plan_tick)[0] + self.spec.n_obs_steps - 1
+        step = self.steps(tick - plan_tick)[0] + self.spec.executed.start
         return step if 0 <= step < self.spec.horizon else -1
 
     def command(self, plan: PlanReply, tick: int) -> tuple[int, NDArray[np.float64] | None]:
         """The step of a plan that is due at ``tick``, and the command ``[A]`` then; ``-1, None`` if it has
         none."""
         whole, fraction = self.steps(tick - plan.tick)
-        step = whole + self.spec.n_obs_steps - 1
+        step = whole + self.spec.executed.start
         if not 0 <= step < self.spec.horizon:
             return -1, None
         return step, self.between(plan.actions, step, fraction)
@@ -194,7 +194,7 @@ class RealTimeChunking(Latest):
         later, fraction = grid.steps(tick - self.plan.tick)
         steps = self._steps + later
         has = (steps >= 0) & (steps < spec.horizon)
-        certain = grid.steps(delay - 1)[0] + spec.n_obs_steps - 1 + (grid.between.reach if delay else 0)
+        certain = grid.steps(delay - 1)[0] + spec.executed.start + (grid.between.reach if delay else 0)
         weight = self._decay[np.clip(self._steps - certain, 0, spec.horizon)] * has
         kept = self.plan.actions[np.clip(steps, 0, spec.horizon - 1)]
         if fraction and grid.between.reach:

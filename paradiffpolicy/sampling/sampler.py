@@ -35,11 +35,13 @@ class Sampler:
         tableau: the solver.
         driver: solves the table's equations.
         start: the noise, and the first guess, of a solution.
+        keeps_epsilon: whether the denoiser must keep the network's epsilon (``Denoiser.keeps_epsilon``).
     """
 
     tableau: Tableau
     driver: Driver
     start: Start = cold_start
+    keeps_epsilon: bool = False
 
     def __repr__(self) -> str:
         noise = "stochastic" if self.tableau.stochastic else "deterministic"
@@ -91,6 +93,7 @@ def make_sampler(
     driver: str | type | Driver = "sequential",
     start: str | Start | None = None,
     executed: slice = slice(None),
+    keeps_epsilon: bool = False,
     **driver_options: Any,
 ) -> Sampler:
     """Makes a sampler of names, or of objects of one's own.
@@ -102,6 +105,8 @@ def make_sampler(
         driver: a name in ``DRIVERS``, a class like those, or a driver that is ready to be called.
         start: a name in ``STARTS``, or a function like those; None: the driver's usual one.
         executed: a sample's steps that will be executed, which a ``plan_tolerance`` is about.
+        keeps_epsilon: of ``ddim``: a step's epsilon is the network's, also where x0 was bounded, as in
+            diffusers' DDIM by default, and so in LeRobot; False: the one that the bounded x0 means.
         driver_options: the driver's attributes; ``evaluate`` by a name in ``EVALUATES``.
 
     Raises:
@@ -135,7 +140,9 @@ def make_sampler(
             "start='warm_same_noise' uses the last plan's noise again, on which its guess depends; driver "
             "'speculative' needs noise that its guess doesn't know: start='warm' or 'cold'"
         )
-    return Sampler(tableau, built, begins)
+    if not isinstance(keeps_epsilon, bool) or (keeps_epsilon and (solver != "ddim" or tableau.stochastic)):
+        raise InputError(f"keeps_epsilon={keeps_epsilon!r:.40} must be true, with solver 'ddim', or false")
+    return Sampler(tableau, built, begins, keeps_epsilon)
 
 
 def _driver(driver: str | type | Driver, executed: slice, options: Mapping[str, Any]) -> Driver:

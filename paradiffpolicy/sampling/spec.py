@@ -20,14 +20,14 @@ def spec_schedule(spec: PolicySpec) -> NoiseSchedule:
 
 
 def spec_sampler(spec: PolicySpec, **settings: Any) -> Sampler:
-    """A sampler for a spec's policies; ``settings`` as ``make_sampler`` takes them, by default DDPM's, or one
-    network call for a student.
+    """A sampler for a spec's policies; ``settings`` as ``make_sampler`` takes them, by default the spec's, or
+    one network call for a student.
 
     Raises:
         InputError: a setting is unusable.
     """
-    if spec.student_timesteps and not settings:
-        settings = ONE_CALL
+    if not settings:
+        settings = ONE_CALL if spec.student_timesteps else spec.sampler
     return make_sampler(spec_schedule(spec), executed=spec.executed, **settings)
 
 

@@ -261,7 +261,7 @@ class RerunView(Closing):
         """Sends a plan at the tick of its first action."""
         self._stream.log("timing/latency", self._rr.Scalars(1e3 * plan.latency))
         self._stream.log("timing/delay", self._rr.Scalars(float(tick.index - plan.tick + plan.waited)))
-        ahead = plan.actions[self._spec.n_obs_steps - 1 :]
+        ahead = plan.actions[self._spec.executed.start :]
         if self._project is not None:
             points = self._project(ahead)
             line = self._rr.LineStrips2D([points], radii=1.0, colors=[PLANNED])

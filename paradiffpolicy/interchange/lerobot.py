@@ -1,0 +1,218 @@
+"""Reads checkpoints of LeRobot, 0.3 to 0.6: folders of its ``diffusion`` policies that observe states."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from ..checkpoint import Checkpoint, finite_weight
+from ..data.normalizer import Normalizer
+from ..errors import InputError, first_line
+from ..files import exists, require_regular
+from ..models.networks import check_weights
+from ..task import Contract, ObservationField
+from ..types import PolicySpec
+from .settings import IMPORTED, Settings, scheduler_fields
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+LARGEST_JSON, LARGEST_WEIGHTS = 2**22, 2**36
+"""Bytes that are read at most."""
+ORDER = {"STATE": 0, "ENV": 1}
+"""Kinds of observations, as they follow each other in the condition."""
+RANGES = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
+"""What a normalization maps to -1 and 1."""
+EPS = 1e-8
+
+
+def recognises(path: Path) -> bool:
+    """Whether a path may be such a checkpoint."""
+    return exists(path / CONFIG)
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises:
+        InputError: it is damaged, or has something that isn't known here; the message names it.
+    """
+    config = Settings(read_json(path, CONFIG), str(path / CONFIG))
+    spec, features = described(config)
+    tensors = read_tensors(path, WEIGHTS)
+    stats = {**_old_statistics(tensors), **_statistics(path)}
+    prefix = re.compile(r"(?:_orig_mod\.)?diffusion\.(?:_orig_mod\.)?unet\.")
+    stored = {our_name(prefix.sub("", key)): value for key, value in tensors.items() if prefix.match(key)}
+    check_weights(spec, stored)
+    weights = {name: finite_weight(name, each, path / WEIGHTS) for name, each in stored.items()}
+    old = any(key.startswith("normalize_inputs.") for key in tensors)
+    mapping = config.get("normalization_mapping", dict)
+    observed = [_normalizer(key, kind, size, mapping, stats, old, path) for key, kind, size in features]
+    action = _normalizer("action", "ACTION", spec.action_dim, mapping, stats, old, path)
+    parts = (torch.cat([getattr(each, name) for each in observed]) for name in ("scale", "offset"))
+    info = {"origin": {"project": "lerobot", "file": path.name}}
+    return Checkpoint(spec, weights, Normalizer(*parts), action, info, torch.float32)
+
+
+def described(config: Settings) -> tuple[PolicySpec, list[tuple[str, str, int]]]:
+    """The spec that a config means, and its observations: key, kind and size, in the condition's order.
+
+    Raises:
+        InputError: the policy, or an option of it, isn't known here.
+    """
+    kind = config.get("type", str)
+    if kind != "diffusion":
+        raise config.refused("type", kind, "only diffusion policies are read")
+    features = []
+    for key, feature in config.get("input_features", dict).items():
+        about = Settings(feature, f"{config.where}, input_features.{key}")
+        kind, shape = about.get("type", str), about.get("shape", list)
+        if kind == "VISUAL":
+            raise config.refused("input_features", key, "policies that see images aren't supported")
+        if kind not in ORDER or len(shape) != 1 or type(shape[0]) is not int:
+            raise config.refused(f"input_features.{key}", feature, "STATE and ENV vectors are known")
+        features.append((key, kind, shape[0]))
+    features.sort(key=lambda feature: ORDER[feature[1]])
+    if len({kind for _, kind, _ in features}) != len(features) or not features:
+        raise config.refused(
+            "input_features", [key for key, *_ in features], "one STATE and one ENV are known"
+        )
+    action = Settings(config.get("output_features", dict), config.where).part("action").get("shape", list)
+    fields = tuple(ObservationField(key, shape=(size,)) for key, _, size in features)
+    spec = PolicySpec(
+        task=IMPORTED,
+        obs_dim=sum(size for *_, size in features),
+        action_dim=action[0] if len(action) == 1 else -1,
+        n_obs_steps=config.get("n_obs_steps", int),
+        horizon=config.get("horizon", int),
+        n_action_steps=config.get("n_action_steps", int),
+        down_dims=tuple(config.get("down_dims", list)),
+        diffusion_step_embed_dim=config.get("diffusion_step_embed_dim", int),
+        kernel_size=config.get("kernel_size", int),
+        n_groups=config.get("n_groups", int),
+        cond_predict_scale=config.get("use_film_scale_modulation", bool),
+        contract=Contract(fields),
+        **scheduler_fields(
+            config,
+            config.get("noise_scheduler_type", str),
+            config.get("num_inference_steps", int | None, None),
+        ),
+    )
+    return spec, features
+
+
+def our_name(name: str) -> str:
+    """A weight's name here: diffusion_policy's, of which LeRobot renamed some."""
+    name = re.sub(r"\.conv([12])\.block\.", lambda found: f".blocks.{int(found[1]) - 1}.block.", name)
+    return re.sub(r"^((?:down|up)_modules\.\d+\.2)\.(weight|bias)$", r"\1.conv.\2", name)
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """A JSON file in a folder.
+
+    Raises:
+        InputError: it is missing, too large, or no JSON.
+    """
+    path = inside(folder, name)
+    require_regular(path, LARGEST_JSON)
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path} can't be read ({first_line(error):.160}): copy the checkpoint again")
+
+
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file in a folder.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = inside(folder, name)
+    require_regular(path, LARGEST_WEIGHTS)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
+    except Exception as error:  # its own kind, and any that a damaged header leads to
+        raise InputError(
+            f"{path} is no safetensors file ({first_line(error):.100}): copy the checkpoint again"
+        )
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file's path in a folder.
+
+    Raises:
+        InputError: it isn't there, or leads out of the folder (but to the blobs of a Hub's cache).
+    """
+    path = folder / name
+    if Path(name).name != name or not exists(path):
+        raise InputError(f"{path} is missing: copy the whole checkpoint folder again")
+    real, blobs = path.resolve(), folder.resolve().parent.parent / "blobs"
+    if real.parent not in (folder.resolve(), blobs):
+        raise InputError(f"{path} leads out of its folder, to {real}: copy the file there")
+    return path
+
+
+def _statistics(folder: Path) -> dict[str, Tensor]:
+    """``<feature>.<statistic>`` of the processors' files, which 0.4 and later write."""
+    found: dict[str, Tensor] = {}
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        if not exists(folder / name):
+            continue
+        about = Settings(read_json(folder, name), str(folder / name))
+        for step in about.get("steps", list):
+            steps = Settings(step, about.where)
+            if steps.get("registry_name", str, "") in ("normalizer_processor", "unnormalizer_processor"):
+                found |= read_tensors(folder, steps.get("state_file", str))
+            elif steps.get("registry_name", str, "") == "rename_observations_processor":
+                renamed = steps.get("config", dict, {}).get("rename_map", {})
+                if renamed:
+                    raise about.refused("rename_map", renamed, "rename the observations yourself")
+    return found
+
+
+def _old_statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same of 0.3's buffers, whose names have ``_`` for ``.``."""
+    found = {}
+    for key, value in tensors.items():
+        part = re.fullmatch(r"(?:normalize_inputs|unnormalize_outputs)\.buffer_(\w+)\.(\w+)", key)
+        if part:
+            found[f"{part[1]}.{part[2]}"] = value
+    return found
+
+
+def _normalizer(
+    key: str,
+    kind: str,
+    size: int,
+    mapping: dict[str, Any],
+    stats: dict[str, Tensor],
+    old: bool,
+    path: Path,
+) -> Normalizer:
+    """One feature's.  A kind that the mapping lacks isn't normalized."""
+    mode = mapping.get(kind, "IDENTITY")
+    one = torch.ones(size, dtype=torch.float64)
+    if mode == "IDENTITY":
+        return Normalizer(one, 0 * one)
+    if mode not in (*RANGES, "MEAN_STD"):
+        raise InputError(f"{path}: normalization_mapping.{kind}={mode!r:.40} isn't known")
+
+    def statistic(name: str) -> Tensor:
+        names = (f"{key}.{name}", f"{key.replace('.', '_')}.{name}")
+        values = next((stats[each] for each in names if each in stats), None)
+        if values is None or tuple(values.shape) != (size,):
+            raise InputError(f"{path} has no statistic {key}.{name} of {size} numbers, its normalizer's")
+        return finite_weight(names[0], values, path).double()
+
+    if mode == "MEAN_STD":
+        scale = 1 / (statistic("std") + EPS)
+        return Normalizer(scale, -statistic("mean") * scale)
+    low, high = (statistic(name) for name in RANGES[mode])
+    width = high - low
+    width = width + EPS if old else torch.where(width == 0, EPS, width)
+    return Normalizer(2 / width, -2 * low / width - 1)

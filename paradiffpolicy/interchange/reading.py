@@ -1,0 +1,36 @@
+"""Checkpoints of any known project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from ..checkpoint import METADATA, Checkpoint
+from ..errors import InputError
+from ..files import exists
+from . import diffusion_policy, lerobot
+
+PROJECTS: dict[str, ModuleType] = {"diffusion_policy": diffusion_policy, "lerobot": lerobot}
+"""Other projects' checkpoints: each module ``recognises`` a path and can ``read`` it."""
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path may be a checkpoint of any of them, or of ours."""
+    return exists(path / METADATA) or any(project.recognises(path) for project in PROJECTS.values())
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint: a folder of ours or of LeRobot's, or a file of diffusion_policy's.
+
+    Raises:
+        InputError: there is none, it is damaged, or has something that isn't known here.
+    """
+    path = Path(path)
+    if exists(path) and not exists(path / METADATA):
+        for project in PROJECTS.values():
+            if project.recognises(path):
+                checkpoint: Checkpoint = project.read(path)
+                return checkpoint
+        known = f"a folder with {METADATA} or LeRobot's {lerobot.CONFIG}, or diffusion_policy's .ckpt"
+        raise InputError(f"{path!s:.200} is no checkpoint that is known here: name {known}")
+    return Checkpoint.load(path)

@@ -1,0 +1,139 @@
+"""Writes checkpoints in the layouts of other projects, from their published names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from paradiffpolicy.models.networks import build_network
+from paradiffpolicy.types import PolicySpec
+
+SPEC = PolicySpec(
+    "pusht_lowdim",
+    obs_dim=5,
+    action_dim=2,
+    horizon=8,
+    n_action_steps=4,
+    down_dims=(8, 16),
+    diffusion_step_embed_dim=8,
+    n_groups=4,
+)
+THEIRS = "diffusion_policy.policy.diffusion_unet_lowdim_policy.DiffusionUnetLowdimPolicy"
+
+
+def weights(obs_dim: int = 5) -> dict[str, torch.Tensor]:
+    """Of a network of ``SPEC``'s, for so many numbers observed."""
+    torch.manual_seed(0)
+    return dict(build_network(replace(SPEC, obs_dim=obs_dim)).state_dict())
+
+
+def ckpt(path: Path, tensors=None, content=None, **changes) -> Path:
+    """A file of diffusion_policy's layout; its config is a plain mapping, which omegaconf's would become."""
+    cfg = {
+        "policy": {
+            "_target_": THEIRS,
+            "model": {
+                "_target_": "diffusion_policy.model.diffusion.conditional_unet1d.ConditionalUnet1D",
+                "local_cond_dim": None,
+                "down_dims": [8, 16],
+                "diffusion_step_embed_dim": 8,
+                "kernel_size": 5,
+                "n_groups": 4,
+                "cond_predict_scale": True,
+            },
+            "noise_scheduler": {
+                "_target_": "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
+                "num_train_timesteps": 100,
+                "beta_schedule": "squaredcos_cap_v2",
+                "variance_type": "fixed_small",
+                "clip_sample": True,
+                "prediction_type": "epsilon",
+            },
+            "horizon": 8,
+            "obs_dim": 5,
+            "action_dim": 2,
+            "n_action_steps": 4,
+            "n_obs_steps": 2,
+            "num_inference_steps": 100,
+            "obs_as_local_cond": False,
+            "obs_as_global_cond": True,
+            "pred_action_steps_only": False,
+            "oa_step_convention": True,
+        },
+        "training": {"use_ema": True},
+        "task": {"name": "stacking"},
+    }
+    for name, value in changes.items():
+        place = cfg
+        *parents, last = name.split("__")
+        for parent in parents:
+            place = place[parent]
+        if value is None and last != "local_cond_dim":
+            del place[last]
+        else:
+            place[last] = value
+    if tensors is None:
+        tensors = {f"model.{name}": each for name, each in weights().items()}
+        for part, size in (("obs", 5), ("action", 2)):
+            tensors[f"normalizer.params_dict.{part}.scale"] = torch.full((size,), 0.5)
+            tensors[f"normalizer.params_dict.{part}.offset"] = torch.full((size,), 0.25)
+    payload = {"cfg": cfg, "state_dicts": {"model": {}, "ema_model": tensors}, "pickles": {"epoch": b"\x80"}}
+    torch.save(payload if content is None else content, path, pickle_protocol=2)
+    return path
+
+
+def lerobot(folder: Path, old: bool = False, tensors=None, **changes) -> Path:
+    """A folder of LeRobot's layout: of 0.4 and later, or (``old``) of 0.3."""
+    folder.mkdir(parents=True)
+    config = {
+        "type": "diffusion",
+        "n_obs_steps": 2,
+        "horizon": 8,
+        "n_action_steps": 4,
+        "input_features": {
+            "observation.environment_state": {"type": "ENV", "shape": [3]},
+            "observation.state": {"type": "STATE", "shape": [2]},
+        },
+        "output_features": {"action": {"type": "ACTION", "shape": [2]}},
+        "normalization_mapping": {"STATE": "MIN_MAX", "ACTION": "MEAN_STD"},
+        "down_dims": [8, 16],
+        "kernel_size": 5,
+        "n_groups": 4,
+        "diffusion_step_embed_dim": 8,
+        "use_film_scale_modulation": True,
+        "noise_scheduler_type": "DDPM",
+        "num_train_timesteps": 100,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "epsilon",
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+        "num_inference_steps": None,
+    }
+    config |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    stored = {f"diffusion.unet.{renamed(name)}": each for name, each in (tensors or weights()).items()}
+    state = {"min": torch.tensor([-1.0, 2.0]), "max": torch.tensor([3.0, 2.0])}
+    action = {"mean": torch.tensor([1.0, 2.0]), "std": torch.tensor([0.5, 4.0])}
+    if old:
+        stored |= {f"normalize_inputs.buffer_observation_state.{k}": v for k, v in state.items()}
+        stored |= {f"unnormalize_outputs.buffer_action.{k}": v for k, v in action.items()}
+    else:
+        values = {f"observation.state.{k}": v for k, v in state.items()}
+        values |= {f"action.{k}": v for k, v in action.items()}
+        safetensors.torch.save_file(values, folder / "state.safetensors")
+        step = {"registry_name": "normalizer_processor", "config": {}, "state_file": "state.safetensors"}
+        (folder / "policy_preprocessor.json").write_text(json.dumps({"name": "p", "steps": [step]}))
+    safetensors.torch.save_file(stored, folder / "model.safetensors")
+    return folder
+
+
+def renamed(name: str) -> str:
+    """A weight's name as LeRobot has it."""
+    for k in (0, 1):
+        name = name.replace(f".blocks.{k}.block.", f".conv{k + 1}.block.")
+    parts = name.split(".")
+    return name.replace(".2.conv.", ".2.") if parts[0] in ("down_modules", "up_modules") else name
