@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..task import Contract
     from ..types import PolicySpec
     from .parts import DeviceConfig, MachineConfig, PolicyConfig, SamplersConfig, TaskConfig, TaskedConfig
+    from .schema import ExportConfig
 
 # -------------------------------------------------------------------------------------------- policies
 
@@ -109,7 +110,7 @@ def sampling_policy(cfg: PolicyConfig, name: str, policy: Policy) -> Policy:
     return sampled(cfg, name, policy)
 
 
-def student_policy(cfg: PolicyConfig, name: str, policy: Policy, folder: str) -> Policy:
+def student_policy(cfg: PolicyConfig | ExportConfig, name: str, policy: Policy, folder: str) -> Policy:
     """The student of a policy, in a folder in its own.
 
     Raises:
