@@ -31,6 +31,15 @@ def weights(obs_dim: int = 5) -> dict[str, torch.Tensor]:
     return dict(build_network(replace(SPEC, obs_dim=obs_dim)).state_dict())
 
 
+def ckpt_tensors(obs_dim: int) -> dict[str, torch.Tensor]:
+    """A policy's state dict as diffusion_policy has it."""
+    tensors = {f"model.{name}": each for name, each in weights(obs_dim).items()}
+    for part, size in (("obs", obs_dim), ("action", 2)):
+        tensors[f"normalizer.params_dict.{part}.scale"] = torch.full((size,), 0.5)
+        tensors[f"normalizer.params_dict.{part}.offset"] = torch.full((size,), 0.25)
+    return tensors
+
+
 def ckpt(path: Path, tensors=None, content=None, **changes) -> Path:
     """A file of diffusion_policy's layout; its config is a plain mapping, which omegaconf's would become."""
     cfg = {
@@ -76,11 +85,7 @@ def ckpt(path: Path, tensors=None, content=None, **changes) -> Path:
             del place[last]
         else:
             place[last] = value
-    if tensors is None:
-        tensors = {f"model.{name}": each for name, each in weights().items()}
-        for part, size in (("obs", 5), ("action", 2)):
-            tensors[f"normalizer.params_dict.{part}.scale"] = torch.full((size,), 0.5)
-            tensors[f"normalizer.params_dict.{part}.offset"] = torch.full((size,), 0.25)
+    tensors = tensors or ckpt_tensors(5)
     payload = {"cfg": cfg, "state_dicts": {"model": {}, "ema_model": tensors}, "pickles": {"epoch": b"\x80"}}
     torch.save(payload if content is None else content, path, pickle_protocol=2)
     return path

@@ -28,7 +28,7 @@ from paradiffpolicy.sampling.spec import spec_sampler
 from paradiffpolicy.types import Noise
 
 from .conftest import assert_close, fixtures
-from .foreign import SPEC, ckpt, lerobot, weights
+from .foreign import SPEC, ckpt, ckpt_tensors, lerobot, weights
 
 # ------------------------------------------------------------------------------------------ their plans
 
@@ -487,3 +487,14 @@ def test_a_policy_without_a_task_drives_the_one_that_is_named(tmp_path, capsys):
     assert report["checkpoint"] == str(folder) and len(report["weights_sha256"]) == 64
     command = f"evaluate task=lift checkpoint={folder} samplers=[native] seeds=1 out={tmp_path / 'other'}"
     assert main(command.split()) == 2
+
+
+def test_an_imported_policy_is_a_teacher(tmp_path, human_data, capsys):
+    tensors = ckpt_tensors(20)
+    source = ckpt(tmp_path / "theirs.ckpt", tensors, policy__obs_dim=20, task__name="pusht_lowdim")
+    command = f"distill checkpoint={source} dataset={human_data} student={tmp_path / 'student'} nodes=4"
+    command += f" run={tmp_path / 'run'} training.n_steps=2 training.batch_size=4 training.warmup_steps=1"
+    assert main([*command.split(), "evaluation.seeds=0", "augmentation=null"]) == 0, capsys.readouterr().err
+    student = Checkpoint.load(tmp_path / "student")
+    assert student.spec.student_timesteps and student.stored is torch.float16
+    assert len(student.info["teacher"]["sha256"]) == 64

@@ -18,6 +18,7 @@ from .settings import lazily
 if TYPE_CHECKING:
     import gymnasium
 
+    from ..checkpoint import Checkpoint
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
@@ -35,18 +36,12 @@ if TYPE_CHECKING:
 
 def load_policy(cfg: PolicyConfig) -> Policy:
     """The checkpoint's policy, checked against the task, with the reference sampler."""
-    from ..interchange.reading import read_checkpoint
-    from ..interchange.settings import IMPORTED
     from ..policy import Policy
     from ..sampling.spec import spec_sampler
 
     device = choose_device(cfg)
-    checkpoint = read_checkpoint(locate(cfg.checkpoint, "checkpoint"))
+    checkpoint = task_checkpoint(cfg.checkpoint, cfg.task)
     spec = checkpoint.spec
-    if spec.task == IMPORTED:
-        rate = spec.control_hz if cfg.task.control_hz is None else cfg.task.control_hz
-        agreed = replace(contract(cfg.task), observation=spec.contract.observation)
-        spec = replace(spec, task=cfg.task.name, control_hz=rate, contract=agreed)
     if spec.task != cfg.task.name:
         raise InputError(
             f"the checkpoint is for task {spec.task!r}, not {cfg.task.name!r}: another checkpoint or task"
@@ -61,6 +56,20 @@ def load_policy(cfg: PolicyConfig) -> Policy:
     policy = Policy.from_checkpoint(replace(checkpoint, spec=spec), spec_sampler(spec), device)
     guided = policy.with_guidance(cfg.guidance_scale, cfg.dynamic_threshold)
     return guided.captured(**capture_settings(cfg))
+
+
+def task_checkpoint(path: str | None, task: TaskConfig) -> Checkpoint:
+    """A checkpoint of ours or of another project; one that names no task is the given one's."""
+    from ..interchange.reading import read_checkpoint
+    from ..interchange.settings import IMPORTED
+
+    checkpoint = read_checkpoint(locate(path, "checkpoint"))
+    spec = checkpoint.spec
+    if spec.task != IMPORTED:
+        return checkpoint
+    rate = spec.control_hz if task.control_hz is None else task.control_hz
+    agreed = replace(contract(task), observation=spec.contract.observation)
+    return checkpoint.with_spec(task=task.name, control_hz=rate, contract=agreed)
 
 
 def capture_settings(cfg: MachineConfig, **changes: Any) -> dict[str, Any]:

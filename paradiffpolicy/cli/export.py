@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..files import require_absent
-from .building import locate, named_sampler, student_policy
+from .building import named_sampler, student_policy, task_checkpoint
 
 if TYPE_CHECKING:
     from ..policy import Policy
@@ -39,11 +39,10 @@ def export(cfg: ExportConfig) -> None:
 
 def exported_policy(cfg: ExportConfig) -> Policy:
     """The checkpoint's policy, or its student, with the sampler."""
-    from ..checkpoint import Checkpoint
     from ..policy import Policy
     from ..sampling.spec import spec_sampler
 
-    checkpoint = Checkpoint.load(locate(cfg.checkpoint, "checkpoint"))
+    checkpoint = task_checkpoint(cfg.checkpoint, cfg.task)
     if cfg.n_action_steps is not None:
         checkpoint = checkpoint.with_spec(n_action_steps=cfg.n_action_steps)
     own = cfg.sampler.get(cfg.sampler_name, {}).get("checkpoint")
