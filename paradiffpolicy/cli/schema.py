@@ -285,6 +285,8 @@ class ExportConfig(SamplersConfig, TaskedConfig):
           the shipped policy with rti, to outputs/export/pusht
       paradiffpolicy export task=lift sampler_name=renoised out=lift_plans
           another policy, another sampler
+      paradiffpolicy export sampler_name=student batch=4 out=plans
+          for four robots at a time, in one network call
     """
 
     out: str = out_setting("outputs/export/${task.name}", "folder to write; must not exist")
