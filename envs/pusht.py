@@ -47,6 +47,9 @@ KEYPOINTS = np.array(
 """The nine recorded keypoints in the block's frame, as the human demonstrations have them (least
 squares over the data, p99 residual 0.02 px).  They are near the T's corners, not on them."""
 
+CORNERS = np.array([BAR[i] for i in (3, 2, 1, 0)] + [STEM[i] for i in (0, 3, 2, 1)])
+"""The corners of both parts in the block's frame, in the order of gym-pusht's ``environment_state``."""
+
 T_AREA = shapely.union_all([shapely.Polygon(BAR), shapely.Polygon(STEM)])
 
 COLORS = {
@@ -103,6 +106,8 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     Observation, by ``obs_type``:
         ``state``: ``[5]``, pusher x, y, block x, y, block angle in [0, 2 pi).
         ``keypoints``: ``[20]``, nine keypoints of the block (x, y each), then the pusher's x, y.
+        ``corners``: ``[18]``, the pusher's x, y, then the eight corners of the block's parts: gym-pusht's
+            ``agent_pos`` and ``environment_state``, on which LeRobot's policies are trained.
         ``image``: dict of ``image`` ``[96, 96, 3]`` uint8 RGB and ``agent_pos`` ``[2]``.
 
     Reward: the share of the target that the block covers, over 0.95, at most 1; the episode
@@ -112,7 +117,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
 
     ``reset(seed=s)`` draws the initial state as diffusion_policy does for its seed s;
     ``reset(options={"state": [5 numbers]})`` sets it exactly, at rest.  ``info`` has what demonstrations
-    record: ``state``, ``keypoint`` ``[9, 2]``, ``n_contacts``; and ``coverage``.
+    record: ``state``, ``keypoint`` ``[9, 2]``, ``n_contacts``; and ``corners`` ``[8, 2]`` and ``coverage``.
     """
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": CONTROL_HZ}
@@ -201,6 +206,10 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         """The block's nine keypoints in the world, ``[9, 2]``."""
         return to_world(KEYPOINTS, *self._block.position, self._block.angle)
 
+    def corners(self) -> NDArray[np.float64]:
+        """The corners of the block's parts in the world, ``[8, 2]``."""
+        return to_world(CORNERS, *self._block.position, self._block.angle)
+
     def coverage(self) -> float:
         """The share of the target that the block covers."""
         block = placed_t(*self._block.position, self._block.angle)
@@ -236,6 +245,10 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
                 lambda: np.concatenate((self.keypoints().reshape(-1), np.array(self._pusher.position))),
                 spaces.Box(-reach, WORLD + reach, dtype=np.float64),
             ),
+            "corners": (
+                lambda: np.concatenate((np.array(self._pusher.position), self.corners().reshape(-1))),
+                spaces.Box(-reach[:18], WORLD + reach[:18], dtype=np.float64),
+            ),
             "image": (
                 lambda: {"image": self.picture(96), "agent_pos": np.array(self._pusher.position)},
                 spaces.Dict({"image": image, "agent_pos": pusher}),
@@ -250,6 +263,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         return {
             "state": self.state,
             "keypoint": self.keypoints(),
+            "corners": self.corners(),
             "n_contacts": np.array([self._n_contacts], dtype=np.float64),
             "coverage": coverage,
             "success": coverage > SUCCESS_COVERAGE,

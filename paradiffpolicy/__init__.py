@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .control.controller import Controller as Controller
     from .control.loop import ControlLoop as ControlLoop
     from .errors import InputError as InputError
+    from .export.folder import export_policy as export_policy
     from .loading import load_policy as load_policy
     from .models.networks import NETWORKS as NETWORKS
     from .planning.blending import BLENDINGS as BLENDINGS
@@ -48,6 +49,7 @@ PUBLIC = {
     "ControlLoop": "control.loop",
     "EnvRobot": "robots.env",
     "Checkpoint": "checkpoint",
+    "export_policy": "export.folder",
     "InputError": "errors",
     "SOLVERS": "sampling.solvers",
     "DRIVERS": "sampling.sampler",

@@ -235,6 +235,7 @@ def finite_weight(name: str, weight: Tensor, path: Path) -> Tensor:
     Raises:
         InputError: it isn't made of finite numbers.
     """
-    if not weight.is_floating_point() or not weight.float().isfinite().all():
+    # A sum is finite only if all are, and is many times faster than looking at each.
+    if not weight.is_floating_point() or not (weight.float().sum().isfinite() or weight.isfinite().all()):
         raise InputError(f"{path}: {name!r:.80} has values that aren't finite numbers: train it again")
     return weight.float()

@@ -27,7 +27,7 @@ from .diffusion.denoiser import (
 from .diffusion.guidance import check_scale
 from .diffusion.schedule import NoiseSchedule
 from .errors import LARGEST, InputError, nearest, require_count
-from .models.networks import build_network, check_weights, load_weights, usable_device, usable_network
+from .models.networks import network_with, usable_device, usable_network
 from .models.precision import FINEST_TOLERANCE, Model
 from .models.unet1d import ConditionalUnet1D
 from .observation import InvalidObservationError, Observation, observation_window
@@ -108,8 +108,7 @@ class Policy:
             InputError: the weights don't fit the checkpoint's spec, or the device is unusable.
         """
         where = usable_device(device)
-        check_weights(checkpoint.spec, checkpoint.weights)
-        network = load_weights(checkpoint.spec, build_network(checkpoint.spec), checkpoint.weights)
+        network = network_with(checkpoint.spec, checkpoint.weights)
         network = usable_network(checkpoint.spec, network.requires_grad_(False), where)
         return cls(
             checkpoint.spec,

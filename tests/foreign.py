@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -24,9 +25,19 @@ SPEC = PolicySpec(
 THEIRS = "diffusion_policy.policy.diffusion_unet_lowdim_policy.DiffusionUnetLowdimPolicy"
 
 
-def weights(seed: int = 0) -> dict[str, torch.Tensor]:
-    torch.manual_seed(seed)
-    return dict(build_network(SPEC).state_dict())
+def weights(obs_dim: int = 5) -> dict[str, torch.Tensor]:
+    """Of a network of ``SPEC``'s, for so many numbers observed."""
+    torch.manual_seed(0)
+    return dict(build_network(replace(SPEC, obs_dim=obs_dim)).state_dict())
+
+
+def ckpt_tensors(obs_dim: int) -> dict[str, torch.Tensor]:
+    """A policy's state dict as diffusion_policy has it."""
+    tensors = {f"model.{name}": each for name, each in weights(obs_dim).items()}
+    for part, size in (("obs", obs_dim), ("action", 2)):
+        tensors[f"normalizer.params_dict.{part}.scale"] = torch.full((size,), 0.5)
+        tensors[f"normalizer.params_dict.{part}.offset"] = torch.full((size,), 0.25)
+    return tensors
 
 
 def ckpt(path: Path, tensors=None, content=None, **changes) -> Path:
@@ -74,17 +85,13 @@ def ckpt(path: Path, tensors=None, content=None, **changes) -> Path:
             del place[last]
         else:
             place[last] = value
-    if tensors is None:
-        tensors = {f"model.{name}": each for name, each in weights().items()}
-        for part, size in (("obs", 5), ("action", 2)):
-            tensors[f"normalizer.params_dict.{part}.scale"] = torch.full((size,), 0.5)
-            tensors[f"normalizer.params_dict.{part}.offset"] = torch.full((size,), 0.25)
+    tensors = tensors or ckpt_tensors(5)
     payload = {"cfg": cfg, "state_dicts": {"model": {}, "ema_model": tensors}, "pickles": {"epoch": b"\x80"}}
     torch.save(payload if content is None else content, path, pickle_protocol=2)
     return path
 
 
-def lerobot(folder: Path, old: bool = False, **changes) -> Path:
+def lerobot(folder: Path, old: bool = False, tensors=None, **changes) -> Path:
     """A folder of LeRobot's layout: of 0.4 and later, or (``old``) of 0.3."""
     folder.mkdir(parents=True)
     config = {
@@ -113,7 +120,7 @@ def lerobot(folder: Path, old: bool = False, **changes) -> Path:
     }
     config |= changes
     (folder / "config.json").write_text(json.dumps(config))
-    stored = {f"diffusion.unet.{renamed(name)}": each for name, each in weights().items()}
+    stored = {f"diffusion.unet.{renamed(name)}": each for name, each in (tensors or weights()).items()}
     state = {"min": torch.tensor([-1.0, 2.0]), "max": torch.tensor([3.0, 2.0])}
     action = {"mean": torch.tensor([1.0, 2.0]), "std": torch.tensor([0.5, 4.0])}
     if old:

@@ -25,7 +25,7 @@ REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
 ROBOMIMIC = {"lift": 0.98, "can": 0.9, "square": 0.7}
 """Success that sequential DDPM must have."""
 
-OTHER_PROGRAMS = {"python", "pip", "git", "sed", "rerun"}
+OTHER_PROGRAMS = {"cmake", "git", "pip", "python", "rerun", "sed"}
 """Programs that command lines use beside ours."""
 
 PRELUDE = """

@@ -28,7 +28,7 @@ from paradiffpolicy.sampling.spec import spec_sampler
 from paradiffpolicy.types import Noise
 
 from .conftest import assert_close, fixtures
-from .foreign import SPEC, ckpt, lerobot, weights
+from .foreign import SPEC, ckpt, ckpt_tensors, lerobot, weights
 
 # ------------------------------------------------------------------------------------------ their plans
 
@@ -467,3 +467,34 @@ def test_only_what_is_wanted_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_pickle.TorchFile, "read", noted)
     checkpoint = read_checkpoint(path)
     assert len(read) == len(checkpoint.weights) + 4
+
+
+def test_a_policy_without_a_task_drives_the_one_that_is_named(tmp_path, capsys):
+    """PushT, as LeRobot's environment observes it."""
+    features = {
+        "observation.state": {"type": "STATE", "shape": [2]},
+        "observation.environment_state": {"type": "ENV", "shape": [16]},
+    }
+    settings = {"input_features": features, "normalization_mapping": {"ACTION": "MEAN_STD"}}
+    folder = lerobot(tmp_path / "policy", tensors=weights(18), **settings)
+    out = tmp_path / "report"
+    command = (
+        f"evaluate task=pusht_corners checkpoint={folder} samplers=[native,rti] reference=native seeds=1"
+    )
+    command += f" task.max_steps=8 videos=0 paced_ticks=0 latency_plans=0 capture=eager out={out}"
+    assert main(command.split()) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["checkpoint"] == str(folder) and len(report["weights_sha256"]) == 64
+    command = f"evaluate task=lift checkpoint={folder} samplers=[native] seeds=1 out={tmp_path / 'other'}"
+    assert main(command.split()) == 2
+
+
+def test_an_imported_policy_is_a_teacher(tmp_path, human_data, capsys):
+    tensors = ckpt_tensors(20)
+    source = ckpt(tmp_path / "theirs.ckpt", tensors, policy__obs_dim=20, task__name="pusht_lowdim")
+    command = f"distill checkpoint={source} dataset={human_data} student={tmp_path / 'student'} nodes=4"
+    command += f" run={tmp_path / 'run'} training.n_steps=2 training.batch_size=4 training.warmup_steps=1"
+    assert main([*command.split(), "evaluation.seeds=0", "augmentation=null"]) == 0, capsys.readouterr().err
+    student = Checkpoint.load(tmp_path / "student")
+    assert student.spec.student_timesteps and student.stored is torch.float16
+    assert len(student.info["teacher"]["sha256"]) == 64

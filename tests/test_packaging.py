@@ -20,7 +20,7 @@ LAYERS = [
     ["policy", "session"],
     ["calibration"],
     ["loading"],
-    ["planning", "training"],
+    ["planning", "training", "export"],
     ["control", "robots"],
     ["serving", "telemetry"],
     ["benchmarks"],

@@ -205,3 +205,19 @@ def test_the_goal_is_its_own_mirror_image():
     twice = mirrored(mirrored(episode))
     np.testing.assert_allclose(twice["state"], state)
     np.testing.assert_allclose(twice["action"], state[:, :2])
+
+
+def test_corners_are_gym_pushts_keypoints():
+    """Its keypoints are its shapes' vertices, in pymunk's order."""
+    env = gymnasium.make("paradiffpolicy/PushT-v0", obs_type="corners")
+    observation, info = env.reset(seed=3)
+    block = env.unwrapped._block
+    shapes = [shape for shape in env.unwrapped._space.shapes if shape.body is block]
+    bar, stem = sorted(shapes, key=lambda shape: max(vertex.y for vertex in shape.get_vertices()))
+    vertices = [
+        vertex.rotated(block.angle) + block.position
+        for shape in (bar, stem)
+        for vertex in shape.get_vertices()
+    ]
+    assert np.allclose(info["corners"], vertices, atol=1e-9)
+    assert np.array_equal(observation, [*info["state"][:2], *info["corners"].reshape(-1)])

@@ -63,7 +63,9 @@ def every_setting():
                 continue
             setting = declared(schema, name)
             driver = (
-                values_of(command)["sampler"][name.split(".")[1]]["driver"] if name[:8] == "sampler." else ""
+                values_of(command)["sampler"][name.split(".")[1]].get("driver", "")
+                if name[:8] == "sampler."
+                else ""
             )
             key = (
                 setting.rule,

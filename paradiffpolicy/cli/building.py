@@ -18,6 +18,7 @@ from .settings import lazily
 if TYPE_CHECKING:
     import gymnasium
 
+    from ..checkpoint import Checkpoint
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
@@ -28,23 +29,19 @@ if TYPE_CHECKING:
     from ..task import Contract
     from ..types import PolicySpec
     from .parts import DeviceConfig, MachineConfig, PolicyConfig, SamplersConfig, TaskConfig, TaskedConfig
+    from .schema import ExportConfig
 
 # -------------------------------------------------------------------------------------------- policies
 
 
 def load_policy(cfg: PolicyConfig) -> Policy:
     """The checkpoint's policy, checked against the task, with the reference sampler."""
-    from ..interchange.reading import read_checkpoint
-    from ..interchange.settings import IMPORTED
     from ..policy import Policy
     from ..sampling.spec import spec_sampler
 
     device = choose_device(cfg)
-    checkpoint = read_checkpoint(locate(cfg.checkpoint, "checkpoint"))
+    checkpoint = task_checkpoint(cfg.checkpoint, cfg.task)
     spec = checkpoint.spec
-    if spec.task == IMPORTED:
-        rate = spec.control_hz if cfg.task.control_hz is None else cfg.task.control_hz
-        spec = replace(spec, task=cfg.task.name, control_hz=rate)
     if spec.task != cfg.task.name:
         raise InputError(
             f"the checkpoint is for task {spec.task!r}, not {cfg.task.name!r}: another checkpoint or task"
@@ -59,6 +56,20 @@ def load_policy(cfg: PolicyConfig) -> Policy:
     policy = Policy.from_checkpoint(replace(checkpoint, spec=spec), spec_sampler(spec), device)
     guided = policy.with_guidance(cfg.guidance_scale, cfg.dynamic_threshold)
     return guided.captured(**capture_settings(cfg))
+
+
+def task_checkpoint(path: str | None, task: TaskConfig) -> Checkpoint:
+    """A checkpoint of ours or of another project; one that names no task is the given one's."""
+    from ..interchange.reading import read_checkpoint
+    from ..interchange.settings import IMPORTED
+
+    checkpoint = read_checkpoint(locate(path, "checkpoint"))
+    spec = checkpoint.spec
+    if spec.task != IMPORTED:
+        return checkpoint
+    rate = spec.control_hz if task.control_hz is None else task.control_hz
+    agreed = replace(contract(task), observation=spec.contract.observation)
+    return checkpoint.with_spec(task=task.name, control_hz=rate, contract=agreed)
 
 
 def capture_settings(cfg: MachineConfig, **changes: Any) -> dict[str, Any]:
@@ -108,7 +119,7 @@ def sampling_policy(cfg: PolicyConfig, name: str, policy: Policy) -> Policy:
     return sampled(cfg, name, policy)
 
 
-def student_policy(cfg: PolicyConfig, name: str, policy: Policy, folder: str) -> Policy:
+def student_policy(cfg: PolicyConfig | ExportConfig, name: str, policy: Policy, folder: str) -> Policy:
     """The student of a policy, in a folder in its own.
 
     Raises:

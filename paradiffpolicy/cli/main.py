@@ -31,6 +31,7 @@ from .collect import collect
 from .composing import compose
 from .convert import convert
 from .evaluate import evaluate
+from .export import export
 from .help import entry as help_entry
 from .help import settings_help, width
 from .info import info
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "run": run,
     "collect": collect,
     "convert": convert,
+    "export": export,
     "serve": serve,
     "info": info,
     "bench latency": bench_latency,

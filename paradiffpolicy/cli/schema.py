@@ -22,6 +22,7 @@ from .parts import (
     DeviceConfig,
     PolicyConfig,
     SafetyConfig,
+    SamplersConfig,
     SchedulingConfig,
     TaskConfig,
     TaskedConfig,
@@ -280,6 +281,35 @@ class ConvertConfig(CommandConfig):
 
 
 @dataclass
+class ExportConfig(SamplersConfig, TaskedConfig):
+    """Writes a policy's plans as files for other runtimes, in float32: an OpenVINO model and an ONNX model,
+    observation window and noise in, actions out, and what they mean. docs/export.md has C++ and Python.
+
+    Examples:
+      paradiffpolicy export
+          the shipped policy with rti, to outputs/export/pusht
+      paradiffpolicy export task=lift sampler_name=renoised out=lift_plans
+          another policy, another sampler
+      paradiffpolicy export sampler_name=student batch=4 out=plans
+          for four robots at a time, in one network call
+    """
+
+    out: str = out_setting("outputs/export/${task.name}", "folder to write; must not exist")
+    sampler_name: str = sampler_setting()
+    checkpoint: str | None = path_setting("${task.checkpoint}", "the policy's folder")
+    batch: int = setting(1, "robots per plan", minimum=1, maximum=4096)
+    torch_too: bool = setting(
+        False, "whether plan.pt2, of torch.export, is written too; takes a second per iteration"
+    )
+    n_action_steps: int | None = setting(
+        None, "steps of a plan that are executed (Ta); null: as it was trained", minimum=1
+    )
+    guidance_scale: float | None = setting(
+        None, "classifier-free guidance, of policies trained with condition_dropout", minimum=0, maximum=1000
+    )
+
+
+@dataclass
 class ServeConfig(PolicyConfig):
     """Serves a policy over websockets: openpi's clients, and paradiffpolicy's RemotePolicy, plan on it.
     GET /healthz answers while it runs, GET /metrics counts. SIGTERM ends it after pending answers.
@@ -341,6 +371,7 @@ SCHEMAS: dict[str, type] = {
     "run": RunConfig,
     "collect": CollectConfig,
     "convert": ConvertConfig,
+    "export": ExportConfig,
     "serve": ServeConfig,
     "info": InfoConfig,
     "bench latency": BenchLatencyConfig,

@@ -21,6 +21,7 @@ from .building import (
     env_workers,
     locate,
     named_sampler,
+    task_checkpoint,
 )
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 def train(cfg: TrainConfig) -> None:
     """Demonstrations to a checkpoint; run again to resume."""
     from ..calibration import CURVES
-    from ..checkpoint import Checkpoint
     from ..data.splitting import held_out_episodes, split
+    from ..interchange.reading import read_checkpoint
     from ..training.settings import TrainSettings
     from ..training.train import Trainer
     from ..training.validation import Validation
@@ -52,7 +53,7 @@ def train(cfg: TrainConfig) -> None:
         data, validation = split(data, held_out, twins=1 if cfg.augmentation is None else 2)
         about_data["held_out"], validate = held_out, Validation(validation, device)
     place = locate(cfg.init, "init") if cfg.init else None
-    init = Checkpoint.load(place) if place else None
+    init = read_checkpoint(place) if place else None
     info = origin(cfg, about_data, place)
     evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None
     trainer = Trainer(
@@ -73,7 +74,9 @@ def train(cfg: TrainConfig) -> None:
 
 def distill(cfg: DistillConfig) -> None:
     """A policy to a student of it; run again to resume."""
-    from ..checkpoint import Checkpoint, read_description
+    import torch
+
+    from ..interchange.reading import read_checkpoint, weights_sha256
     from ..policy import Policy
     from ..training.distillation import Distillation, student_spec, teacher_sampler
     from ..training.settings import TrainSettings
@@ -81,14 +84,19 @@ def distill(cfg: DistillConfig) -> None:
 
     device = choose_device(cfg)
     settings, folder = TrainSettings(**vars(cfg.training)), locate(cfg.checkpoint, "checkpoint")
-    teacher = Checkpoint.load(folder)
+    teacher = task_checkpoint(cfg.checkpoint, cfg.task)
+    if teacher.spec.first_executed is not None:
+        raise InputError(
+            f"checkpoint={folder} executes its plans from step {teacher.spec.first_executed} on, and "
+            "demonstrations are cut for plans from the oldest observation on: it can't be a teacher"
+        )
     if teacher.spec.student_timesteps:
         raise InputError(f"checkpoint={folder} is a student itself: name its teacher, as {folder.parent}")
     data, about_data, _ = dataset_windows(cfg, vars(teacher.spec))
     spec = student_spec(teacher.spec, cfg.nodes)
     place = locate(cfg.init, "init") if cfg.init else None
-    init = Checkpoint.load(place) if place else replace(teacher, spec=spec)
-    info = origin(cfg, about_data, place or folder) | {"teacher": {"sha256": read_description(folder).sha256}}
+    init = read_checkpoint(place) if place else replace(teacher, spec=spec, stored=torch.float16)
+    info = origin(cfg, about_data, place or folder) | {"teacher": {"sha256": weights_sha256(folder)}}
     evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None
     plans = Policy.from_checkpoint(teacher, teacher_sampler(teacher.spec, cfg.nodes), device)
     trainer = Trainer(
@@ -107,11 +115,11 @@ def distill(cfg: DistillConfig) -> None:
 
 def origin(cfg: DataConfig, about_data: dict[str, Any], init: Path | None) -> dict[str, Any]:
     """What a checkpoint says about the run that makes it."""
-    from ..checkpoint import read_description
+    from ..interchange.reading import weights_sha256
 
     return {
         "dataset": about_data,
-        "init": {"sha256": read_description(init).sha256} if init else {},
+        "init": {"sha256": weights_sha256(init)} if init else {},
         "evaluation": {"sampler": cfg.sampler[cfg.evaluation.sampler], "max_steps": cfg.task.max_steps},
         "machine": machine(),
     }

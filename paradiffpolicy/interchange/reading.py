@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from ..checkpoint import METADATA, Checkpoint
+from ..checkpoint import METADATA, Checkpoint, read_description
 from ..errors import InputError
 from ..files import exists
+from ..provenance import sha256
 from . import diffusion_policy, lerobot
 
 PROJECTS: dict[str, ModuleType] = {"diffusion_policy": diffusion_policy, "lerobot": lerobot}
@@ -17,6 +18,11 @@ PROJECTS: dict[str, ModuleType] = {"diffusion_policy": diffusion_policy, "lerobo
 def is_checkpoint(path: Path) -> bool:
     """Whether a path may be a checkpoint of any of them, or of ours."""
     return exists(path / METADATA) or any(project.recognises(path) for project in PROJECTS.values())
+
+
+def weights_sha256(path: Path) -> str:
+    """The hash of a checkpoint's weights; of another project's, of all of it."""
+    return read_description(path).sha256 if exists(path / METADATA) else sha256(path)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

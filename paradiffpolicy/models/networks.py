@@ -10,9 +10,11 @@ what builds it, in a module that every process imports (``plugins``):
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..registry import Registry
@@ -72,6 +74,19 @@ def build_network(spec: PolicySpec) -> nn.Module:
     return network
 
 
+class Undrawn(TorchFunctionMode):
+    """Leaves weights as they are where they would be drawn: for that the meta device imports for a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **(kwargs or {}))
+
+
+def without_weights(spec: PolicySpec) -> nn.Module:
+    """The network of a spec on the meta device: shapes, and no memory."""
+    with torch.device("meta"), Undrawn():
+        return build_network(spec)
+
+
 def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> None:
     """Makes sure that weights are a spec's, before the memory for its network is taken.
 
@@ -80,8 +95,7 @@ def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> None
     """
     if spec.network != "unet1d":
         return  # another builder may need real tensors
-    with torch.device("meta"):
-        wanted = {name: tuple(w.shape) for name, w in build_network(spec).state_dict().items()}
+    wanted = {name: tuple(w.shape) for name, w in without_weights(spec).state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
@@ -89,6 +103,20 @@ def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> None
                 f"the checkpoint's weights don't fit its spec ({name!r:.80} is {found.get(name, 'missing')}, "
                 f"expected {wanted.get(name, 'none')}): train it again"
             )
+
+
+def network_with(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The network of a spec with a checkpoint's weights, whose memory it shares: no others are drawn first.
+
+    Raises:
+        InputError: a weight is missing, unknown or of another shape.
+    """
+    if spec.network != "unet1d":
+        return load_weights(spec, build_network(spec), weights)
+    check_weights(spec, weights)
+    network = without_weights(spec)
+    network.load_state_dict(weights, assign=True)
+    return network
 
 
 def load_weights(spec: PolicySpec, network: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:

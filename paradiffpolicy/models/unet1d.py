@@ -22,7 +22,8 @@ class SinusoidalPosEmb(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         half = dim // 2
-        frequencies = torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))
+        # On the CPU wherever the rest is made: no state dict has them, so the meta device would lose them.
+        frequencies = torch.exp(torch.arange(half, device="cpu") * (-math.log(10000) / (half - 1)))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.frequencies: Tensor
 

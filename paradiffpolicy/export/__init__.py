@@ -1,0 +1,1 @@
+"""Plans as files that run without this package: OpenVINO, ONNX and PyTorch programs."""
