@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tracemalloc
+import weakref
 import zipfile
 
 import numpy as np
@@ -147,6 +148,24 @@ def test_converting_holds_one_episode_at_a_time(suffix, tmp_path):
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 3 * episode, most / episode
+
+
+@pytest.mark.parametrize("name", ["npz", "lerobot"])
+def test_describing_and_inspecting_hold_one_episode_at_a_time(name, tmp_path, monkeypatch):
+    path = tmp_path / f"in.{name}"
+    write(path, demonstrations([20] * 10), ABOUT)
+    kind, made, most = type(open_source(path)), [], []
+    read = kind.read
+
+    def counted(self, demo, keys=None):
+        demonstration = read(self, demo, keys)
+        made.append(weakref.ref(demonstration))
+        most.append(sum(each() is not None for each in made))
+        return demonstration
+
+    monkeypatch.setattr(kind, "read", counted)
+    assert main(["info", str(path), "out=null"]) == 0
+    assert len(most) >= 20 and max(most) <= 2
 
 
 # ------------------------------------------------------------------------------------------------- npz
@@ -550,7 +569,7 @@ LEROBOT_FAULTS = {
     "path of objects": (with_(info={"data_path": "{0.__class__}"}), "can't be read"),
     "path out": (with_(info={"data_path": "../../etc/passwd"}), "leads out"),
     "absolute path": (with_(info={"data_path": "/etc/passwd"}), "leads out"),
-    "shape": (with_(features={"action": {"dtype": "float32", "shape": [3]}}), "rows of 3"),
+    "shape": (with_(features={"action": {"dtype": "float32", "shape": [3]}}), "aren't (3,)"),
     "shape of text": (with_(features={"action": {"dtype": "float32", "shape": ["a"]}}), "can't be read"),
     "huge shape": (with_(features={"action": {"dtype": "float32", "shape": [2**60]}}), "more than"),
     "two rewards": (
@@ -578,8 +597,8 @@ V2_FAULTS = {
     "no actions": (with_(rows=without("action")), "no column action"),
     "text": (with_(rows=column("action", [["a", "b"]] * 5)), "not numbers"),
     "ragged": (with_(rows=column("action", [[1.0]] * 4 + [[1.0] * 6])), "aren't (2,)"),
-    "narrow": (with_(rows=column("action", [[1.0]] * 5)), "rows of 2"),
-    "gaps": (with_(rows=column("action", [None, None, None, None, [1.0] * 2])), "action has"),
+    "narrow": (with_(rows=column("action", [[1.0]] * 5)), "aren't (2,)"),
+    "gaps": (with_(rows=column("action", [None, None, None, None, [1.0] * 2])), "without a value"),
     "dates": (with_(rows=column("observation.state", [[[1.0] * 5]] * 5)), "aren't (5,)"),
     "another episode": (with_(rows=column("episode_index", [7] * 5)), "another episode"),
     "no episodes": (after(lambda folder, data: (folder / "meta/episodes.jsonl").write_text("")), "is empty"),

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..data.formats.demonstration import fields_of
 from ..errors import InputError
 from ..files import write_atomically
 from ..tables import pairs, table
@@ -123,13 +122,13 @@ class _Demonstrations:
 
     def __init__(self, source: Source) -> None:
         self.source, self.lengths = source, [source.length(demo) for demo in source.demos]
-        first = fields_of(source.read(source.demos[0]), source.name)
-        self.fields = [name for name, values in first.items() if _is_inspected(name, values.shape[1:])]
+        first = source.read(source.demos[0]).observations
+        self.keys = [name for name, values in first.items() if _is_inspected(name, values.shape[1:])]
+        self.fields = [*self.keys, "action"]
 
     def read(self, index: int) -> Mapping[str, NDArray[Any]]:
-        keys = [name for name in self.fields if name in self.source.keys]
-        fields = fields_of(self.source.read(self.source.demos[index], keys), self.source.name)
-        return {name: fields[name] for name in self.fields}
+        demo = self.source.read(self.source.demos[index], self.keys)
+        return {**demo.observations, "action": demo.actions}
 
 
 def _is_inspected(name: str, shape: Sequence[int]) -> bool:

@@ -19,6 +19,7 @@ LARGEST_GROUP = 2**28
 """Bytes of a row group's columns that are read."""
 LARGEST_EPISODE = 2**31
 LARGEST_FOOTER = 2**24
+ROWS_AT_ONCE = 1024
 
 
 def pyarrow_parquet() -> Any:
@@ -109,38 +110,41 @@ class ParquetColumns:
                 if tail[4:] != b"PAR1" or int.from_bytes(tail[:4], "little") > LARGEST_FOOTER:
                     raise InputError(f"{path} isn't a whole parquet file: copy it again")
                 self._file = self._parquet.ParquetFile(
-                    path, thrift_string_size_limit=LARGEST_FOOTER, thrift_container_size_limit=2**20
+                    path,
+                    thrift_string_size_limit=LARGEST_FOOTER,
+                    thrift_container_size_limit=2**20,
+                    buffer_size=2**16,
                 )
             self._path = path
         return self._file
 
     def _read_group(self, group: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
-        """The columns of a row group, whose declared sizes are checked first."""
+        """The columns of a row group, whose declared size is checked first."""
         wanted = (group, tuple(shapes))
         if self._group != wanted:
-            about, rows = self._file.metadata.row_group(group), self._file.metadata.row_group(group).num_rows
-            size = 0
-            known = sorted(self._file.schema_arrow.names, key=len, reverse=True)  # names may have dots
-            for column in map(about.column, range(about.num_columns)):
-                name = next((n for n in known if f"{column.path_in_schema}.".startswith(f"{n}.")), None)
-                if name is None or name not in shapes:
-                    continue
-                if column.num_values != rows * math.prod(shapes[name]):
-                    raise InputError(
-                        f"{self._path}: {name} has {column.num_values} numbers in {rows} rows of "
-                        f"{math.prod(shapes[name])}: rows must have one length, meta/info.json's shape"
-                    )
-                size += max(column.total_uncompressed_size, 8 * column.num_values)
-            if size > LARGEST_GROUP:
+            # Not of columns: pyarrow aborts the process where a footer's statistics of one are damaged.
+            about = self._file.metadata.row_group(group)
+            size = 8 * about.num_rows * sum(math.prod(shape) for shape in shapes.values())
+            if size > LARGEST_GROUP or about.total_byte_size > LARGEST_EPISODE:
                 raise InputError(
-                    f"{self._path} has {size} bytes in a row group, at most {LARGEST_GROUP} are read"
+                    f"{self._path} has {size} bytes in a row group, at most {LARGEST_GROUP} are read, or "
+                    f"{LARGEST_EPISODE} with all its columns"
                 )
             self._group, self._values = None, {}
-            table = self._file.read_row_group(group, columns=list(shapes), use_threads=False)
-            self._values = {
-                name: _numbers(table.column(name), shape, f"{self._path}: {name}")
-                for name, shape in shapes.items()
-            }
+            options = {"columns": list(shapes), "use_threads": False, "batch_size": ROWS_AT_ONCE}
+            values, filled = dict[str, NDArray[Any]](), 0
+            for batch in self._file.iter_batches(row_groups=[group], **options):
+                for name, shape in shapes.items():
+                    found = _numbers(batch.column(name), shape, f"{self._path}: {name}")
+                    if name not in values:
+                        values[name] = np.empty((about.num_rows, *shape), found.dtype)
+                    values[name][filled : filled + len(found)] = found
+                filled += batch.num_rows
+            if filled != about.num_rows or not filled:
+                raise InputError(
+                    f"{self._path} has {filled} rows in place of {about.num_rows}: copy it again"
+                )
+            self._values = values
             self._group = wanted
         return self._values
 
@@ -153,7 +157,7 @@ def _numbers(column: Any, shape: tuple[int, ...], where: str) -> NDArray[Any]:
     """A column's values ``[rows, *shape]``."""
     import pyarrow as pa
 
-    rows, values = len(column), column.combine_chunks()
+    rows, values = len(column), column
     for size in (*shape, None):
         values = getattr(values, "storage", values)
         if values.null_count:
@@ -174,4 +178,4 @@ def _numbers(column: Any, shape: tuple[int, ...], where: str) -> NDArray[Any]:
     found = values.to_numpy(zero_copy_only=False)
     if found.size != rows * math.prod(shape):
         raise InputError(f"{where} has rows that aren't {shape}, as meta/info.json says: write it anew")
-    return np.array(found.reshape(rows, *shape))
+    return np.asarray(found).reshape(rows, *shape)
