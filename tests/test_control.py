@@ -586,7 +586,7 @@ def test_an_observation_of_a_moment_that_can_not_be_is_refused(time):
         assert controller.tick(np.zeros(20), time=time).tolist() == [0, 2]
         assert controller.tick(np.zeros(20), time=0.1).tolist() == [0, 2]
     assert controller.record.faults() == {"observation_time": 1}
-    assert "the clock says 0.100 s" in controller._in_words(Fault.OBSERVATION_TIME)
+    assert "the clock says 0.100 s" in controller._watchdog.in_words(Fault.OBSERVATION_TIME)
 
 
 def test_a_source_that_is_silent_for_two_seconds():
@@ -671,7 +671,7 @@ def test_a_fallbacks_action_is_checked_as_a_plans(given):
     actions = run(controller, clock, 4)
     assert actions == [[0, 1], [0, 2], None, None]
     assert controller.record.faults() == {"plan_late": 2, "fallback_refused": 2}
-    assert "it gave" in controller._in_words(Fault.FALLBACK_REFUSED)
+    assert "it gave" in controller._watchdog.in_words(Fault.FALLBACK_REFUSED)
 
 
 def test_limits_may_be_any_two_vectors_and_are_the_controllers_own():
@@ -821,7 +821,7 @@ def test_a_plan_of_a_wrong_shape_is_refused(actions):
     controller = controller_on(clock, planner=planner)
     assert run(controller, clock, 10) == [[0, k + 1] for k in range(10)]
     assert controller.record.faults() == {"plan_refused": 2}
-    assert "its shape" in controller._in_words(Fault.PLAN_REFUSED)
+    assert "its shape" in controller._watchdog.in_words(Fault.PLAN_REFUSED)
 
 
 def test_two_ticks_in_one_period_miss_none():
@@ -849,7 +849,7 @@ def test_a_second_thread_that_ticks_the_controller_is_found():
         assert controller.record.faults() == {}
         tick("F", 0.42)
         assert controller.record.faults() == {"two_threads": 1}
-        assert "ticked twice in one period: by E and F" in controller._in_words(Fault.TWO_THREADS)
+        assert "ticked twice in one period: by E and F" in controller._watchdog.in_words(Fault.TWO_THREADS)
 
 
 def test_a_thread_that_ticks_while_another_does_is_found():

@@ -27,6 +27,7 @@ from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.record import Fault
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.observation import InvalidObservationError
+from paradiffpolicy.planning import PLANNERS, planner_beside
 from paradiffpolicy.planning.anytime import Anytime
 from paradiffpolicy.planning.backoff import BackOff
 from paradiffpolicy.planning.blending import RealTimeChunking
@@ -768,3 +769,11 @@ def test_a_plan_maker_continues_only_its_sessions_recent_plan():
     assert iterations == [6, 2, 2, 6, 2, 6, 6]
     with pytest.raises(InvalidObservationError):
         policy.plan(np.full((2, 20), np.nan), generator=seeded())
+
+
+def test_a_planners_process_leaves_the_loops_cores_alone():
+    cores = sorted(os.sched_getaffinity(0))
+    assert planner_beside("process", None) is planner_beside("process", cores) is ProcessPlanner
+    assert planner_beside("thread", cores[:1]) is PLANNERS.named("thread")
+    if len(cores) > 1:
+        assert planner_beside("process", cores[:1]).keywords == {"cores": cores[1:]}

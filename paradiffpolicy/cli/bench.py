@@ -17,7 +17,6 @@ from .building import (
     locate,
     named_blending,
     named_interpolation,
-    planner_beside,
     recorded_windows,
     require_extra,
     resized,
@@ -146,6 +145,7 @@ def bench_control(cfg: BenchControlConfig) -> None:
     from ..benchmarks.control import control_rows, control_table, timed_runs
     from ..clock import MonotonicClock
     from ..control.scheduling import Scheduling
+    from ..planning import planner_beside
 
     planners = {name: planner_beside(name, cfg.scheduling.cores) for name in cfg.planners}
     scheduling, blending = Scheduling(**vars(cfg.scheduling)), named_blending(cfg.blending)

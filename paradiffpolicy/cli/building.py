@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
     from ..planning.interpolation import Interpolation
-    from ..planning.request import MakePlanner
     from ..policy import Policy
     from ..sampling.sampler import Sampler
     from ..task import Contract
@@ -297,21 +296,6 @@ def worker_count(count: int | str) -> int:
     from ..evaluation.workers import usable_cores
 
     return usable_cores() if isinstance(count, str) else count
-
-
-def planner_beside(name: str, loop_cores: list[int] | None) -> MakePlanner:
-    """A planner by name.  One in a process leaves the cores that the loop is bound to alone, if there are
-    others: what it computes there would drive the loop's code and data from the core's caches."""
-    import os
-
-    from ..planning import PLANNERS
-    from ..planning.process import ProcessPlanner
-
-    make = PLANNERS.named(name)
-    others = os.sched_getaffinity(0) - set(loop_cores) if loop_cores else set()
-    return (
-        functools.partial(ProcessPlanner, cores=sorted(others)) if others and make is ProcessPlanner else make
-    )
 
 
 def recorded_windows(cfg: Any, guide: Policy, count: int) -> list[Any]:

@@ -17,7 +17,6 @@ from .building import (
     load_policy,
     named_blending,
     named_interpolation,
-    planner_beside,
     sampling_policy,
 )
 from .settings import written
@@ -42,6 +41,7 @@ def run(cfg: RunConfig) -> None:
     from ..control.controller import Controller
     from ..control.rate import ticks_per_step
     from ..files import require_writable
+    from ..planning import planner_beside
     from ..telemetry.summary import summary, summary_table, write_run
 
     blending, sink, shown = named_blending(cfg.blending), view_sink(cfg.view), shown_seconds(cfg)

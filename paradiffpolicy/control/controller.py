@@ -33,7 +33,7 @@ from ..planning.request import MakePlanner, PlanReply, PlanRequest, Plans
 from ..sampling.noise import Seed, generators_for
 from .fallback import Fallback, default_fallback
 from .rate import ticks_per_step
-from .record import FAULTS, Fault, Record, Tick
+from .record import Fault, Record, Tick
 from .watchdog import Limits, Watchdog
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class Controller:
                     raise InputError("no plan was asked for: call tick with a good observation first")
                 now = self.clock.now()
                 if not self._had_plan and (faults := self._take_plan(self._index_at(now), now)):
-                    raise InputError(f"not ready: {self._in_words(faults)}")
+                    raise InputError(f"not ready: {self._watchdog.in_words(faults)}")
                 if self._had_plan:
                     return
             if not answered or now >= deadline:
@@ -362,7 +362,7 @@ class Controller:
         self._ticked = self._index
         if faults is not self._faults:
             if new := faults & ~self._faults:
-                log.warning("tick %d: %s", self._index, self._in_words(new))
+                log.warning("tick %d: %s", self._index, self._watchdog.in_words(new))
             self._faults = faults
 
     def _take_plan(self, index: int, now: float) -> Fault:
@@ -396,11 +396,3 @@ class Controller:
             self._blender.add(reply)
             self._had_plan = True
         return faults
-
-    def _in_words(self, faults: Fault) -> str:
-        details = self._watchdog.details
-        return "; ".join(
-            f"{words}: {details[fault]}" if fault in details else words
-            for fault, words in FAULTS.items()
-            if fault in faults
-        )

@@ -15,7 +15,7 @@ from ..errors import InputError, require_positive
 from ..planning.request import PlanReply
 from ..task import real_numbers
 from ..types import PolicySpec
-from .record import Fault
+from .record import FAULTS, Fault
 
 Limits = tuple[NDArray[Any], NDArray[Any]]
 """``(low, high)``, each ``[A]``."""
@@ -85,6 +85,14 @@ class Watchdog:
         self._any_observation = False
         self.details: dict[Fault, str] = {}
         self.reset()
+
+    def in_words(self, faults: Fault) -> str:
+        """Faults for people, with the numbers of their last occurrence."""
+        return "; ".join(
+            f"{words}: {self.details[fault]}" if fault in self.details else words
+            for fault, words in FAULTS.items()
+            if fault in faults
+        )
 
     def reset(self) -> None:
         """Forgets when there was a good observation or an unanswered request."""

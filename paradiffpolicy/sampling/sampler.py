@@ -130,6 +130,18 @@ def make_sampler(
         evaluate.check(min(getattr(built, "width", tableau.n_nodes), tableau.n_nodes))
     chosen = getattr(built, "usual_start", "cold") if start is None else start
     begins = chosen if callable(chosen) else STARTS.named(chosen)
+    check_start(built, begins)
+    if not isinstance(keeps_epsilon, bool) or (keeps_epsilon and (solver != "ddim" or tableau.stochastic)):
+        raise InputError(f"keeps_epsilon={keeps_epsilon!r:.40} must be true, with solver 'ddim', or false")
+    return Sampler(tableau, built, begins, keeps_epsilon)
+
+
+def check_start(built: Driver, begins: Start) -> None:
+    """Makes sure that a driver's solutions can begin like that.
+
+    Raises:
+        InputError: they can't.
+    """
     if isinstance(built, Sequential) and built.warm_iterations is not None and begins is cold_start:
         raise InputError(
             f"driver 'sequential' with warm_iterations={built.warm_iterations} goes on from the last plan: "
@@ -140,9 +152,6 @@ def make_sampler(
             "start='warm_same_noise' uses the last plan's noise again, on which its guess depends; driver "
             "'speculative' needs noise that its guess doesn't know: start='warm' or 'cold'"
         )
-    if not isinstance(keeps_epsilon, bool) or (keeps_epsilon and (solver != "ddim" or tableau.stochastic)):
-        raise InputError(f"keeps_epsilon={keeps_epsilon!r:.40} must be true, with solver 'ddim', or false")
-    return Sampler(tableau, built, begins, keeps_epsilon)
 
 
 def _driver(driver: str | type | Driver, executed: slice, options: Mapping[str, Any]) -> Driver:
