@@ -508,7 +508,7 @@ def test_damaged_demonstrations_are_refused(capsys, tmp_path, toy_store, change,
     ("changes", "message"),
     [
         ({"dataset": "nowhere.zarr"}, "no demonstrations at nowhere.zarr"),
-        ({"dataset": "demo.hdf5"}, "convert source=demo.hdf5 out=demo.zarr, then dataset=demo.zarr"),
+        ({"dataset": "demo.hdf5"}, "no demonstrations at demo.hdf5"),
         ({"dataset": None}, "dataset is null, and the task names none: write dataset=PATH"),
         ({"task.observation": []}, "observes nothing: list fields of"),
         ({"policy.horizon": 15}, "horizon=15 must be a multiple of 2"),
