@@ -39,7 +39,7 @@ def load_policy(
     torch.Size([1, 8, 2])
 
     Args:
-        folder: the checkpoint's, the shipped PushT policy unless given; or LeRobot's folder or Hub id, or
+        folder: the checkpoint's, the shipped PushT policy unless given; or LeRobot's folder, or
             diffusion_policy's ``.ckpt`` file (``interchange``).
         sampler: a preset's name (``presets``; ``native`` is what the checkpoint says), or settings as
             ``make_sampler`` takes them; a window that is ``auto`` is chosen here, in some ten seconds where
