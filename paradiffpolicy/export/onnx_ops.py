@@ -8,7 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sampling.capture.openvino_ops import aten, dim_argument, from_zero, keeps_dims, reduced_dims
+from ..sampling.capture.arguments import (
+    aten,
+    clamp_limits,
+    dim_argument,
+    from_zero,
+    keeps_dims,
+    layer_norm_arguments,
+    norm_dims,
+    paddings,
+    reduced_dims,
+    sliced,
+    transposed,
+)
 from ..sampling.capture.tape import Call
 from .onnx_graph import Build, OnnxGraph, untranslated
 
@@ -105,8 +117,7 @@ def to_copy(graph: OnnxGraph, call: Call) -> str:
 
 @builds(aten.clamp)
 def clamp(graph: OnnxGraph, call: Call) -> str:
-    x, low, high = (*call.args, None, None)[:3]
-    low, high = call.kwargs.get("min", low), call.kwargs.get("max", high)
+    x, (low, high) = call.args[0], clamp_limits(call)
     value = graph.value(x)
     if low is not None:
         value = graph.node("Max", value, graph.cast(low, x.dtype))
@@ -136,23 +147,14 @@ def expand(graph: OnnxGraph, call: Call) -> str:
 
 @builds(aten.transpose, aten.permute, aten.t)
 def transpose(graph: OnnxGraph, call: Call) -> str:
-    x = call.args[0]
-    order = list(range(x.ndim))
-    if call.op.overloadpacket is aten.permute:
-        order = [from_zero(dim, x) for dim in call.args[1]]
-    else:
-        i, j = (from_zero(dim, x) for dim in call.args[1:] or (0, 1))
-        order[i], order[j] = order[j], order[i]
-    return graph.node("Transpose", graph.value(x), perm=order)
+    return graph.node("Transpose", graph.value(call.args[0]), perm=transposed(call))
 
 
 @builds(aten.slice)
 def slice_(graph: OnnxGraph, call: Call) -> str:
-    given: list[Any] = [*call.args, *(0, None, None, 1)[len(call.args) - 1 :]]
-    x, dim, start, end, step = given
-    dim = from_zero(dim, x)
-    first, last, _ = slice(start, end).indices(x.shape[dim])
-    return graph.node("Slice", graph.value(x), *(graph.ints(value) for value in (first, last, dim, step)))
+    dim, first, last, step = sliced(call)
+    bounds = (graph.ints(value) for value in (first, last, dim, step))
+    return graph.node("Slice", graph.value(call.args[0]), *bounds)
 
 
 def picked(graph: OnnxGraph, x: Tensor, dim: int, index: int) -> str:
@@ -195,9 +197,7 @@ def stack(graph: OnnxGraph, call: Call) -> str:
 
 @builds(aten.constant_pad_nd)
 def constant_pad(graph: OnnxGraph, call: Call) -> str:
-    x, pads = call.args[:2]
-    untouched = [0] * (x.ndim - len(pads) // 2)
-    starts, ends = untouched + pads[-2::-2], untouched + pads[::-2]
+    x, (starts, ends) = call.args[0], paddings(call)
     filling = graph.cast(call.args[2] if len(call.args) > 2 else 0, x.dtype)
     return graph.node("Pad", graph.value(x), graph.ints(*starts, *ends), filling)
 
@@ -239,12 +239,11 @@ def reduction(graph: OnnxGraph, call: Call) -> str:
 
 @builds(aten.linalg_vector_norm)
 def vector_norm(graph: OnnxGraph, call: Call) -> str:
-    x = call.args[0]
-    if (call.args[1] if len(call.args) > 1 else 2) != 2:
+    dims = norm_dims(call)
+    if dims is None:
         raise untranslated(call, " but of order 2")
-    dims = call.args[2] if len(call.args) > 2 and call.args[2] is not None else range(x.ndim)
-    axes = graph.ints(*(from_zero(dim, x) for dim in dims))
-    return graph.node("ReduceL2", graph.value(x), axes, keepdims=int(keeps_dims(call)))
+    axes = graph.ints(*dims)
+    return graph.node("ReduceL2", graph.value(call.args[0]), axes, keepdims=int(keeps_dims(call)))
 
 
 @builds(aten.cumsum)
@@ -302,7 +301,7 @@ def linear(graph: OnnxGraph, call: Call) -> str:
 
 @builds(aten.layer_norm)
 def layer_norm(graph: OnnxGraph, call: Call) -> str:
-    x, shape, weight, bias, eps = (*call.args, *(None, None, 1e-5)[len(call.args) - 2 :])[:5]
+    x, shape, weight, bias, eps = layer_norm_arguments(call)
     scale = torch.ones(shape, dtype=x.dtype) if weight is None else weight
     operands = [graph.value(x), graph.value(scale), *([] if bias is None else [graph.value(bias)])]
     return graph.node("LayerNormalization", *operands, axis=-len(shape), epsilon=eps)

@@ -7,31 +7,26 @@ from typing import Any
 
 import openvino.opset13 as op
 import torch
-from torch import Tensor
 
+from .arguments import (
+    aten,
+    clamp_limits,
+    dim_argument,
+    from_zero,
+    keeps_dims,
+    layer_norm_arguments,
+    norm_dims,
+    paddings,
+    reduced_dims,
+    sliced,
+    transposed,
+)
 from .openvino_graph import ModelGraph, Value, translates
 from .program import CaptureError
 from .tape import Call
 
-aten = torch.ops.aten
-
 WHOLE = frozenset({aten.linear.default, aten.layer_norm.default, aten.matmul.default})
 """Composite operations that have one of their own here."""
-
-
-def from_zero(dim: int, like: Tensor) -> int:
-    return dim % max(like.ndim, 1)
-
-
-def reduced_dims(call: Call) -> tuple[int, ...]:
-    """Of a reduction, as its output and its argument say: all if there is none."""
-    dims = call.args[1] if len(call.args) > 1 and call.args[1] is not None else range(call.args[0].ndim)
-    dims = [dims] if isinstance(dims, int) else dims
-    return tuple(from_zero(dim, call.args[0]) for dim in dims) or tuple(range(call.args[0].ndim))
-
-
-def keeps_dims(call: Call) -> bool:
-    return call.output.ndim == call.args[0].ndim
 
 
 # ---------------------------------------------------------------------------------- element by element
@@ -124,8 +119,7 @@ def to_copy(graph: ModelGraph, call: Call) -> Value:
 
 @translates(aten.clamp)
 def clamp(graph: ModelGraph, call: Call) -> Value:
-    x, low, high = (*call.args, None, None)[:3]
-    low, high = call.kwargs.get("min", low), call.kwargs.get("max", high)
+    x, (low, high) = call.args[0], clamp_limits(call)
     value = graph.value(x)
     if low is not None:
         value = op.maximum(value, graph.cast(low, x.dtype))
@@ -158,24 +152,13 @@ def expand(graph: ModelGraph, call: Call) -> Value:
 
 @translates(aten.transpose, aten.permute, aten.t)
 def transpose(graph: ModelGraph, call: Call) -> Value:
-    x = call.args[0]
-    order = list(range(x.ndim))
-    if call.op.overloadpacket is aten.permute:
-        order = [from_zero(dim, x) for dim in call.args[1]]
-    else:
-        dims = call.args[1:] or (0, 1)
-        i, j = from_zero(dims[0], x), from_zero(dims[1], x)
-        order[i], order[j] = order[j], order[i]
-    return op.transpose(graph.value(x), graph.ints(*order))
+    return op.transpose(graph.value(call.args[0]), graph.ints(*transposed(call)))
 
 
 @translates(aten.slice)
 def slice_(graph: ModelGraph, call: Call) -> Value:
-    given: list[Any] = [*call.args, *(0, None, None, 1)[len(call.args) - 1 :]]
-    x, dim, start, end, step = given
-    dim, length = from_zero(dim, x), x.shape[from_zero(dim, x)]
-    first, last, _ = slice(start, end).indices(length)
-    if (first, last, step) == (0, length, 1):
+    x, (dim, first, last, step) = call.args[0], sliced(call)
+    if (first, last, step) == (0, x.shape[dim], 1):
         return graph.value(x)
     return op.slice(graph.value(x), graph.ints(first), graph.ints(last), graph.ints(step), graph.ints(dim))
 
@@ -201,10 +184,6 @@ def unbind(graph: ModelGraph, call: Call) -> list[Value]:
     return [op.gather(graph.value(x), graph.axis(i), graph.axis(dim)) for i in range(x.shape[dim])]
 
 
-def dim_argument(call: Call, position: int, default: int = 0) -> int:
-    return int(call.kwargs.get("dim", call.args[position] if len(call.args) > position else default))
-
-
 @translates(aten.cat)
 def cat(graph: ModelGraph, call: Call) -> Value:
     return op.concat([graph.value(part) for part in call.args[0]], dim_argument(call, 1) % call.output.ndim)
@@ -218,9 +197,7 @@ def stack(graph: ModelGraph, call: Call) -> Value:
 
 @translates(aten.constant_pad_nd)
 def constant_pad(graph: ModelGraph, call: Call) -> Value:
-    x, pads = call.args[:2]
-    untouched = [0] * (x.ndim - len(pads) // 2)
-    starts, ends = untouched + pads[-2::-2], untouched + pads[::-2]
+    x, (starts, ends) = call.args[0], paddings(call)
     filling = graph.cast(call.args[2] if len(call.args) > 2 else 0, x.dtype)
     return op.pad(graph.value(x), graph.ints(*starts), graph.ints(*ends), "constant", filling)
 
@@ -258,12 +235,10 @@ for packet, reduce in {
 
 @translates(aten.linalg_vector_norm)
 def vector_norm(graph: ModelGraph, call: Call) -> Value:
-    x = call.args[0]
-    if (call.args[1] if len(call.args) > 1 else 2) != 2:
+    value, dims = graph.value(call.args[0]), norm_dims(call)
+    if dims is None:
         raise CaptureError(f"has an operation that isn't translated to OpenVINO ({call.op} but of order 2)")
-    dims = call.args[2] if len(call.args) > 2 and call.args[2] is not None else range(x.ndim)
-    axes = graph.ints(*(from_zero(dim, x) for dim in dims))
-    return op.sqrt(op.reduce_sum(op.multiply(graph.value(x), graph.value(x)), axes, keeps_dims(call)))
+    return op.sqrt(op.reduce_sum(op.multiply(value, value), graph.ints(*dims), keeps_dims(call)))
 
 
 @translates(aten.cumsum)
@@ -312,7 +287,7 @@ def linear(graph: ModelGraph, call: Call) -> Value:
 
 @translates(aten.layer_norm)
 def layer_norm(graph: ModelGraph, call: Call) -> Value:
-    x, shape, weight, bias, eps = (*call.args, *(None, None, 1e-5)[len(call.args) - 2 :])[:5]
+    x, shape, weight, bias, eps = layer_norm_arguments(call)
     axes = graph.ints(*range(x.ndim - len(shape), x.ndim))
     value = op.mvn(graph.value(x), axes, True, eps, "INSIDE_SQRT")
     if weight is not None:
