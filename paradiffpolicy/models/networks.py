@@ -81,21 +81,21 @@ class Undrawn(TorchFunctionMode):
         return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **(kwargs or {}))
 
 
-def without_weights(spec: PolicySpec) -> nn.Module:
-    """The network of a spec on the meta device: shapes, and no memory."""
-    with torch.device("meta"), Undrawn():
-        return build_network(spec)
-
-
-def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> None:
+def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> nn.Module | None:
     """Makes sure that weights are a spec's, before the memory for its network is taken.
+
+    Returns:
+        The network on the meta device: shapes, and no memory; None: another's, whose builder may need real
+        tensors, wasn't checked.
 
     Raises:
         InputError: a weight is missing, unknown or of another shape; or the spec's sizes don't fit together.
     """
     if spec.network != "unet1d":
-        return  # another builder may need real tensors
-    wanted = {name: tuple(w.shape) for name, w in without_weights(spec).state_dict().items()}
+        return None
+    with torch.device("meta"), Undrawn():
+        network = build_network(spec)
+    wanted = {name: tuple(w.shape) for name, w in network.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
@@ -103,6 +103,7 @@ def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> None
                 f"the checkpoint's weights don't fit its spec ({name!r:.80} is {found.get(name, 'missing')}, "
                 f"expected {wanted.get(name, 'none')}): train it again"
             )
+    return network
 
 
 def network_with(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -111,10 +112,9 @@ def network_with(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> nn.Mo
     Raises:
         InputError: a weight is missing, unknown or of another shape.
     """
-    if spec.network != "unet1d":
+    network = check_weights(spec, weights)
+    if network is None:
         return load_weights(spec, build_network(spec), weights)
-    check_weights(spec, weights)
-    network = without_weights(spec)
     network.load_state_dict(weights, assign=True)
     return network
 
