@@ -373,6 +373,16 @@ def test_planning_within_a_tick_gives_the_action_for_when_it_is_done():
 # -------------------------------------------------------------------------------------------- blending
 
 
+def test_the_step_for_the_newest_observation_may_be_another():
+    plan = PlanReply(5, 0, 0.0, 0.0, 1, 0.0, np.arange(2.0 * TINY.horizon).reshape(-1, 2))
+    late = replace(TINY, first_executed=TINY.n_obs_steps)
+    for spec, first in ((TINY, TINY.n_obs_steps - 1), (late, TINY.n_obs_steps)):
+        grid = Grid(spec, 1)
+        for tick in (5, 6):
+            step, command = grid.command(plan, tick)
+            assert step == first + tick - 5 and command.tolist() == plan.actions[step].tolist()
+
+
 GRID = Grid(TINY, 1)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,6 +273,50 @@ def test_damaged_pickles_are_refused(tmp_path, name):
         read_checkpoint(path)
     assert str(path) in str(raised.value) or "names" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+REASONS = {
+    "memo": "beyond its own length",
+    "extension": "the operation EXT1",
+    "inst": "the operation INST",
+    "bytearray8": "bytes in a bytearray8",
+    "latin": "encoded in an unknown way",
+    "storage": "not enough values to unpack",
+    "2 GB declared": "doesn't have the 536870912 numbers that it declares",
+    "negative size": "a tensor in it is malformed",
+    "beyond": "more numbers than its storage",
+    "stride 0": "more numbers than its storage",
+    "stride": "isn't contiguous",
+    "overflow": "more numbers than its storage",
+    "other dtype": "names 'torch.QUInt8Storage'",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_a_pickle_is_refused_for_what_is_wrong_with_it(tmp_path, name):
+    path = pickle_file(tmp_path / "damaged.ckpt", DAMAGED_PICKLES[name], w=bytes(16))
+    with pytest.raises(InputError, match=re.escape(REASONS[name])):
+        torch_pickle.TorchFile(path)
+
+
+def test_a_tensor_is_read_from_its_place(tmp_path):
+    numbers = torch.arange(4.0).numpy().tobytes()
+    path = pickle_file(tmp_path / "good.ckpt", tensor_pickle(4, (3, 1), (1, 1), first=1), w=numbers)
+    file = torch_pickle.TorchFile(path)
+    assert file.read(file.content).tolist() == [[1.0], [2.0], [3.0]]
+
+
+def test_parts_that_overlap_are_refused(tmp_path):
+    """Two names for one part: a small file could stand for any amount of memory."""
+    path = tmp_path / "overlap.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
+        archive.writestr("archive/data/0", bytes(10**5))
+        again = copy.copy(archive.filelist[-1])
+        again.filename = "archive/data/1"
+        archive.filelist.append(again)
+    with pytest.raises(InputError, match="its parts overlap"):
+        torch_pickle.TorchFile(path)
 
 
 def archives(folder: Path) -> dict[str, Path]:

@@ -55,11 +55,6 @@ class Grid:
             return int(whole) + 1, 0.0
         return int(whole), fraction if fraction > ROUNDING else 0.0
 
-    def step(self, plan_tick: int, tick: int) -> int:
-        """The step of a plan for ``plan_tick`` that is due at ``tick``; -1 if it has none."""
-        step = self.steps(tick - plan_tick)[0] + self.spec.executed.start
-        return step if 0 <= step < self.spec.horizon else -1
-
     def command(self, plan: PlanReply, tick: int) -> tuple[int, NDArray[np.float64] | None]:
         """The step of a plan that is due at ``tick``, and the command ``[A]`` then; ``-1, None`` if it has
         none."""
