@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import InputError, nearest
-from ..files import require_regular
+from ..files import exists, located, require_regular
 from ..presets import presets, recipes
 from ..registry import import_plugins
 from .parts import TaskConfig
@@ -156,7 +156,7 @@ def task_values(task: str) -> dict[str, Any]:
     """A task's values: of a shipped task by name, or of any YAML file.
 
     A ``dataset`` or ``checkpoint`` with a relative path that isn't in the working folder is looked for beside
-    the file.
+    the file.  Where several datasets are listed, the first that is there is the task's.
 
     Raises:
         InputError: there is no such task, or its file has a value that isn't allowed.
@@ -171,6 +171,7 @@ def task_values(task: str) -> dict[str, Any]:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         if not isinstance(values, dict):
             raise InputError("it must hold names and values, as name: reach")
+        values["dataset"] = first_there(values.get("dataset"), path.parent)
         content = asdict(build(TaskConfig, {"name": path.stem, **values}))
     except InputError as error:
         raise InputError(f"{path}: {error}")
@@ -181,6 +182,15 @@ def task_values(task: str) -> dict[str, Any]:
         if place is not None and not Path(place).exists() and (path.parent / place).exists():
             content[name] = str(path.parent / place)
     return content
+
+
+def first_there(places: Any, folder: Path) -> Any:
+    """The first of the listed paths that is there, also as seen from a folder, or else the first of them;
+    what isn't a list of paths is given back."""
+    if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
+        return places
+    there = (place for place in places if exists(located(place)) or exists(folder / place))
+    return next(there, places[0] if places else None)
 
 
 def require_small(values: Any) -> None:

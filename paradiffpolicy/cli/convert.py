@@ -12,8 +12,8 @@ from .building import locate, task_env
 if TYPE_CHECKING:
     from ..data.formats.demonstration import Source
     from ..data.formats.env_args import EnvArgs
+    from .data_schema import ConvertConfig
     from .parts import TaskConfig
-    from .schema import ConvertConfig
 
 
 def convert(cfg: ConvertConfig) -> None:

@@ -30,6 +30,7 @@ from .building import choose_device
 from .collect import collect
 from .composing import compose
 from .convert import convert
+from .download import download
 from .evaluate import evaluate
 from .export import export
 from .help import entry as help_entry
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "evaluate": evaluate,
     "run": run,
     "collect": collect,
+    "download": download,
     "convert": convert,
     "export": export,
     "serve": serve,
@@ -85,13 +87,13 @@ def description(name: str) -> tuple[str, str]:
 
 def command_help(name: str) -> str:
     """A command's description, examples and settings."""
-    words = " [PATH ...]" if name in WORDS else ""
+    words = f" [{WORDS[name].removesuffix('s').upper()} ...]" if name in WORDS else ""
     text, examples = description(name)
     title = f"paradiffpolicy {name}{words} [NAME=VALUE ...]"
     return "\n\n".join([title, textwrap.fill(text, width()), examples, settings_help(compose(name, []))])
 
 
-WORDS = {"info": "paths"}
+WORDS = {"download": "datasets", "info": "paths"}
 """The setting that a command's words without = go to."""
 
 

@@ -14,17 +14,16 @@ from .bench_schema import (
     BenchSolversConfig,
     BenchTrainConfig,
 )
+from .data_schema import ConvertConfig, DownloadConfig
 from .parts import (
     BACKENDS,
     BLENDING,
     PLANNERS,
-    CommandConfig,
     DeviceConfig,
     PolicyConfig,
     SafetyConfig,
     SamplersConfig,
     SchedulingConfig,
-    TaskConfig,
     TaskedConfig,
     blending_setting,
     interpolation_setting,
@@ -241,46 +240,6 @@ class CollectConfig(PolicyConfig):
 
 
 @dataclass
-class ConvertConfig(CommandConfig):
-    """Turns a dataset of any known format into another: zarr stores, robomimic's HDF5 files, folders of npz
-    files, LeRobot's datasets; robomimic's with absolute or delta actions. Half a dataset is never written.
-
-    Examples:
-      paradiffpolicy convert source=demo.hdf5 out=lift.zarr
-          robomimic's, to absolute actions
-      paradiffpolicy convert source=demo.hdf5 out=train.zarr mask=train observations=states
-          a subset, with observations computed from the states
-      paradiffpolicy convert source=outputs/collect/lift.zarr out=lift.hdf5 actions=delta
-          for robomimic
-    """
-
-    source: str | None = path_setting(None, "a dataset of any known format")
-    out: str | None = path_setting(
-        None, "what to write, by its ending: NAME.zarr, .hdf5, .npz, .lerobot; must not exist"
-    )
-    actions: str | None = setting(
-        None,
-        "absolute: poses in the world; delta: what a delta controller takes; recorded: as they are; null: "
-        "absolute, or as recorded where the environment has one kind",
-        choices=among("absolute", "delta", "recorded"),
-    )
-    observations: str = setting(
-        "recorded",
-        "recorded: as they are; states: computed anew from the recorded states",
-        choices=among("recorded", "states"),
-    )
-    obs_keys: list[str] | None = setting(None, "observations to keep; null: all", some=True)
-    control_hz: float | None = setting(
-        None, "steps per second, for a format that says so; null: as the source does", above=0
-    )
-    mask: str | None = setting(None, "a subset, as train or valid; null: every demonstration")
-    check: int = setting(3, "demonstrations to play again from their first state; 0: none", minimum=0)
-    task: TaskConfig | None = setting(
-        None, "task whose environment describes a file or store that doesn't describe itself"
-    )
-
-
-@dataclass
 class ExportConfig(SamplersConfig, TaskedConfig):
     """Writes a policy's plans as files for other runtimes, in float32: an OpenVINO model and an ONNX model,
     observation window and noise in, actions out, and what they mean. docs/export.md has C++ and Python.
@@ -370,6 +329,7 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "run": RunConfig,
     "collect": CollectConfig,
+    "download": DownloadConfig,
     "convert": ConvertConfig,
     "export": ExportConfig,
     "serve": ServeConfig,

@@ -7,8 +7,10 @@ of any size: both are checked here first.
 from __future__ import annotations
 
 import copy
+import stat
 import zipfile
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from zarr.storage import ZipStore
 
@@ -64,6 +66,69 @@ def check_entry(file: zipfile.ZipFile, name: str, most: int, where: str) -> int:
             if total != info.file_size:
                 raise InputError(f"{where} unpacks to more or less than it declares: it is damaged")
         return info.file_size
+
+
+def unpack(path: Path, inside: str, target: Path, *, most_bytes: int, most_files: int) -> None:
+    """Unpacks a folder of a zip file to a new folder.
+
+    Args:
+        inside: the folder's path in the zip file.
+        most_bytes, most_files: that its content may have.
+
+    Raises:
+        InputError: the folder isn't there, or too large, or an entry is damaged, a link, or leads elsewhere;
+            part of it may be unpacked by then.
+    """
+    with open_zip(path) as file:
+        count, total = len(file.infolist()), sum(info.file_size for info in file.infolist())
+        if count > most_files or total > most_bytes:
+            raise InputError(
+                f"{path} unpacks to {count} files and {total} bytes, {most_files} and {most_bytes} are the "
+                "most that is unpacked"
+            )
+        infos = {_entry_path(info, path): info for info in file.infolist()}
+        files = {place for place, info in infos.items() if not info.is_dir()}
+        if len(infos) < count or any(parent in files for place in infos for parent in place.parents):
+            raise InputError(f"{path} has two entries of one name: it is damaged, copy it again")
+        wanted = [place for place in files if place.is_relative_to(inside) and place != PurePosixPath(inside)]
+        if not wanted:
+            raise InputError(f"{path} has no folder {inside}: it is another file")
+        target.mkdir()
+        for place in wanted:
+            made = target / place.relative_to(inside)
+            made.parent.mkdir(parents=True, exist_ok=True)
+            with made.open("xb") as content:
+                for piece in _unpacked(file, infos[place], f"{path}: {place}"):
+                    content.write(piece)
+
+
+def _entry_path(info: zipfile.ZipInfo, path: Path) -> PurePosixPath:
+    """Where an entry belongs, from the root of the zip file.
+
+    Raises:
+        InputError: it would lead out of there, or it isn't a file or folder that can be read.
+    """
+    where, place = f"{path}: {info.filename!r:.80}", PurePosixPath(info.filename)
+    odd = {"\\", "\0"} & set(info.orig_filename)
+    if odd or place.is_absolute() or ".." in place.parts or not place.parts:
+        raise InputError(f"{where} leads out of the folder: nothing of it is unpacked")
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
+        raise InputError(f"{where} is a link, or no file: nothing of it is unpacked")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
+        raise InputError(f"{where} is packed in a way that isn't read: nothing of it is unpacked")
+    return place
+
+
+def _unpacked(file: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Iterator[bytes]:
+    """An entry's content; ``zipfile`` stops where it has what is declared, and compares its checksum."""
+    done = 0
+    with reading(where), file.open(info) as entry:
+        while piece := entry.read(PIECE):
+            done += len(piece)
+            yield piece
+    if done != info.file_size:
+        raise InputError(f"{where} unpacks to {done} bytes, not to {info.file_size}: it is damaged")
 
 
 class ZippedStore(ZipStore):

@@ -7,13 +7,19 @@ from pathlib import Path
 from types import ModuleType
 
 from ...errors import InputError
-from . import lerobot, npz, robomimic, store
+from . import lerobot, minari, npz, robomimic, store
 from .demonstration import About, Demonstration, Source
 from .env_args import EnvArgs
 
-FORMATS: dict[str, ModuleType] = {"lerobot": lerobot, "npz": npz, "zarr": store, "robomimic": robomimic}
+FORMATS: dict[str, ModuleType] = {
+    "lerobot": lerobot,
+    "minari": minari,
+    "npz": npz,
+    "zarr": store,
+    "robomimic": robomimic,
+}
 """Each module ``recognises`` a path, has an ``open_source`` that reads it, and can ``write`` paths that end
-in one of its ``SUFFIXES``.  The first that recognises a path is taken.
+in one of its ``SUFFIXES``, if it has any.  The first that recognises a path is taken.
 The last two take what is a folder, and what isn't: what is no dataset is refused by them."""
 
 
