@@ -1,4 +1,4 @@
-"""Writes checkpoints in the layouts of other projects, from their published names."""
+"""Writes checkpoints and datasets in the layouts of other projects, from their published names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -142,3 +144,66 @@ def renamed(name: str) -> str:
         name = name.replace(f".blocks.{k}.block.", f".conv{k + 1}.block.")
     parts = name.split(".")
     return name.replace(".2.conv.", ".2.") if parts[0] in ("down_modules", "up_modules") else name
+
+
+def box(*shape: int) -> dict:
+    """Gymnasium's Box as Minari's metadata have it."""
+    return {"type": "Box", "dtype": "float32", "shape": shape, "low": -1.0, "high": 1.0}
+
+
+def nested(observations, last: bool = True):
+    """Minari's observations and their space, of keys in which "/" divides Dicts; with the last one, after
+    which nothing is done."""
+    if not isinstance(observations, dict):
+        values = np.asarray(observations)
+        return (np.concatenate((values, values[-1:])) if last else values), box(*values.shape[1:])
+    values, spaces = {}, {}
+    for key, inner in observations.items():
+        values[key], spaces[key] = nested(inner, last)
+    return values, {"type": "Dict", "subspaces": spaces}
+
+
+def minari(folder: Path, episodes, change=None, env=None, last: bool = True, **metadata) -> Path:
+    """A folder of Minari's layout.
+
+    Args:
+        episodes: ``(observations, actions, rewards)``; observations are an array, or a dict of such.
+        change: is given the open file at the end.
+        env: the environment's id and settings.
+        metadata: in place of what ``metadata.json`` would say.
+    """
+    (folder / "data").mkdir(parents=True)
+    space, steps = {}, 0
+    with h5py.File(folder / "data/main_data.hdf5", "w", track_order=True) as file:
+        for index, (observations, actions, rewards) in enumerate(episodes):
+            values, space = nested(observations, last)
+            group = file.create_group(f"episode_{index}")
+            group.attrs.update({"id": index, "seed": 7 + index, "total_steps": len(actions)})
+            put(group, "observations", values)
+            ends = np.arange(len(actions)) == len(actions) - 1
+            fields = {
+                "actions": actions,
+                "rewards": rewards,
+                "terminations": ends,
+                "truncations": ends & False,
+            }
+            for name, each in fields.items():
+                put(group, name, np.asarray(each))
+            group.create_group("infos")
+            steps += len(actions)
+        if change is not None:
+            change(file)
+    about = {"total_episodes": index + 1, "total_steps": steps, "data_format": "hdf5"}
+    about |= {"observation_space": json.dumps(space), "action_space": json.dumps(box(2))}
+    about |= {} if env is None else {"env_spec": json.dumps(env)}
+    (folder / "data/metadata.json").write_text(json.dumps(about | metadata))
+    return folder
+
+
+def put(group: h5py.Group, name: str, values) -> None:
+    """An array that can grow, or a group of such."""
+    if isinstance(values, dict):
+        for key, inner in values.items():
+            put(group.require_group(name), key, inner)
+    else:
+        group.create_dataset(name, data=values, chunks=True, maxshape=(None, *values.shape[1:]))

@@ -26,6 +26,7 @@ from paradiffpolicy.data.formats.reading import FORMATS, format_of, open_source,
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 
+from .foreign import minari
 from .test_damaged_data import MUTANTS, mutated, refused, v2_store
 
 STEPS = (30, 25, 41)
@@ -57,10 +58,19 @@ def assert_same(source, expected):
     assert list(some.observations) == ["observation.goal"]
 
 
+WRITTEN = {name: module.SUFFIXES[0] for name, module in FORMATS.items() if module.SUFFIXES}
+"""Endings of the formats that are written, too."""
+
+
 @pytest.fixture(params=sorted(FORMATS))
 def dataset(request, tmp_path):
     """A dataset of a format."""
-    path = tmp_path / f"in{FORMATS[request.param].SUFFIXES[0]}"
+    if request.param == "minari":
+        episodes = ((demo.observations, demo.actions, demo.rewards) for demo in demonstrations())
+        return minari(
+            tmp_path / "in.minari", episodes, env={"id": ARGS.env_name, "kwargs": dict(ARGS.env_kwargs)}
+        )
+    path = tmp_path / f"in{WRITTEN[request.param]}"
     write(path, demonstrations(), About(ARGS, "recorded", control_hz=10.0))
     assert format_of(path) == request.param
     return path
@@ -75,10 +85,10 @@ def test_what_is_written_is_read_back(dataset):
     source.close()
 
 
-@pytest.mark.parametrize("suffix", [module.SUFFIXES[0] for module in FORMATS.values()])
+@pytest.mark.parametrize("suffix", WRITTEN.values())
 def test_any_format_becomes_any_other(dataset, suffix, tmp_path, capsys):
     out = tmp_path / f"out{suffix}"
-    described = [] if dataset.suffix in (".zarr", ".hdf5") or suffix != ".hdf5" else ["task=pusht"]
+    described = [] if dataset.suffix in (".zarr", ".hdf5", ".minari") or suffix != ".hdf5" else ["task=pusht"]
     words = [f"source={dataset}", f"out={out}", "actions=recorded", *described, *rated(dataset, suffix)]
     assert main(["convert", *words]) == 0, capsys.readouterr().err
     source = open_source(out)

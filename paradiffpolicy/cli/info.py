@@ -276,6 +276,10 @@ def describe_source(path: Path) -> list[Table]:
         about = _of_episodes(np.array([source.length(demo) for demo in source.demos]), source.masks)
         if source.control_hz:
             about["control_hz"] = source.control_hz
+        if source.env_args is not None:
+            about |= source.env_args.describe()
+        if seeds := getattr(source, "seeds", {}):
+            about["with a seed"] = f"{len(seeds)} of {len(source.demos)}"
         about |= {f"left out {index}": line for index, line in enumerate(source.skipped, 1)}
         for demo in source.demos:
             for field, values in fields_of(source.read(demo), source.name).items():

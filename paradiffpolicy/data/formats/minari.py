@@ -160,7 +160,7 @@ class MinariDataset(Closing):
             elif path not in found:
                 raise InputError(f"{self.name}: {first} has no {path}{nearest(path, found)}")
             else:
-                why = unreadable(found[path])
+                why = _packed(found[path]) or unreadable(found[path])
             if why is None:
                 paths[key] = path
             else:
@@ -215,6 +215,13 @@ def _metadata(folder: Path) -> dict[str, Any]:
     if kind != "Box":
         raise InputError(f"{folder}: its actions are of a {kind!s:.40} space, vectors (Box) are read")
     return about
+
+
+def _packed(found: h5py.Dataset | None) -> str | None:
+    """Why a dataset's pictures can't be read, if they are JPEG files."""
+    if found is None or h5py.check_vlen_dtype(found.dtype) != np.uint8:
+        return None
+    return "holds JPEG pictures, which aren't read: make it with jpeg_encoding=False"
 
 
 def _space(about: dict[str, Any], name: str) -> dict[str, Any] | None:
