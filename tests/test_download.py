@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import shutil
 import stat
 import threading
 import zipfile
@@ -319,8 +321,8 @@ def test_what_was_fetched_by_hand_is_checked_and_unpacked(site, archive, tmp_pat
     (tmp_path / "demos.zip").write_bytes(archive)
     get(mine(site), tmp_path)
     assert left(tmp_path) == ["demos.zip", *MADE] and not site.headers
-    for name in MADE:
-        module.shutil.rmtree(tmp_path / name) if name == MADE[0] else (tmp_path / name).unlink()
+    shutil.rmtree(tmp_path / MADE[0])
+    (tmp_path / MADE[1]).unlink()
     with pytest.raises(InputError, match=r"demos\.zip has the SHA-256"):
         get(mine(site, sha256="0" * 64), tmp_path)
     assert left(tmp_path) == ["demos.zip"]
@@ -362,9 +364,7 @@ def test_another_file_than_last_time_is_not_taken(site, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
         file.writestr("x", "x")
     site.content, site.tag = (tmp_path / "x.zip").read_bytes(), '"2"'
-    with pytest.raises(
-        InputError, match=r"isn't the file that was downloaded before.*remove .*download\.json"
-    ):
+    with pytest.raises(InputError, match=r"isn't the file that was downloaded before.*remove .*\.json"):
         get(mine(site), tmp_path)
     assert not (tmp_path / "mine.zarr").exists()
 
@@ -377,7 +377,7 @@ def test_what_is_there_is_kept_and_named_if_it_isnt_the_dataset(site, tmp_path):
     (tmp_path / MADE[1]).unlink()
     with pytest.raises(InputError, match="is there already, and another dataset"):
         get(mine(site), tmp_path)
-    module.shutil.rmtree(tmp_path / "mine.zarr")
+    shutil.rmtree(tmp_path / "mine.zarr")
     (tmp_path / "mine.zarr").symlink_to("nowhere")
     with pytest.raises(InputError, match="is there already"):
         get(mine(site), tmp_path)
@@ -393,13 +393,13 @@ def test_one_download_at_a_time(site, tmp_path):
     held = lock(work)
     with pytest.raises(InputError, match="is being downloaded by another process"):
         get(mine(site), tmp_path)
-    module.os.close(held)
+    os.close(held)
     get(mine(site), tmp_path)
     assert left(tmp_path) == MADE
 
 
 def test_a_full_disk_is_named_before_and_what_came_is_kept(site, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="has room for .* bytes"):
+    with pytest.raises(InputError, match=r"has room for \d+ bytes"):
         get(mine(site, size=2**60), tmp_path)
     assert left(tmp_path) == [] and not site.headers
 
@@ -475,11 +475,17 @@ def test_an_entry_that_unpacks_to_more_or_less_than_it_declares_is_refused(decla
     assert all(file.stat().st_size <= max(declared, 2**17) for file in (tmp_path / "out").iterdir())
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> bytes:
+    packed = [(entry(f"{INSIDE}/{k}/x", compress_type=zipfile.ZIP_DEFLATED), bytes(99)) for k in range(3)]
+    return zipped(tmp_path_factory.mktemp("small") / "x.zip", *packed).read_bytes()
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mutant=MUTANTS)
-def test_a_mutated_zip_file_is_unpacked_or_refused(mutant, archive, tmp_path_factory):
+def test_a_mutated_zip_file_is_unpacked_or_refused(mutant, small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mutant")
-    (folder / "x.zip").write_bytes(mutated(archive, mutant))
+    (folder / "x.zip").write_bytes(mutated(small, mutant))
     try:
         unpack(folder / "x.zip", INSIDE, folder / "out", most_bytes=2**24, most_files=99)
     except InputError as error:
@@ -490,25 +496,22 @@ def test_a_mutated_zip_file_is_unpacked_or_refused(mutant, archive, tmp_path_fac
 # ------------------------------------------------------------------------------------------ the command
 
 
-def test_the_command_puts_each_dataset_in_place_and_lists_them(site, tmp_path, monkeypatch, capsys):
-    DATASETS.register("mine", mine(site))
-    monkeypatch.setattr(module, "fetch", partial_http(module.fetch))
-    try:
-        assert main(["download", "mine", f"out={tmp_path / 'new'}"]) == 0
-        said = capsys.readouterr()
-        assert said.out == f"{tmp_path / 'new/mine.zarr'}: 2 episodes, 12 steps\n"
-        assert main(["download", f"out={tmp_path / 'new'}"]) == 0
-        said = " ".join(capsys.readouterr().out.split())
-        assert "pusht" in said and "lift" in said and "yes" in said
-    finally:
-        DATASETS._choices.pop("mine")
+@pytest.fixture
+def _known(archive, tmp_path):
+    """A dataset of which the file is there, fetched by hand."""
+    (tmp_path / "demos.zip").write_bytes(archive)
+    DATASETS.register("mine", mine(Site(b"", address="https://nowhere.invalid/demos.zip")))
+    yield
+    DATASETS._choices.pop("mine")
 
 
-def partial_http(fetch):
-    def local(*args, **kwargs):
-        fetch(*args, **kwargs | {"schemes": ("http",)})
-
-    return local
+@pytest.mark.usefixtures("_known")
+def test_the_command_puts_each_dataset_in_place_and_lists_them(tmp_path, capsys):
+    assert main(["download", "mine", f"out={tmp_path}"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'mine.zarr'}: 2 episodes, 12 steps\n"
+    assert main(["download", f"out={tmp_path}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "pusht" in said and "lift" in said and "yes" in said
 
 
 def test_the_command_refuses_what_it_doesnt_know_and_ends_with_2(tmp_path, capsys):

@@ -80,7 +80,7 @@ class ReplayBuffer(Closing):
         if not path.exists():
             raise InputError(
                 f"no demonstrations at {path}: put a diffusion_policy zarr store there, name another with "
-                "dataset=PATH, or record one with 'paradiffpolicy collect'"
+                "dataset=PATH, record one with 'paradiffpolicy collect', or see 'paradiffpolicy download'"
             )
         group = open_group(path, mode)
         release = _lock_writer(path) if mode == "r+" else None
