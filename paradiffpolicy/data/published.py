@@ -145,26 +145,26 @@ def download(
         if os.path.lexists(place):
             return _checked(published, place, record)
         given = folder / Path(urlsplit(published.address).path).name
-        part = work / "part"
         if published.inside is not None and given.exists():
             require_regular(given, published.size or MOST_BYTES)
-            part = given
+            file, where = given, str(given)
         else:
-            remedy = f"fetch it by hand, as {given if published.inside else place}, and run this again"
+            by_hand = f"fetch it by hand, as {given if published.inside else place}, and run this again"
+            file, where = work / "part", published.address
             _require_room(folder, published.size or 0)
             fetch(
-                published.address,
-                part,
+                where,
+                file,
                 most=MOST_BYTES,
                 size=published.size,
-                remedy=remedy,
+                remedy=by_hand,
                 on_bytes=on_bytes,
                 schemes=schemes,
             )
-        size, sha256 = part.stat().st_size, digest(part)
+        size, sha256 = file.stat().st_size, digest(file)
         try:
-            _require_same(published, part, sha256, record, place)
-            write_new(place, lambda temporary: _make(published, part, temporary))
+            _require_same(published, where, sha256, record, place)
+            write_new(place, lambda temporary: _make(published, file, temporary, where))
         except _RefusedError:  # it isn't taken for a good part next time
             shutil.rmtree(work, ignore_errors=True)
             raise
@@ -204,17 +204,17 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _make(published: Published, part: Path, temporary: Path) -> None:
-    """The dataset of the published file."""
+def _make(published: Published, file: Path, temporary: Path, where: str) -> None:
+    """Makes the dataset of the published file, and checks it; ``where`` the file is from, for error lines."""
     try:
         if published.inside is None:
-            part.rename(temporary)
+            file.rename(temporary)
         else:
-            unpack(part, published.inside, temporary, most_bytes=MOST_BYTES, most_files=MOST_FILES)
+            unpack(file, published.inside, temporary, most_bytes=MOST_BYTES, most_files=MOST_FILES)
         check(published, temporary)
     except InputError as error:
         line = str(error).replace(str(temporary), published.name)
-        raise _RefusedError(f"{published.address} isn't what it should be ({line}): nothing is put in place")
+        raise _RefusedError(f"{where} isn't what it should be ({line}): nothing is put in place")
 
 
 def _checked(published: Published, place: Path, record: dict[str, Any] | None) -> str:
@@ -237,10 +237,9 @@ def _checked(published: Published, place: Path, record: dict[str, Any] | None) -
 
 
 def _require_same(
-    published: Published, part: Path, sha256: str, record: dict[str, Any] | None, place: Path
+    published: Published, where: str, sha256: str, record: dict[str, Any] | None, place: Path
 ) -> None:
     """Raises ``InputError`` if a file hasn't the SHA-256 that is published, or that of the last download."""
-    where = part if part.name != "part" else published.address
     if published.sha256 not in (None, sha256):
         raise _RefusedError(
             f"{where} has the SHA-256 {sha256[:16]}…, {str(published.sha256)[:16]}… is expected: it was "
