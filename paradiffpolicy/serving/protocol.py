@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError, nearest
-from ..observation import InvalidObservationError
+from ..observation import InvalidObservationError, Window
 from ..policy import InvalidPlanError, Policy
 from ..types import Committed, Noise, Plan, PolicySpec, Solution
 from .messages import MessageError
@@ -224,14 +224,14 @@ class PlanJob:
     """A checked request for a plan.
 
     Attributes:
-        window: ``[batch, To, O]`` as ``Policy.checked`` gives it.
+        window: as ``Policy.checked`` gives it.
         previous: the last plan, on the policy's device, or None.
         generators: states of the noise, one per batch element.
         executed_steps: of the last plan; only requests with the same number are planned together.
         committed: actions to keep, or None.
     """
 
-    window: Tensor
+    window: Window
     previous: Plan | None
     generators: tuple[bytes, ...]
     executed_steps: int | None = None
