@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .matmul_unet1d import Convolution
 from .unet1d import ConditionalResidualBlock1D, ConditionalUnet1D, Conv1dBlock, Downsample1d, Upsample1d
-from .vision import CameraEncoder, VisualNetwork
+from .vision import VisualNetwork
 
 
 class Tap(NamedTuple):
@@ -218,7 +218,7 @@ def training_form(network: nn.Module, device: torch.device, bfloat16: bool) -> n
     if isinstance(network, VisualNetwork):
         if device.type == "cpu":
             for each in network.encoder.networks:
-                cast(CameraEncoder, each).backbone.to(memory_format=torch.channels_last)
+                cast(Any, each).backbone.to(memory_format=torch.channels_last)
         return VisualNetwork(network.encoder, training_form(network.head, device, bfloat16))
     if isinstance(network, ConditionalUnet1D) and device.type == "cpu" and bfloat16:
         return TrainingUnet1D(network)
