@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .task import NUMBERS
-
 
 class History:
     """Keeps observations by tick.  The first one stands for all before it, and in a gap the one before does.
@@ -37,8 +35,9 @@ class History:
         length = 1 - int(self._back[0])
         if self._tick is None:
             self._tick = 0 if tick is None else tick
-            observation = observation if observation.dtype.names else observation.astype(np.float64)
-            self._kept = np.repeat(observation[None], length, axis=0)
+            first = np.asarray(observation)
+            kind = first.dtype if first.dtype.names else np.dtype(np.float64)
+            self._kept = np.repeat(first[None].astype(kind), length, axis=0)
             return
         before, self._tick = self._tick, max(self._tick, self._tick + 1 if tick is None else tick)
         for gap in range(max(before + 1, self._tick - length), self._tick):
@@ -55,8 +54,8 @@ class History:
         after = self._kept[(self._tick + np.minimum(self._back + 1, 0)) % len(self._kept)]
         if not window.dtype.names:
             return self._between(window, after, self._part)
-        nearest = np.where(self._part[:, 0] < 0.5, window, after)
-        nearest[NUMBERS] = self._between(window[NUMBERS], after[NUMBERS], self._part)
+        nearest, numbers = np.where(self._part[:, 0] < 0.5, window, after), window.dtype.names[0]
+        nearest[numbers] = self._between(window[numbers], after[numbers], self._part)
         return nearest
 
     def _between(self, window: NDArray[Any], after: NDArray[Any], part: NDArray[Any]) -> NDArray[Any]:

@@ -59,7 +59,7 @@ def observation_window(spec: PolicySpec, observation: Observation) -> Window:
     """
     if spec.contract.cameras:
         return _recorded_window(spec, records(spec, observation))
-    return Window(_numbers_window(spec, numbers(spec, observation)))
+    return Window(numbers_window(spec, numbers(spec, observation)))
 
 
 def _recorded_window(spec: PolicySpec, given: NDArray[Any]) -> Window:
@@ -76,10 +76,15 @@ def _recorded_window(spec: PolicySpec, given: NDArray[Any]) -> Window:
     size = spec.obs_dim * 8
     content = torch.from_numpy(np.ascontiguousarray(window).view(np.uint8).reshape(*window.shape, -1))
     vectors = torch.from_numpy(np.ascontiguousarray(window[NUMBERS]))
-    return Window(_numbers_window(spec, vectors), content[..., size:])
+    return Window(numbers_window(spec, vectors), content[..., size:])
 
 
-def _numbers_window(spec: PolicySpec, given: Tensor) -> Tensor:
+def numbers_window(spec: PolicySpec, given: Tensor) -> Tensor:
+    """The numbers of observation windows, ``[batch, To, O]`` float64, of ``[O]``, ``[To, O]`` or that.
+
+    Raises:
+        InvalidObservationError: they have the wrong shape, or NaN or infinity in them.
+    """
     window = given
     if window.ndim == 1:
         window = window.expand(spec.n_obs_steps, -1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,6 +141,13 @@ class PolicySpec:
     def condition_dim(self) -> int:
         """Numbers that condition the network, G: of every observation of the window, and of its pictures."""
         return self.n_obs_steps * (self.obs_dim + self.image_features)
+
+    @property
+    def observation_dtype(self) -> np.dtype[Any]:
+        """Of one observation: ``[O]`` float64, or a record with the cameras' pictures."""
+        if self.contract.cameras:
+            return self.contract.record_dtype(self.obs_dim)
+        return np.dtype((np.float64, (self.obs_dim,)))
 
     @property
     def executed(self) -> slice:
