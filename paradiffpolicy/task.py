@@ -115,9 +115,8 @@ class Camera:
         if not isinstance(self.key, str) or not self.key:
             raise InputError(f"a camera's key must be text, not {self.key!r:.40}")
         if not isinstance(shape, tuple) or len(shape) != 3 or shape[2] != 3:
-            hint = (
-                " (channels last)" if isinstance(shape, tuple) and len(shape) == 3 and shape[0] == 3 else ""
-            )
+            first = isinstance(shape, tuple) and len(shape) == 3 and shape[0] == 3
+            hint = ": channels come last" if first else ""
             raise InputError(f"camera {self.key!r:.40}: shape={shape!r:.40} must be [height, width, 3]{hint}")
         if any(type(n) is not int or not 1 <= n <= 4096 for n in shape):
             raise InputError(f"camera {self.key!r:.40}: shape={shape!r:.40} must be 1 to 4096 pixels a side")

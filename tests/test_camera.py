@@ -13,7 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from paradiffpolicy.envs.robosuite import camera
-from paradiffpolicy.envs.robosuite.camera import SceneCamera, GLContext, MissingGLError
+from paradiffpolicy.envs.robosuite.camera import GLContext, MissingGLError, SceneCamera
 
 SIZE = 96
 

@@ -324,6 +324,11 @@ def camera_encoder(options: ResNetOptions, size: tuple[int, int], features: int)
             raise InputError(f"pool=average gives {channels} features of a camera, not {features}")
         return CameraEncoder(backbone, Average(), nn.Identity())
     height, width = (feature_map(n) for n in size)
+    if height * width == 1:
+        raise InputError(
+            f"pictures of {list(size)} pixels leave one pixel to a spatial softmax, which sees nothing then: "
+            "over 32 on one side, or pool=average"
+        )
     pool = SpatialSoftmax(channels, options.keypoints, height, width)
     out = nn.Sequential(nn.Linear(2 * options.keypoints, features), nn.ReLU())
     return CameraEncoder(backbone, pool, out)
@@ -332,8 +337,9 @@ def camera_encoder(options: ResNetOptions, size: tuple[int, int], features: int)
 def resizing(old: int, new: int) -> Tensor:
     """The matrix ``[new, old]`` that resizes one axis, bilinear with antialiasing, as torchvision's
     ``Resize`` does: it is linear, and one axis after the other."""
-    units = torch.eye(old, device="cpu")[None, :, :, None]
-    resized = nn.functional.interpolate(units, (new, 1), mode="bilinear", antialias=True)
+    # Two columns: of one alone, PyTorch 2.13 repeats the first row.
+    units = torch.eye(old, device="cpu")[None, :, :, None].repeat(1, 1, 1, 2)
+    resized = nn.functional.interpolate(units, (new, 2), mode="bilinear", antialias=True)
     return resized[0, :, :, 0].T.contiguous()
 
 
