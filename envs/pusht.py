@@ -26,6 +26,8 @@ K_P, K_V = 100.0, 20.0
 SUCCESS_COVERAGE = 0.95
 GOAL_POSE = (256.0, 256.0, math.pi / 4)
 PUSHER_RADIUS = 15.0
+WALLS = ((5, 506), (5, 5), (506, 5), (506, 506))
+CAMERA_SIZE = 96
 
 # In the block's frame; both parts are 30 px thick, the bar 120 wide, the stem 90 long.
 BAR = ((-60.0, 30.0), (60.0, 30.0), (60.0, 0.0), (-60.0, 0.0))
@@ -73,6 +75,24 @@ def placed_t(x: float, y: float, angle: float) -> shapely.Geometry:
     return shapely.transform(T_AREA, lambda points: to_world(points, x, y, angle))
 
 
+def lighter(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A color of a shape's inside, of its outline's."""
+    r, g, b = (min(255, 6 * part // 5) for part in color)
+    return r, g, b
+
+
+def thick_line(
+    surface: pygame.Surface, color: tuple[int, int, int], a: NDArray[Any], b: NDArray[Any]
+) -> None:
+    """Draws a line 4 px wide, with round ends, as the human demonstrations' pictures have them."""
+    along = (b - a) / np.hypot(*(b - a))
+    aside = 2 * np.array([along[1], -along[0]])
+    pygame.draw.line(surface, color, a.tolist(), b.tolist(), 4)
+    pygame.draw.polygon(surface, color, [a + aside, a - aside, b - aside, b + aside])
+    for end in (a, b):
+        pygame.draw.circle(surface, color, end.tolist(), 2)
+
+
 def mirrored(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Mirrors a recorded episode.
 
@@ -81,8 +101,8 @@ def mirrored(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     ``angle -> pi / 2 - angle``, gives an episode of the same task (the walls shift by 1 px).
 
     Args:
-        episode: ``state`` ``[n, 5]``, ``action`` ``[n, 2]``, ``keypoint`` ``[n, 9, 2]``, optionally
-            ``n_contacts``; pictures are left out.
+        episode: ``state`` ``[n, 5]``, ``action`` ``[n, 2]``, and what there is of ``keypoint`` ``[n, 9, 2]``,
+            ``n_contacts`` and pictures ``img`` ``[n, H, H, 3]``.
     """
 
     def reflect(points: NDArray[Any]) -> NDArray[Any]:
@@ -91,10 +111,13 @@ def mirrored(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     state = episode["state"].astype(np.float64)
     angle = (np.pi / 2 - state[:, 4]) % (2 * np.pi)
     flipped = np.column_stack((reflect(state[:, :2]), reflect(state[:, 2:4]), angle))
-    keypoint = np.stack([to_world(KEYPOINTS, x, y, a) for x, y, a in flipped[:, 2:]])
-    changed = {"state": flipped, "action": reflect(episode["action"]), "keypoint": keypoint}
+    changed = {"state": flipped, "action": reflect(episode["action"])}
+    if "keypoint" in episode:
+        changed["keypoint"] = np.stack([to_world(KEYPOINTS, x, y, a) for x, y, a in flipped[:, 2:]])
     if "n_contacts" in episode:
         changed["n_contacts"] = episode["n_contacts"]
+    if "img" in episode:  # [n, y, x, 3]
+        changed["img"] = episode["img"][:, ::-1, ::-1].swapaxes(1, 2)
     return {name: values.astype(episode[name].dtype) for name, values in changed.items()}
 
 
@@ -108,7 +131,8 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         ``keypoints``: ``[20]``, nine keypoints of the block (x, y each), then the pusher's x, y.
         ``corners``: ``[18]``, the pusher's x, y, then the eight corners of the block's parts: gym-pusht's
             ``agent_pos`` and ``environment_state``, on which LeRobot's policies are trained.
-        ``image``: dict of ``image`` ``[96, 96, 3]`` uint8 RGB and ``agent_pos`` ``[2]``.
+        ``image``: dict of ``image`` ``[96, 96, 3]`` uint8 RGB, drawn as the human demonstrations' pictures
+            are, and ``agent_pos`` ``[2]``.
 
     Reward: the share of the target that the block covers, over 0.95, at most 1; the episode
     terminates when the share is over 0.95.
@@ -227,6 +251,16 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         scaled = pygame.transform.smoothscale(self._draw(), (size, size))
         return np.ascontiguousarray(pygame.surfarray.array3d(scaled).swapaxes(0, 1))
 
+    def camera(self) -> NDArray[np.uint8]:
+        """The scene as the human demonstrations' pictures show it, ``[96, 96, 3]`` uint8: interpolated from
+        the nearest pixels of the drawn world alone."""
+        world = pygame.surfarray.array3d(self._draw(action=False)).swapaxes(0, 1)
+        places = (np.arange(CAMERA_SIZE) + 0.5) * WORLD / CAMERA_SIZE - 0.5
+        first = places.astype(int)
+        part = (places - first)[:, None]
+        rows = world[first] * (1 - part[:, None]) + world[first + 1] * part[:, None]
+        return np.rint(rows[:, first] * (1 - part) + rows[:, first + 1] * part).astype(np.uint8)
+
     def close(self) -> None:
         if self._window is not None:
             pygame.display.quit()
@@ -250,7 +284,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
                 spaces.Box(-reach[:18], WORLD + reach[:18], dtype=np.float64),
             ),
             "image": (
-                lambda: {"image": self.picture(96), "agent_pos": np.array(self._pusher.position)},
+                lambda: {"image": self.camera(), "agent_pos": np.array(self._pusher.position)},
                 spaces.Dict({"image": image, "agent_pos": pusher}),
             ),
         }
@@ -273,8 +307,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         space = pymunk.Space()
         space.gravity = 0, 0
         space.damping = 0
-        corners = [(5, 506), (5, 5), (506, 5), (506, 506)]
-        for a, b in zip(corners, [*corners[1:], corners[0]], strict=True):
+        for a, b in zip(WALLS, [*WALLS[1:], WALLS[0]], strict=True):
             space.add(pymunk.Segment(space.static_body, a, b, 2))
 
         self._pusher = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
@@ -299,15 +332,24 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         self._pusher.velocity = self._block.velocity = 0, 0
         self._block.angular_velocity = 0
 
-    def _draw(self) -> pygame.Surface:
+    def _draw(self, action: bool = True) -> pygame.Surface:
+        """The world, a pixel of it a pixel; with a cross for the last action, if asked for."""
         surface = pygame.Surface((WORLD, WORLD))
         surface.fill(COLORS["background"])
-        for color, pose in (("goal", GOAL_POSE), ("block", (*self._block.position, self._block.angle))):
-            for part in (BAR, STEM):
-                pygame.draw.polygon(surface, COLORS[color], to_world(np.array(part), *pose).tolist())
-        pygame.draw.rect(surface, COLORS["wall"], pygame.Rect(3, 3, 506, 506), width=4)
-        pygame.draw.circle(surface, COLORS["pusher"], tuple(self._pusher.position), PUSHER_RADIUS)
-        if self._last_action is not None:
+        for part in (BAR, STEM):
+            corners = to_world(np.array(part), *GOAL_POSE)
+            pygame.draw.polygon(surface, COLORS["goal"], np.rint(corners).tolist())
+        for a, b in zip(WALLS, [*WALLS[1:], WALLS[0]], strict=True):
+            thick_line(surface, COLORS["wall"], np.array(a), np.array(b))
+        pusher = tuple(np.rint(self._pusher.position))
+        pygame.draw.circle(surface, COLORS["pusher"], pusher, PUSHER_RADIUS)
+        pygame.draw.circle(surface, lighter(COLORS["pusher"]), pusher, PUSHER_RADIUS - 4)
+        for part in (BAR, STEM):
+            corners = np.rint(to_world(np.array(part), *self._block.position, self._block.angle))
+            pygame.draw.polygon(surface, lighter(COLORS["block"]), corners.tolist())
+            for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+                thick_line(surface, COLORS["block"], a, b)
+        if action and self._last_action is not None:
             x, y = self._last_action
             pygame.draw.line(surface, COLORS["action"], (x - 8, y), (x + 8, y), 3)
             pygame.draw.line(surface, COLORS["action"], (x, y - 8), (x, y + 8), 3)

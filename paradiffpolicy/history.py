@@ -15,7 +15,7 @@ class History:
         n_obs_steps: To, observations in a window.
         stride: ticks from one of them to the next; need not be a whole number.
         mixed: ``[O]``, which numbers are interpolated linearly where an observation of the window lies
-            between two ticks; the others are the nearer tick's.  None: all are.
+            between two ticks; the others, and pictures, are the nearer tick's.  None: all numbers are.
     """
 
     def __init__(
@@ -31,11 +31,13 @@ class History:
         self._tick: int | None = None
 
     def push(self, observation: NDArray[Any], tick: int | None = None) -> None:
-        """Adds an observation ``[O]``, made at ``tick``: one after the last unless given."""
+        """Adds an observation ``[O]``, or a record, made at ``tick``: one after the last unless given."""
         length = 1 - int(self._back[0])
         if self._tick is None:
             self._tick = 0 if tick is None else tick
-            self._kept = np.repeat(observation[None].astype(np.float64), length, axis=0)
+            first = np.asarray(observation)
+            kind = first.dtype if first.dtype.names else np.dtype(np.float64)
+            self._kept = np.repeat(first[None].astype(kind), length, axis=0)
             return
         before, self._tick = self._tick, max(self._tick, self._tick + 1 if tick is None else tick)
         for gap in range(max(before + 1, self._tick - length), self._tick):
@@ -43,17 +45,24 @@ class History:
         self._kept[self._tick % length] = observation
 
     def window(self) -> NDArray[Any]:
-        """``[To, O]``, oldest first."""
+        """``[To, O]``, or records ``[To]``, oldest first."""
         assert self._tick is not None
         window = self._kept[(self._tick + self._back) % len(self._kept)]
         if self._part is None:
             return window
         # The newest lies on a tick.
         after = self._kept[(self._tick + np.minimum(self._back + 1, 0)) % len(self._kept)]
-        mix = window + self._part * (after - window)
+        if not window.dtype.names:
+            return self._between(window, after, self._part)
+        nearest, numbers = np.where(self._part[:, 0] < 0.5, window, after), window.dtype.names[0]
+        nearest[numbers] = self._between(window[numbers], after[numbers], self._part)
+        return nearest
+
+    def _between(self, window: NDArray[Any], after: NDArray[Any], part: NDArray[Any]) -> NDArray[Any]:
+        mix = window + part * (after - window)
         if self._mixed is None:
             return mix
-        return np.where(self._mixed, mix, np.where(self._part < 0.5, window, after))
+        return np.where(self._mixed, mix, np.where(part < 0.5, window, after))
 
     @property
     def empty(self) -> bool:

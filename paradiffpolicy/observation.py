@@ -1,39 +1,91 @@
-"""Observations as callers have them, to observations as policies take them."""
+"""Observations as callers have them, to observations as policies take them.
+
+An observation is a vector of numbers ``[O]``.  Of a policy with cameras it is one numpy record: ``numbers``
+``[O]``, and by the key of each camera its picture ``[H, W, 3]``, in bytes.  So a window is one array wherever
+it goes, ``[To, O]`` or ``[To]`` of records.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .errors import InputError
-from .task import real_numbers
-from .types import PolicySpec, require_real
+from .task import NUMBERS, real_numbers
+from .types import Batched, PolicySpec, require_real
 
 Observation = ArrayLike | Tensor | Mapping[str, Any] | Sequence[Mapping[str, Any]]
-"""Numbers, or dicts of numbers by field name."""
+"""Numbers, records, or dicts by field name."""
 
 
 class InvalidObservationError(InputError):
     """An observation that no plan should be made from: wrong shape, NaN or infinity."""
 
 
-def observation_window(spec: PolicySpec, observation: Observation) -> Tensor:
-    """An observation window, ready to plan from: float64 ``[batch, To, O]``.
+@dataclass(frozen=True, eq=False)
+class Window(Batched):
+    """Observation windows, ready to plan from.
+
+    Attributes:
+        numbers: ``[batch, To, O]`` float64.
+        pixels: ``[batch, To, P]`` uint8, the pictures of each step, one camera after the other; None: the
+            policy has no cameras.
+    """
+
+    numbers: Tensor
+    pixels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def observation_window(spec: PolicySpec, observation: Observation) -> Window:
+    """Observation windows, ready to plan from.
 
     Args:
         observation: ``[batch, To, O]`` or ``[To, O]``, oldest first; or ``[O]``, which stands for the whole
-            window.  A dict by field name, as the contract has them, stands for ``[O]``.
+            window.  With cameras, records ``[batch, To]``, ``[To]`` or one.  A dict by field and camera name,
+            as the contract has them, stands for one step, and a list of them for a window.
 
     Raises:
         InvalidObservationError: it has the wrong shape, or NaN or infinity in it.
-        InputError: a field of a dict is missing or has the wrong size.
+        InputError: a field or camera of a dict is missing or has the wrong size.
     """
-    window = given = numbers(spec, observation)
+    if spec.contract.cameras:
+        return _recorded_window(spec, records(spec, observation))
+    return Window(numbers_window(spec, numbers(spec, observation)))
+
+
+def _recorded_window(spec: PolicySpec, given: NDArray[Any]) -> Window:
+    window = given
+    if window.ndim == 0:
+        window = np.repeat(window[None], spec.n_obs_steps)
+    if window.ndim == 1:
+        window = window[None]
+    if window.ndim != 2 or window.shape[1] != spec.n_obs_steps:
+        raise InvalidObservationError(
+            f"observation records {given.shape} for task {spec.task!r} must be one, "
+            f"[n_obs_steps={spec.n_obs_steps}] or [batch, n_obs_steps]"
+        )
+    size = spec.obs_dim * 8
+    content = torch.from_numpy(np.ascontiguousarray(window).view(np.uint8).reshape(*window.shape, -1))
+    vectors = torch.from_numpy(np.ascontiguousarray(window[NUMBERS]))
+    return Window(numbers_window(spec, vectors), content[..., size:])
+
+
+def numbers_window(spec: PolicySpec, given: Tensor) -> Tensor:
+    """The numbers of observation windows, ``[batch, To, O]`` float64, of ``[O]``, ``[To, O]`` or that.
+
+    Raises:
+        InvalidObservationError: they have the wrong shape, or NaN or infinity in them.
+    """
+    window = given
     if window.ndim == 1:
         window = window.expand(spec.n_obs_steps, -1)
     if window.ndim == 2:
@@ -52,14 +104,23 @@ def observation_window(spec: PolicySpec, observation: Observation) -> Tensor:
     return window
 
 
-def observation_rows(spec: PolicySpec, observations: Observation) -> tuple[Tensor, bool]:
-    """Successive observations ``[k, O]``, and whether one was given alone, as ``[O]`` or as a dict.
+def observation_rows(spec: PolicySpec, observations: Observation) -> tuple[NDArray[Any], bool]:
+    """Successive observations ``[k, O]``, or records ``[k]``, and whether one was given alone: ``[O]``, a
+    record or a dict.
 
     Raises:
         InvalidObservationError: they have the wrong shape, or NaN or infinity in them.
         InputError: a field of a dict is missing or has the wrong size.
     """
+    if spec.contract.cameras:
+        kept = records(spec, observations)
+        _numbers_rows(spec, torch.from_numpy(np.ascontiguousarray(np.atleast_1d(kept)[NUMBERS])))
+        return np.atleast_1d(kept), kept.ndim == 0
     given = numbers(spec, observations)
+    return _numbers_rows(spec, given).cpu().numpy(), given.ndim == 1
+
+
+def _numbers_rows(spec: PolicySpec, given: Tensor) -> Tensor:
     rows = given[None] if given.ndim == 1 else given
     if rows.ndim != 2 or not len(rows) or rows.shape[1] != spec.obs_dim:
         raise InvalidObservationError(
@@ -72,7 +133,29 @@ def observation_rows(spec: PolicySpec, observations: Observation) -> tuple[Tenso
         raise InvalidObservationError(
             f"observation {row} has NaN or infinity in column {column}: check the sensor"
         )
-    return rows, given.ndim == 1
+    return rows
+
+
+def records(spec: PolicySpec, observation: Observation) -> NDArray[Any]:
+    """Observations of a policy with cameras as records.
+
+    Raises:
+        InvalidObservationError: they aren't records of the policy's, nor dicts.
+        InputError: a field or camera of a dict is missing, or has another size or type.
+    """
+    if isinstance(observation, Mapping):
+        return spec.contract.record(observation)
+    if isinstance(observation, list | tuple) and observation and isinstance(observation[0], Mapping):
+        return np.stack([spec.contract.record(each) for each in observation])
+    wanted = spec.contract.record_dtype(spec.obs_dim)
+    found = observation.dtype if isinstance(observation, np.ndarray | np.void) else type(observation).__name__
+    if found != wanted:
+        cameras = ", ".join(repr(camera.key) for camera in spec.contract.cameras)
+        raise InvalidObservationError(
+            f"task {spec.task!r} sees through {cameras}: give a dict with its pictures and its fields, "
+            f"or records of them, not {found!s:.80}"
+        )
+    return np.asarray(observation)
 
 
 def numbers(spec: PolicySpec, observation: Observation) -> Tensor:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -30,11 +31,11 @@ from .errors import LARGEST, InputError, nearest, require_count
 from .models.networks import network_with, usable_device, usable_network
 from .models.precision import FINEST_TOLERANCE, Model
 from .models.unet1d import ConditionalUnet1D
-from .observation import InvalidObservationError, Observation, observation_window
+from .observation import InvalidObservationError, Observation, Window, observation_window
 from .sampling.capture.backends import CaptureSettings
 from .sampling.capture.executor import EagerProgram, Executor
 from .sampling.capture.fingerprint import fingerprint
-from .sampling.capture.network import COMMITTED, DenoiserNetwork
+from .sampling.capture.network import COMMITTED, PIXELS, DenoiserNetwork
 from .sampling.capture.program import Backend, CapturedProgram
 from .sampling.driver import Driver
 from .sampling.noise import Seed, generators_for
@@ -43,6 +44,7 @@ from .sampling.sampler import Sampler
 from .sampling.spec import check_student, spec_sampler, spec_schedule
 from .sampling.warm_start import cold_start
 from .session import Session
+from .task import NUMBERS
 from .types import Committed, Plan, PolicySpec, check_arguments
 
 log = logging.getLogger(__name__)
@@ -258,7 +260,8 @@ class Policy:
                 make_convolution=backend.make_convolution,
                 arithmetic_in_half=backend.arithmetic_in_half,
             )
-            return DenoiserNetwork(self.denoiser, tableau, torch.zeros((), device=self.device), trunk)
+            like = torch.zeros((), device=self.device)
+            return DenoiserNetwork(self.denoiser, tableau, like, trunk, self.model.encode)
 
         def identity() -> str:
             bounds = self.denoiser.threshold, self.denoiser.keeps_epsilon
@@ -301,15 +304,22 @@ class Policy:
         self.plan(window, first, generator=0, committed=kept)
         return self
 
-    def middle_window(self, batch: int = 1) -> Tensor:
-        """``[batch, To, O]``, the middle of the training observations: to try things with."""
-        window = torch.zeros(batch, self.spec.n_obs_steps, self.spec.obs_dim, device=self.device)
-        return self.observation_normalizer.unnormalize(window)
+    def middle_window(self, batch: int = 1) -> Any:
+        """``[batch, To, O]``, the middle of the training observations, with black pictures: to try things
+        with."""
+        spec = self.spec
+        window = torch.zeros(batch, spec.n_obs_steps, spec.obs_dim, device=self.device)
+        numbers = self.observation_normalizer.unnormalize(window)
+        if not spec.contract.cameras:
+            return numbers
+        records = np.zeros(numbers.shape[:2], spec.contract.record_dtype(spec.obs_dim))
+        records[NUMBERS] = numbers.cpu().numpy()
+        return records
 
     @torch.inference_mode()
     def plan(
         self,
-        observation: Observation,
+        observation: Observation | Window,
         previous: Plan | None = None,
         *,
         generator: Seed | Sequence[Seed] = 0,
@@ -320,7 +330,7 @@ class Policy:
 
         Args:
             observation: ``[O]``, ``[To, O]`` or ``[batch, To, O]``, oldest first, in raw units, or a dict by
-                field name; see ``checked``.
+                field and camera name; see ``observation_window``.
             previous: the last plan, for samplers with a warm start.
             generator: seeds or generators of the noise, one per batch element; or one seed for all.
             executed_steps: how many steps of ``previous`` have been executed since; Ta by default.
@@ -355,9 +365,9 @@ class Policy:
             )
         return Plan(actions, spec.executed, solution)
 
-    def _inputs(self, window: Tensor, committed: Committed | None) -> dict[str, Tensor]:
+    def _inputs(self, window: Window, committed: Committed | None) -> dict[str, Tensor]:
         """The network's conditions."""
-        normalized = self.observation_normalizer.normalize(window)
+        normalized = self.observation_normalizer.normalize(window.numbers)
         far = normalized.abs() > LARGEST
         if far.any():
             b, step, column = (int(i[0]) for i in torch.where(far))
@@ -367,6 +377,8 @@ class Policy:
             )
         condition = rearrange(normalized, "b t o -> b (t o)")
         inputs = {"condition": condition}
+        if window.pixels is not None:
+            inputs[PIXELS] = window.pixels
         if self.guidance_scale is not None:
             scale = torch.as_tensor(self.guidance_scale, dtype=condition.dtype, device=self.device)
             if scale.ndim and scale.shape not in ((1,), condition.shape[:1]):
@@ -378,11 +390,20 @@ class Policy:
             inputs |= dict(zip(COMMITTED, (actions, weight), strict=True))
         return inputs
 
+    @torch.inference_mode()
+    def condition(self, observation: Observation | Window) -> Tensor:
+        """What conditions the network, ``[batch, G]``: normalized numbers, and pictures encoded; raises as
+        ``plan`` does."""
+        inputs, encode = self._inputs(self.checked(observation), None), self.model.encode
+        condition = inputs["condition"]
+        return condition if encode is None else encode(condition, inputs[PIXELS])
+
     def session(self, seed: int = 0) -> Session:
         """A session for a control loop of the caller's own: keeps history, last plan and noise."""
         return Session(self, seed)
 
-    def checked(self, observation: Observation) -> Tensor:
-        """An observation window, ready to plan from: float64 ``[batch, To, O]`` on the policy's device; see
-        ``observation_window``."""
+    def checked(self, observation: Observation | Window) -> Window:
+        """Observation windows, ready to plan from, on the policy's device; see ``observation_window``."""
+        if isinstance(observation, Window):
+            return observation.to(self.device)
         return observation_window(self.spec, observation).to(self.device)

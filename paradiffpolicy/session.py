@@ -82,7 +82,7 @@ class Session:
             raise InputError(f"executed={executed!r} must be a number of actions, 0 or more")
         if executed > len(rows):  # an old observation isn't the one before the newest
             self._history.clear()
-        for row in rows.cpu().numpy():
+        for row in rows:
             self._history.push(row)
         goes_on = self.last_plan is not None and executed < spec.horizon
         self.last_plan = self.policy.plan(

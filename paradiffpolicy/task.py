@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from .errors import InputError, nearest
 
+NUMBERS = "numbers"
+"""The vector's name in observations that have pictures, too."""
+
 ACTION_KINDS = {
     "position": "absolute position; repeating it holds still",
     "pose": "absolute pose; repeating it holds still",
@@ -96,6 +99,45 @@ def _objects(array: NDArray[Any]) -> Any:
 
 
 @dataclass(frozen=True)
+class Camera:
+    """A camera that a policy sees through.
+
+    Attributes:
+        key: name in the dataset, and in observations given as a dict.
+        shape: of its pictures, ``(H, W, 3)``: RGB bytes, channels last.
+    """
+
+    key: str
+    shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        shape = self.shape
+        if not isinstance(self.key, str) or not self.key:
+            raise InputError(f"a camera's key must be text, not {self.key!r:.40}")
+        if not isinstance(shape, tuple) or len(shape) != 3 or shape[2] != 3:
+            first = isinstance(shape, tuple) and len(shape) == 3 and shape[0] == 3
+            hint = ": channels come last" if first else ""
+            raise InputError(f"camera {self.key!r:.40}: shape={shape!r:.40} must be [height, width, 3]{hint}")
+        if any(type(n) is not int or not 1 <= n <= 4096 for n in shape):
+            raise InputError(f"camera {self.key!r:.40}: shape={shape!r:.40} must be 1 to 4096 pixels a side")
+
+    def take(self, picture: Any) -> NDArray[np.uint8]:
+        """A picture of it, ``[H, W, 3]`` uint8.
+
+        Raises:
+            InputError: it has another shape or type; channels that come first are named.
+        """
+        array = np.asarray(picture)
+        if array.shape != self.shape:
+            height, width, _ = self.shape
+            hint = ": channels come last" if array.shape == (3, height, width) else ""
+            raise InputError(f"camera {self.key!r} gives {array.shape}, expected {self.shape}{hint}")
+        if array.dtype != np.uint8:
+            raise InputError(f"camera {self.key!r} gives {array.dtype}, expected uint8, 0 to 255")
+        return array
+
+
+@dataclass(frozen=True)
 class Contract:
     """What a robot must give and will get.
 
@@ -104,14 +146,19 @@ class Contract:
         action_kind: a name in ``ACTION_KINDS``.
         action_names: of its numbers; empty: not known.
         action_unit: of its numbers.
+        cameras: whose pictures are observed beside the vector.
     """
 
     observation: tuple[ObservationField, ...] = ()
     action_kind: str = "other"
     action_names: tuple[str, ...] = ()
     action_unit: str = ""
+    cameras: tuple[Camera, ...] = ()
 
     def __post_init__(self) -> None:
+        keys = [camera.key for camera in self.cameras]
+        if len(set(keys)) < len(keys) or NUMBERS in keys:
+            raise InputError(f"cameras {keys!r:.80} must have different keys, and none of them {NUMBERS!r}")
         if self.action_kind not in ACTION_KINDS:
             hint = nearest(self.action_kind, ACTION_KINDS)
             raise InputError(f"unknown action kind {self.action_kind!r:.80}{hint}")
@@ -155,6 +202,27 @@ class Contract:
             parts.append(part)
         return np.concatenate(parts)
 
+    def record_dtype(self, obs_dim: int) -> np.dtype[Any]:
+        """Of an observation of a policy with cameras; without padding, the numbers first."""
+        pictures = [(camera.key, np.uint8, camera.shape) for camera in self.cameras]
+        return np.dtype([(NUMBERS, np.float64, (obs_dim,)), *pictures])
+
+    def record(self, observation: Mapping[str, Any]) -> NDArray[Any]:
+        """One observation of a policy with cameras, of a dict by field and camera name.
+
+        Raises:
+            InputError: a field or camera is missing, or has another size or type.
+        """
+        vector = self.vector(observation)
+        record = np.zeros((), self.record_dtype(len(vector)))
+        record[NUMBERS] = vector
+        for camera in self.cameras:
+            if camera.key not in observation:
+                given = ", ".join(map(repr, sorted(observation)))
+                raise InputError(f"the observation has no picture of camera {camera.key!r}; it has {given}")
+            record[camera.key] = camera.take(observation[camera.key])
+        return record
+
     def to_dict(self) -> dict[str, Any]:
         """For ``policy.json``."""
         return asdict(self)
@@ -178,8 +246,9 @@ class Contract:
                 str(values.get("action_kind", "other")),
                 tuple(map(str, values.get("action_names", ()))),
                 str(values.get("action_unit", "")),
+                tuple(Camera(each["key"], tuple(each["shape"])) for each in values.get("cameras", ())),
             )
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"the observation and action contract is malformed ({error})")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,9 +40,10 @@ class PolicySpec:
     ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
     with some can be guided (``diffusion.guidance``).  ``student_timesteps``, falling, are all that a
     distilled network was trained at (``training.distillation``); empty: it wasn't distilled.  ``network`` is
-    a name in ``NETWORKS``, whose builder may read ``network_options``; ``contract`` says what the
-    observation's and the action's numbers are.  ``dataclasses.asdict`` and ``from_dict`` take a spec to
-    JSON and back.
+    a name in ``NETWORKS``, whose builder may read ``network_options``.  ``encoder``, a name in ``ENCODERS``
+    with ``encoder_options``, makes ``image_features`` numbers of each step's pictures, where the contract has
+    cameras.  ``contract`` says what the observation's and the action's numbers are.  ``dataclasses.asdict``
+    and ``from_dict`` take a spec to JSON and back.
 
     Raises:
         InputError: a value has the wrong type or is out of range; the message names it.
@@ -70,6 +72,9 @@ class PolicySpec:
     control_hz: float = 10.0
     network: str = "unet1d"
     network_options: dict[str, Any] = field(default_factory=dict, hash=False)
+    encoder: str = "resnet18"
+    encoder_options: dict[str, Any] = field(default_factory=dict, hash=False)
+    image_features: int = 0
     contract: Contract = field(default_factory=Contract)
     sampler: dict[str, Any] = field(default_factory=dict, hash=False)
 
@@ -78,7 +83,7 @@ class PolicySpec:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
                 raise InputError(f"{name}={value!r:.40} must be a whole number from 1 to {most}")
-        for name in ("task", "schedule", "prediction", "network"):
+        for name in ("task", "schedule", "prediction", "network", "encoder"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name}={getattr(self, name)!r:.40} must be text")
         for name in ("beta_start", "beta_end", "condition_dropout", "control_hz", "clip"):
@@ -97,9 +102,17 @@ class PolicySpec:
             raise InputError(f"condition_dropout={self.condition_dropout} must be at least 0 and under 1")
         if self.control_hz == 0:
             raise InputError("control_hz=0 must be above 0")
-        mappings = isinstance(self.network_options, dict) and isinstance(self.sampler, dict)
-        if not mappings or not isinstance(self.contract, Contract):
-            raise InputError("network_options and sampler must be mappings, and contract a Contract")
+        mappings = (self.network_options, self.encoder_options, self.sampler)
+        if not all(isinstance(each, dict) for each in mappings) or not isinstance(self.contract, Contract):
+            raise InputError(
+                "network_options, encoder_options and sampler must be mappings, and contract a Contract"
+            )
+        features, cameras = self.image_features, self.contract.cameras
+        if type(features) is not int or not 0 <= features <= 10**6 or bool(features) != bool(cameras):
+            raise InputError(
+                f"image_features={features!r:.40} must be a whole number, over 0 with cameras and 0 without; "
+                f"there are {len(cameras)} cameras"
+            )
         first = self.first_executed
         if first is not None and (type(first) is not int or first < 0):
             raise InputError(f"first_executed={first!r:.40} must be a whole number, not below 0")
@@ -123,6 +136,18 @@ class PolicySpec:
             raise InputError(
                 f"{begin} + n_action_steps={self.n_action_steps} must not be over horizon={self.horizon}"
             )
+
+    @property
+    def condition_dim(self) -> int:
+        """Numbers that condition the network, G: of every observation of the window, and of its pictures."""
+        return self.n_obs_steps * (self.obs_dim + self.image_features)
+
+    @property
+    def observation_dtype(self) -> np.dtype[Any]:
+        """Of one observation: ``[O]`` float64, or a record with the cameras' pictures."""
+        if self.contract.cameras:
+            return self.contract.record_dtype(self.obs_dim)
+        return np.dtype((np.float64, (self.obs_dim,)))
 
     @property
     def executed(self) -> slice:

@@ -6,6 +6,8 @@ import functools
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -93,6 +95,11 @@ def load_script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_script_file(path: Path, *arguments: str) -> None:
+    """Runs a script with arguments, in a process of its own."""
+    subprocess.run([sys.executable, path, *arguments], check=True, capture_output=True)
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, atol=None, rtol=None, msg="") -> None:

@@ -13,7 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from paradiffpolicy.envs.robosuite import camera
-from paradiffpolicy.envs.robosuite.camera import Camera, GLContext, MissingGLError
+from paradiffpolicy.envs.robosuite.camera import GLContext, MissingGLError, SceneCamera
 
 SIZE = 96
 
@@ -227,7 +227,7 @@ def test_an_unknown_camera_is_named(lift):
 
 def test_unclosed_cameras_are_freed(lift):
     lift.reset(seed=0)
-    one = Camera()
+    one = SceneCamera()
     one.picture(*scene(lift), "agentview", SIZE)
     free = one._drawing.free
     assert free.alive

@@ -11,7 +11,7 @@ from .conftest import ROOT
 
 LAYERS = [
     ["errors", "files", "registry", "clock", "history", "process"],
-    ["types", "task", "data", "environment", "envs", "presets", "tables", "provenance"],
+    ["types", "task", "data", "environment", "recorded_env", "envs", "presets", "tables", "provenance"],
     ["diffusion", "models"],
     ["sampling"],
     ["checkpoint"],

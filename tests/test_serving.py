@@ -188,9 +188,9 @@ class Poisoned(Policy):
 
     def plan(self, window, previous=None, **kwargs):
         plan = super().plan(window, previous, **kwargs)
-        if (torch.as_tensor(window)[..., 0] == POISON).any():
+        if (self.checked(window).numbers[..., 0] == POISON).any():
             raise InvalidPlanError("the plan has NaN or infinity")
-        if (torch.as_tensor(window)[..., 0] == POISON + 1).any():
+        if (self.checked(window).numbers[..., 0] == POISON + 1).any():
             raise RuntimeError("out of memory")
         return plan
 
@@ -751,7 +751,7 @@ def test_a_client_that_asks_faster_than_a_robot_makes_way_for_robots():
 
     class Noted(Gated):
         def plan(self, window, *args, **kwargs):
-            order.append(float(window[0, 0, 0]))
+            order.append(float(window.numbers[0, 0, 0]))
             return super().plan(window, *args, **kwargs)
 
     policy.__class__ = Noted
@@ -778,7 +778,7 @@ def test_a_client_that_asks_faster_than_a_robot_makes_way_for_robots():
 def test_a_bad_request_harms_no_other_in_its_batch():
     policy = tiny_policy(Poisoned)
     asked = jobs(policy, [1] * 4)
-    asked[1].window[0, 0, 0], asked[2].window[0, 0, 0] = POISON, POISON + 1
+    asked[1].window.numbers[0, 0, 0], asked[2].window.numbers[0, 0, 0] = POISON, POISON + 1
     results, sizes = planned(policy, asked)
     assert sizes == [4]
     assert isinstance(results[1].plan, InvalidPlanError) and isinstance(results[2].plan, RuntimeError)

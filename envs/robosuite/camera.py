@@ -154,7 +154,7 @@ class View:
     elevation: float
 
 
-class Camera:
+class SceneCamera:
     """Draws a scene: what is visible, not what collides, without shadows and reflections, which would take
     most of the time."""
 

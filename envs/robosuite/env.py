@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from .camera import Camera, View
+from .camera import SceneCamera, View
 from .rotation import pose_action, six_d
 from .simulation import Simulation, Snapshot, import_robosuite
 
@@ -138,7 +138,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         self.task, self.action_type, self.control_hz = task, action_type, float(control_hz)
         self.metadata = {**self.metadata, "render_fps": control_hz}
         self.render_mode, self.render_size = render_mode, render_size
-        self._camera, self._n_arms = Camera(), TASKS[task].n_arms
+        self._camera, self._n_arms = SceneCamera(), TASKS[task].n_arms
         self._keys = observation_keys(self._n_arms)
         self.simulation = Simulation(TASKS[task].name, env_kwargs(TASKS[task], action_type, control_hz))
         self._observe, self.observation_space = self._observation(obs_type)

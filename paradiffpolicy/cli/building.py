@@ -215,36 +215,40 @@ def contract(task: TaskConfig) -> Contract:
     from ..task import Contract
 
     action = {f"action_{name}": value for name, value in asdict(task.action).items()}
-    return Contract.from_dict({"observation": [asdict(field) for field in task.observation], **action})
+    observed = {name: [asdict(each) for each in getattr(task, name)] for name in ("observation", "cameras")}
+    return Contract.from_dict({**observed, **action})
 
 
 def task_env(
-    task: TaskConfig, plugins: Sequence[str], sizes: tuple[int, int] | None = None, **changes: Any
+    task: TaskConfig, plugins: Sequence[str], spec: PolicySpec | None = None, **changes: Any
 ) -> gymnasium.Env[Any, Any]:
     """Makes the task's environment, also in another process.
 
     Args:
-        sizes: ``(obs_dim, action_dim)`` that it must have; None: any.
+        spec: of a policy, whose observations and actions it must have; None: any.
         changes: other arguments of ``gymnasium.make``.
 
     Raises:
         InputError: the task names none, it can't be made, or it has other sizes.
     """
     from ..environment import make_env, require_vectors
+    from ..recorded_env import RecordedEnv
 
     import_plugins(list(plugins))
     if task.env.id is None:
         raise InputError(f"task {task.name!r} names no environment: set task.env.id, as my_module:Reach-v0")
     env = make_env(task.env.id, **{"max_episode_steps": task.max_steps, **task.env.kwargs, **changes})
-    found = [space.shape for space in (env.observation_space, env.action_space)]
     try:
-        if sizes is not None:
+        if spec is not None and spec.contract.cameras:
+            return RecordedEnv(env, spec.contract, task.env.renamed)
+        if spec is not None:
             require_vectors(env)
-        if sizes is not None and found != [(size,) for size in sizes]:
-            raise InputError(
-                f"{task.env.id} has observations {found[0]} and actions {found[1]}, but the policy of task "
-                f"{task.name!r} has obs_dim={sizes[0]}, action_dim={sizes[1]}"
-            )
+            found = [space.shape for space in (env.observation_space, env.action_space)]
+            if found != [(spec.obs_dim,), (spec.action_dim,)]:
+                raise InputError(
+                    f"{task.env.id} has observations {found[0]} and actions {found[1]}, but the policy of "
+                    f"task {task.name!r} has obs_dim={spec.obs_dim}, action_dim={spec.action_dim}"
+                )
     except InputError:
         env.close()
         raise
@@ -253,8 +257,7 @@ def task_env(
 
 def env_maker(cfg: TaskedConfig, spec: PolicySpec | None = None) -> MakeEnv:
     """Makes the task's environment, also in another process, and compares it with a policy's sizes."""
-    sizes = None if spec is None else (spec.obs_dim, spec.action_dim)
-    return functools.partial(task_env, cfg.task, tuple(cfg.plugins), sizes)
+    return functools.partial(task_env, cfg.task, tuple(cfg.plugins), spec)
 
 
 def env_maker_at(cfg: TaskedConfig, spec: PolicySpec | None = None) -> MakeEnvAt:

@@ -79,6 +79,9 @@ class EnvConfig:
 
     id: str | None = setting(None, "gymnasium's id, as my_module:Reach-v0 (a module of this folder)")
     kwargs: dict[str, Any] = setting({}, "what the environment is made with")
+    renamed: dict[str, str] = setting(
+        {}, "names of a dict of observations that the dataset has others for, as {agent_pos: state}"
+    )
 
 
 @dataclass
@@ -90,6 +93,14 @@ class FieldConfig:
     stop: int | None = setting(None, "the first after those that are observed")
     shape: list[int] | None = setting(None, "shape of the whole field", minimum=1)
     unit: str = setting("", "unit of its numbers, as m")
+
+
+@dataclass
+class CameraConfig:
+    """A camera that is observed."""
+
+    key: str = setting("???", "name in the dataset")
+    shape: list[int] = setting("???", "[height, width, 3]: RGB bytes", minimum=1)
 
 
 @dataclass
@@ -114,6 +125,7 @@ class TaskConfig:
     control_hz: float | None = setting(None, "control steps per second; null: the environment's", above=0)
     rates_hz: list[float] = setting([], "control rates of evaluate mode=realtime; []: control_hz", above=0)
     observation: list[FieldConfig] = setting([], "fields of the dataset that make up the observation vector")
+    cameras: list[CameraConfig] = setting([], "cameras whose pictures are observed beside the vector")
     action: ActionConfig = setting(ActionConfig, "what an action is")
     record: list[str] = setting([], "fields of the environment's info that collect and run store")
     expert: str | None = setting(
@@ -138,6 +150,11 @@ class NetworkConfig:
 
     network: str = setting("unet1d", "kind of network", choices=lazily("models.networks", "NETWORKS"))
     network_options: dict[str, Any] = setting({}, "options of a network of your own")
+    encoder: str = setting(
+        "resnet18", "encoder of the cameras' pictures", choices=lazily("models.vision", "ENCODERS")
+    )
+    encoder_options: dict[str, Any] = setting({}, "options of the encoder, as {width: 32, crop: [84, 84]}")
+    image_features: int = setting(64, "numbers that each camera's picture is encoded in", minimum=1)
     n_obs_steps: int = setting(2, "observations that a plan is made from (To)", minimum=1)
     horizon: int = setting(16, "steps of a plan (T)", minimum=1)
     n_action_steps: int = setting(8, "steps of a plan that are executed (Ta)", minimum=1)

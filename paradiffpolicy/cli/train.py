@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..data.dataset import WindowDataset
     from ..data.replay_buffer import ReplayBuffer
-    from ..task import ObservationField
+    from ..task import Camera, ObservationField
     from ..training.train import Trainer
     from ..types import PolicySpec
     from .parts import TaskedConfig
@@ -92,7 +92,7 @@ def distill(cfg: DistillConfig) -> None:
         )
     if teacher.spec.student_timesteps:
         raise InputError(f"checkpoint={folder} is a student itself: name its teacher, as {folder.parent}")
-    data, about_data, _ = dataset_windows(cfg, vars(teacher.spec))
+    data, about_data, *_ = dataset_windows(cfg, vars(teacher.spec))
     spec = student_spec(teacher.spec, cfg.nodes)
     place = locate(cfg.init, "init") if cfg.init else None
     init = read_checkpoint(place) if place else replace(teacher, spec=spec, stored=torch.float16)
@@ -152,6 +152,8 @@ PLANS_OF_A_CURVE = 16
 
 def curves(cfg: TrainConfig, checkpoint: Checkpoint, data: WindowDataset, device: str) -> dict[str, Any]:
     """How many iterations the samplers take whose window is ``auto``, from observations of the dataset."""
+    import torch
+
     from ..calibration import is_auto, iteration_curve
     from ..models.precision import FINEST_TOLERANCE
     from ..policy import Policy
@@ -165,10 +167,8 @@ def curves(cfg: TrainConfig, checkpoint: Checkpoint, data: WindowDataset, device
             drivers = [no_finer(sampler.driver, finest) for finest in (0.0, *FINEST_TOLERANCE.values())]
             distinct = [driver for k, driver in enumerate(drivers) if driver not in drivers[:k]]
             samplers += [replace(sampler, driver=driver) for driver in distinct]
-    observations = [
-        data.observations[data.steps[i, : spec.n_obs_steps]].numpy()
-        for i in range(0, len(data), -(-len(data) // PLANS_OF_A_CURVE))
-    ]
+    windows = torch.arange(0, len(data), -(-len(data) // PLANS_OF_A_CURVE))
+    observations = list(data.records(windows, spec.contract))
     found: dict[str, Any] = {}
     with bar("iterations by window", len(samplers), "sampler") as measured:
         for sampler in samplers:
@@ -183,13 +183,14 @@ def training_data(cfg: TrainConfig) -> tuple[WindowDataset, dict[str, Any], Poli
     from ..types import PolicySpec
 
     network = vars(cfg.policy) | {"down_dims": tuple(cfg.policy.down_dims)}
-    data, about, fields = dataset_windows(cfg, network)
+    network["image_features"] *= len(cfg.task.cameras)
+    data, about, fields, cameras = dataset_windows(cfg, network)
     spec = PolicySpec(
         task=cfg.task.name,
         obs_dim=data.observations.shape[1],
         action_dim=data.actions.shape[1],
         control_hz=task_rate(cfg),
-        contract=replace(contract(cfg.task), observation=fields),
+        contract=replace(contract(cfg.task), observation=fields, cameras=cameras),
         **network,
     )
     return data, about, spec
@@ -197,8 +198,8 @@ def training_data(cfg: TrainConfig) -> tuple[WindowDataset, dict[str, Any], Poli
 
 def dataset_windows(
     cfg: DataConfig, sizes: Mapping[str, Any]
-) -> tuple[WindowDataset, dict[str, Any], tuple[ObservationField, ...]]:
-    """The dataset's windows, a few words about it, and its observation's fields.
+) -> tuple[WindowDataset, dict[str, Any], tuple[ObservationField, ...], tuple[Camera, ...]]:
+    """The dataset's windows, a few words about it, and its observation's fields and cameras.
 
     Args:
         sizes: ``n_obs_steps``, ``horizon``, ``n_action_steps`` of a window, and more.
@@ -207,22 +208,26 @@ def dataset_windows(
         InputError: there is no dataset, or it has not what the task observes.
     """
     from ..data.dataset import WindowDataset, recorded_fields
+    from ..data.pictures import agreed_cameras
     from ..data.replay_buffer import augmented
 
-    path, agreed = locate(cfg.dataset, "dataset"), contract(cfg.task).observation
-    buffer = opened_buffer(path, [field.key for field in agreed])
-    fields = recorded_fields(buffer, agreed, cfg.task.name)
+    path, agreed = locate(cfg.dataset, "dataset"), contract(cfg.task)
+    observed = [field.key for field in agreed.observation] + [camera.key for camera in agreed.cameras]
+    buffer = opened_buffer(path, observed)
+    fields = recorded_fields(buffer, agreed.observation, cfg.task.name)
+    cameras = agreed_cameras(buffer, agreed.cameras, cfg.task.name)
     if not fields:
         raise InputError(
             f"task {cfg.task.name!r} observes nothing: list fields of {path} in its file, as "
             f"observation: [{{key: {next(iter(buffer.fields))}}}]"
         )
-    keys = [*(field.key for field in fields), "action"]
+    keys = [*observed, "action"]
     augment = None if cfg.augmentation is None else AUGMENTATIONS.named(cfg.augmentation)
     data = WindowDataset.of(
         buffer if augment is None else augmented(buffer, augment, keys),
         fields,
         **{name: sizes[name] for name in ("n_obs_steps", "horizon", "n_action_steps")},
+        cameras=cameras,
     )
     about = {
         "name": path.name,
@@ -231,7 +236,7 @@ def dataset_windows(
         "fingerprint": buffer.fingerprint(keys),
         "augmentation": cfg.augmentation,
     }
-    return data, about, fields
+    return data, about, fields, cameras
 
 
 def opened_buffer(path: Path, keys: Sequence[str]) -> ReplayBuffer:

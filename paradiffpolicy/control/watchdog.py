@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, require_positive
+from ..observation import records
 from ..planning.request import PlanReply
-from ..task import real_numbers
+from ..task import NUMBERS, real_numbers
 from ..types import PolicySpec
 from .record import FAULTS, Fault
 
@@ -77,7 +78,7 @@ class Watchdog:
                 require_positive(**{name: seconds})
         self._low, self._high = checked_limits(limits, spec.action_dim)
         self._bounds = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
-        self._observed, self._planned = (spec.obs_dim,), (spec.horizon, spec.action_dim)
+        self._spec, self._planned = spec, (spec.horizon, spec.action_dim)
         self._executed_from = spec.executed.start
         self._max_observation_age, self._planner_timeout = max_observation_age, planner_timeout
         self.max_plan_age = math.inf if max_plan_age is None else max_plan_age
@@ -97,13 +98,13 @@ class Watchdog:
     def reset(self) -> None:
         """Forgets when there was a good observation or an unanswered request."""
         self._seen = self._stamp = self._waiting_since = math.nan
-        self._unchanged: tuple[float, NDArray[np.float64] | None] = (math.nan, None)
+        self._unchanged: tuple[float, NDArray[Any] | None] = (math.nan, None)
         self.queued = False
 
     def check_observation(
         self, given: object, now: float, time: object = None
-    ) -> tuple[NDArray[np.float64] | None, Fault]:
-        """An observation as floats (None: it can't be), and its fault.
+    ) -> tuple[NDArray[Any] | None, Fault]:
+        """An observation as floats, or a record (None: it can't be), and its fault.
 
         Args:
             time: when it was measured; None: now.
@@ -113,20 +114,38 @@ class Watchdog:
         """
         if given is None:
             return None, Fault.OBSERVATION_MISSING
-        observation = floats(given)
-        got = f"a {type(given).__name__} without numbers" if observation is None else observation.shape
+        observation: NDArray[Any] | None
+        observation, detail = (self._recorded if self._spec.contract.cameras else self._vector)(given)
         first, self._any_observation = not self._any_observation, True
-        if observation is None or observation.shape != self._observed:
-            detail = f"got {got}, expected {self._observed}"
+        if detail:
             if first:
                 raise InputError(f"the first observation has the wrong shape: {detail}")
             self.details[Fault.OBSERVATION_SHAPE] = detail
             return observation, Fault.OBSERVATION_SHAPE
-        if not np.isfinite(observation).all():
+        assert observation is not None
+        seen: Any = observation
+        numbers = seen[NUMBERS] if seen.dtype.names else seen
+        if not np.isfinite(numbers).all():
             return observation, Fault.OBSERVATION_NOT_FINITE
         return observation, self._check_time(observation, now, time)
 
-    def _check_time(self, observation: NDArray[np.float64], now: float, time: Any) -> Fault:
+    def _vector(self, given: object) -> tuple[NDArray[np.float64] | None, str]:
+        """An observation as floats, and why it isn't one of the policy's."""
+        observation, wanted = floats(given), (self._spec.obs_dim,)
+        if observation is not None and observation.shape == wanted:
+            return observation, ""
+        got = f"a {type(given).__name__} without numbers" if observation is None else observation.shape
+        return observation, f"got {got}, expected {wanted}"
+
+    def _recorded(self, given: Any) -> tuple[NDArray[Any] | None, str]:
+        """An observation as a record of its own, and why it isn't one of the policy's."""
+        try:
+            observation = np.array(records(self._spec, given))
+        except Exception as error:  # a robot may give anything
+            return None, str(error) or type(error).__name__
+        return (observation, "") if observation.ndim == 0 else (None, f"got {observation.shape} records")
+
+    def _check_time(self, observation: NDArray[Any], now: float, time: Any) -> Fault:
         measured, detail = now, ""
         if time is not None:
             try:
@@ -141,7 +160,7 @@ class Watchdog:
             measured, self._stamp = min(stamp, now), stamp
         if self._frozen_after is not None and not detail:
             since, last = self._unchanged
-            if last is None or not np.array_equal(observation, last):
+            if last is None or observation.tobytes() != last.tobytes():
                 self._unchanged = measured, observation.copy()
             elif measured - since > self._frozen_after:
                 detail = f"the same numbers for {measured - since:.3f} s"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..task import ObservationField
+from ..task import NUMBERS, Camera, Contract, ObservationField
+from .pictures import picture_bytes
 from .replay_buffer import ReplayBuffer, require_finite
 
 
@@ -95,6 +97,9 @@ class WindowDataset:
         steps: ``[n_windows, T]`` int64, the (clamped) step that each window position reads.
         n_obs_steps: To.
         episode_ends: ``[n_episodes]`` int64, the exclusive end of each episode's steps; None: not known.
+        pixels: ``[n_pictures, P]`` uint8, the cameras' pictures ``[H, W, 3]`` of a step one after the other;
+            None: there are no cameras.
+        pictured: ``[n_steps]`` int64, which row of ``pixels`` shows a step; None: its own.
     """
 
     observations: Tensor
@@ -102,6 +107,8 @@ class WindowDataset:
     steps: Tensor
     n_obs_steps: int
     episode_ends: Tensor | None = None
+    pixels: Tensor | None = None
+    pictured: Tensor | None = None
 
     @staticmethod
     def of(
@@ -111,6 +118,7 @@ class WindowDataset:
         n_obs_steps: int,
         horizon: int,
         n_action_steps: int,
+        cameras: Sequence[Camera] = (),
     ) -> WindowDataset:
         """Cuts all windows.
 
@@ -136,6 +144,7 @@ class WindowDataset:
             steps=torch.from_numpy(steps),
             n_obs_steps=n_obs_steps,
             episode_ends=torch.from_numpy(buffer.episode_ends),
+            pixels=picture_bytes(buffer, cameras) if cameras else None,
         )
 
     def __len__(self) -> int:
@@ -145,6 +154,23 @@ class WindowDataset:
         """Observations ``[batch, To, O]`` and actions ``[batch, T, A]`` of windows ``[batch]``."""
         steps = self.steps[windows]
         return self.observations[steps[:, : self.n_obs_steps]], self.actions[steps]
+
+    def records(self, windows: Tensor, contract: Contract) -> NDArray[Any]:
+        """Observation windows as a robot would give them: ``[batch, To, O]``, or records ``[batch, To]``."""
+        numbers, pixels = self.batch(windows)[0].cpu().numpy(), self.pictures(windows)
+        if pixels is None:
+            return numbers
+        records = np.zeros(numbers.shape[:2], contract.record_dtype(numbers.shape[2]))
+        records[NUMBERS] = numbers
+        records.view(np.uint8).reshape(*numbers.shape[:2], -1)[..., -pixels.shape[2] :] = pixels.numpy()
+        return records
+
+    def pictures(self, windows: Tensor) -> Tensor | None:
+        """Pictures ``[batch, To, P]`` uint8 of windows ``[batch]``, on the CPU; None: there are none."""
+        if self.pixels is None:
+            return None
+        steps = self.steps[windows, : self.n_obs_steps].cpu()
+        return self.pixels[steps if self.pictured is None else self.pictured[steps]]
 
 
 def batch_windows(n_windows: int, batch_size: int, step: int, seed: int) -> Tensor:

@@ -13,10 +13,13 @@ from ..sampling.capture.arguments import (
     clamp_limits,
     dim_argument,
     from_zero,
+    group_norm_arguments,
     keeps_dims,
     layer_norm_arguments,
+    max_pool_arguments,
     norm_dims,
     paddings,
+    plain_convolution,
     reduced_dims,
     sliced,
     transposed,
@@ -73,6 +76,7 @@ FUNCTIONS = {
     aten.mish: "Mish",
     aten.sigmoid: "Sigmoid",
     aten.tanh: "Tanh",
+    aten.relu: "Relu",
     aten.sin: "Sin",
     aten.cos: "Cos",
 }
@@ -305,3 +309,39 @@ def layer_norm(graph: OnnxGraph, call: Call) -> str:
     scale = torch.ones(shape, dtype=x.dtype) if weight is None else weight
     operands = [graph.value(x), graph.value(scale), *([] if bias is None else [graph.value(bias)])]
     return graph.node("LayerNormalization", *operands, axis=-len(shape), epsilon=eps)
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+@builds(aten.convolution)
+def convolution(graph: OnnxGraph, call: Call) -> str:
+    x, weight, bias, stride, padding = plain_convolution(call)
+    operands = [graph.value(each) for each in (x, weight, bias) if each is not None]
+    return graph.node("Conv", *operands, strides=stride, pads=[*padding, *padding])
+
+
+@builds(aten.group_norm)
+def group_norm(graph: OnnxGraph, call: Call) -> str:
+    x, groups, weight, bias, eps = group_norm_arguments(call)
+    one, zero = torch.ones(groups), torch.zeros(groups)
+    value = graph.reshaped(graph.value(x), (x.shape[0], groups, -1))
+    value = graph.node("InstanceNormalization", value, graph.value(one), graph.value(zero), epsilon=eps)
+    value, sides = graph.reshaped(value, x.shape), (1, -1, *[1] * (x.ndim - 2))
+    for kind, each in (("Mul", weight), ("Add", bias)):
+        if each is not None:
+            value = graph.node(kind, value, graph.reshaped(graph.value(each), sides))
+    return value
+
+
+@builds(aten.max_pool2d)
+def max_pool(graph: OnnxGraph, call: Call) -> str:
+    x, kernel, stride, padding = max_pool_arguments(call)
+    pads = [*padding, *padding]
+    return graph.node("MaxPool", graph.value(x), kernel_shape=kernel, strides=stride, pads=pads)
+
+
+@builds(aten._softmax)
+def softmax(graph: OnnxGraph, call: Call) -> str:
+    x, dim = call.args[:2]
+    return graph.node("Softmax", graph.value(x), axis=from_zero(dim, x))

@@ -21,7 +21,7 @@ from ..errors import InputError, require_count
 from ..models.matmul_unet1d import MakeConvolution, Taps
 from ..policy import Policy
 from ..sampling.capture.executor import sampling_program
-from ..sampling.capture.network import DenoiserNetwork
+from ..sampling.capture.network import PIXELS, DenoiserNetwork
 from ..sampling.capture.program import Program
 from ..sampling.driver import IterativeDriver, State, evaluate_active, evaluate_all
 from ..sampling.warm_start import cold_start, renoised_start, warm_start, warm_start_same_noise
@@ -64,8 +64,9 @@ def plan_program(
 ) -> Program:
     """The plan as pure functions, in float32.
 
-    Inputs are ``observation`` ``[batch, To, O]``, the noise ``x_T`` ``[batch, T, A]``, of a stochastic solver
-    ``z`` ``[N, batch, T, A]`` and of a speculative driver ``u`` ``[N, batch]``; if it is ``warm``,
+    Inputs are ``observation`` ``[batch, To, O]``, with cameras ``pixels`` ``[batch, To, P]`` uint8 (of each
+    step the pictures ``[H, W, 3]``, one camera after the other), the noise ``x_T`` ``[batch, T, A]``, of a
+    stochastic solver ``z`` ``[N, batch, T, A]`` and of a speculative driver ``u`` ``[N, batch]``; warm,
     ``executed`` ``[1]`` int64, how many steps of the last plan have been executed (0 to T), and its state.
     Outputs are ``actions`` ``[batch, T, A]`` and the state.
 
@@ -82,7 +83,9 @@ def plan_program(
         driver = replace(driver, evaluate=evaluate_all)  # type: ignore[type-var]
     x_T = torch.zeros(batch, spec.horizon, spec.action_dim)
     z = torch.zeros(tableau.n_nodes, *x_T.shape)
-    inputs = {"observation": policy.middle_window(batch).float(), "x_T": x_T}
+    seen = policy.checked(policy.middle_window(batch))
+    inputs = {"observation": seen.numbers.float(), "x_T": x_T}
+    inputs |= {} if seen.pixels is None else {PIXELS: seen.pixels.clone()}
     inputs |= {"z": z} if tableau.stochastic else {}
     inputs |= {"u": z[:, :, 0, 0].clone()} if getattr(driver, "decides_noise", False) else {}
     if warm:
@@ -94,7 +97,7 @@ def plan_program(
     trunk = policy.model.trunk(
         "f32", policy.device, make_convolution=make_convolution, arithmetic_in_half=True
     )
-    network = DenoiserNetwork(policy.denoiser, tableau, torch.zeros(()), trunk)
+    network = DenoiserNetwork(policy.denoiser, tableau, torch.zeros(()), trunk, policy.model.encode)
     scale = None
     if policy.guidance_scale is not None:
         scale = torch.as_tensor(policy.guidance_scale, dtype=torch.float32).expand(batch).clone()
@@ -103,7 +106,7 @@ def plan_program(
 
     def sampled(inputs: State) -> State:
         """The inputs of sampling itself."""
-        values: State = {name: inputs[name] for name in ("x_T", "z", "u") if name in inputs}
+        values: State = {name: inputs[name] for name in ("x_T", "z", "u", PIXELS) if name in inputs}
         if "executed" in inputs:
             values |= continued(inputs, tableau.n_nodes)
         values["condition"] = observed.normalize(inputs["observation"]).flatten(1)

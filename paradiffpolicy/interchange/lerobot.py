@@ -1,9 +1,11 @@
-"""Reads checkpoints of LeRobot, 0.3 to 0.6: folders of its ``diffusion`` policies that observe states."""
+"""Reads checkpoints of LeRobot, 0.3 to 0.6: folders of its ``diffusion`` policies."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,15 @@ from ..data.normalizer import Normalizer
 from ..errors import InputError, first_line
 from ..files import exists, require_regular
 from ..models.networks import check_weights
-from ..task import Contract, ObservationField
+from ..task import Camera, Contract, ObservationField
 from ..types import PolicySpec
+from .pictures import UNUSED, resnet_name, with_pictures_last
 from .settings import IMPORTED, Settings, scheduler_fields
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST_JSON, LARGEST_WEIGHTS = 2**22, 2**36
 """Bytes that are read at most."""
-ORDER = {"STATE": 0, "ENV": 1}
+ORDER = {"STATE": 0, "VISUAL": 1, "ENV": 2}
 """Kinds of observations, as they follow each other in the condition."""
 RANGES = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 """What a normalization maps to -1 and 1."""
@@ -45,21 +48,28 @@ def read(path: Path) -> Checkpoint:
     spec, features = described(config)
     tensors = read_tensors(path, WEIGHTS)
     stats = {**_old_statistics(tensors), **_statistics(path)}
-    prefix = re.compile(r"(?:_orig_mod\.)?diffusion\.(?:_orig_mod\.)?unet\.")
-    stored = {our_name(prefix.sub("", key)): value for key, value in tensors.items() if prefix.match(key)}
-    check_weights(spec, stored)
-    weights = {name: finite_weight(name, each, path / WEIGHTS) for name, each in stored.items()}
     old = any(key.startswith("normalize_inputs.") for key in tensors)
     mapping = config.get("normalization_mapping", dict)
-    observed = [_normalizer(key, kind, size, mapping, stats, old, path) for key, kind, size in features]
-    action = _normalizer("action", "ACTION", spec.action_dim, mapping, stats, old, path)
+    statistics = partial(_statistics_of, mapping=mapping, stats=stats, old=old, path=path)
+    if spec.contract.cameras:
+        seen = [statistics(camera.key, "VISUAL", (3, 1, 1)) for camera in spec.contract.cameras]
+        mean, std = ([part.flatten().tolist() for part in parts] for parts in zip(*seen, strict=True))
+        spec = replace(spec, encoder_options={**spec.encoder_options, "mean": mean, "std": std})
+    stored = our_weights(spec, features, tensors)
+    check_weights(spec, stored)
+    weights = {name: finite_weight(name, each, path / WEIGHTS) for name, each in stored.items()}
+    observed = [
+        normalizer(*statistics(key, kind, (size,))) for key, kind, size in features if kind != "VISUAL"
+    ]
+    action = normalizer(*statistics("action", "ACTION", (spec.action_dim,)))
     parts = (torch.cat([getattr(each, name) for each in observed]) for name in ("scale", "offset"))
     info = {"origin": {"project": "lerobot", "file": path.name}}
     return Checkpoint(spec, weights, Normalizer(*parts), action, info, torch.float32)
 
 
 def described(config: Settings) -> tuple[PolicySpec, list[tuple[str, str, int]]]:
-    """The spec that a config means, and its observations: key, kind and size, in the condition's order.
+    """The spec that a config means, and its observations in the condition's order: key, kind, and numbers per
+    step in the condition.
 
     Raises:
         InputError: the policy, or an option of it, isn't known here.
@@ -67,25 +77,32 @@ def described(config: Settings) -> tuple[PolicySpec, list[tuple[str, str, int]]]
     kind = config.get("type", str)
     if kind != "diffusion":
         raise config.refused("type", kind, "only diffusion policies are read")
-    features = []
+    features, cameras = [], []
     for key, feature in config.get("input_features", dict).items():
         about = Settings(feature, f"{config.where}, input_features.{key}")
         kind, shape = about.get("type", str), about.get("shape", list)
+        sizes = {"STATE": 1, "ENV": 1, "VISUAL": 3}.get(kind)
+        if sizes is None or len(shape) != sizes or any(type(n) is not int for n in shape):
+            raise config.refused(
+                f"input_features.{key}", feature, "STATE and ENV vectors, and VISUAL [3, H, W] are known"
+            )
         if kind == "VISUAL":
-            raise config.refused("input_features", key, "policies that see images aren't supported")
-        if kind not in ORDER or len(shape) != 1 or type(shape[0]) is not int:
-            raise config.refused(f"input_features.{key}", feature, "STATE and ENV vectors are known")
-        features.append((key, kind, shape[0]))
+            cameras.append(Camera(key, (shape[1], shape[2], shape[0])))
+        features.append((key, kind, 0 if kind == "VISUAL" else shape[0]))
+    encoder = encoder_options(config) if cameras else {}
+    each = 2 * encoder.get("keypoints", 0)
+    features = [(key, kind, each if kind == "VISUAL" else size) for key, kind, size in features]
     features.sort(key=lambda feature: ORDER[feature[1]])
-    if len({kind for _, kind, _ in features}) != len(features) or not features:
+    vectors = [kind for _, kind, _ in features if kind != "VISUAL"]
+    if len(set(vectors)) != len(vectors) or not vectors:
         raise config.refused(
             "input_features", [key for key, *_ in features], "one STATE and one ENV are known"
         )
     action = Settings(config.get("output_features", dict), config.where).part("action").get("shape", list)
-    fields = tuple(ObservationField(key, shape=(size,)) for key, _, size in features)
+    fields = tuple(ObservationField(key, shape=(size,)) for key, kind, size in features if kind != "VISUAL")
     spec = PolicySpec(
         task=IMPORTED,
-        obs_dim=sum(size for *_, size in features),
+        obs_dim=sum(size for _, kind, size in features if kind != "VISUAL"),
         action_dim=action[0] if len(action) == 1 else -1,
         n_obs_steps=config.get("n_obs_steps", int),
         horizon=config.get("horizon", int),
@@ -95,7 +112,9 @@ def described(config: Settings) -> tuple[PolicySpec, list[tuple[str, str, int]]]
         kernel_size=config.get("kernel_size", int),
         n_groups=config.get("n_groups", int),
         cond_predict_scale=config.get("use_film_scale_modulation", bool),
-        contract=Contract(fields),
+        contract=Contract(fields, cameras=tuple(cameras)),
+        encoder_options=encoder,
+        image_features=each * len(cameras),
         **scheduler_fields(
             config,
             config.get("noise_scheduler_type", str),
@@ -103,6 +122,55 @@ def described(config: Settings) -> tuple[PolicySpec, list[tuple[str, str, int]]]
         ),
     )
     return spec, features
+
+
+def encoder_options(config: Settings) -> dict[str, Any]:
+    """The encoder of a config with cameras.
+
+    Raises:
+        InputError: it isn't known here.
+    """
+    backbone = config.get("vision_backbone", str)
+    if backbone != "resnet18":
+        raise config.refused("vision_backbone", backbone, "only resnet18 is read")
+    crop, ratio = config.get("crop_shape", list | None, None), config.get("crop_ratio", int | float, 1.0)
+    if crop is None and ratio != 1:
+        raise config.refused("crop_ratio", ratio, "only with the crop_shape that it gives")
+    return {
+        "keypoints": config.get("spatial_softmax_num_keypoints", int),
+        "norm": "group" if config.get("use_group_norm", bool) else "batch",
+        "shared": not config.get("use_separate_rgb_encoder_per_camera", bool),
+        "resize": config.get("resize_shape", list | None, None),
+        "crop": crop,
+    }
+
+
+def our_weights(
+    spec: PolicySpec, features: list[tuple[str, str, int]], tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The network's weights by their names here."""
+    prefix = re.compile(r"(?:_orig_mod\.)?diffusion\.(?:_orig_mod\.)?(unet|rgb_encoder)\.(.*)")
+    head, encoder = {}, {}
+    for found, value in ((prefix.match(key), value) for key, value in tensors.items()):
+        if found and found[1] == "unet":
+            head[our_name(found[2])] = value
+        elif found and not UNUSED.search(found[2]):
+            encoder[encoder_name(found[2])] = value
+    if not spec.contract.cameras:
+        return head
+    parts = [(kind == "VISUAL", size) for _, kind, size in features]
+    head = with_pictures_last(head, steps=spec.n_obs_steps, parts=parts)
+    return encoder | {f"head.{name}": value for name, value in head.items()}
+
+
+def encoder_name(name: str) -> str:
+    """A weight's name here, of its name in an encoder, or in one of several."""
+    found = re.fullmatch(r"(?:(\d+)\.)?(backbone|pool|out)\.(.*)", name)
+    if found is None:
+        return f"encoder.{name}"
+    index, part, rest = found[1] or "0", found[2], found[3]
+    rest = resnet_name(rest) if part == "backbone" else rest if part == "pool" else f"0.{rest}"
+    return f"encoder.networks.{index}.{part}.{rest}"
 
 
 def our_name(name: str) -> str:
@@ -185,34 +253,39 @@ def _old_statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _normalizer(
+def normalizer(middle: Tensor, half: Tensor) -> Normalizer:
+    """Maps ``middle`` to 0, and ``middle + half`` to 1."""
+    return Normalizer(1 / half, -middle / half)
+
+
+def _statistics_of(
     key: str,
     kind: str,
-    size: int,
+    shape: tuple[int, ...],
     mapping: dict[str, Any],
     stats: dict[str, Tensor],
     old: bool,
     path: Path,
-) -> Normalizer:
-    """One feature's.  A kind that the mapping lacks isn't normalized."""
+) -> tuple[Tensor, Tensor]:
+    """What one feature is normalized with: x to (x - the first) / the second.  A kind that the mapping lacks
+    isn't normalized."""
     mode = mapping.get(kind, "IDENTITY")
-    one = torch.ones(size, dtype=torch.float64)
+    one = torch.ones(shape, dtype=torch.float64)
     if mode == "IDENTITY":
-        return Normalizer(one, 0 * one)
+        return 0 * one, one
     if mode not in (*RANGES, "MEAN_STD"):
         raise InputError(f"{path}: normalization_mapping.{kind}={mode!r:.40} isn't known")
 
     def statistic(name: str) -> Tensor:
         names = (f"{key}.{name}", f"{key.replace('.', '_')}.{name}")
         values = next((stats[each] for each in names if each in stats), None)
-        if values is None or tuple(values.shape) != (size,):
-            raise InputError(f"{path} has no statistic {key}.{name} of {size} numbers, its normalizer's")
+        if values is None or tuple(values.shape) != shape:
+            raise InputError(f"{path} has no statistic {key}.{name} of {shape} numbers, its normalizer's")
         return finite_weight(names[0], values, path).double()
 
     if mode == "MEAN_STD":
-        scale = 1 / (statistic("std") + EPS)
-        return Normalizer(scale, -statistic("mean") * scale)
+        return statistic("mean"), statistic("std") + EPS
     low, high = (statistic(name) for name in RANGES[mode])
     width = high - low
     width = width + EPS if old else torch.where(width == 0, EPS, width)
-    return Normalizer(2 / width, -2 * low / width - 1)
+    return low + width / 2, width / 2

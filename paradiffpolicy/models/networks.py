@@ -1,7 +1,8 @@
 """Every network by name.
 
 A network of your own is a ``torch.nn.Module`` that is called as ``network(x [rows, T, A], t [rows],
-condition [rows, G])`` and gives ``[rows, T, A]``, with G the flattened observation window.  Register
+condition [rows, G])`` and gives ``[rows, T, A]``, with G the flattened observation window (and, with
+cameras, the features of their pictures: ``spec.condition_dim``).  Register
 what builds it, in a module that every process imports (``plugins``):
 
     NETWORKS.register("mine", lambda spec: MyNetwork(spec.action_dim, **spec.network_options))
@@ -20,6 +21,7 @@ from ..errors import InputError
 from ..registry import Registry
 from ..types import PolicySpec
 from .unet1d import FINAL_GROUPS, ConditionalUnet1D
+from .vision import ENCODERS, VisualNetwork
 
 
 def build_unet1d(spec: PolicySpec) -> ConditionalUnet1D:
@@ -31,7 +33,7 @@ def build_unet1d(spec: PolicySpec) -> ConditionalUnet1D:
     try:
         network = ConditionalUnet1D(
             input_dim=spec.action_dim,
-            global_cond_dim=spec.n_obs_steps * spec.obs_dim,
+            global_cond_dim=spec.condition_dim,
             diffusion_step_embed_dim=spec.diffusion_step_embed_dim,
             down_dims=spec.down_dims,
             kernel_size=spec.kernel_size,
@@ -71,7 +73,7 @@ def build_network(spec: PolicySpec) -> nn.Module:
         raise InputError(
             f"network {spec.network!r}: its builder returned {type(network).__name__}, not a torch.nn.Module"
         )
-    return network
+    return VisualNetwork(ENCODERS.named(spec.encoder)(spec), network) if spec.contract.cameras else network
 
 
 class Undrawn(TorchFunctionMode):
@@ -91,7 +93,7 @@ def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> nn.M
     Raises:
         InputError: a weight is missing, unknown or of another shape; or the spec's sizes don't fit together.
     """
-    if spec.network != "unet1d":
+    if spec.network != "unet1d" or (spec.contract.cameras and spec.encoder != "resnet18"):
         return None
     with torch.device("meta"), Undrawn():
         network = build_network(spec)
@@ -144,7 +146,9 @@ def usable_network(spec: PolicySpec, network: nn.Module, device: torch.device) -
         raise InputError(f"a policy's network must be a torch.nn.Module, not {type(network).__name__}")
     network = network.to(device).eval()
     shape = (2, spec.horizon, spec.action_dim)
-    condition = torch.zeros(2, spec.n_obs_steps * spec.obs_dim, device=device)
+    if spec.contract.cameras and not isinstance(network, VisualNetwork):
+        raise InputError(f"a policy with cameras needs a VisualNetwork, not {type(network).__name__}")
+    condition = torch.zeros(2, spec.condition_dim, device=device)
     call = "network(x [rows, T, A], t [rows], condition [rows, G])"
     try:
         with torch.inference_mode():

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Network, SplitNetwork, Trunk
 from ..errors import InputError, nearest
 from .matmul_unet1d import MakeConvolution, MatmulUnet1D, Taps, Weight, int8_where_it_pays
 from .unet1d import ConditionalUnet1D
+from .vision import VisualNetwork
 
 HALF = {"bf16": torch.bfloat16, "f16": torch.float16}
 PRECISIONS = ("f32", *HALF, "int8")
@@ -112,22 +114,38 @@ class Model:
     the last that runs it: it is as large as the network, and some programs compile it into their own.
 
     Args:
-        network: in float32.
+        whole: the network in float32, with its encoder of pictures if it has one.
+
+    Attributes:
+        network: without the encoder.
     """
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, whole: Network) -> None:
+        self.whole = whole
+        self.network: Network = whole.head if isinstance(whole, VisualNetwork) else whole
         self._made = WeakValueDictionary[tuple[str, MakeConvolution | None, torch.device], Trunk]()
 
     def __reduce__(self) -> tuple[type[Model], tuple[Network]]:
-        return Model, (self.network,)
+        return Model, (self.whole,)
+
+    @property
+    def encode(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """Makes conditions of flat observations and pictures; None: there are no cameras."""
+        whole = self.whole
+        if not isinstance(whole, VisualNetwork):
+            return None
+
+        def encode(flat: Tensor, pixels: Tensor) -> Tensor:
+            return whole.encode(rearrange(flat, "b (t o) -> b t o", t=pixels.shape[1]), pixels)
+
+        return encode
 
     @cached_property
     def digest(self) -> str:
         """A hash of the weights: the same in every process."""
         digest = hashlib.sha256()
-        assert isinstance(self.network, nn.Module)
-        for name, weight in sorted(self.network.state_dict().items()):
+        assert isinstance(self.whole, nn.Module)
+        for name, weight in sorted(self.whole.state_dict().items()):
             digest.update(repr((name, weight.dtype, tuple(weight.shape))).encode())
             digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()

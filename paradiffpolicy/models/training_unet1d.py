@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .matmul_unet1d import Convolution
 from .unet1d import ConditionalResidualBlock1D, ConditionalUnet1D, Conv1dBlock, Downsample1d, Upsample1d
+from .vision import VisualNetwork
 
 
 class Tap(NamedTuple):
@@ -214,6 +215,11 @@ class TrainingUnet1D(nn.Module):
 def training_form(network: nn.Module, device: torch.device, bfloat16: bool) -> nn.Module:
     """What trains a network fastest on a device: another form of it, with its own parameters, or itself.
     (A CPU's float32 convolutions are as fast as its products.)"""
+    if isinstance(network, VisualNetwork):
+        if device.type == "cpu":
+            for each in network.encoder.networks:
+                cast(Any, each).backbone.to(memory_format=torch.channels_last)
+        return VisualNetwork(network.encoder, training_form(network.head, device, bfloat16))
     if isinstance(network, ConditionalUnet1D) and device.type == "cpu" and bfloat16:
         return TrainingUnet1D(network)
     return network

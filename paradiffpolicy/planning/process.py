@@ -41,11 +41,12 @@ class Channel:
     """A request slot and a reply slot in one piece of shared memory."""
 
     def __init__(self, file: int, spec: PolicySpec) -> None:
-        window, plan = (spec.n_obs_steps, spec.obs_dim), (spec.horizon, spec.action_dim)
+        plan = (spec.horizon, spec.action_dim)
         # The fields of a request and of a reply, in their order.
         numbers = [("tick", "i8"), ("step", "i8"), ("session", "i8"), ("asked", "f8")]
-        arrays = [("window", "f8", window), ("committed", "f8", plan), ("commitment", "f8", plan[:1])]
-        self._request = np.dtype([*numbers, *arrays, ("commits", "?")])
+        kept = [("committed", "f8", plan), ("commitment", "f8", plan[:1])]
+        window = ("window", spec.observation_dtype, spec.n_obs_steps)
+        self._request = np.dtype([*numbers, window, *kept, ("commits", "?")])
         numbers = [("tick", "i8"), ("session", "i8"), ("asked", "f8"), ("latency", "f8")]
         numbers += [("iterations", "i8"), ("residual", "f8")]
         self._reply = np.dtype([*numbers, ("actions", "f8", plan), ("fault", f"S{FAULT_BYTES}")])
@@ -68,8 +69,12 @@ class Channel:
         content = self._requests.read()
         if content is None:
             return None
-        values: Any = np.frombuffer(content, self._request)[0].item()
-        return PlanRequest(*(values[:-1] if values[-1] else values[:5]))
+        values: Any = np.frombuffer(content, self._request)[0]
+        tick, step, session, asked = (values[name].item() for name in ("tick", "step", "session", "asked"))
+        request = PlanRequest(tick, step, session, asked, values["window"])
+        if not values["commits"]:
+            return request
+        return replace(request, committed=values["committed"], commitment=values["commitment"])
 
     def send_reply(self, reply: PlanReply) -> None:
         numbers = (reply.tick, reply.session, reply.asked, reply.latency, reply.iterations, reply.residual)

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import torch
-
 from ..clock import Clock
 from ..errors import InputError
+from ..observation import Window
 from ..policy import Policy
 from ..sampling.capture.executor import padded_size
 from ..types import Committed, Plan
@@ -54,7 +53,7 @@ def planned_together(policy: Policy, jobs: Sequence[PlanJob]) -> list[JobResult]
     committed = [job.committed for job in jobs if job.committed is not None]
     try:
         plan = policy.plan(
-            torch.cat([job.window for job in jobs]),
+            Window.cat([job.window for job in jobs]),
             Plan.cat(previous) if len(previous) > 1 else previous[0] if previous else None,
             generator=[generator for own in generators for generator in own],
             committed=Committed.cat(committed) if committed else None,

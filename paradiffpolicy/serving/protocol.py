@@ -23,8 +23,10 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError, nearest
-from ..observation import InvalidObservationError
+from ..observation import InvalidObservationError, Window, numbers_window
 from ..policy import InvalidPlanError, Policy
+from ..sampling.capture.network import PIXELS
+from ..task import NUMBERS
 from ..types import Committed, Noise, Plan, PolicySpec, Solution
 from .messages import MessageError
 
@@ -224,14 +226,14 @@ class PlanJob:
     """A checked request for a plan.
 
     Attributes:
-        window: ``[batch, To, O]`` as ``Policy.checked`` gives it.
+        window: as ``Policy.checked`` gives it.
         previous: the last plan, on the policy's device, or None.
         generators: states of the noise, one per batch element.
         executed_steps: of the last plan; only requests with the same number are planned together.
         committed: actions to keep, or None.
     """
 
-    window: Tensor
+    window: Window
     previous: Plan | None
     generators: tuple[bytes, ...]
     executed_steps: int | None = None
@@ -252,6 +254,28 @@ def request_map(
     return {"plan": {name: value for name, value in entries.items() if value is not None}}
 
 
+def window_map(window: Window) -> Any:
+    """Writes windows: an array, or with cameras a map of two."""
+    if window.pixels is None:
+        return window.numbers
+    return {NUMBERS: window.numbers, PIXELS: window.pixels}
+
+
+def window_of(value: Any, policy: Policy) -> Window:
+    """Reads windows; raises an ``InvalidObservationError`` for wrong ones, a ``MessageError`` for anything
+    else that is wrong."""
+    spec = policy.spec
+    if not spec.contract.cameras:
+        return policy.checked(numbers(value, "plan.window"))
+    parts = checked_map(value, "plan.window", [NUMBERS, PIXELS], ())
+    vectors = torch.from_numpy(numbers(parts[NUMBERS], f"plan.window.{NUMBERS}"))
+    pixels, size = parts[PIXELS], spec.observation_dtype.itemsize - 8 * spec.obs_dim
+    wanted = (len(vectors), spec.n_obs_steps, size)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != wanted:
+        raise InvalidObservationError(f"plan.window.{PIXELS} must be uint8 {wanted}, the cameras' pictures")
+    return Window(numbers_window(spec, vectors), torch.from_numpy(pixels)).to(policy.device)
+
+
 def job_of(request: Any, policy: Policy, max_batch: int) -> PlanJob:
     """Reads a pure request; raises an ``InvalidObservationError`` for a wrong window, a ``MessageError`` for
     anything else that is wrong."""
@@ -259,7 +283,7 @@ def job_of(request: Any, policy: Policy, max_batch: int) -> PlanJob:
     request = checked_map(
         request, "plan", ["window", "generator"], ["previous", "committed", "executed_steps"]
     )
-    window = policy.checked(numbers(request["window"], "plan.window"))
+    window = window_of(request["window"], policy)
     batch, states, previous = len(window), request["generator"], request.get("previous")
     if not 1 <= batch <= max_batch:
         raise MessageError(

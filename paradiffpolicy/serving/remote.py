@@ -36,6 +36,7 @@ from .protocol import (
     raise_error,
     request_map,
     state_of,
+    window_map,
 )
 
 RETRY_STATUSES = (502, 503, 504)
@@ -102,7 +103,7 @@ class RemotePolicy(Closing):
     def warm_up(self, batch: int = 1, *, committed: bool = False) -> RemotePolicy:
         """Makes a plan of the batch size and one that continues it, and discards both; returns the policy."""
         spec = self.spec
-        window = np.zeros((batch, spec.n_obs_steps, spec.obs_dim), np.float32)
+        window = np.zeros((batch, spec.n_obs_steps), spec.observation_dtype)
         actions = torch.zeros(batch, spec.horizon, spec.action_dim)
         kept = Committed(actions, torch.zeros(actions.shape[:2])) if committed else None
         first = self.plan(window, committed=kept)
@@ -132,7 +133,7 @@ class RemotePolicy(Closing):
         form, most = self.metadata.form, self.metadata.max_message
         message = pack(
             request_map(
-                window,
+                window_map(window),
                 None if previous is None else form.plan_map(previous),
                 [state_of(each) for each in generators],
                 executed_steps=executed,

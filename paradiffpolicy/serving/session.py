@@ -1,7 +1,8 @@
 """Answers requests as openpi's clients send them, whose state the server keeps for the connection.
 
 A request is a map: ``observation`` ``[O]`` (or ``observation/state``), the newest, to which the
-session adds the ones before, or ``[To, O]``, a whole window; and, all optional, ``reset``: forget
+session adds the ones before, or ``[To, O]``, a whole window; of a policy with cameras a map by field and
+camera name, the newest; and, all optional, ``reset``: forget
 observations and plan first, ``seed``: a whole number that seeds the noise from here on, and
 ``executed_steps`` of the last plan.  Other entries are ignored, which an answer says once.  It becomes a
 pure request whose window, previous plan and generator the connection keeps.
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..history import History
 from ..observation import InvalidObservationError
 from ..policy import InvalidPlanError, Policy
@@ -116,16 +118,36 @@ class ClientSession:
 
     def _history_with(self, observation: Any, reset: bool) -> History:
         spec = self._policy.spec
+        history = History(spec.n_obs_steps) if reset else copy.deepcopy(self._history)
+        if spec.contract.cameras:
+            history.push(self._recorded(observation))
+            return history
         array: NDArray[Any] = numbers(observation, "observation")
         if array.shape not in ((spec.obs_dim,), (spec.n_obs_steps, spec.obs_dim)):
             raise InvalidObservationError(
                 f"observation has shape {array.shape}, the policy needs ({spec.obs_dim},) or a window "
                 f"({spec.n_obs_steps}, {spec.obs_dim})"
             )
-        history = History(spec.n_obs_steps) if reset else copy.deepcopy(self._history)
         for row in array.reshape(-1, spec.obs_dim):
             history.push(row)
         return history
+
+    def _recorded(self, observation: Any) -> NDArray[Any]:
+        """The record of a map by field and camera name."""
+        if not isinstance(observation, dict):
+            contract = self._policy.spec.contract
+            keys = [field.key for field in contract.observation] + [each.key for each in contract.cameras]
+            raise InvalidObservationError(f"observation must be a map of {keys}: the policy has cameras")
+        named = {
+            key.decode(errors="replace") if isinstance(key, bytes) else str(key): value
+            for key, value in observation.items()
+        }
+        try:
+            return self._policy.spec.contract.record(named)
+        except InputError as error:
+            raise InvalidObservationError(str(error))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidObservationError(f"the observation is no map of arrays ({error})")
 
 
 def answer_map(plan: Plan, infer_seconds: float) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ..control.record import Fault, Tick
 from ..data.replay_buffer import ReplayBuffer
 from ..errors import InputError, require_count, require_positive
 from ..files import Closing, write_atomically
+from ..task import NUMBERS
 from ..types import PolicySpec
 from .caption import captioned
 
@@ -40,7 +41,8 @@ Fields = Callable[[], Mapping[str, NDArray[Any]]]
 class DatasetRecorder(Closing):
     """Appends a run to a store of demonstrations, as one episode.
 
-    The episode has ``observation`` ``[n, O]`` and ``action`` ``[n, A]``, in float32, and ``fields``.  It
+    The episode has ``observation`` ``[n, O]`` and ``action`` ``[n, A]``, in float32, the pictures of the
+    policy's cameras, and ``fields``.  It
     starts at the first tick with a good observation and an action.  From there on there is a row for
     every ``every`` ticks of the grid.  A value that is missing (a missed tick, an observation that was
     refused, NaN in a field, an action where none was safe) is repeated from the row before: readers
@@ -68,9 +70,11 @@ class DatasetRecorder(Closing):
     ) -> None:
         require_count(capacity=capacity, every=every)
         self.path, self._every, self._fields = path, every, fields
+        self._cameras = [camera.key for camera in spec.contract.cameras]
         rows = -(-capacity // every)
-        like = {
+        like: dict[str, NDArray[Any]] = {
             "observation": np.zeros(spec.obs_dim),
+            **{camera.key: np.zeros(camera.shape, np.uint8) for camera in spec.contract.cameras},
             "action": np.zeros(spec.action_dim),
             **{name: np.asarray(value) for name, value in fields().items()},
         }
@@ -86,9 +90,10 @@ class DatasetRecorder(Closing):
         row = tick.index // self._every - self._first
         if row < self.n_rows or (self.n_rows and row >= self._capacity):
             return
-        new: dict[str, Any] = {"observation": tick.observation, "action": tick.action, **self._fields()}
-        if tick.faults & Fault.OBSERVATION_REFUSED:
-            new["observation"] = None
+        new: dict[str, Any] = {"action": tick.action, **self._fields()}
+        good = None if tick.faults & Fault.OBSERVATION_REFUSED else tick.observation
+        new["observation"] = good if good is None or not self._cameras else good[NUMBERS]
+        new |= {key: None if good is None else good[key] for key in self._cameras}
         with np.errstate(over="ignore"):  # beyond single precision is bad, too
             new = {n: v if v is None else np.asarray(v).astype(self._rows[n].dtype) for n, v in new.items()}
         bad = [name for name, value in new.items() if value is None or not np.isfinite(value).all()]

@@ -39,6 +39,7 @@ from ..control.record import FAULTS, Fault, Tick
 from ..errors import InputError, first_line, require_count
 from ..files import Closing
 from ..planning.request import PlanReply
+from ..task import NUMBERS
 from ..types import PolicySpec
 from .recorder import Caption, Picture
 
@@ -223,6 +224,8 @@ class RerunView(Closing):
         row = self._waiting
         self._ticks[row], self._times[row] = tick.index, time
         observed = tick.observation
+        if observed is not None and observed.dtype.names:
+            observed = observed[NUMBERS]
         good = observed is not None and np.shape(observed) == (self._spec.obs_dim,)
         # NaN is shown as a gap in the line.
         self._rows["observation"][row] = observed if good else math.nan

@@ -19,6 +19,7 @@ from ..data.dataset import WindowDataset, batch_windows
 from ..diffusion.denoiser import Denoiser, unbounded
 from ..errors import InputError
 from ..policy import Policy
+from ..sampling.capture.network import PIXELS
 from ..sampling.driver import Linear
 from ..sampling.sampler import Sampler
 from ..sampling.sequential import Sequential
@@ -134,7 +135,13 @@ class Distillation:
 
     def _solved(self, windows: Tensor, noise: Noise, guess: Tensor | None) -> Trajectories:
         condition = rearrange(self.data.batch(windows)[0], "b t o -> b (t o)")
-        solution = self.teacher.executor.run({"condition": condition}, noise, guess)
+        inputs, pixels = {"condition": condition}, self.data.pictures(windows)
+        encode = self.teacher.model.encode
+        if encode is not None and pixels is not None:  # the student keeps its teacher's encoder
+            inputs[PIXELS] = pixels.to(condition.device)
+            with torch.no_grad():
+                condition = encode(condition, inputs[PIXELS])
+        solution = self.teacher.executor.run(inputs, noise, guess)
         linear = Linear(self.tableau, noise.x_T)
         x = linear.all_nodes(linear.drift(noise), solution.x0_hats)
         first = linear.n - solution.iterations

@@ -41,6 +41,7 @@ def check_env(env: gymnasium.Env[Any, Any], spec: PolicySpec) -> None:
 
 
 def _require_observation(observation: Any, spec: PolicySpec, where: str) -> None:
+    observation = np.asarray(observation["numbers"]) if spec.contract.cameras else observation
     if isinstance(observation, dict):
         raise InputError(
             f"{where} gives a dict of {', '.join(map(str, observation))}: flatten it into a vector of "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import WindowDataset, batch_windows
 from ..diffusion.denoiser import denoising_loss
+from ..models.vision import VisualNetwork
 from ..sampling.spec import spec_schedule
 from ..types import PolicySpec
 from .settings import TrainSettings
@@ -53,10 +54,17 @@ class Denoising:
         generator = seeded(settings, step)
         t = self.schedule.draw(len(actions), generator)
         eps = torch.randn(actions.shape, generator=generator)
-        condition = rearrange(observations, "b t o -> b (t o)")
+        kept = None
         if self.spec.condition_dropout:
             kept = torch.rand(len(actions), generator=generator) >= self.spec.condition_dropout
-            condition = condition * kept[:, None].to(condition)
-        noise = t.to(device), eps.to(device)
+        noise, pixels = (t.to(device), eps.to(device)), self.data.pictures(windows)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            if pixels is None:
+                condition = rearrange(observations, "b t o -> b (t o)")
+            else:
+                assert isinstance(network, VisualNetwork)
+                crops = network.encoder.draw_crops(len(windows), generator)
+                condition = network.encode(observations, pixels.to(device), crops)
+            if kept is not None:
+                condition = condition * kept[:, None].to(condition)
             return denoising_loss(network, self.schedule, self.spec.prediction, actions, condition, *noise)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ..checkpoint import Checkpoint
 from ..data.dataset import WindowDataset
 from ..diffusion.denoiser import denoising_loss
+from ..observation import Window
 from ..policy import Policy
 from ..sampling.spec import spec_sampler
 
@@ -54,14 +54,14 @@ class Validation:
     def _errors(self, policy: Policy, windows: Tensor, seed: int) -> Tensor:
         """Loss and action error of a batch of windows, float64 ``[2]``."""
         observations, actions = self.held_out.batch(windows)
-        condition = policy.observation_normalizer.normalize(observations.to(policy.device))
+        window = Window(observations, self.held_out.pictures(windows))
         target = policy.action_normalizer.normalize(actions.to(policy.device))
         generator = torch.Generator().manual_seed(seed)
         t = policy.schedule.draw(len(target), generator).to(policy.device)
         eps = torch.randn(target.shape, generator=generator).to(policy.device)
-        flat = rearrange(condition, "b t o -> b (t o)")
-        loss = denoising_loss(policy.network, policy.schedule, policy.spec.prediction, target, flat, t, eps)
-        plan = policy.plan(observations, generator=seed)
+        known = policy.network, policy.schedule, policy.spec.prediction
+        loss = denoising_loss(*known, target, policy.condition(window), t, eps)
+        plan = policy.plan(window, generator=seed)
         executed = policy.spec.executed
         error = (plan.solution.sample[:, executed] - target[:, executed]).square().mean()
         return torch.stack((loss, error)).double().cpu()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .program import CaptureError
 from .tape import Call
 
 aten = torch.ops.aten
@@ -87,3 +88,34 @@ def norm_dims(call: Call) -> list[int] | None:
 def layer_norm_arguments(call: Call) -> tuple[Any, ...]:
     """Input, shape, weight, bias and epsilon of ``layer_norm``."""
     return (*call.args, *(None, None, 1e-5)[len(call.args) - 2 :])[:5]
+
+
+def plain_convolution(call: Call) -> tuple[Any, Any, Any, list[int], list[int]]:
+    """Input, weight, bias, stride and padding of a ``convolution`` without dilation, groups or transposition.
+
+    Raises:
+        CaptureError: it has one of them.
+    """
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = call.args
+    if transposed or groups != 1 or set(dilation) != {1}:
+        raise CaptureError(f"has a convolution that isn't translated ({call.op} with groups, or dilated)")
+    return x, weight, bias, list(stride), list(padding)
+
+
+def group_norm_arguments(call: Call) -> tuple[Any, ...]:
+    """Input, groups, weight, bias and epsilon of ``group_norm``."""
+    return (*call.args, *(None, None, 1e-5)[len(call.args) - 2 :])[:5]
+
+
+def max_pool_arguments(call: Call) -> tuple[Any, list[int], list[int], list[int]]:
+    """Input, kernel, stride and padding of a ``max_pool2d`` without dilation.
+
+    Raises:
+        CaptureError: it is dilated, or rounds its sizes up.
+    """
+    given = [*call.args, *([], [0], [1], False)[len(call.args) - 2 :]]
+    x, kernel, stride, padding, dilation, rounds_up = given
+    if rounds_up or set(dilation) != {1}:
+        raise CaptureError(f"has a pooling that isn't translated ({call.op}, dilated or rounding up)")
+    sides = [list(sizes) * (3 - len(sizes)) for sizes in (kernel, stride or kernel, padding)]
+    return x, sides[0], sides[1], sides[2]

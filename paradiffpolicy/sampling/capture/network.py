@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -14,6 +15,12 @@ from ..tableau import Tableau
 
 COMMITTED = ("committed", "commitment")
 """Inputs of ``guidance.committed``."""
+PIXELS = "pixels"
+"""The input with cameras' pictures."""
+
+Encode = Callable[[Tensor, Tensor], Tensor]
+"""Conditions without pictures ``[batch, To O]``, and the pictures ``[batch, To, P]``, to conditions
+``[batch, G]``."""
 
 
 class PlanNetwork(Protocol):
@@ -33,21 +40,28 @@ class PlanNetwork(Protocol):
 
 
 class DenoiserNetwork:
-    """A ``PlanNetwork`` for inputs ``condition`` ``[batch, G]``; if guided, ``scale`` ``[batch]`` of
-    classifier-free guidance, zero standing for no condition; if something is committed, ``committed``
-    ``[batch, T, A]``, normalised, and ``commitment`` ``[batch, T]``, its weight.
+    """A ``PlanNetwork`` for inputs ``condition`` ``[batch, G]``; with cameras, ``[batch, To O]`` and their
+    ``pixels`` ``[batch, To, P]``; if guided, ``scale`` ``[batch]`` of classifier-free guidance, zero standing
+    for no condition; if something is committed, ``committed`` ``[batch, T, A]``, normalised, and
+    ``commitment`` ``[batch, T]``, its weight.
 
     Args:
         denoiser: with the network.
         tableau: where it will be called.
         like: of the precision and on the device to compute in.
         trunk: another form of the network's trunk; None: its own.
+        encode: makes conditions of pictures; None: there are none.
     """
 
     def __init__(
-        self, denoiser: Denoiser, tableau: Tableau, like: Tensor, trunk: Trunk | None = None
+        self,
+        denoiser: Denoiser,
+        tableau: Tableau,
+        like: Tensor,
+        trunk: Trunk | None = None,
+        encode: Encode | None = None,
     ) -> None:
-        self.denoiser = denoiser
+        self.denoiser, self.encode = denoiser, encode
         with torch.inference_mode():
             self.nodes = denoiser.at(tableau.timesteps, like, trunk)
 
@@ -63,6 +77,8 @@ class DenoiserNetwork:
     def observed(self, denoiser: Denoiser, inputs: State) -> State:
         """What a denoiser makes of a plan's inputs."""
         condition = inputs["condition"]
+        if self.encode is not None:
+            condition = self.encode(condition, inputs[PIXELS])
         observed = {"given": denoiser.observe(condition)}
         if "scale" in inputs:
             observed["blank"] = denoiser.observe(torch.zeros_like(condition))

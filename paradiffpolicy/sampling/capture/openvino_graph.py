@@ -23,6 +23,7 @@ TYPES = {
     torch.int64: Type.i64,
     torch.int32: Type.i32,
     torch.int8: Type.i8,
+    torch.uint8: Type.u8,
     torch.bool: Type.boolean,
 }
 

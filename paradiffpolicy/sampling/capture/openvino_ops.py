@@ -13,10 +13,13 @@ from .arguments import (
     clamp_limits,
     dim_argument,
     from_zero,
+    group_norm_arguments,
     keeps_dims,
     layer_norm_arguments,
+    max_pool_arguments,
     norm_dims,
     paddings,
+    plain_convolution,
     reduced_dims,
     sliced,
     transposed,
@@ -25,7 +28,15 @@ from .openvino_graph import ModelGraph, Value, translates
 from .program import CaptureError
 from .tape import Call
 
-WHOLE = frozenset({aten.linear.default, aten.layer_norm.default, aten.matmul.default})
+WHOLE = frozenset(
+    {
+        aten.linear.default,
+        aten.layer_norm.default,
+        aten.matmul.default,
+        aten.group_norm.default,
+        aten.max_pool2d.default,
+    }
+)
 """Composite operations that have one of their own here."""
 
 
@@ -105,6 +116,7 @@ elementwise(
         aten.mish: op.mish,
         aten.sigmoid: op.sigmoid,
         aten.tanh: op.tanh,
+        aten.relu: op.relu,
         aten.sin: op.sin,
         aten.cos: op.cos,
         **dict.fromkeys((aten.alias, aten.detach, aten.clone, aten.contiguous), lambda value: value),
@@ -293,3 +305,39 @@ def layer_norm(graph: ModelGraph, call: Call) -> Value:
     if weight is not None:
         value = op.multiply(value, graph.value(weight))
     return value if bias is None else op.add(value, graph.value(bias))
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+@translates(aten.convolution)
+def convolution(graph: ModelGraph, call: Call) -> Value:
+    x, weight, bias, stride, padding = plain_convolution(call)
+    ones = [1] * len(stride)
+    value = op.convolution(graph.value(x), graph.value(weight), stride, padding, padding, ones)
+    if bias is None:
+        return value
+    return op.add(value, graph.reshaped(graph.value(bias), (1, -1, *ones)))
+
+
+@translates(aten.group_norm)
+def group_norm(graph: ModelGraph, call: Call) -> Value:
+    x, groups, weight, bias, eps = group_norm_arguments(call)
+    value = graph.reshaped(graph.value(x), (x.shape[0], groups, -1))
+    value = graph.reshaped(op.mvn(value, graph.ints(2), True, eps, "INSIDE_SQRT"), x.shape)
+    ones = (1,) * (x.ndim - 2)
+    if weight is not None:
+        value = op.multiply(value, graph.reshaped(graph.value(weight), (1, -1, *ones)))
+    return value if bias is None else op.add(value, graph.reshaped(graph.value(bias), (1, -1, *ones)))
+
+
+@translates(aten.max_pool2d)
+def max_pool(graph: ModelGraph, call: Call) -> Value:
+    x, kernel, stride, padding = max_pool_arguments(call)
+    return op.max_pool(graph.value(x), stride, [1, 1], padding, padding, kernel).output(0)
+
+
+@translates(aten._softmax)
+def softmax(graph: ModelGraph, call: Call) -> Value:
+    x, dim = call.args[:2]
+    return op.softmax(graph.value(x), from_zero(dim, x))
