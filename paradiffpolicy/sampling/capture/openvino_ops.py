@@ -28,6 +28,9 @@ from .tape import Call
 WHOLE = frozenset({aten.linear.default, aten.layer_norm.default, aten.matmul.default})
 """Composite operations that have one of their own here."""
 
+GELU = {"none": "erf", "tanh": "tanh"}
+"""Names of its approximations."""
+
 
 # ---------------------------------------------------------------------------------- element by element
 
@@ -110,6 +113,17 @@ elementwise(
         **dict.fromkeys((aten.alias, aten.detach, aten.clone, aten.contiguous), lambda value: value),
     },
 )
+
+
+@translates(aten.gelu)
+def gelu(graph: ModelGraph, call: Call) -> Value:
+    return op.gelu(graph.value(call.args[0]), GELU[call.kwargs.get("approximate", "none")])
+
+
+@translates(aten._softmax)
+def softmax(graph: ModelGraph, call: Call) -> Value:
+    x, dim = call.args[:2]
+    return op.softmax(graph.value(x), from_zero(dim, x))
 
 
 @translates(aten._to_copy)
