@@ -137,7 +137,7 @@ class NetworkConfig:
     """The policy that is trained."""
 
     network: str = setting("unet1d", "kind of network", choices=lazily("models.networks", "NETWORKS"))
-    network_options: dict[str, Any] = setting({}, "options of a network of your own")
+    network_options: dict[str, Any] = setting({}, "options of the network, if it has any, as {n_layer: 6}")
     n_obs_steps: int = setting(2, "observations that a plan is made from (To)", minimum=1)
     horizon: int = setting(16, "steps of a plan (T)", minimum=1)
     n_action_steps: int = setting(8, "steps of a plan that are executed (Ta)", minimum=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -34,9 +35,22 @@ MakeObjective = Callable[[WindowDataset, PolicySpec, TrainSettings], Objective]
 """``(normalised windows, spec, settings)`` to an objective."""
 
 
+FIRST_DROPOUT = 3 * 2**30
+"""Where dropout's seeds begin, apart from the steps' own."""
+
+
 def seeded(settings: TrainSettings, step: int) -> torch.Generator:
     """All that is random about a step."""
     return torch.Generator().manual_seed((settings.seed << 32) + step)
+
+
+@contextmanager
+def seeded_dropout(settings: TrainSettings, step: int, device: torch.device) -> Iterator[None]:
+    """Within it a network's dropout depends on the seed and the step alone, and not on what a batch is drawn
+    with; nothing else's random numbers are touched."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seeded(settings, FIRST_DROPOUT + step).initial_seed())
+        yield
 
 
 class Denoising:
