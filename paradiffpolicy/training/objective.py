@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -35,10 +36,6 @@ MakeObjective = Callable[[WindowDataset, PolicySpec, TrainSettings], Objective]
 """``(normalised windows, spec, settings)`` to an objective."""
 
 
-FIRST_DROPOUT = 3 * 2**30
-"""Where dropout's seeds begin, apart from the steps' own."""
-
-
 def seeded(settings: TrainSettings, step: int) -> torch.Generator:
     """All that is random about a step."""
     return torch.Generator().manual_seed((settings.seed << 32) + step)
@@ -49,7 +46,7 @@ def seeded_dropout(settings: TrainSettings, step: int, device: torch.device) -> 
     """Within it a network's dropout depends on the seed and the step alone, and not on what a batch is drawn
     with; nothing else's random numbers are touched."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seeded(settings, FIRST_DROPOUT + step).initial_seed())
+        torch.manual_seed(int(np.random.SeedSequence((settings.seed, step)).generate_state(1)[0]))
         yield
 
 
