@@ -430,6 +430,8 @@ OPERATIONS = {
         x.neg().exp().log().sqrt() if False else (x.abs() + 1).log().exp().sqrt().tanh().sigmoid()
     ),
     "mish": functional.mish,
+    "gelu": lambda x: functional.gelu(x) + functional.gelu(x, approximate="tanh"),
+    "softmax": lambda x: x.softmax(dim=0) + x.softmax(dim=-1),
     "clamp": lambda x: x.clamp(-0.5, 0.5) + x.clamp(min=0.1) + x.clamp(max=0.2),
     "where": lambda x: torch.where(x > 0, x, 0.25),
     "views": lambda x: (
