@@ -312,6 +312,8 @@ def test_a_trunks_cost_is_of_the_weights_that_it_reads(n_cond_layers):
     hoisted_biases = 0 if n_cond_layers else -2 * 16 * 2
     assert matrices == rows + hoisted_biases
     assert cost.operations > 2 * 4 * rows
+    with pytest.raises(InputError, match="the cost of Identity isn't known"):
+        trunk_cost(torch.nn.Identity(), 8)
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -380,7 +382,7 @@ def test_the_loss_falls(precision, toy_store, tmp_path):
     settings = {"n_steps": 60, "learning_rate": 3e-3, "precision": precision, "weight_decay": 1e-6}
     run = trainer(toy_store, tmp_path, log_every=20, save_every=60, **settings)
     run.run(progress=False)
-    assert run.curve[-1][1] < 0.7 * run.curve[0][1]
+    assert run.curve[-1][1] < 0.8 * run.curve[0][1]
 
 
 def test_a_student_of_a_transformer(toy_store, tmp_path):

@@ -13,8 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..clock import Clock
-from ..diffusion.denoiser import Network, SplitNetwork
-from ..errors import InputError
+from ..diffusion.denoiser import Network
 from ..policy import Policy
 from ..sampling.capture.backends import CaptureSettings
 from ..sampling.capture.program import CapturedProgram, CaptureError, Program
@@ -65,16 +64,8 @@ def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> Captu
 
 
 def trunk_features(policy: Policy, batch: int) -> Tensor:
-    """What the trunk takes beside a sample, for as many rows at timestep 0.
-
-    Raises:
-        InputError: the network has no trunk.
-    """
+    """What the trunk takes beside a sample, for as many rows at timestep 0."""
     network, spec = policy.network, policy.spec
-    if not isinstance(network, SplitNetwork):
-        raise InputError(
-            f"{type(network).__name__} has no trunk whose calls could be timed: measure another checkpoint"
-        )
     t = torch.zeros(batch, device=policy.device)
     condition = torch.zeros(batch, spec.n_obs_steps * spec.obs_dim, device=policy.device)
     with torch.inference_mode():

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..clock import Clock
 from ..diffusion.denoiser import Trunk
+from ..errors import InputError
 from ..models.matmul_unet1d import MatmulUnet1D
 from ..models.transformer import TransformerForDiffusion
 from ..models.unet1d import ConditionalUnet1D
@@ -82,7 +83,13 @@ BuiltIn = ConditionalUnet1D | TransformerForDiffusion
 
 def trunk_cost(network: BuiltIn, horizon: int) -> TrunkCost:
     """The cost without taps that fall on padding, and without what a capture hoists: FiLM layers, or keys and
-    values of the memory."""
+    values of the memory.
+
+    Raises:
+        InputError: it is another network, of which that isn't known.
+    """
+    if not isinstance(network, BuiltIn):
+        raise InputError(f"the cost of {type(network).__name__} isn't known: measure a policy of a U-Net")
     device = next(network.parameters()).device
     with torch.inference_mode():
         time = network.time_features(torch.zeros(1, device=device))

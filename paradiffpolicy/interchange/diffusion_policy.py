@@ -135,16 +135,16 @@ def transformer_fields(cfg: Settings) -> dict[str, Any]:
         raise cfg.refused("policy.obs_as_cond", False, "conditioning by inpainting isn't supported")
     if not cfg.get("policy.model.time_as_cond", bool, True):
         raise cfg.refused("policy.model.time_as_cond", False, "encoder-only transformers aren't supported")
-    for key, policys in (
+    for key, of_policy in (
         ("input_dim", "action_dim"),
         ("output_dim", "action_dim"),
         ("cond_dim", "obs_dim"),
         ("horizon", "horizon"),
         ("n_obs_steps", "n_obs_steps"),
     ):
-        size, wanted = cfg.get(f"policy.model.{key}", int), cfg.get(f"policy.{policys}", int)
+        size, wanted = cfg.get(f"policy.model.{key}", int), cfg.get(f"policy.{of_policy}", int)
         if size != wanted:
-            raise cfg.refused(f"policy.model.{key}", size, f"only policy.{policys}={wanted} is supported")
+            raise cfg.refused(f"policy.model.{key}", size, f"only policy.{of_policy}={wanted} is supported")
     alone = cfg.get("policy.pred_action_steps_only", bool, False)
     if alone and cfg.get("policy.n_action_steps", int) != cfg.get("policy.horizon", int):
         raise cfg.refused("policy.pred_action_steps_only", True, "plans must be as long as horizon")
