@@ -28,9 +28,8 @@ from .diffusion.denoiser import (
 from .diffusion.guidance import check_scale
 from .diffusion.schedule import NoiseSchedule
 from .errors import LARGEST, InputError, nearest, require_count
-from .models.networks import network_with, usable_device, usable_network
+from .models.networks import OWN, network_with, usable_device, usable_network
 from .models.precision import FINEST_TOLERANCE, Model
-from .models.unet1d import ConditionalUnet1D
 from .observation import InvalidObservationError, Observation, Window, observation_window
 from .sampling.capture.backends import CaptureSettings
 from .sampling.capture.executor import EagerProgram, Executor
@@ -265,7 +264,7 @@ class Policy:
 
         def identity() -> str:
             bounds = self.denoiser.threshold, self.denoiser.keeps_epsilon
-            return fingerprint(self.model.digest, self.spec, bounds, precision)
+            return fingerprint(self.model.digest, repr(self.network), self.spec, bounds, precision)
 
         return Executor(
             self.driver,
@@ -273,7 +272,7 @@ class Policy:
             network,
             self.capture.backends(self.device),
             # Another's code may change under the same weights.
-            identity=identity if isinstance(self.network, ConditionalUnet1D) else None,
+            identity=identity if isinstance(self.network, OWN) else None,
             warm=self.sampler.start is not cold_start,
             budget=self.capture.budget,
         )

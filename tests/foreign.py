@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import safetensors.torch
 import torch
+from torch import nn
 
 from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.types import PolicySpec
@@ -91,6 +92,81 @@ def ckpt(path: Path, tensors=None, content=None, **changes) -> Path:
     payload = {"cfg": cfg, "state_dicts": {"model": {}, "ema_model": tensors}, "pickles": {"epoch": b"\x80"}}
     torch.save(payload if content is None else content, path, pickle_protocol=2)
     return path
+
+
+class ReferenceTransformer(nn.Module):
+    """diffusion_policy's transformer with observations as its condition, of PyTorch's own layers.  Its
+    weights are far from initial ones, which hardly look at anything."""
+
+    def __init__(
+        self, obs_dim=5, action_dim=2, horizon=8, n_obs_steps=2, width=16, causal=True, n_cond_layers=0
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self._dummy_variable = nn.Parameter()
+        self.input_emb, self.cond_obs_emb = nn.Linear(action_dim, width), nn.Linear(obs_dim, width)
+        self.pos_emb = nn.Parameter(torch.zeros(1, horizon, width))
+        self.cond_pos_emb = nn.Parameter(torch.zeros(1, 1 + n_obs_steps, width))
+        settings = {"activation": "gelu", "batch_first": True, "norm_first": True, "dropout": 0.1}
+        shape = (width, 2, 4 * width)
+        self.encoder = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
+        if n_cond_layers:
+            layer = nn.TransformerEncoderLayer(*shape, **settings)
+            self.encoder = nn.TransformerEncoder(layer, n_cond_layers, enable_nested_tensor=False)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(*shape, **settings), 2)
+        self.ln_f, self.head = nn.LayerNorm(width), nn.Linear(width, action_dim)
+        self.mask = self.memory_mask = None
+        if causal:
+            later = torch.ones(horizon, horizon, dtype=torch.bool).triu(1)
+            ahead = torch.ones(horizon, 1 + n_obs_steps, dtype=torch.bool).triu(2)
+            del self.mask, self.memory_mask
+            for name, hidden in (("mask", later), ("memory_mask", ahead)):
+                self.register_buffer(name, torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf))
+        for weight in self.parameters():
+            weight.requires_grad_(False).add_(0.3 * torch.randn(weight.shape))
+        self.eval()
+
+    def forward(self, sample, timestep, condition):
+        half = self.pos_emb.shape[-1] // 2
+        angles = timestep[:, None] / 10000 ** (torch.arange(half) / (half - 1))
+        time = torch.cat((angles.sin(), angles.cos()), dim=-1)[:, None]
+        observations = self.cond_obs_emb(condition.unflatten(1, (self.cond_pos_emb.shape[1] - 1, -1)))
+        memory = self.encoder(torch.cat((time, observations), dim=1) + self.cond_pos_emb)
+        x = self.input_emb(sample) + self.pos_emb
+        x = self.decoder(x, memory, tgt_mask=self.mask, memory_mask=self.memory_mask)
+        return self.head(self.ln_f(x))
+
+
+def transformer_ckpt(path: Path, network: ReferenceTransformer | None = None, **changes) -> Path:
+    """A file of a policy with that network, of its sizes by default."""
+    tensors = {name: each for name, each in ckpt_tensors(5).items() if name.startswith("normalizer.")}
+    network = network or ReferenceTransformer()
+    tensors |= {f"model.{name}": each for name, each in network.state_dict().items()}
+    settings = {
+        "policy___target_": THEIRS.replace("unet", "transformer").replace("Unet", "Transformer"),
+        "policy__model": {
+            "_target_": "diffusion_policy.model.diffusion.transformer_for_diffusion.TransformerForDiffusion",
+            "input_dim": 2,
+            "output_dim": 2,
+            "horizon": 8,
+            "n_obs_steps": 2,
+            "cond_dim": 5,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_emb": 16,
+            "p_drop_emb": 0.0,
+            "p_drop_attn": 0.3,
+            "causal_attn": True,
+            "time_as_cond": True,
+            "obs_as_cond": True,
+            "n_cond_layers": 0,
+        },
+        "policy__obs_as_cond": True,
+        **dict.fromkeys(
+            ("policy__obs_as_global_cond", "policy__obs_as_local_cond", "policy__oa_step_convention")
+        ),
+    }
+    return ckpt(path, tensors, **(settings | changes))
 
 
 def lerobot(folder: Path, old: bool = False, tensors=None, **changes) -> Path:

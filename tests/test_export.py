@@ -153,6 +153,8 @@ def test_operations_equal_pytorchs(tmp_path):
             "cumsum": positive.cumsum(0),
             "pad": torch.nn.functional.pad(x, (1, 2, 0, 1), value=0.5),
             "parts": torch.cat((*x.chunk(2, -1), torch.ones_like(x)), -1),
+            "gelu": torch.nn.functional.gelu(4 * x),
+            "softmax": (4 * x).softmax(dim=1) + (4 * x).softmax(dim=-1),
             "stack": torch.stack(x.unbind(1), -1),
             "product": flat @ flat.t(),
             "where": torch.where(positive, x, 0.0).to(torch.int64),
@@ -182,6 +184,15 @@ def test_shipped_policies_plan_equally(name, task, tmp_path):
     policy = sampled(Checkpoint.load(ROOT / "checkpoints" / task), **preset_settings(name))
     export_policy(policy, tmp_path / "out")
     check_equal(policy, tmp_path / "out")
+
+
+@pytest.mark.parametrize("n_cond_layers", [0, 1])
+def test_a_transformer_plans_equally(n_cond_layers, tmp_path):
+    options = {"n_layer": 2, "n_head": 2, "n_emb": 16, "n_cond_layers": n_cond_layers}
+    spec = replace(TINY, network="transformer", network_options=options)
+    policy = sampled(tiny_checkpoint(spec), **preset_settings("rti"))
+    export_policy(policy, tmp_path / "out", batch=2)
+    check_equal(policy, tmp_path / "out", batch=2)
 
 
 def test_batches_and_guidance(tmp_path):

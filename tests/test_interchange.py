@@ -350,7 +350,8 @@ def test_damaged_archives_are_refused(tmp_path, name):
 
 
 UNKNOWN = {
-    "another policy": {"policy___target_": "x.DiffusionTransformerLowdimPolicy"},
+    "another policy": {"policy___target_": "x.DiffusionUnetHybridImagePolicy"},
+    "another policy's network": {"policy___target_": "x.DiffusionTransformerLowdimPolicy"},
     "local": {"policy__obs_as_local_cond": True},
     "inpainting": {"policy__obs_as_global_cond": False},
     "scheduler": {"policy__noise_scheduler___target_": "diffusers.PNDMScheduler"},

@@ -229,7 +229,7 @@ def test_film_is_a_part_for_the_time_and_a_part_for_the_condition():
     t, condition = torch.tensor([3.0, 70.0]).double(), torch.randn(2, 5).double()
     both = torch.cat((network.diffusion_step_encoder(t), condition), dim=-1)
     expected = [block.cond_encoder(both) for block in network.residual_blocks]
-    parts = network.time_film(t) + network.condition_film(condition)
+    parts = network.combine(network.time_features(t), network.condition_features(condition))
     assert_close(parts, torch.cat(expected, dim=-1))
     assert network.film_sizes == [part.shape[1] for part in expected]
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..clock import Clock
-from ..models.unet1d import ConditionalUnet1D
+from ..diffusion.denoiser import Network
 from ..policy import Policy
 from ..sampling.capture.backends import CaptureSettings
 from ..sampling.capture.program import CapturedProgram, CaptureError, Program
@@ -32,13 +32,11 @@ class CallRow(Timing):
 
 
 def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> CapturedProgram:
-    """One network call, captured, as it runs within a plan: without FiLM layers."""
+    """One network call, captured, as it runs within a plan: with the features of timestep and condition."""
     settings = settings.resolved(policy.device)
     backend = settings.backends(policy.device)[0]
     if backend.capture_program is None:
         raise CaptureError("network calls can't be captured here: leave out precisions")
-    network = policy.denoiser.network
-    assert isinstance(network, ConditionalUnet1D)
     trunk = policy.model.trunk(
         settings.precision,
         policy.device,
@@ -47,10 +45,10 @@ def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> Captu
     )
     assert trunk is not None
     x = torch.zeros(batch, policy.spec.horizon, policy.spec.action_dim, device=policy.device)
-    film = torch.zeros(batch, sum(network.film_sizes), device=policy.device)
+    features = torch.zeros_like(trunk_features(policy, batch))
 
     def iterate(state: State) -> State:
-        return {**state, "y": trunk(state["x"], state["film"])}
+        return {**state, "y": trunk(state["x"], state["features"])}
 
     return backend.capture_program(
         Program(
@@ -60,9 +58,18 @@ def call_program(policy: Policy, settings: CaptureSettings, batch: int) -> Captu
             finish=lambda inputs, state: {"y": state["y"]},
             count=1,
             limit=1,
-            inputs={"x": x, "film": film},
+            inputs={"x": x, "features": features},
         )
     )
+
+
+def trunk_features(policy: Policy, batch: int) -> Tensor:
+    """What the trunk takes beside a sample, for as many rows at timestep 0."""
+    network, spec = policy.network, policy.spec
+    t = torch.zeros(batch, device=policy.device)
+    condition = torch.zeros(batch, spec.n_obs_steps * spec.obs_dim, device=policy.device)
+    with torch.inference_mode():
+        return network.combine(network.time_features(t), network.condition_features(condition))
 
 
 def call_rows(
@@ -79,19 +86,17 @@ def call_rows(
         settings: of captures, by name.
         batches: rows of a call.
     """
-    network = policy.denoiser.network
-    assert isinstance(network, ConditionalUnet1D)
+    spec, network = policy.spec, policy.denoiser.network
     precisions = {name: each.resolved(policy.device).precision for name, each in settings.items()}
     rows = []
     for batch in batches:
-        x = torch.randn(batch, policy.spec.horizon, policy.spec.action_dim).to(policy.device)
+        x = torch.randn(batch, spec.horizon, spec.action_dim).to(policy.device)
         t = torch.zeros(batch, device=policy.device)
-        condition = torch.zeros(batch, network.global_cond_dim, device=policy.device)
-        with torch.inference_mode():
-            film = network.time_film(t) + network.condition_film(condition)
+        condition = torch.zeros(batch, spec.n_obs_steps * spec.obs_dim, device=policy.device)
+        features = trunk_features(policy, batch)
         tasks = {"eager": _eager_call(network, x, t, condition)}
         for name, chosen in settings.items():
-            tasks[name] = _captured_call(call_program(policy, chosen, batch), x, film)
+            tasks[name] = _captured_call(call_program(policy, chosen, batch), x, features)
         seconds = interleaved(tasks, [np.zeros(1)] * repeats, clock)
         rows += [
             CallRow(
@@ -105,7 +110,7 @@ def call_rows(
     return rows
 
 
-def _eager_call(network: ConditionalUnet1D, x: Tensor, t: Tensor, condition: Tensor) -> Task:
+def _eager_call(network: Network, x: Tensor, t: Tensor, condition: Tensor) -> Task:
     def call(_: NDArray[Any]) -> None:
         with torch.inference_mode():
             network(x, t, condition).cpu()
@@ -113,8 +118,8 @@ def _eager_call(network: ConditionalUnet1D, x: Tensor, t: Tensor, condition: Ten
     return call
 
 
-def _captured_call(program: CapturedProgram, x: Tensor, film: Tensor) -> Task:
-    return lambda _: program({"x": x, "film": film})["y"].cpu()
+def _captured_call(program: CapturedProgram, x: Tensor, features: Tensor) -> Task:
+    return lambda _: program({"x": x, "features": features})["y"].cpu()
 
 
 def call_table(rows: Sequence[CallRow], title: str) -> Table:

@@ -18,7 +18,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..clock import Clock
+from ..diffusion.denoiser import Trunk
+from ..errors import InputError
 from ..models.matmul_unet1d import MatmulUnet1D
+from ..models.transformer import TransformerForDiffusion
 from ..models.unet1d import ConditionalUnet1D
 
 ARITHMETIC = {
@@ -75,13 +78,32 @@ class TrunkCost:
         return calls * max(nbytes / rates.bandwidth, rows * self.operations / rates.matrix)
 
 
-def trunk_cost(network: ConditionalUnet1D, horizon: int) -> TrunkCost:
-    """The cost without taps that fall on padding, and without FiLM layers, which a capture hoists."""
-    trunk = MatmulUnet1D(network)
-    film = torch.zeros(1, sum(network.film_sizes), device=next(network.parameters()).device)
+BuiltIn = ConditionalUnet1D | TransformerForDiffusion
+
+
+def trunk_cost(network: BuiltIn, horizon: int) -> TrunkCost:
+    """The cost without taps that fall on padding, and without what a capture hoists: FiLM layers, or keys and
+    values of the memory.
+
+    Raises:
+        InputError: it is another network, of which that isn't known.
+    """
+    if not isinstance(network, BuiltIn):
+        raise InputError(f"the cost of {type(network).__name__} isn't known: measure a policy of a U-Net")
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        time = network.time_features(torch.zeros(1, device=device))
+        condition = network.condition_features(torch.zeros(1, network.global_cond_dim, device=device))
+        features = network.combine(time, condition)
+    if isinstance(network, ConditionalUnet1D):
+        products = MatmulUnet1D(network)
+        trunk: Trunk = products
+        weights = sum(buffer.numel() for buffer in products.buffers())
+    else:
+        trunk, weights = network.trunk, network.trunk_weights
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        trunk(film.new_zeros(1, horizon, network.input_dim), film)
-    return TrunkCost(sum(buffer.numel() for buffer in trunk.buffers()), counter.get_total_flops())
+        trunk(features.new_zeros(1, horizon, network.input_dim), features)
+    return TrunkCost(weights, counter.get_total_flops())
 
 
 class Floors:
@@ -91,7 +113,7 @@ class Floors:
         rates: measured so far, by precision.
     """
 
-    def __init__(self, network: ConditionalUnet1D, horizon: int, device: torch.device, clock: Clock) -> None:
+    def __init__(self, network: BuiltIn, horizon: int, device: torch.device, clock: Clock) -> None:
         self.cost, self.rates = trunk_cost(network, horizon), dict[str, Rates]()
         self._device, self._clock = device, clock
 

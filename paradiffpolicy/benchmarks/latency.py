@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ..clock import Clock
-from ..models.unet1d import ConditionalUnet1D
 from ..policy import Policy
 from ..tables import quantiles, spread, table, tail
 from .baselines import BASELINES, Loop, baseline_plan
@@ -68,9 +67,7 @@ def latency_rows(
         InputError: diffusers, for the baselines, isn't installed.
     """
     first = next(iter(policies.values()))
-    network = first.denoiser.network
-    assert isinstance(network, ConditionalUnet1D)
-    floors = Floors(network, first.spec.horizon, first.device, clock) if floors is None else floors
+    floors = Floors(first.network, first.spec.horizon, first.device, clock) if floors is None else floors
     loops = {name: _BaselinePlans(loop, first) for name, loop in BASELINES.items()}
     ours = {name: ContinuedPlans(policy) for name, policy in policies.items()}
     memory, before = {}, resident()

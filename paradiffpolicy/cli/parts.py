@@ -149,7 +149,7 @@ class NetworkConfig:
     """The policy that is trained."""
 
     network: str = setting("unet1d", "kind of network", choices=lazily("models.networks", "NETWORKS"))
-    network_options: dict[str, Any] = setting({}, "options of a network of your own")
+    network_options: dict[str, Any] = setting({}, "options of the network, if it has any, as {n_layer: 6}")
     encoder: str = setting(
         "resnet18", "encoder of the cameras' pictures", choices=lazily("models.vision", "ENCODERS")
     )

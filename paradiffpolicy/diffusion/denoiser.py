@@ -136,23 +136,31 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 
 
 Trunk = Callable[[Tensor, Tensor], Tensor]
-"""``(x_t [batch, T, A], film [batch, F]) -> [batch, T, A]``."""
+"""``(x_t [rows, T, A], features [rows, …]) -> [rows, T, A]``."""
 
 
 @runtime_checkable
 class SplitNetwork(Protocol):
-    """A network that its timestep and its condition enter as a sum: ``network(x, t, condition) =
-    trunk(x, time_film(t) + condition_film(condition))``."""
+    """A network whose timestep and condition can each be prepared without the sample: ``network(x, t, c) =
+    trunk(x, combine(time_features(t), condition_features(c)))``.
 
-    def time_film(self, timestep: Tensor) -> Tensor:
-        """``[n]`` to ``[n, F]``."""
+    Features are computed once per node of a table, and once per plan; what combines them runs in every
+    network call.
+    """
+
+    def time_features(self, timestep: Tensor) -> Tensor:
+        """``[n]`` to ``[n, …]``."""
         ...
 
-    def condition_film(self, global_cond: Tensor) -> Tensor:
-        """``[batch, G]`` to ``[batch, F]``."""
+    def condition_features(self, global_cond: Tensor) -> Tensor:
+        """``[batch, G]`` to ``[batch, …]``."""
         ...
 
-    def trunk(self, sample: Tensor, film: Tensor) -> Tensor:
+    def combine(self, time: Tensor, condition: Tensor) -> Tensor:
+        """Both features of as many rows, ``[rows, …]`` each, to what the trunk takes, ``[rows, …]``."""
+        ...
+
+    def trunk(self, sample: Tensor, features: Tensor) -> Tensor:
         """See ``Trunk``."""
         ...
 
@@ -226,12 +234,14 @@ class Denoiser:
                 return self.network(x, time.index_select(0, node), condition)
 
             return NodeDenoiser(whole, alpha_at=alpha, sigma_at=sigma, **known)
-        time, run = network.time_film(time), trunk or network.trunk
+        time, run = network.time_features(time), trunk or network.trunk
 
-        def split(x: Tensor, node: Tensor, film: Tensor) -> Tensor:
-            return run(x, time.index_select(0, node) + film)
+        def split(x: Tensor, node: Tensor, condition: Tensor) -> Tensor:
+            return run(x, network.combine(time.index_select(0, node), condition))
 
-        return NodeDenoiser(split, alpha_at=alpha, sigma_at=sigma, film=network.condition_film, **known)
+        return NodeDenoiser(
+            split, alpha_at=alpha, sigma_at=sigma, features=network.condition_features, **known
+        )
 
     def _excess(self, timesteps: Tensor) -> Tensor:
         r"""``[N]``, w in ``D = bounded + w (bounded - raw)``, from DDIM's step with both:
@@ -253,13 +263,13 @@ class NodeDenoiser(Denoiser):
 
     Attributes:
         alpha_at, sigma_at: ``[N]``, of the nodes.
-        film: conditions ``[batch, G]`` to what the network takes; None: itself.
+        features: conditions ``[batch, G]`` to what the network takes, ``[batch, …]``; None: themselves.
         excess: ``[N]``, how far beyond its bound x0_hat goes to keep epsilon, in what the bound cut off.
     """
 
     alpha_at: Tensor = field(kw_only=True)
     sigma_at: Tensor = field(kw_only=True)
-    film: Callable[[Tensor], Tensor] | None = None
+    features: Callable[[Tensor], Tensor] | None = None
     excess: Tensor | None = None
 
     def with_epsilon(self, raw: Tensor, bounded: Tensor, t: Tensor) -> Tensor:
@@ -270,7 +280,7 @@ class NodeDenoiser(Denoiser):
         return self.alpha_at.index_select(0, t), self.sigma_at.index_select(0, t)
 
     def observe(self, condition: Tensor) -> Tensor:
-        return condition if self.film is None else self.film(condition)
+        return condition if self.features is None else self.features(condition)
 
 
 def denoising_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,23 @@ def logic(graph: OnnxGraph, call: Call) -> str:
 @builds(*FUNCTIONS)
 def function(graph: OnnxGraph, call: Call) -> str:
     return graph.node(FUNCTIONS[call.op.overloadpacket], graph.value(call.args[0]))
+
+
+@builds(aten.gelu)
+def gelu(graph: OnnxGraph, call: Call) -> str:
+    """``x (1 + erf(x / sqrt 2)) / 2``: ONNX has had it as one operation only since a later version."""
+    if call.kwargs.get("approximate", "none") != "none":
+        raise untranslated(call, " but exact")
+    x, dtype = graph.value(call.args[0]), call.output.dtype
+    erf = graph.node("Erf", graph.node("Mul", x, graph.cast(math.sqrt(0.5), dtype)))
+    share = graph.node("Mul", graph.node("Add", erf, graph.cast(1.0, dtype)), graph.cast(0.5, dtype))
+    return graph.node("Mul", x, share)
+
+
+@builds(aten._softmax)
+def softmax(graph: OnnxGraph, call: Call) -> str:
+    x, dim = call.args[:2]
+    return graph.node("Softmax", graph.value(x), axis=from_zero(dim, x))
 
 
 @builds(aten.alias, aten.detach, aten.clone, aten.contiguous)
@@ -339,9 +357,3 @@ def max_pool(graph: OnnxGraph, call: Call) -> str:
     x, kernel, stride, padding = max_pool_arguments(call)
     pads = [*padding, *padding]
     return graph.node("MaxPool", graph.value(x), kernel_shape=kernel, strides=stride, pads=pads)
-
-
-@builds(aten._softmax)
-def softmax(graph: OnnxGraph, call: Call) -> str:
-    x, dim = call.args[:2]
-    return graph.node("Softmax", graph.value(x), axis=from_zero(dim, x))

@@ -1,7 +1,9 @@
-"""Reads checkpoints of diffusion_policy: ``.ckpt`` files of its low-dimensional U-Net policies."""
+"""Reads checkpoints of diffusion_policy: ``.ckpt`` files of its low-dimensional policies, U-Nets and
+transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,11 @@ from ..checkpoint import Checkpoint, finite_weight
 from ..data.normalizer import Normalizer
 from ..errors import InputError
 from ..models.networks import check_weights
+from ..models.transformer import DERIVED, TransformerOptions
 from ..task import Contract, ObservationField
 from ..types import PolicySpec
 from .settings import IMPORTED, Settings, scheduler_fields
 from .torch_pickle import StoredTensor, TorchFile, plain
-
-POLICY, NETWORK = "DiffusionUnetLowdimPolicy", "ConditionalUnet1D"
 
 PUSHT = Contract(
     (
@@ -50,11 +51,10 @@ def read(path: Path) -> Checkpoint:
         spec = described(cfg)
         name = "ema_model" if cfg.get("training.use_ema", bool, False) else "model"
         stored = _tensors(content["state_dicts"], name, path)
-        check_weights(spec, _network(stored))
+        network = _network(stored, spec)
+        check_weights(spec, network)
         observation, action = (_normalizer(file, stored, part, path) for part in ("obs", "action"))
-        weights = {
-            name: finite_weight(name, file.read(each), path) for name, each in _network(stored).items()
-        }
+        weights = {name: finite_weight(name, file.read(each), path) for name, each in network.items()}
     finally:
         file.close()
     info = {"origin": {"project": "diffusion_policy", "file": path.name, "weights": name}}
@@ -67,42 +67,99 @@ def described(cfg: Settings) -> PolicySpec:
     Raises:
         InputError: the policy, or an option of it, isn't known here.
     """
-    for key, known in (("policy._target_", POLICY), ("policy.model._target_", NETWORK)):
-        target = cfg.get(key, str)
-        if target.split(".")[-1] != known:
-            raise cfg.refused(key, target, f"only {known} is read")
-    if cfg.get("policy.obs_as_local_cond", bool, False):
-        raise cfg.refused("policy.obs_as_local_cond", True, "local conditioning isn't supported")
-    if not cfg.get("policy.obs_as_global_cond", bool, False):
-        raise cfg.refused("policy.obs_as_global_cond", False, "conditioning by inpainting isn't supported")
-    if cfg.get("policy.model.local_cond_dim", int | None, None) is not None:
-        raise cfg.refused("policy.model.local_cond_dim", "a number", "local conditioning isn't supported")
+    target = cfg.get("policy._target_", str)
+    policy = target.split(".")[-1]
+    if policy not in POLICIES:
+        raise cfg.refused("policy._target_", target, f"only {' and '.join(POLICIES)} are read")
+    network, network_fields = POLICIES[policy]
+    target = cfg.get("policy.model._target_", str)
+    if target.split(".")[-1] != network:
+        raise cfg.refused("policy.model._target_", target, f"only {network} is read")
     task = cfg.get("task.name", str, IMPORTED)
     pusht = task == "pusht_lowdim" and cfg.get("task.keypoint_dim", int, 2) == 2
-    alone = cfg.get("policy.pred_action_steps_only", bool, False)
-    steps = cfg.get("policy.n_obs_steps", int)
-    late = not cfg.get("policy.oa_step_convention", bool, False)
     return PolicySpec(
         task="pusht" if pusht else task,
         obs_dim=cfg.get("policy.obs_dim", int),
         action_dim=cfg.get("policy.action_dim", int),
-        n_obs_steps=steps,
+        n_obs_steps=cfg.get("policy.n_obs_steps", int),
         horizon=cfg.get("policy.horizon", int),
         n_action_steps=cfg.get("policy.n_action_steps", int),
-        first_executed=0 if alone else steps if late else None,
-        down_dims=tuple(cfg.get("policy.model.down_dims", list)),
-        diffusion_step_embed_dim=cfg.get("policy.model.diffusion_step_embed_dim", int, 256),
-        kernel_size=cfg.get("policy.model.kernel_size", int, 3),
-        n_groups=cfg.get("policy.model.n_groups", int, 8),
-        cond_predict_scale=cfg.get("policy.model.cond_predict_scale", bool, False),
         control_hz=10.0 if pusht else 20.0,
         contract=PUSHT if pusht and cfg.get("policy.obs_dim", int) == 20 else Contract(),
+        **network_fields(cfg),
         **scheduler_fields(
             cfg.part("policy.noise_scheduler"),
             cfg.get("policy.noise_scheduler._target_", str).split(".")[-1].removesuffix("Scheduler"),
             cfg.get("policy.num_inference_steps", int | None, None),
         ),
     )
+
+
+def unet_fields(cfg: Settings) -> dict[str, Any]:
+    """What a U-Net's config says of a spec's network and executed steps.
+
+    Raises:
+        InputError: an option has no equal here.
+    """
+    if cfg.get("policy.obs_as_local_cond", bool, False):
+        raise cfg.refused("policy.obs_as_local_cond", True, "local conditioning isn't supported")
+    if not cfg.get("policy.obs_as_global_cond", bool, False):
+        raise cfg.refused("policy.obs_as_global_cond", False, "conditioning by inpainting isn't supported")
+    if cfg.get("policy.model.local_cond_dim", int | None, None) is not None:
+        raise cfg.refused("policy.model.local_cond_dim", "a number", "local conditioning isn't supported")
+    alone = cfg.get("policy.pred_action_steps_only", bool, False)
+    late = not cfg.get("policy.oa_step_convention", bool, False)
+    return {
+        "first_executed": 0 if alone else cfg.get("policy.n_obs_steps", int) if late else None,
+        "down_dims": tuple(cfg.get("policy.model.down_dims", list)),
+        "diffusion_step_embed_dim": cfg.get("policy.model.diffusion_step_embed_dim", int, 256),
+        "kernel_size": cfg.get("policy.model.kernel_size", int, 3),
+        "n_groups": cfg.get("policy.model.n_groups", int, 8),
+        "cond_predict_scale": cfg.get("policy.model.cond_predict_scale", bool, False),
+    }
+
+
+TRANSFORMER_DEFAULTS = TransformerOptions(
+    n_layer=12, n_head=12, n_emb=768, p_drop_emb=0.1, p_drop_attn=0.1, causal_attn=False
+)
+"""Of diffusion_policy's network, for options that a config leaves out."""
+
+
+def transformer_fields(cfg: Settings) -> dict[str, Any]:
+    """What a transformer's config says of a spec's network and executed steps.
+
+    Raises:
+        InputError: an option has no equal here.
+    """
+    if not cfg.get("policy.obs_as_cond", bool, False):
+        raise cfg.refused("policy.obs_as_cond", False, "conditioning by inpainting isn't supported")
+    if not cfg.get("policy.model.time_as_cond", bool, True):
+        raise cfg.refused("policy.model.time_as_cond", False, "encoder-only transformers aren't supported")
+    for key, of_policy in (
+        ("input_dim", "action_dim"),
+        ("output_dim", "action_dim"),
+        ("cond_dim", "obs_dim"),
+        ("horizon", "horizon"),
+        ("n_obs_steps", "n_obs_steps"),
+    ):
+        size, wanted = cfg.get(f"policy.model.{key}", int), cfg.get(f"policy.{of_policy}", int)
+        if size != wanted:
+            raise cfg.refused(f"policy.model.{key}", size, f"only policy.{of_policy}={wanted} is supported")
+    alone = cfg.get("policy.pred_action_steps_only", bool, False)
+    if alone and cfg.get("policy.n_action_steps", int) != cfg.get("policy.horizon", int):
+        raise cfg.refused("policy.pred_action_steps_only", True, "plans must be as long as horizon")
+    options = {
+        name: cfg.get(f"policy.model.{name}", type(default), default)
+        for name, default in vars(TRANSFORMER_DEFAULTS).items()
+    }
+    return {"network": "transformer", "network_options": options, "first_executed": 0 if alone else None}
+
+
+POLICIES: dict[str, tuple[str, Callable[[Settings], dict[str, Any]]]] = {
+    "DiffusionUnetLowdimPolicy": ("ConditionalUnet1D", unet_fields),
+    "DiffusionTransformerLowdimPolicy": ("TransformerForDiffusion", transformer_fields),
+}
+"""Known policies: the network of each, and what reads its config."""
 
 
 def _tensors(state_dicts: Any, name: str, path: Path) -> dict[str, StoredTensor]:
@@ -112,8 +169,10 @@ def _tensors(state_dicts: Any, name: str, path: Path) -> dict[str, StoredTensor]
     return {key: value for key, value in stored.items() if isinstance(value, StoredTensor)}
 
 
-def _network(stored: dict[str, StoredTensor]) -> dict[str, Any]:
-    return {key.removeprefix("model."): each for key, each in stored.items() if key.startswith("model.")}
+def _network(stored: dict[str, StoredTensor], spec: PolicySpec) -> dict[str, Any]:
+    weights = {key.removeprefix("model."): each for key, each in stored.items() if key.startswith("model.")}
+    derived = DERIVED if spec.network == "transformer" else ()
+    return {name: each for name, each in weights.items() if name not in derived}
 
 
 def _normalizer(file: TorchFile, stored: dict[str, StoredTensor], part: str, path: Path) -> Normalizer:

@@ -11,17 +11,22 @@ what builds it, in a module that every process imports (``plugins``):
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InputError
+from ..errors import InputError, nearest, require_within
 from ..registry import Registry
 from ..types import PolicySpec
+from .transformer import LONGEST, TransformerForDiffusion, TransformerOptions
 from .unet1d import FINAL_GROUPS, ConditionalUnet1D
 from .vision import ENCODERS, VisualNetwork
+
+OWN = (ConditionalUnet1D, TransformerForDiffusion)
+"""The package's own networks: their weights and settings are all that decides what they compute."""
 
 
 def build_unet1d(spec: PolicySpec) -> ConditionalUnet1D:
@@ -57,7 +62,25 @@ def build_unet1d(spec: PolicySpec) -> ConditionalUnet1D:
     return network
 
 
-NETWORKS: Registry[Callable[[PolicySpec], nn.Module]] = Registry("network", {"unet1d": build_unet1d})
+def build_transformer(spec: PolicySpec) -> TransformerForDiffusion:
+    """The transformer of a spec, with fresh weights.
+
+    Raises:
+        InputError: an option of ``network_options`` is unknown or out of range, or the plan is too long.
+    """
+    known = [each.name for each in fields(TransformerOptions)]
+    for name in spec.network_options:
+        if name not in known:
+            raise InputError(f"the transformer has no network_options.{name!s:.40}{nearest(name, known)}")
+    require_within(1, LONGEST, horizon=spec.horizon, n_obs_steps=spec.n_obs_steps)
+    options = TransformerOptions(**spec.network_options)
+    seen = spec.condition_dim // spec.n_obs_steps
+    return TransformerForDiffusion(spec.action_dim, spec.horizon, spec.n_obs_steps, seen, options)
+
+
+NETWORKS: Registry[Callable[[PolicySpec], nn.Module]] = Registry(
+    "network", {"unet1d": build_unet1d, "transformer": build_transformer}
+)
 """Every network by name: a builder from a policy's spec."""
 
 
@@ -93,7 +116,8 @@ def check_weights(spec: PolicySpec, weights: Mapping[str, torch.Tensor]) -> nn.M
     Raises:
         InputError: a weight is missing, unknown or of another shape; or the spec's sizes don't fit together.
     """
-    if spec.network != "unet1d" or (spec.contract.cameras and spec.encoder != "resnet18"):
+    own_eyes = not spec.contract.cameras or spec.encoder == "resnet18"
+    if spec.network not in ("unet1d", "transformer") or not own_eyes:
         return None
     with torch.device("meta"), Undrawn():
         network = build_network(spec)

@@ -54,7 +54,7 @@ def half_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
 
 def halved(trunk: Trunk, dtype: torch.dtype) -> Trunk:
     """A trunk that computes in ``dtype``, called with samples of another, which come out as they went in."""
-    return lambda sample, film: trunk(sample.to(dtype), film.to(dtype)).to(sample.dtype)
+    return lambda sample, features: trunk(sample.to(dtype), features.to(dtype)).to(sample.dtype)
 
 
 def rounded_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
@@ -72,7 +72,7 @@ def rounded_trunk(network: SplitNetwork, dtype: torch.dtype) -> Trunk:
         if not list(module.children()):
             module.register_forward_pre_hook(lambda module, args: tuple(map(rounded, args)))
             module.register_forward_hook(lambda module, args, output: rounded(output))
-    return lambda sample, film: copied.trunk(sample, rounded(film))
+    return lambda sample, features: copied.trunk(sample, rounded(features))
 
 
 def trunk_in(
@@ -158,6 +158,10 @@ class Model:
                 f"precision={precision} needs a network with a trunk, and {type(self.network).__name__} has "
                 "none: precision=f32"
             )
+        if precision == "int8" and not isinstance(self.network, ConditionalUnet1D):
+            raise InputError(
+                f"precision=int8 is of the U-Net alone, not of {type(self.network).__name__}: precision=bf16"
+            )
 
     def trunk(
         self,
@@ -195,4 +199,4 @@ class Model:
                 self._made[form] = made
             return made
 
-        return lambda sample, film: made()(sample, film)
+        return lambda sample, features: made()(sample, features)

@@ -124,9 +124,9 @@ class ConditionalUnet1D(nn.Module):
     """Predicts the denoising target of an action sequence from its noisy version.
 
     A FiLM layer is linear in ``mish(cat(time, condition))``, so it is the sum of a part for the
-    timestep and a part for the condition.  ``time_film`` and ``condition_film`` give them for all
+    timestep and a part for the condition.  ``time_features`` and ``condition_features`` give them for all
     layers side by side, and ``trunk`` is what is left: a sampler needs the first once per policy, the
-    second once per plan, and only the third in every network call.
+    second once per plan, and only their sum and the trunk in every network call.
 
     Args:
         input_dim: action dimension A.
@@ -209,7 +209,7 @@ class ConditionalUnet1D(nn.Module):
         """Of the blocks' FiLM parts; F is their sum."""
         return [block.film_layer.out_features for block in self.residual_blocks]
 
-    def time_film(self, timestep: Tensor) -> Tensor:
+    def time_features(self, timestep: Tensor) -> Tensor:
         """The FiLM layers' part for timesteps ``[n]``, biases included: ``[n, F]``."""
         embedding = self.diffusion_step_encoder(timestep)
         features, size = nn.functional.mish(embedding), embedding.shape[-1]
@@ -217,7 +217,7 @@ class ConditionalUnet1D(nn.Module):
         parts = [nn.functional.linear(features, layer.weight[:, :size], layer.bias) for layer in layers]
         return torch.cat(parts, dim=-1)
 
-    def condition_film(self, global_cond: Tensor) -> Tensor:
+    def condition_features(self, global_cond: Tensor) -> Tensor:
         """The FiLM layers' part for conditions ``[batch, G]``: ``[batch, F]``."""
         features, size = nn.functional.mish(global_cond), self.global_cond_dim
         layers = [block.film_layer for block in self.residual_blocks]
@@ -225,6 +225,10 @@ class ConditionalUnet1D(nn.Module):
             nn.functional.linear(features, layer.weight[:, layer.in_features - size :]) for layer in layers
         ]
         return torch.cat(parts, dim=-1)
+
+    def combine(self, time: Tensor, condition: Tensor) -> Tensor:
+        """The FiLM layers' output ``[batch, F]``, of its two parts."""
+        return time + condition
 
     def trunk(self, sample: Tensor, film: Tensor) -> Tensor:
         """``sample`` ``[batch, T, A]`` and ``film`` ``[batch, F]``, both parts added, to
@@ -256,4 +260,5 @@ class ConditionalUnet1D(nn.Module):
         Returns:
             ``[batch, T, A]``: epsilon, x0 or v, whatever it was trained for.
         """
-        return self.trunk(sample, self.time_film(timestep) + self.condition_film(global_cond))
+        film = self.combine(self.time_features(timestep), self.condition_features(global_cond))
+        return self.trunk(sample, film)

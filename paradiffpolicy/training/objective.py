@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -38,6 +40,15 @@ MakeObjective = Callable[[WindowDataset, PolicySpec, TrainSettings], Objective]
 def seeded(settings: TrainSettings, step: int) -> torch.Generator:
     """All that is random about a step."""
     return torch.Generator().manual_seed((settings.seed << 32) + step)
+
+
+@contextmanager
+def seeded_dropout(settings: TrainSettings, step: int, device: torch.device) -> Iterator[None]:
+    """Within it a network's dropout depends on the seed and the step alone, and not on what a batch is drawn
+    with; nothing else's random numbers are touched."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence((settings.seed, step)).generate_state(1)[0]))
+        yield
 
 
 class Denoising:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checkpoint import LARGEST_WEIGHTS, Checkpoint
@@ -29,7 +29,7 @@ from ..models.networks import build_network, load_weights, usable_device
 from ..models.precision import bfloat16_pays
 from ..models.training_unet1d import training_form
 from ..types import PolicySpec
-from .objective import Denoising, MakeObjective
+from .objective import Denoising, MakeObjective, seeded_dropout
 from .scalars import ScalarFile
 from .settings import TrainSettings
 
@@ -106,9 +106,8 @@ class Trainer:
             load_weights(spec, self.network, init.weights)
         self.ema = EMA(self.network)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
+            parameter_groups(self.network, settings.weight_decay),
             betas=(0.95, 0.999),
-            weight_decay=settings.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
         self.objective = objective(self.data, spec, settings)
@@ -217,7 +216,8 @@ class Trainer:
     def update(self) -> Tensor:
         """Takes one optimizer step; returns its loss, a scalar on the device."""
         settings, step = self.settings, self.step
-        loss = self.objective(self.form, step, self.autocast)
+        with seeded_dropout(settings, step, self.device):
+            loss = self.objective(self.form, step, self.autocast)
         self.optimizer.zero_grad()
         loss.backward()
         for group in self.optimizer.param_groups:
@@ -324,6 +324,17 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """A network's parameters for AdamW: all decay but those that its attribute ``undecayed`` names, if it has
+    one."""
+    kept: set[str] = getattr(network, "undecayed", set())
+    decayed, others = list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in network.named_parameters():
+        (others if name in kept else decayed).append(parameter)
+    groups = [(decayed, weight_decay), (others, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
 def _thinned(points: list[Any]) -> list[Any]:

@@ -65,6 +65,10 @@ def check(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 INDEXED = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
 
 
+aten = torch.ops.aten
+ALLOCATIONS = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
+
+
 def captured(function: Callable[[], State]) -> Tape:
     """Records a function under a capture's rules.
 
@@ -81,7 +85,7 @@ def replay(tape: Tape) -> None:
         for call in tape.calls:
             if call.op.is_view and not call.op._schema.is_mutable:
                 continue  # it looks at memory that other calls write
-            if call.op.overloadpacket is torch.ops.aten.empty:
+            if call.op.overloadpacket in ALLOCATIONS:
                 continue  # what will be in it, and how much, other calls decide
             again = call.op(*call.args, **call.kwargs)
             if call.op._schema.is_mutable:

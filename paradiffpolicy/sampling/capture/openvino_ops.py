@@ -39,6 +39,9 @@ WHOLE = frozenset(
 )
 """Composite operations that have one of their own here."""
 
+GELU = {"none": "erf", "tanh": "tanh"}
+"""Names of its approximations."""
+
 
 # ---------------------------------------------------------------------------------- element by element
 
@@ -122,6 +125,17 @@ elementwise(
         **dict.fromkeys((aten.alias, aten.detach, aten.clone, aten.contiguous), lambda value: value),
     },
 )
+
+
+@translates(aten.gelu)
+def gelu(graph: ModelGraph, call: Call) -> Value:
+    return op.gelu(graph.value(call.args[0]), GELU[call.kwargs.get("approximate", "none")])
+
+
+@translates(aten._softmax)
+def softmax(graph: ModelGraph, call: Call) -> Value:
+    x, dim = call.args[:2]
+    return op.softmax(graph.value(x), from_zero(dim, x))
 
 
 @translates(aten._to_copy)
@@ -335,9 +349,3 @@ def group_norm(graph: ModelGraph, call: Call) -> Value:
 def max_pool(graph: ModelGraph, call: Call) -> Value:
     x, kernel, stride, padding = max_pool_arguments(call)
     return op.max_pool(graph.value(x), stride, [1, 1], padding, padding, kernel).output(0)
-
-
-@translates(aten._softmax)
-def softmax(graph: ModelGraph, call: Call) -> Value:
-    x, dim = call.args[:2]
-    return op.softmax(graph.value(x), from_zero(dim, x))
