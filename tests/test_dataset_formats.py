@@ -478,7 +478,7 @@ def test_lerobots_layouts_are_read(version, tmp_path, capsys):
         np.testing.assert_array_equal(found.rewards, demo.rewards)
         assert found.dones.tolist() == [False] * (len(demo) - 1) + [True]
     assert [line.split(": ")[1] for line in source.skipped] == [
-        "observation.images.top is a video, which isn't read",
+        "observation.images.top is a video, but meta/info.json has no video_path or no fps",
         "note is text, which isn't read",
     ]
     assert main(["info", str(path), "out=null"]) == 0
