@@ -70,7 +70,7 @@ def read_pictures(
                 )
             if picture.mode not in EIGHT_BITS:
                 raise InputError(f"{place} is {picture.mode}, not 8 bits of each colour: write it anew")
-            found[filled] = picture.convert("RGB")
+            found[filled] = np.asarray(picture.convert("RGB"))
         filled += 1
     if filled != steps:
         raise InputError(f"{where} has {filled} pictures, its episode {steps} steps: copy it again")

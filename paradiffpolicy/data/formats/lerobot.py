@@ -117,7 +117,7 @@ class LeRobotDataset(Closing):
         self._info, self._is_v2 = info, version[1] == "2"
         self._columns = ParquetColumns()
         self._clips: dict[str, dict[int, Clip]] = {}
-        self.keys, self.skipped = [], list[str]()
+        self.keys, self.skipped = list[str](), list[str]()
         self.cameras: dict[str, tuple[int, int, int]] = {}
         with reading(f"{path}/{INFO}"):
             self._sort_features()
@@ -258,8 +258,9 @@ class LeRobotDataset(Closing):
         for index, chunk, file, start in self._episode_rows(names):
             if not 0 <= start < LONGEST:
                 raise ValueError(f"an episode begins at {start:g} s")
-            numbers = {"chunk_index": _count(chunk), "file_index": _count(file), "video_key": key}
-            clips[_count(index)] = Clip(_filled(self._info["video_path"], numbers), start, is_whole=False)
+            numbers: dict[str, int | str] = {"chunk_index": _count(chunk), "file_index": _count(file)}
+            video = _filled(self._info["video_path"], {**numbers, "video_key": key})
+            clips[_count(index)] = Clip(video, start, is_whole=False)
         return clips
 
 

@@ -99,17 +99,18 @@ class ParquetColumns:
         file = self._opened(path)
         self._require_there([name], start, stop)
         options = {"columns": [name], "use_threads": False, "batch_size": FILES_AT_ONCE}
-        for group, first in self._groups(start, stop):
-            self._require_bounded(group)
-            for batch in file.iter_batches(row_groups=[group], **options):
-                for row in range(max(start, first), min(stop, first + batch.num_rows)):
-                    value = batch.column(name).field("bytes")[row - first]
-                    if not value.is_valid:
-                        raise InputError(f"{path}: {name} has no picture in row {row}: store it there")
-                    yield memoryview(value.as_buffer())
-                first += batch.num_rows
-                if first >= stop:
-                    break
+        with reading(str(path)):
+            for group, first in self._groups(start, stop):
+                self._require_bounded(group)
+                for batch in file.iter_batches(row_groups=[group], **options):
+                    for row in range(max(start, first), min(stop, first + batch.num_rows)):
+                        value = batch.column(name).field("bytes")[row - first]
+                        if not value.is_valid:
+                            raise InputError(f"{path}: {name} has no picture in row {row}: store it there")
+                        yield memoryview(value.as_buffer())
+                    first += batch.num_rows
+                    if first >= stop:
+                        break
 
     def _require_there(self, names: Iterable[str], start: int, stop: int) -> None:
         """Raises ``InputError`` unless the opened file has such columns and rows."""

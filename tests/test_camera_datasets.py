@@ -1,0 +1,423 @@
+"""Datasets with cameras: frames are those of their steps, nobody pays who doesn't ask for them, and what is
+wrong with a video or a picture is one line."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import shutil
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from paradiffpolicy.cli.main import main
+from paradiffpolicy.cli.train import opened_buffer
+from paradiffpolicy.data.formats import video
+from paradiffpolicy.data.formats.cameras import picture_size
+from paradiffpolicy.data.formats.demonstration import About, Demonstration
+from paradiffpolicy.data.formats.reading import open_source, write
+from paradiffpolicy.data.replay_buffer import ReplayBuffer
+from paradiffpolicy.errors import InputError
+
+from .test_damaged_data import MUTANTS, mutated, refused
+from .test_dataset_formats import fuzz, read_all
+
+av = pytest.importorskip("av", reason="cameras need PyAV: pip install 'paradiffpolicy[video]'")
+
+FPS, LENGTHS, SIZE = 10, (12, 9, 13), (32, 48)
+TOP, WRIST = "observation.images.top", "observation.images.wrist"
+CLOSE = 4
+"""Levels by which a lossy frame may differ; frames of one episode are 7 apart."""
+
+
+def frames_of(episode, size=SIZE, length=None):
+    """An episode's frames: brighter step by step, the left half red, the right half blue."""
+    levels = 20 + 7 * np.arange(length or LENGTHS[episode]) + 40 * episode
+    frames = np.zeros((len(levels), *size, 3), np.uint8)
+    frames[:, :, : size[1] // 2, 0] = frames[:, :, size[1] // 2 :, 2] = levels[:, None, None]
+    return frames
+
+
+def encode(path, frames, fps=FPS, g=4, b_frames=2, lost=()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.options = "yuv444p", {"crf": "1", "g": str(g), "bf": str(b_frames)}
+        for k, values in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(values, format="rgb24")
+            frame.pts, frame.time_base = k, 1 / Fraction(fps)
+            if k not in lost:
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def png(frame, kind="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, kind, **options)
+    return file.getvalue()
+
+
+VIDEO_PATHS = {
+    2: "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    3: "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+}
+DATA_PATHS = {
+    2: "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    3: "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+}
+
+
+def camera_dataset(folder, version, *, features=(), info=(), starts=None, pictures=None, **encoding):
+    """A dataset of LeRobot with a video camera, TOP, and one of pictures, WRIST.
+
+    Args:
+        features, info: others in ``meta/info.json``.
+        starts: seconds at which the episodes begin in v3's one video.
+        pictures: changes the list of the last episode's pictures.
+    """
+    tables, listed, first = [], [], 0
+    for episode, length in enumerate(LENGTHS):
+        steps = np.arange(length)
+        small = [{"bytes": png(frame), "path": f"{k}.png"} for k, frame in enumerate(frames_of(episode))]
+        if pictures and episode == len(LENGTHS) - 1:
+            pictures(small)
+        columns = {"action": pa.array([[float(k), 0.0] for k in steps]), "episode_index": [episode] * length}
+        columns |= {
+            "observation.state": pa.array(steps / 2),
+            "timestamp": pa.array((steps / FPS).astype(np.float32)),
+            WRIST: pa.array(small),
+        }
+        tables.append(pa.table(columns))
+        about = {"episode_index": episode, "length": length}
+        if version == 3:
+            about |= {"data/chunk_index": 0, "data/file_index": 0, "dataset_from_index": first}
+            about |= {f"videos/{TOP}/chunk_index": 0, f"videos/{TOP}/file_index": 0}
+            start = first / FPS if starts is None else starts[episode]
+            about |= {f"videos/{TOP}/from_timestamp": start}
+        listed.append(about)
+        first += length
+    (folder / "data/chunk-000").mkdir(parents=True)
+    (folder / "meta/episodes/chunk-000").mkdir(parents=True)
+    every = [frames_of(episode) for episode in range(len(LENGTHS))]
+    if version == 2:
+        for episode, each in enumerate(tables):
+            pq.write_table(each, folder / f"data/chunk-000/episode_{episode:06d}.parquet")
+            encode(folder / f"videos/chunk-000/{TOP}/episode_{episode:06d}.mp4", every[episode], **encoding)
+        (folder / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    else:
+        with pq.ParquetWriter(folder / "data/chunk-000/file-000.parquet", tables[0].schema) as writer:
+            writer.write_table(pa.concat_tables(tables), row_group_size=8)
+        pq.write_table(pa.Table.from_pylist(listed), folder / "meta/episodes/chunk-000/file-000.parquet")
+        encode(folder / f"videos/{TOP}/chunk-000/file-000.mp4", np.concatenate(every), **encoding)
+    about = {"codebase_version": {2: "v2.1", 3: "v3.0"}[version], "fps": FPS, "chunks_size": 1000}
+    about |= {"data_path": DATA_PATHS[version], "video_path": VIDEO_PATHS[version]}
+    about["features"] = {
+        "action": {"dtype": "float64", "shape": [2]},
+        "timestamp": {"dtype": "float32", "shape": [1]},
+        "episode_index": {"dtype": "int64", "shape": [1]},
+        "observation.state": {"dtype": "float64", "shape": [1]},
+        TOP: {"dtype": "video", "shape": [*SIZE, 3], "names": ["height", "width", "channels"]},
+        WRIST: {"dtype": "image", "shape": [3, *SIZE], "names": ["channels", "height", "width"]},
+        **dict(features),
+    }
+    (folder / "meta/info.json").write_text(json.dumps({**about, **dict(info)}))
+    return folder
+
+
+def last_video(folder):
+    return sorted(folder.rglob("*.mp4"))[-1]
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """Not to be changed, by version."""
+    folder = tmp_path_factory.mktemp("cameras")
+    return {version: camera_dataset(folder / str(version), version) for version in (2, 3)}
+
+
+def assert_close(found, expected):
+    assert found.dtype == np.uint8 and found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= CLOSE
+
+
+# ------------------------------------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_every_step_has_its_own_frame(datasets, version):
+    source = open_source(datasets[version])
+    assert source.keys == ["observation.state", TOP, WRIST] and source.cameras == {
+        TOP: (*SIZE, 3),
+        WRIST: (*SIZE, 3),
+    }
+    for episode in (2, 0, 1):
+        demo = source.read(f"demo_{episode}")
+        np.testing.assert_array_equal(demo.observations[WRIST], frames_of(episode))
+        assert_close(demo.observations[TOP], frames_of(episode))
+
+
+@pytest.mark.parametrize(("g", "b_frames"), [(1, 0), (2, 1), (12, 0), (250, 3), (250, 16)])
+def test_episodes_begin_anywhere_between_key_frames(g, b_frames, tmp_path):
+    source = open_source(camera_dataset(tmp_path / "in", 3, g=g, b_frames=b_frames))
+    for episode in range(len(LENGTHS)):
+        assert_close(source.read(f"demo_{episode}", [TOP]).observations[TOP], frames_of(episode))
+
+
+def test_times_that_were_rounded_find_their_frames(tmp_path):
+    source = open_source(camera_dataset(tmp_path / "in", 3, starts=(0.0, 1.23, 2.07)))
+    for episode in range(len(LENGTHS)):
+        assert_close(source.read(f"demo_{episode}", [TOP]).observations[TOP], frames_of(episode))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_who_asks_for_no_camera_needs_no_video_and_no_pyav(datasets, version, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setattr("paradiffpolicy.data.formats.lerobot.read_pictures", None)
+    assert main(["info", str(datasets[version]), "out=null"]) == 0
+    assert "uint8, a camera" in capsys.readouterr().out
+    words = [f"source={datasets[version]}", f"out={tmp_path / 'out.zarr'}", "actions=recorded"]
+    assert main(["convert", *words, "obs_keys=[observation.state]"]) == 0
+    with opened_buffer(datasets[version], ["observation.state"]) as buffer:
+        assert buffer.fields == ["action", "observation.state"]
+    capsys.readouterr()
+    line = refused(capsys, "convert", words[0], f"out={tmp_path / 'other.zarr'}")
+    assert "pip install 'paradiffpolicy[video]'" in line and "obs_keys" in line
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_camera_becomes_a_field_of_a_store_and_is_trained_from(datasets, version, tmp_path):
+    out = tmp_path / "out.zarr"
+    assert main(["convert", f"source={datasets[version]}", f"out={out}"]) == 0
+    buffer = ReplayBuffer.open(out)
+    expected = np.concatenate([frames_of(episode) for episode in range(len(LENGTHS))])
+    assert_close(buffer.read(TOP), expected)
+    np.testing.assert_array_equal(buffer.read(WRIST), expected)
+    with opened_buffer(datasets[version], [WRIST]) as buffer:
+        np.testing.assert_array_equal(buffer.read(WRIST, 3, 5), expected[3:5])
+        assert buffer.fields == ["action", WRIST]
+
+
+def test_a_store_has_few_pictures_in_a_chunk_and_compresses_them(tmp_path):
+    demos = [Demonstration("demo_0", np.ones((40, 2)), {"img": np.zeros((40, 96, 96, 3), np.uint8)})]
+    write(tmp_path / "a.zarr", demos, About())
+    array = zarr.open_group(tmp_path / "a.zarr")["data/img"]
+    assert array.chunks == (4, 96, 96, 3) and array.nbytes_stored() < 2**16
+
+
+def test_jpegs_and_grey_pictures_are_read(tmp_path):
+    def change(pictures):
+        frame = frames_of(2)[3]
+        pictures[3]["bytes"] = png(frame, "JPEG", quality=100, subsampling=0)
+        pictures[4]["bytes"] = png(frame[..., 0])
+
+    seen = open_source(camera_dataset(tmp_path / "in", 2, pictures=change)).read("demo_2").observations[WRIST]
+    assert_close(seen[3], frames_of(2)[3])
+    np.testing.assert_array_equal(seen[4], np.repeat(frames_of(2)[3][..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".npz", ".zarr"])
+def test_pictures_of_other_formats_pass_through(suffix, tmp_path):
+    demos = [
+        Demonstration(f"demo_{k}", np.ones((n, 2)), {"agentview_image": frames_of(k), "state": np.ones(n)})
+        for k, n in enumerate(LENGTHS)
+    ]
+    write(tmp_path / "in.zarr", demos, About(actions="recorded"))
+    places = [tmp_path / name for name in ("in.zarr", "a.hdf5", f"b{suffix}", "out.zarr")]
+    for source, out in itertools.pairwise(places):
+        described = ["task=pusht"] if source.suffix in (".npz", ".zarr") else []
+        words = [f"source={source}", f"out={out}", "actions=recorded", *described]
+        assert main(["convert", *words]) == 0
+    out = places[-1]
+    found = ReplayBuffer.open(out).read("agentview_image")
+    np.testing.assert_array_equal(found, np.concatenate([frames_of(k) for k in range(len(LENGTHS))]))
+    assert found.dtype == np.uint8
+
+
+def test_pusht_pictures_are_read_as_they_are(human_data):
+    source = open_source(human_data)
+    demo = source.read("demo_0", ["img"])
+    pictures = demo.observations["img"]
+    assert pictures.dtype == np.float32 and pictures.shape == (len(demo), 96, 96, 3)
+    assert pictures.min() >= 0 and 200 < pictures.max() <= 255
+
+
+# ---------------------------------------------------------------------------------------- what is refused
+
+
+def cut(path, share=0.5):
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+def damaged(path):
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    middle = start + (len(content) - start) // 3
+    content[middle : middle + 200] = bytes(200)
+    path.write_bytes(content)
+
+
+def piped(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def moved(path):
+    path.rename(path.parents[4] / "elsewhere.mp4")
+    path.symlink_to(path.parents[4] / "elsewhere.mp4")
+
+
+def rewritten(**changes):
+    """Encodes the last video anew, with other frames of all or of the last episode."""
+
+    def change(path):
+        alone = "episode" in path.name
+        given = {"size": SIZE, "fps": FPS, "steps": slice(None), **changes}
+        episodes = [2] if alone else range(len(LENGTHS))
+        frames = np.concatenate([frames_of(episode, given["size"]) for episode in episodes])
+        encode(path, frames[given["steps"]], given["fps"])
+
+    return change
+
+
+VIDEO_FAULTS = {
+    "missing": (lambda path: path.unlink(), "is missing: copy it too, or choose obs_keys"),
+    "fifo": (piped, "regular file"),
+    "elsewhere": (moved, "leads out"),
+    "empty": (lambda path: path.write_bytes(b""), "can't be read"),
+    "text": (lambda path: path.write_text("#EXTM3U\nhttp://localhost/a.ts\n"), "can't be read"),
+    "cut": (cut, "can't be read"),
+    "damaged": (damaged, ".mp4"),
+    "another size": (rewritten(size=(64, 48)), "has frames of 64 x 48, meta/info.json says 32 x 48"),
+    "faster": (rewritten(fps=20), "must have 10 frames a second"),
+    "slower": (rewritten(fps=7), "must have 10 frames a second"),
+    "shorter": (rewritten(steps=slice(-3)), ""),
+}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("fault", VIDEO_FAULTS)
+def test_a_faulty_video_is_refused_in_one_line(fault, version, datasets, tmp_path, capsys):
+    change, words = VIDEO_FAULTS[fault]
+    path = last_video(shutil.copytree(datasets[version], tmp_path / "in"))
+    change(path)
+    line = refused(capsys, "convert", f"source={tmp_path / 'in'}", f"out={tmp_path / 'out.zarr'}")
+    shorter = {2: "has 10 frames, its episode 13 steps", 3: "ends after 10 of its episode's 13 steps"}
+    assert (words or shorter[version]) in line and str(path) in line, line
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_video_that_has_more_frames_than_its_table_is_refused(tmp_path, capsys):
+    path = last_video(camera_dataset(tmp_path / "in", 2))
+    encode(path, frames_of(2, length=20))
+    line = refused(capsys, "convert", f"source={tmp_path / 'in'}", f"out={tmp_path / 'out.zarr'}")
+    assert "has 20 frames, its episode 13 steps" in line
+
+
+def test_a_video_in_which_a_frame_is_missing_is_refused(tmp_path):
+    path = last_video(camera_dataset(tmp_path / "in", 3))
+    encode(path, np.concatenate([frames_of(episode) for episode in range(len(LENGTHS))]), lost=[25])
+    source = open_source(tmp_path / "in")
+    assert_close(source.read("demo_0", [TOP]).observations[TOP], frames_of(0))
+    with pytest.raises(InputError, match=r"the frame of step 4 is at 2\.6 s, not 2\.5"):
+        source.read("demo_2", [TOP])
+
+
+def change_picture(**changes):
+    return lambda pictures: pictures[4].update(changes)
+
+
+PICTURE_FAULTS = {
+    "no bytes": (change_picture(bytes=None), "has no picture in row"),
+    "no picture": (change_picture(bytes=b"none"), "picture of step 4 can't be read"),
+    "cut": (lambda pictures: pictures[4].update(bytes=pictures[4]["bytes"][:-30]), "step 4 can't be read"),
+    "another size": (
+        change_picture(bytes=png(np.zeros((64, 48, 3), np.uint8))),
+        "step 4 is 64 x 48, meta/info.json says 32 x 48",
+    ),
+    "another format": (change_picture(bytes=png(frames_of(0)[0], "GIF")), "can't be read"),
+    "depth": (change_picture(bytes=png(np.zeros(SIZE, np.uint16))), "not 8 bits of each colour"),
+    "long": (change_picture(bytes=bytes(2**17)), "too many for 32 x 48"),
+}
+
+
+@pytest.mark.parametrize("fault", PICTURE_FAULTS)
+def test_a_faulty_picture_is_refused_in_one_line(fault, tmp_path, capsys):
+    pictures, words = PICTURE_FAULTS[fault]
+    camera_dataset(tmp_path / "in", 2, pictures=pictures)
+    line = refused(capsys, "convert", f"source={tmp_path / 'in'}", f"out={tmp_path / 'out.zarr'}")
+    assert words in line and "episode_000002.parquet" in line and WRIST in line, line
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_frames_that_no_memory_holds_are_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+    large = {TOP: {"dtype": "video", "shape": [9000, 9000, 3]}}
+    path = camera_dataset(tmp_path / "in", 2, features=large)
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**14)
+    monkeypatch.setattr(video, "_opened", None)
+    with pytest.raises(InputError, match="more than this machine's memory"):
+        open_source(path).read("demo_0", [TOP])
+
+
+def test_a_decoder_allocates_no_more_than_the_declared_size(tmp_path):
+    """The container's size may be a lie: it is the codec's that counts."""
+    path = last_video(camera_dataset(tmp_path / "in", 2))
+    encode(path, frames_of(2, size=(1024, 1024)))
+    content = bytearray(path.read_bytes())
+    for at in [k for k in range(len(content)) if content[k : k + 4] == b"\x04\x00\x04\x00"]:
+        content[at : at + 4] = bytes([0, SIZE[1], 0, SIZE[0]])
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"can't be read|has frames of"):
+        open_source(tmp_path / "in").read("demo_2", [TOP])
+
+
+@pytest.mark.parametrize(
+    ("about", "size"),
+    [
+        ({"shape": [3, 32, 48]}, (32, 48)),
+        ({"shape": [32, 48, 3]}, (32, 48)),
+        ({"shape": [3, 32, 48], "names": ["height", "width", "channels"]}, (32, 48)),
+        ({"shape": [3, 8, 3], "names": ["channels", "height", "width"]}, (8, 3)),
+        ({"shape": [3, 8, 3], "names": ["height", "width", "channels"]}, (3, 8)),
+        ({"shape": [32, 48, 1]}, None),
+        ({"shape": [32, 48]}, None),
+        ({"shape": [32.5, 48, 3]}, None),
+        ({"shape": [0, 48, 3]}, None),
+        ({"shape": [2**20, 2**20, 3]}, None),
+        ({"shape": 5}, None),
+        ({"shape": [32, 48, 3], "info": {"video.is_depth_map": True}}, None),
+        ({"shape": [32, 48, 3], "info": {"is_depth_map": True}}, None),
+    ],
+)
+def test_the_size_of_a_picture_is_found_in_either_order(about, size):
+    assert picture_size(about) == size
+
+
+def test_what_is_no_picture_of_three_colours_is_named(tmp_path):
+    depth = {"observation.depth": {"dtype": "video", "shape": [32, 48, 1]}}
+    source = open_source(camera_dataset(tmp_path / "in", 2, features=depth))
+    assert "observation.depth is a video of the shape [32, 48, 1]" in source.skipped[0]
+    assert list(source.cameras) == [TOP, WRIST]
+
+
+@fuzz
+@given(mutant=MUTANTS, version=st.sampled_from([2, 3]), pick=st.integers(0, 10**6))
+def test_a_mutated_dataset_with_cameras_is_read_or_refused(mutant, version, pick, datasets):
+    files = sorted(file for file in datasets[version].rglob("*") if file.is_file())
+    file = files[pick % len(files)]
+    content = file.read_bytes()
+    try:
+        file.write_bytes(mutated(content, mutant))
+        read_all(datasets[version])
+    finally:
+        file.write_bytes(content)
