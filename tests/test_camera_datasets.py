@@ -369,16 +369,20 @@ def test_frames_that_no_memory_holds_are_refused_before_anything_is_decoded(tmp_
         open_source(path).read("demo_0", [TOP])
 
 
-def test_a_decoder_allocates_no_more_than_the_declared_size(tmp_path):
-    """The container's size may be a lie: it is the codec's that counts."""
+def test_the_size_that_a_codec_has_counts_not_what_the_file_says_of_it(tmp_path):
     path = last_video(camera_dataset(tmp_path / "in", 2))
     encode(path, frames_of(2, size=(1024, 1024)))
-    content = bytearray(path.read_bytes())
-    for at in [k for k in range(len(content)) if content[k : k + 4] == b"\x04\x00\x04\x00"]:
-        content[at : at + 4] = bytes([0, SIZE[1], 0, SIZE[0]])
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"can't be read|has frames of"):
+    content = path.read_bytes()
+    assert content.count(b"\x04\x00\x04\x00") == 1
+    path.write_bytes(content.replace(b"\x04\x00\x04\x00", bytes([0, SIZE[1], 0, SIZE[0]])))
+    with pytest.raises(InputError, match="has frames of 1024 x 1024"):
         open_source(tmp_path / "in").read("demo_2", [TOP])
+
+
+def test_decoders_are_told_not_to_allocate_more(datasets, monkeypatch):
+    monkeypatch.setattr(video, "PADDING", -30)
+    with pytest.raises(InputError, match="can't be read"):
+        open_source(datasets[2]).read("demo_2", [TOP])
 
 
 @pytest.mark.parametrize(
