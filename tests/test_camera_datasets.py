@@ -4,11 +4,13 @@ wrong with a video or a picture is one line."""
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from hypothesis import given
@@ -28,7 +30,18 @@ from .test_dataset_formats import fuzz, read_all
 
 pytest.importorskip("av", reason="cameras need PyAV: pip install 'paradiffpolicy[video]'")
 
-from .camera_lerobot import FPS, LENGTHS, SIZE, TOP, WRIST, camera_dataset, encode, frames_of, png
+from .camera_lerobot import (
+    FPS,
+    LENGTHS,
+    SIZE,
+    TOP,
+    VIDEO_PATHS,
+    WRIST,
+    camera_dataset,
+    encode,
+    frames_of,
+    png,
+)
 
 CLOSE = 4
 """Levels by which a lossy frame may differ; frames of one episode are 7 apart."""
@@ -141,6 +154,39 @@ def test_pictures_of_other_formats_pass_through(suffix, tmp_path):
     found = ReplayBuffer.open(out).read("agentview_image")
     np.testing.assert_array_equal(found, np.concatenate([frames_of(k) for k in range(len(LENGTHS))]))
     assert found.dtype == np.uint8
+
+
+def test_cameras_are_written_as_lerobot_documents_and_read_back(tmp_path, capsys):
+    demos = [
+        Demonstration(f"demo_{k}", np.ones((n, 2)), {"top": frames_of(k), "state": np.ones((n, 3))})
+        for k, n in enumerate(LENGTHS)
+    ]
+    write(tmp_path / "in.zarr", demos, About(actions="recorded"))
+    words = [f"source={tmp_path / 'in.zarr'}", f"out={tmp_path / 'out.lerobot'}", f"control_hz={FPS}"]
+    assert main(["convert", *words]) == 0
+    source = open_source(tmp_path / "out.lerobot")
+    assert source.cameras == {TOP: (*SIZE, 3)} and not source.skipped
+    for episode, demo in enumerate(demos):
+        found = source.read(demo.name).observations[TOP]
+        apart = found.astype(int) - frames_of(episode)
+        assert np.abs(apart[:, :, : SIZE[1] // 2].mean(axis=(1, 2))).max() < 3
+    info = json.loads((tmp_path / "out.lerobot/meta/info.json").read_text())
+    told = info["features"][TOP]["info"]
+    assert (told["video.codec"], told["video.fps"], told["video.height"]) == ("h264", FPS, SIZE[0])
+    assert info["video_path"] == VIDEO_PATHS[3]
+    stats = json.loads((tmp_path / "out.lerobot/meta/stats.json").read_text())[TOP]
+    every = np.concatenate([frames_of(k) for k in range(len(LENGTHS))]).reshape(-1, 3) / 255
+    np.testing.assert_allclose(np.array(stats["std"]), every.std(0)[:, None, None], atol=1e-9)
+    row = pq.read_table(tmp_path / "out.lerobot/meta/episodes/chunk-000/file-000.parquet").to_pylist()[1]
+    assert (row[f"videos/{TOP}/file_index"], row[f"videos/{TOP}/to_timestamp"]) == (1, LENGTHS[1] / FPS)
+
+
+def test_without_pyav_no_camera_is_written_for_lerobot(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    demo = Demonstration("demo_0", np.ones((3, 2)), {"top": np.zeros((3, 4, 4, 3), np.uint8)})
+    with pytest.raises(InputError, match=r"observation\.images\.top needs PyAV: pip install"):
+        write(tmp_path / "out.lerobot", [demo], About(control_hz=10.0))
+    assert not list(tmp_path.iterdir())
 
 
 def test_pusht_pictures_are_read_as_they_are(human_data):

@@ -125,16 +125,17 @@ def _opened(path: Path, size: tuple[int, int]) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def write_video(path: Path, frames: NDArray[np.uint8], fps: float) -> dict[str, Any]:
-    """Writes frames ``[n, height, width, 3]`` RGB as MP4 with a lossy codec; returns what LeRobot's
-    ``meta/info.json`` tells of it.
+def write_video(path: Path, frames: NDArray[np.uint8], fps: float, where: str) -> dict[str, Any]:
+    """Writes frames ``[n, height, width, 3]`` RGB, of even sides, as MP4 with a lossy codec; returns what
+    LeRobot's ``meta/info.json`` tells of it.
+
+    Args:
+        where: for the error line.
 
     Raises:
-        InputError: PyAV isn't installed, or a side isn't an even number of pixels.
+        InputError: PyAV isn't installed.
     """
-    av, (_, height, width, _) = pyav(str(path)), frames.shape
-    if height % 2 or width % 2:
-        raise InputError(f"{path}: {height} x {width} isn't even, which MP4 asks for: pad the pictures")
+    av, (_, height, width, _) = pyav(where), frames.shape
     encoder = next(name for name in ENCODERS if name in av.codecs_available)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
