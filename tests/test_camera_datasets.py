@@ -169,7 +169,8 @@ def test_cameras_are_written_as_lerobot_documents_and_read_back(tmp_path, capsys
     for episode, demo in enumerate(demos):
         found = source.read(demo.name).observations[TOP]
         apart = found.astype(int) - frames_of(episode)
-        assert np.abs(apart[:, :, : SIZE[1] // 2].mean(axis=(1, 2))).max() < 3
+        brightness = apart[:, :, : SIZE[1] // 2].mean(axis=(1, 2))
+        assert np.abs(brightness).max() < 3.5  # half of what frames are apart
     info = json.loads((tmp_path / "out.lerobot/meta/info.json").read_text())
     told = info["features"][TOP]["info"]
     assert (told["video.codec"], told["video.fps"], told["video.height"]) == ("h264", FPS, SIZE[0])
