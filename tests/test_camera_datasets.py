@@ -279,6 +279,18 @@ def test_a_video_in_which_a_frame_is_missing_is_refused(tmp_path):
         source.read("demo_2", [TOP])
 
 
+def test_frames_that_a_decoder_had_to_guess_are_refused(tmp_path):
+    """Decoders conceal damage.  What they can't see, no reader does: MP4 has no checksums."""
+    path = tmp_path / "a.mp4"
+    encode(path, np.random.default_rng(0).integers(0, 256, (13, *SIZE, 3), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    middle = (content.index(b"mdat") + content.index(b"moov")) // 2
+    content[middle : middle + 20] = bytes(byte ^ 0x55 for byte in content[middle : middle + 20])
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.mp4: the frame of step \d+ is damaged: copy it again"):
+        video.read_video(path, np.arange(13) / FPS, FPS, SIZE, is_whole=True)
+
+
 def change_picture(**changes):
     return lambda pictures: pictures[4].update(changes)
 
