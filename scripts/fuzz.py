@@ -12,6 +12,7 @@ code 1.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import faulthandler
 import hashlib
@@ -312,6 +313,7 @@ if __name__ == "__main__":
     n_messages, n_files, seed = map(int, numbers)
     draw = np.random.default_rng(seed)
     logging.disable()
+    codecs.lookup("cp437")  # zip files' names may be in it
     with tempfile.TemporaryDirectory() as place:
         parts = [(list(messages()), n_messages), (list(files(Path(place))), n_files)]
         parts = [([each for each in good if only in each[0]], count) for good, count in parts]

@@ -24,12 +24,15 @@ def frames_of(episode, size=SIZE, length=None):
     return frames
 
 
-def encode(path, frames, fps=FPS, g=4, b_frames=2, lost=()):
+def encode(path, frames, fps=FPS, g=4, b_frames=2, lost=(), x264="scenecut=0"):
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.options = "yuv444p", {"crf": "1", "g": str(g), "bf": str(b_frames)}
+        stream.pix_fmt, stream.options = (
+            "yuv444p",
+            {"crf": "1", "g": str(g), "bf": str(b_frames), "x264-params": x264},
+        )
         for k, values in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(values, format="rgb24")
             frame.pts, frame.time_base = k, 1 / Fraction(fps)

@@ -28,9 +28,9 @@ from paradiffpolicy.errors import InputError
 from .test_damaged_data import MUTANTS, mutated, refused
 from .test_dataset_formats import fuzz, read_all
 
-pytest.importorskip("av", reason="cameras need PyAV: pip install 'paradiffpolicy[video]'")
+av = pytest.importorskip("av", reason="cameras need PyAV: pip install 'paradiffpolicy[video]'")
 
-from .camera_lerobot import (
+from .camera_lerobot import (  # noqa: E402
     FPS,
     LENGTHS,
     SIZE,
@@ -79,9 +79,16 @@ def test_every_step_has_its_own_frame(datasets, version):
         assert_close(demo.observations[TOP], frames_of(episode))
 
 
-@pytest.mark.parametrize(("g", "b_frames"), [(1, 0), (2, 1), (12, 0), (250, 3), (250, 16)])
-def test_episodes_begin_anywhere_between_key_frames(g, b_frames, tmp_path):
-    source = open_source(camera_dataset(tmp_path / "in", 3, g=g, b_frames=b_frames))
+OPEN = "open-gop=1:scenecut=0:b-adapt=0"
+"""Frames before a key frame need it, and may be decoded after it."""
+
+
+@pytest.mark.parametrize(
+    ("g", "b_frames", "x264"),
+    [(1, 0, "bframes=0"), (2, 1, OPEN), (12, 0, "bframes=0"), (250, 3, "b-adapt=0"), (10, 16, OPEN)],
+)
+def test_episodes_begin_anywhere_between_key_frames(g, b_frames, x264, tmp_path):
+    source = open_source(camera_dataset(tmp_path / "in", 3, g=g, b_frames=b_frames, x264=x264))
     for episode in range(len(LENGTHS)):
         assert_close(source.read(f"demo_{episode}", [TOP]).observations[TOP], frames_of(episode))
 
@@ -180,6 +187,18 @@ def test_cameras_are_written_as_lerobot_documents_and_read_back(tmp_path, capsys
     np.testing.assert_allclose(np.array(stats["std"]), every.std(0)[:, None, None], atol=1e-9)
     row = pq.read_table(tmp_path / "out.lerobot/meta/episodes/chunk-000/file-000.parquet").to_pylist()[1]
     assert (row[f"videos/{TOP}/file_index"], row[f"videos/{TOP}/to_timestamp"]) == (1, LENGTHS[1] / FPS)
+
+
+@pytest.mark.parametrize("encoder", video.ENCODERS)
+def test_each_encoder_writes_what_is_read_back(encoder, tmp_path, monkeypatch):
+    if encoder not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {encoder}")
+    monkeypatch.setattr(video, "ENCODERS", {encoder: video.ENCODERS[encoder]})
+    size = (64, 96)
+    video.write_video(tmp_path / "a.mp4", frames_of(0, size), FPS, "here")
+    found = video.read_video(tmp_path / "a.mp4", np.arange(12) / FPS, FPS, size, is_whole=True)
+    apart = found.astype(int) - frames_of(0, size)
+    assert np.abs(apart[:, :, :48].mean(axis=(1, 2))).max() < 3.5
 
 
 def test_without_pyav_no_camera_is_written_for_lerobot(tmp_path, monkeypatch):

@@ -26,9 +26,13 @@ TOLERANCE = 0.4
 1e-4 s, which its own files of several episodes exceed where times were rounded."""
 REORDERED = 16
 """Frames that a codec may decode before those that are shown earlier, at most."""
-PADDING = 128
-"""Pixels by which a codec's blocks exceed the picture."""
-ENCODERS = {"libx264": {"crf": "18", "g": "2"}, "libsvtav1": {"crf": "24", "g": "2"}, "mpeg4": {"q": "2"}}
+PADDING = 512
+"""Pixels by which a decoder's buffers may exceed the picture in each direction."""
+ENCODERS = {
+    "libx264": {"crf": "18", "g": "2"},
+    "libsvtav1": {"crf": "20", "g": "2"},
+    "mpeg4": {"qmin": "2", "qmax": "4", "g": "2"},
+}
 """Encoders and their settings, the first that is there is taken.  A key frame every two frames, as LeRobot
 writes, since training reads frames in any order."""
 
