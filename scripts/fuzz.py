@@ -1,6 +1,8 @@
 """Puts mutated messages and files through everything that reads them, and checks what comes out.
 
-python scripts/fuzz.py [MESSAGES] [FILES] [SEED]     # 100000, 10000, 0
+python scripts/fuzz.py [MESSAGES] [FILES] [SEED] [KIND]     # 100000, 10000, 0, all
+
+KIND is a part of the names of the kinds that are mutated, as the table has them: "lerobot v3".
 
 What comes out is a value, or ``InputError`` in one line, within two seconds.  The process's memory grows by
 ``MEMORY`` megabytes at most.  Nothing is executed, imported, unpickled or connected to, and no file is opened
@@ -10,6 +12,7 @@ code 1.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import faulthandler
 import hashlib
@@ -25,7 +28,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -36,11 +42,13 @@ from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.cli.composing import compose
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.data.dataset import WindowDataset
+from paradiffpolicy.data.formats.reading import open_source
 from paradiffpolicy.data.formats.robomimic import RobomimicFile
 from paradiffpolicy.data.formats.store import StoreFile
 from paradiffpolicy.data.normalizer import Normalizer
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.interchange.reading import read_checkpoint
 from paradiffpolicy.models.networks import build_network
 from paradiffpolicy.policy import Policy
 from paradiffpolicy.sampling.capture.openvino import kept_plan
@@ -53,7 +61,7 @@ from paradiffpolicy.tables import table
 from paradiffpolicy.task import ObservationField
 from paradiffpolicy.types import PolicySpec
 
-ROOT, DEFAULTS = Path(__file__).resolve().parent.parent, ["100000", "10000", "0"]
+ROOT, DEFAULTS = Path(__file__).resolve().parent.parent, ["100000", "10000", "0", ""]
 SECONDS, MEMORY = 2, 200
 WORD = re.compile(rb'(?<=[:\[,\s{])(?:"[^"]*"|-?\d+|null|true|false|[a-z]\w+)')
 WORDS = ("null", "-1", "1e999", "NaN", "{}", "[]", "true", '"<f4"', '"complex64"', '"|O"', '"../x"', "9" * 20)
@@ -98,22 +106,18 @@ def messages() -> Iterator[Good]:
     yield "message", pack(request_map(window, plan, state, executed_steps=4)), answer
 
 
+def maker(name: str) -> ModuleType:
+    """A module of the tests' that writes files in other projects' layouts."""
+    spec = spec_from_file_location(name, ROOT / "tests" / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def files(folder: Path) -> Iterator[Good]:
     """Checkpoints, datasets, tasks and kept programs: each of their files."""
-    (kept := folder / "checkpoint").mkdir()
-    checkpoint().save(kept)
-    yield from each_file("checkpoint", kept, lambda: policy_of(Checkpoint.load(kept)), fitting_checksum)
-    store, demonstrations = folder / "store.zarr", folder / "demonstrations.hdf5"
-    steps = np.arange(48, dtype=np.float32).reshape(12, 4)
-    with ReplayBuffer.create(store, attributes={"env_args": {"env_name": "none", "type": 2}}) as buffer:
-        for length in (5, 7):
-            buffer.append(
-                {"action": steps[:length, :2], "state": steps[:length]}, texts={"model": "<mujoco/>"}
-            )
-    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
-        assert main(["convert", f"source={store}", f"out={demonstrations}"]) == 0
-    yield from each_file("zarr store", store, lambda: read_store(store))
-    yield from each_file("robomimic HDF5", demonstrations, lambda: read_robomimic(demonstrations))
+    yield from checkpoints(folder)
+    yield from datasets(folder)
     task = folder / "task.yaml"
     shutil.copy(ROOT / "configs" / "task" / "pusht.yaml", task)
     yield from each_file("task", task, lambda: compose("evaluate", [f"task={task}"]))
@@ -125,6 +129,46 @@ def files(folder: Path) -> Iterator[Good]:
             thread.join()
     (program,) = cache.glob("*.blob")
     yield from each_file("kept program", program, lambda: read_program(program))
+
+
+def checkpoints(folder: Path) -> Iterator[Good]:
+    """Ours, diffusion_policy's and LeRobot's."""
+    (kept := folder / "checkpoint").mkdir()
+    checkpoint().save(kept)
+    yield from each_file("checkpoint", kept, lambda: policy_of(Checkpoint.load(kept)), fitting_checksum)
+    foreign = maker("foreign")
+    theirs = foreign.ckpt(folder / "their.ckpt")
+    yield from each_file("diffusion_policy checkpoint", theirs, lambda: policy_of(read_checkpoint(theirs)))
+    for name, old in (("0.3", True), ("0.4", False)):
+        place = foreign.lerobot(folder / f"policy-{name}", old)
+        read_it = partial(lambda place: policy_of(read_checkpoint(place)), place)
+        yield from each_file(f"lerobot {name} checkpoint", place, read_it)
+
+
+def datasets(folder: Path) -> Iterator[Good]:
+    """One of every format, with pictures where it has a place for them."""
+    store, zipped = folder / "store.zarr", folder / "zipped.zarr.zip"
+    steps = np.arange(48, dtype=np.float32).reshape(12, 4)
+    with ReplayBuffer.create(store, attributes={"env_args": {"env_name": "none", "type": 2}}) as buffer:
+        for length in (5, 7):
+            pictures = np.full((length, 8, 8, 3), length, np.uint8)
+            episode = {"action": steps[:length, :2], "state": steps[:length], "image": pictures}
+            buffer.append(episode, texts={"model": "<mujoco/>"})
+    shutil.make_archive(str(zipped.with_suffix("")), "zip", store)
+    yield from each_file("zarr store", store, lambda: read_store(store))
+    yield from each_file("zarr zip store", zipped, lambda: read_store(zipped))
+    others = {"robomimic HDF5": ".hdf5", "npz folder": ".npz", "lerobot v3 of numbers": ".lerobot"}
+    for kind, suffix in others.items():
+        out, keys = folder / f"out{suffix}", "[state]" if suffix == ".lerobot" else "null"
+        words = [f"source={store}", f"out={out}", "control_hz=10", f"obs_keys={keys}"]
+        with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
+            assert main(["convert", *words]) == 0
+        use = read_robomimic if suffix == ".hdf5" else read_dataset
+        yield from each_file(kind, out, partial(use, out))
+    cameras = maker("camera_lerobot")
+    for version in (2, 3):
+        place = cameras.camera_dataset(folder / f"lerobot-{version}", version)
+        yield from each_file(f"lerobot v{version}", place, partial(read_dataset, place))
 
 
 def each_file(
@@ -164,6 +208,13 @@ def read_store(path: Path) -> None:
         source.read(demo)
     fields = [ObservationField("state")]
     WindowDataset.of(ReplayBuffer.open(path), fields, n_obs_steps=1, horizon=4, n_action_steps=2)
+
+
+def read_dataset(path: Path) -> None:
+    """Reads all there is, as info and convert do."""
+    with contextlib.closing(open_source(path)) as source:
+        for demo in source.demos:
+            source.read(demo)
 
 
 def read_robomimic(path: Path) -> None:
@@ -258,11 +309,15 @@ def memory(name: str) -> int:
 
 
 if __name__ == "__main__":
-    n_messages, n_files, seed = (int(word) for word in [*sys.argv[1:4], *DEFAULTS[len(sys.argv[1:4]) :]])
+    *numbers, only = [*sys.argv[1:5], *DEFAULTS[len(sys.argv[1:5]) :]]
+    n_messages, n_files, seed = map(int, numbers)
     draw = np.random.default_rng(seed)
     logging.disable()
+    codecs.lookup("cp437")  # zip files' names may be in it
     with tempfile.TemporaryDirectory() as place:
         parts = [(list(messages()), n_messages), (list(files(Path(place))), n_files)]
+        parts = [([each for each in good if only in each[0]], count) for good, count in parts]
+        parts = [(good, count) for good, count in parts if good]
         for good, _ in parts:  # what is imported and allocated once
             for _, content, use in good:
                 use(content)

@@ -488,7 +488,7 @@ def test_lerobots_layouts_are_read(version, tmp_path, capsys):
         np.testing.assert_array_equal(found.rewards, demo.rewards)
         assert found.dones.tolist() == [False] * (len(demo) - 1) + [True]
     assert [line.split(": ")[1] for line in source.skipped] == [
-        "observation.images.top is a video, which isn't read",
+        "observation.images.top is a video, but meta/info.json has no video_path or no fps",
         "note is text, which isn't read",
     ]
     assert main(["info", str(path), "out=null"]) == 0
@@ -519,10 +519,11 @@ def test_a_mean_is_exact_beside_a_large_offset(tmp_path):
     np.testing.assert_allclose(stats["std"], np.linspace(0, 1, 300).std(), rtol=1e-6)
 
 
-def test_pictures_and_unknown_rates_arent_written_for_lerobot(tmp_path):
-    pictures = Demonstration("demo_0", np.ones((3, 2)), {"image": np.zeros((3, 4, 4, 3), np.uint8)})
-    with pytest.raises(InputError, match="pictures aren't written"):
-        write(tmp_path / "out.lerobot", [pictures], ABOUT)
+def test_what_is_no_camera_and_unknown_rates_arent_written_for_lerobot(tmp_path):
+    for pictures in (np.zeros((3, 4, 4, 3)), np.zeros((3, 4, 5, 3), np.uint8), np.zeros((3, 4, 4), np.uint8)):
+        demo = Demonstration("demo_0", np.ones((3, 2)), {"image": pictures})
+        with pytest.raises(InputError, match=r"image is .* per step: vectors are written"):
+            write(tmp_path / "out.lerobot", [demo], ABOUT)
     with pytest.raises(InputError, match="how many steps a second"):
         write(tmp_path / "out.lerobot", demonstrations(), About())
     assert not list(tmp_path.iterdir())

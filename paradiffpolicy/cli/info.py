@@ -268,7 +268,7 @@ def describe_source(path: Path) -> list[Table]:
     """
     import numpy as np
 
-    from ..data.formats.demonstration import fields_of
+    from ..data.formats.demonstration import fields_of, numbers_of
     from ..data.formats.reading import open_source
 
     ranges: dict[str, Span] = {}
@@ -281,9 +281,11 @@ def describe_source(path: Path) -> list[Table]:
         if seeds := getattr(source, "seeds", {}):
             about["with a seed"] = f"{len(seeds)} of {len(source.demos)}"
         about |= {f"left out {index}": line for index, line in enumerate(source.skipped, 1)}
+        numbers = numbers_of(source)
         for demo in source.demos:
-            for field, values in fields_of(source.read(demo), source.name).items():
+            for field, values in fields_of(source.read(demo, numbers), source.name).items():
                 ranges.setdefault(field, Span()).add(values)
+        ranges |= {key: Span(shape, "uint8, a camera") for key, shape in source.cameras.items()}
     return [pairs(f"dataset {path}", about), fields_table(ranges)]
 
 

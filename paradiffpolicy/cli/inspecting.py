@@ -121,8 +121,10 @@ class _Demonstrations:
     """Episodes of a dataset of another format."""
 
     def __init__(self, source: Source) -> None:
+        from ..data.formats.demonstration import numbers_of
+
         self.source, self.lengths = source, [source.length(demo) for demo in source.demos]
-        first = source.read(source.demos[0]).observations
+        first = source.read(source.demos[0], numbers_of(source)).observations
         self.keys = [name for name, values in first.items() if _is_inspected(name, values.shape[1:])]
         self.fields = [*self.keys, "action"]
 

@@ -249,6 +249,7 @@ def opened_buffer(path: Path, keys: Sequence[str]) -> ReplayBuffer:
     from tqdm import tqdm
 
     from ..collection.conversion import Conversion
+    from ..data.formats.demonstration import numbers_of
     from ..data.formats.reading import format_of, open_source
     from ..data.replay_buffer import ReplayBuffer, in_memory
     from .convert import note
@@ -256,7 +257,7 @@ def opened_buffer(path: Path, keys: Sequence[str]) -> ReplayBuffer:
     if not path.exists() or format_of(path) == "zarr":
         return ReplayBuffer.open(path)
     with contextlib.closing(open_source(path)) as source:
-        known = keys if set(keys) <= set(source.keys) else source.keys  # a line names them all later
+        known = keys if set(keys) <= set(source.keys) else numbers_of(source)  # a line names them all later
         conversion = Conversion(source, to_store=True, keys=known, tell=note)
         with tqdm(source.demos, unit="demo", delay=2, dynamic_ncols=True, leave=False) as demos:
             episodes = ({**d.observations, "action": d.actions} for d in conversion.demonstrations(demos))

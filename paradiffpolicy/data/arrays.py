@@ -31,6 +31,8 @@ from ..files import require_regular
 from .zipped import ZippedStore, check_entry
 
 CHUNK_BYTES = 2**20
+PICTURES_BYTES = 2**17
+"""Of a chunk of pictures: training reads few of them at a time, in any order."""
 ENDS_PER_CHUNK = 4096
 LARGEST_METADATA = 2**22
 LARGEST_STEP = 2**28
@@ -136,12 +138,16 @@ def read_rows(array: Any, start: int, stop: int, where: str) -> NDArray[Any]:
     Raises:
         InputError: chunks are missing, damaged, or larger than declared, or memory can't hold the rows.
     """
-    wanted = (stop - start) * array.dtype.itemsize * math.prod(array.shape[1:])
-    if wanted > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise InputError(f"{where}: {wanted / 2**30:.0f} GiB are more than this machine's memory")
+    require_memory((stop - start) * array.dtype.itemsize * math.prod(array.shape[1:]), where)
     check_rows(array, start, stop, where)
     with reading(where), np.errstate(all="ignore"):  # as of a filter that divides by 0
         return np.asarray(array[start:stop])
+
+
+def require_memory(n_bytes: int, where: str) -> None:
+    """Raises ``InputError`` where so much is more than this machine has."""
+    if n_bytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise InputError(f"{where}: {n_bytes / 2**30:.0f} GiB are more than this machine's memory")
 
 
 def write_rows(group: Any, name: str, start: int, values: NDArray[Any]) -> None:
@@ -152,7 +158,8 @@ def write_rows(group: Any, name: str, start: int, values: NDArray[Any]) -> None:
     shape = values.shape[1:]
     if name not in group:
         row_bytes = max(1, values.dtype.itemsize * math.prod(shape))
-        rows = ENDS_PER_CHUNK if name.endswith("_ends") else max(1, CHUNK_BYTES // row_bytes)
+        chunk_bytes = PICTURES_BYTES if len(shape) == 3 else CHUNK_BYTES
+        rows = ENDS_PER_CHUNK if name.endswith("_ends") else max(1, chunk_bytes // row_bytes)
         group.create_array(name, shape=(0, *shape), chunks=(rows, *shape), dtype=values.dtype)
     array = group[name]
     if array.shape[0] > start:

@@ -86,6 +86,11 @@ class About:
     control_hz: float | None = None
 
 
+def numbers_of(source: Source) -> list[str]:
+    """The observations of a source that aren't decoded from videos or compressed pictures."""
+    return [key for key in source.keys if key not in source.cameras]
+
+
 class Source(Protocol):
     """A dataset: demonstrations that are read one by one.
 
@@ -97,6 +102,8 @@ class Source(Protocol):
         demos: names of the demonstrations, in order.
         masks: names of demonstrations, by the name of their subset.
         keys: of the observations.
+        cameras: the shapes ``[H, W, 3]`` of the observations that are decoded from videos or compressed
+            pictures, which takes long, by key.
         skipped: lines on observations that aren't among them.
     """
 
@@ -114,6 +121,8 @@ class Source(Protocol):
     def masks(self) -> Mapping[str, Sequence[str]]: ...
     @property
     def keys(self) -> Sequence[str]: ...
+    @property
+    def cameras(self) -> Mapping[str, tuple[int, int, int]]: ...
     @property
     def skipped(self) -> Sequence[str]: ...
 

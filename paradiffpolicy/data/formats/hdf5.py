@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError, first_line, reading
-from ..arrays import DEFLATE_RATIO, HARMLESS, LARGEST_STEP
+from ..arrays import DEFLATE_RATIO, HARMLESS, LARGEST_STEP, require_memory
 
 DEEPEST = 8
 """Groups in each other, and links to links."""
@@ -154,8 +153,7 @@ def numbers(dataset: h5py.Dataset | None, where: str) -> NDArray[Any]:
             raise InputError(
                 f"{where} has {max(step, chunk)} bytes per step or chunk, {LARGEST_STEP} at most are read"
             )
-        if dataset.nbytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-            raise InputError(f"{where}: {dataset.nbytes / 2**30:.0f} GiB are more than this machine's memory")
+        require_memory(dataset.nbytes, where)
         _check_stored(dataset, where)
         return np.asarray(dataset[()])
 

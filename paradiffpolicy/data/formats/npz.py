@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class NpzFolder(Closing):
 
     kind = "recorded"
     control_hz = None
+    cameras: Mapping[str, tuple[int, int, int]] = {}
 
     def __init__(self, path: str | Path, env_args: EnvArgs | None = None) -> None:
         self.name, self.env_args = str(path), env_args

@@ -1,9 +1,10 @@
-"""Columns of numbers in parquet files, one row group in memory at a time; pyarrow is optional."""
+"""Columns of parquet files: numbers, a row group in memory at a time, and files, one by one; pyarrow is
+optional."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ LARGEST_GROUP = 2**28
 """Bytes of a row group's columns that are read."""
 LARGEST_EPISODE = 2**31
 LARGEST_FOOTER = 2**24
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE, FILES_AT_ONCE = 1024, 4
 
 
 def pyarrow_parquet() -> Any:
@@ -70,27 +71,17 @@ class ParquetColumns:
             InputError: a column is missing, isn't numbers of that shape, has gaps, NaN or infinity, or is
                 too large, or the file is damaged.
         """
-        file = self._opened(path)
+        self._opened(path)
         with reading(str(path)):
-            metadata = file.metadata
-            if not 0 <= start <= stop <= metadata.num_rows:
-                raise InputError(f"{path} has {metadata.num_rows} rows, not {start} to {stop}: copy it again")
+            self._require_there(shapes, start, stop)
             width = sum(math.prod(shape) for shape in shapes.values())
             if (stop - start) * width * 8 > LARGEST_EPISODE:
                 raise InputError(f"{path}: rows {start} to {stop} are more than {LARGEST_EPISODE} bytes")
-            known = file.schema_arrow.names
-            for name in shapes:
-                if known.count(name) != 1:
-                    raise InputError(f"{path} has no column {name}{nearest(name, known)}")
             parts: dict[str, list[NDArray[Any]]] = {name: [] for name in shapes}
-            first = 0
-            for group in range(metadata.num_row_groups):
-                rows = metadata.row_group(group).num_rows
-                if first < stop and first + rows > start:
-                    in_group = self._read_group(group, shapes)
-                    for name in shapes:
-                        parts[name].append(in_group[name][max(0, start - first) : stop - first])
-                first += rows
+            for group, first in self._groups(start, stop):
+                in_group = self._read_group(group, shapes)
+                for name in shapes:
+                    parts[name].append(in_group[name][max(0, start - first) : stop - first])
             found = {name: _joined(each) for name, each in parts.items() if each}
         for name, values in found.items():
             where = f"{path}: {name}"
@@ -98,6 +89,55 @@ class ParquetColumns:
                 raise InputError(f"{where} has {len(values)} rows in place of {stop - start}: copy it again")
             require_finite(values, where, "leave the episode out, or repair the value", start)
         return found
+
+    def contents(self, path: Path, name: str, start: int, stop: int) -> Iterator[memoryview]:
+        """Contents of files in rows ``start … stop`` of a column ``{bytes, path}``, one by one.
+
+        Raises:
+            InputError: the column is missing, isn't of files, or has gaps, or the file is damaged.
+        """
+        file = self._opened(path)
+        self._require_there([name], start, stop)
+        options = {"columns": [name], "use_threads": False, "batch_size": FILES_AT_ONCE}
+        with reading(str(path)):
+            for group, first in self._groups(start, stop):
+                self._require_bounded(group)
+                for batch in file.iter_batches(row_groups=[group], **options):
+                    for row in range(max(start, first), min(stop, first + batch.num_rows)):
+                        value = batch.column(name).field("bytes")[row - first]
+                        if not value.is_valid:
+                            raise InputError(f"{path}: {name} has no picture in row {row}: store it there")
+                        yield memoryview(value.as_buffer())
+                    first += batch.num_rows
+                    if first >= stop:
+                        break
+
+    def _require_there(self, names: Iterable[str], start: int, stop: int) -> None:
+        """Raises ``InputError`` unless the opened file has such columns and rows."""
+        known, rows = self._file.schema_arrow.names, self._file.metadata.num_rows
+        if not 0 <= start <= stop <= rows:
+            raise InputError(f"{self._path} has {rows} rows, not {start} to {stop}: copy it again")
+        for name in names:
+            if known.count(name) != 1:
+                raise InputError(f"{self._path} has no column {name}{nearest(name, known)}")
+
+    def _groups(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The row groups that have some of the rows ``start … stop``, and the first row of each."""
+        first, metadata = 0, self._file.metadata
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group).num_rows
+            if first < stop and first + rows > start:
+                yield group, first
+            first += rows
+
+    def _require_bounded(self, group: int) -> None:
+        """Raises ``InputError`` where a row group declares more bytes than are read."""
+        size = self._file.metadata.row_group(group).total_byte_size
+        if size > LARGEST_EPISODE:
+            raise InputError(
+                f"{self._path} has {size} bytes in a row group with all its columns, at most "
+                f"{LARGEST_EPISODE} are read"
+            )
 
     def _opened(self, path: Path) -> Any:
         if path != self._path:
@@ -123,12 +163,12 @@ class ParquetColumns:
         wanted = (group, tuple(shapes))
         if self._group != wanted:
             # Not of columns: pyarrow aborts the process where a footer's statistics of one are damaged.
+            self._require_bounded(group)
             about = self._file.metadata.row_group(group)
             size = 8 * about.num_rows * sum(math.prod(shape) for shape in shapes.values())
-            if size > LARGEST_GROUP or about.total_byte_size > LARGEST_EPISODE:
+            if size > LARGEST_GROUP:
                 raise InputError(
-                    f"{self._path} has {size} bytes in a row group, at most {LARGEST_GROUP} are read, or "
-                    f"{LARGEST_EPISODE} with all its columns"
+                    f"{self._path} has {size} bytes in a row group, at most {LARGEST_GROUP} are read"
                 )
             self._group, self._values = None, {}
             options = {"columns": list(shapes), "use_threads": False, "batch_size": ROWS_AT_ONCE}

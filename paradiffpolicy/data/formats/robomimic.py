@@ -59,6 +59,8 @@ class RobomimicFile(Closing):
         InputError: the file doesn't exist, is cut short, or isn't robomimic's.
     """
 
+    cameras: Mapping[str, tuple[int, int, int]] = {}
+
     def __init__(self, path: str | Path, env_args: EnvArgs | None = None) -> None:
         self.name = str(path)
         self._file = open_file(Path(path))

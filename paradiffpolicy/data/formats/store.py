@@ -47,6 +47,8 @@ class StoreFile:
         InputError: the store doesn't exist, has no actions, or is damaged.
     """
 
+    cameras: Mapping[str, tuple[int, int, int]] = {}
+
     def __init__(self, path: str | Path, env_args: EnvArgs | None = None) -> None:
         self._buffer = ReplayBuffer.open(path)
         self.name = str(path)
