@@ -34,6 +34,7 @@ from .evaluate import evaluate
 from .export import export
 from .help import entry as help_entry
 from .help import settings_help, width
+from .hub import pull, push
 from .info import info
 from .run import StoppedError, run
 from .schema import SCHEMAS
@@ -48,6 +49,8 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "run": run,
     "collect": collect,
     "convert": convert,
+    "push": push,
+    "pull": pull,
     "export": export,
     "serve": serve,
     "info": info,

@@ -14,6 +14,7 @@ from .bench_schema import (
     BenchSolversConfig,
     BenchTrainConfig,
 )
+from .hub_schema import PullConfig, PushConfig
 from .parts import (
     BACKENDS,
     BLENDING,
@@ -371,6 +372,8 @@ SCHEMAS: dict[str, type] = {
     "run": RunConfig,
     "collect": CollectConfig,
     "convert": ConvertConfig,
+    "push": PushConfig,
+    "pull": PullConfig,
     "export": ExportConfig,
     "serve": ServeConfig,
     "info": InfoConfig,

@@ -130,10 +130,8 @@ class HubFiles:
         if size is not None and size > most:
             raise InputError(f"{self.name}: {file} has {size} bytes, {most} are the most that is read")
         if self.commit is not None:
-            path = self._download(file)
-        else:
-            assert self.folder is not None
-            path = self.folder / file
+            self._download(file)
+        path = self.path(file)
         require_regular(path, most)
         found = path.stat().st_size
         if size is not None and found != size:
@@ -143,7 +141,12 @@ class HubFiles:
         self.fetched.append(file)
         return path
 
-    def _download(self, file: str) -> Path:
+    def path(self, file: str) -> Path:
+        """The path of a file that was downloaded."""
+        assert self.folder is not None
+        return self.folder / file
+
+    def _download(self, file: str) -> None:
         # The first is asked for by the revision, from which the cache learns the commit that it means.
         revision = self.name.revision if self.folder is None else self.commit
         try:
@@ -155,7 +158,6 @@ class HubFiles:
         self.folder = path.parents[len(PurePosixPath(file).parts) - 1]
         if self.folder.name != self.commit:
             raise InputError(f"{self.name} was changed while it was downloaded: try again")
-        return path
 
 
 def page(repo: str) -> str:

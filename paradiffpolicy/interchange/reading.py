@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..files import exists, located
 from ..provenance import sha256
 from . import diffusion_policy, lerobot
-from .hub import HubName, HubFiles
+from .hub import HubFiles, HubName
 
 PROJECTS: dict[str, ModuleType] = {"diffusion_policy": diffusion_policy, "lerobot": lerobot}
 """Other projects' checkpoints: each module ``recognises`` a path and can ``read`` it, and can ``fetch`` its
