@@ -26,7 +26,7 @@ def push(cfg: PushConfig) -> None:
         raise InputError(f"repo={name} must be OWNER/NAME alone: files go to its newest revision")
     if cfg.checkpoint is None:
         raise InputError("no policy is named: write checkpoint=FOLDER")
-    place = locate_checkpoint(cfg.checkpoint)
+    address, place = page(name.repo), locate_checkpoint(cfg.checkpoint)
     if exists(place) and not exists(place / METADATA):
         raise InputError(f"{place} has no {METADATA}: paradiffpolicy convert source={place} out=FOLDER")
     files = uploaded(place, name.repo, cfg)
@@ -35,7 +35,7 @@ def push(cfg: PushConfig) -> None:
         for name, each in files.items()
     ]
     kind = "private" if cfg.private else "public, if it is new"
-    console().print(table(f"to {page(name.repo)} ({kind})", rows))
+    console().print(table(f"to {address} ({kind})", rows))
     print(f"uploaded: {upload(name.repo, files, private=cfg.private)}", flush=True)
 
 
