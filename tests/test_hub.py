@@ -308,6 +308,8 @@ def test_a_card(hub, capsys):
     for name, values in report["samplers"].items():
         (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
         assert f"| {values['score']['mean']:.3f} ± " in row
+        if name != report["reference"]:
+            assert values["success_difference_to_reference"]["verdict"] in row
     assert "seeds 400000 to 400199" in text
 
 
@@ -374,14 +376,19 @@ def test_a_file_is_pulled_into_a_folder(hub, tmp_path):
 # ------------------------------------------------------------------------------------------- commands
 
 
-def test_a_command_takes_one_commit(hub, tmp_path, capsys):
-    """Also if it names the checkpoint several times, and reports say which it was."""
-    student(tmp_path / "policy")
+def test_info_describes_what_is_on_the_hub(hub, tmp_path, capsys):
+    tiny_checkpoint().save(tmp_path / "policy")
     hub.add("me/reach", tmp_path / "policy")
-    assert main(["info", "me/reach"]) == 0
-    assert "pusht" in capsys.readouterr().out
-    listings = [path for path in hub.asked if path.startswith("/api/")]
-    assert len(listings) == 1
-    assert main(["info", "checkpoint=me/reach", "dataset=null"]) == 0
-    out = capsys.readouterr().out
-    assert str(tmp_path / "cache") in out.replace("\n", "") or "snapshots" in out
+    for words in (["me/reach"], ["checkpoint=me/reach", "dataset=null"]):
+        assert main(["info", *words]) == 0
+        assert "down_dims" in capsys.readouterr().out
+
+
+def test_a_command_takes_one_commit(hub, tmp_path):
+    """Also where it looks for its checkpoint several times, and the repository changes meanwhile."""
+    tiny_checkpoint().save(tmp_path / "policy")
+    repo = hub.add("me/reach", tmp_path / "policy")
+    place = locating.locate_checkpoint("me/reach")
+    repo.commit({"README.md": b"new"})
+    assert locating.locate_checkpoint("me/reach") == place != reading.found("me/reach")
+    assert place.name in repo.commits

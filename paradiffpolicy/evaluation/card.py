@@ -130,14 +130,17 @@ def _measured(report: Mapping[str, Any] | None) -> str:
 
 
 def _row(name: str, values: Mapping[str, Any], reference: str) -> dict[str, str]:
-    difference, success = values["difference_to_reference"], values.get("success")
+    score, success = values["difference_to_reference"], values.get("success")
+    compared = values.get("success_difference_to_reference")
     return {
         "sampler": f"`{name}`",
         "network calls per plan, in sequence": f"{values['iterations_per_plan']['mean']:.1f}",
         "score ± s.e.": mean_cell(values["score"]),
         "success [95 %]": mean_cell(success, percent=True) if success else "unknown",
-        "score against the reference": "reference" if name == reference else difference_cell(difference),
-        "verdict": "" if name == reference or difference is None else difference["verdict"],
+        "score against the reference": "reference" if name == reference else difference_cell(score),
+        "verdict on the score": score["verdict"] if score else "",
+        "success against the reference": "" if name == reference else difference_cell(compared, percent=True),
+        "verdict on success": compared["verdict"] if compared else "",
     }
 
 

@@ -91,6 +91,8 @@ class HubFiles:
             raise InputError(f"nothing is at {name}, and the Hugging Face Hub can't be asked for it: {error}")
         try:
             about = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=SECONDS)
+            if not about.sha:
+                raise ValueError("it names no commit")
             return HubFiles(name, {each.rfilename: each.size for each in about.siblings or []}, about.sha)
         except Exception as error:
             refusal = _refusal(name, error)
@@ -99,7 +101,7 @@ class HubFiles:
             reason = first_line(error)
         try:
             folder = Path(api.snapshot_download(name.repo, revision=name.revision, local_files_only=True))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             # A snapshot that another program left incomplete may still have what is needed.
             place = getattr(error, "snapshot_path", None)
             if place is None:
