@@ -454,7 +454,12 @@ def test_damaged_folders_are_refused(tmp_path, how, message):
 
 @pytest.mark.parametrize(
     ("place", "fits"),
-    [("theirs/blobs/123", True), ("blobs/ab/123", True), ("others/blobs/123", False), ("123", False)],
+    [
+        ("theirs/blobs/123", True),
+        ("blobs/ab/123", True),
+        ("others/blobs/123", False),
+        ("theirs/snapshots/blobs/1", False),
+    ],
 )
 def test_a_hubs_cache_may_link_to_its_blobs(tmp_path, place, fits):
     """To the repository's, and to those that all of the cache's repositories share."""

@@ -18,6 +18,8 @@ class PushConfig(CommandConfig):
           to a public repository
       paradiffpolicy push checkpoint=outputs/train/reach/checkpoint repo=me/reach private=true license=mit
           to a private one, under a license
+      paradiffpolicy push checkpoint=outputs/train/reach/checkpoint repo=me/reach card=false
+          without a change to the card that is there
     """
 
     checkpoint: str | None = path_setting(None, "a policy's folder")
@@ -37,6 +39,8 @@ class PullConfig(CommandConfig):
           the newest revision
       paradiffpolicy pull repo=me/reach@v1.0 out=checkpoints/reach
           another one
+      paradiffpolicy pull repo=me/run/checkpoints/latest.ckpt out=checkpoints/theirs
+          diffusion_policy's, where a repository has several
     """
 
     repo: str | None = setting(None, "on the Hub: OWNER/NAME, OWNER/NAME@REVISION or OWNER/NAME/FILE.ckpt")
