@@ -203,7 +203,7 @@ def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool) -> st
         raise
     except Exception as error:
         raise _refusal(HubName(repo), error) or InputError(
-            f"{repo} can't be written ({first_line(error):.160}): try again; nothing of it was changed"
+            f"{repo} can't be written ({first_line(error):.160}): try again; files change all or none"
         )
 
 
