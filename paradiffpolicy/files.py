@@ -133,14 +133,29 @@ def require_regular(path: Path, most: int) -> None:
 
 
 def contained(path: Path, folder: Path) -> Path:
-    """The same path; raises ``InputError`` where links lead from it out of its folder."""
+    """The same path.  Links may lead from it to files in its folder and, where the folder is a snapshot in a
+    cache of the Hugging Face Hub, to the cache's blobs, which are what all files of a snapshot are links to.
+
+    Raises:
+        InputError: links lead elsewhere.
+    """
     try:
-        inside = path.resolve().is_relative_to(folder.resolve())
+        real, root = path.resolve(), folder.resolve()
+        inside = any(real.is_relative_to(place) for place in (root, *_blobs(root)))
     except (OSError, RuntimeError, ValueError):
         inside = False
     if not inside:
         raise InputError(f"{path} leads out of {folder}: copy the file itself there (cp -L)")
     return path
+
+
+def _blobs(folder: Path) -> Iterator[Path]:
+    """The blobs of a Hub's cache, ``CACHE/REPOSITORY/snapshots/COMMIT``: those of the repository, and those
+    that the repositories of the cache share."""
+    for above in (folder, *folder.parents):
+        if above.name == "snapshots":
+            yield above.parent / "blobs"
+            yield above.parent.parent / "blobs"
 
 
 def clear_unfinished(folder: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from .calibration import calibrated, kept_windows
 from .clock import MonotonicClock
 from .errors import InputError
-from .files import located
 from .interchange.reading import read_checkpoint
 from .policy import Policy
 from .presets import preset
@@ -40,7 +39,8 @@ def load_policy(
 
     Args:
         folder: the checkpoint's, the shipped PushT policy unless given; or LeRobot's folder, or
-            diffusion_policy's ``.ckpt`` file (``interchange``).
+            diffusion_policy's ``.ckpt`` file (``interchange``); or such a checkpoint on the Hugging Face Hub,
+            as ``OWNER/NAME`` or ``OWNER/NAME@REVISION``.
         sampler: a preset's name (``presets``; ``native`` is what the checkpoint says), or settings as
             ``make_sampler`` takes them; a window that is ``auto`` is chosen here, in some ten seconds where
             this machine's times aren't known yet.
@@ -58,7 +58,7 @@ def load_policy(
         raise InputError(f"{folder=!r:.40} must be a path, and {sampler=!r:.40} a name or settings")
     if not isinstance(warm_up, bool):
         raise InputError(f"{warm_up=!r:.40} must be true or false")
-    checkpoint = read_checkpoint(located(folder))
+    checkpoint = read_checkpoint(folder)
     if n_action_steps is not None:
         checkpoint = checkpoint.with_spec(n_action_steps=n_action_steps)
     settings = preset(sampler) if isinstance(sampler, str) else dict(sampler)

@@ -13,6 +13,8 @@ from types import ModuleType
 
 # Before PyTorch is loaded, so that threads that tests start compute with one thread too: sums depend on it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test asks the Hugging Face Hub: those of it have one of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest

@@ -19,6 +19,7 @@ from paradiffpolicy.tables import publish
 
 from .conftest import ROOT, SHIPPED, load_script
 from .foreign import ckpt, lerobot
+from .hub_server import cached
 from .pages import PAGES, blocks, read, save_files, steps
 
 REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
@@ -70,12 +71,15 @@ def _own_registrations(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("_own_registrations")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
-def test_code_runs(page, here):
+def test_code_runs(page, here, monkeypatch):
     """In the page's order, names shared."""
     save_files(page, here)
     if page == "docs/foreign.md":
         lerobot(here / "pretrained_model")
         ckpt(here / "epoch=0550-test_mean_score=0.969.ckpt")
+        constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub isn't installed")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(here / "cache"))
+        cached(here / "cache", "lerobot/reach", here / "pretrained_model")
     names: dict[str, object] = {"__name__": page}
     for match in blocks(page, "python"):
         if not match["name"] and not match["step"]:

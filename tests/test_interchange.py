@@ -438,7 +438,7 @@ def spoil(folder: Path, how: str) -> None:
         ("cut", "is no safetensors file"),
         ("header", "is no safetensors file"),
         ("fifo", "isn't a regular file"),
-        ("link", "leads out of its folder"),
+        ("link", "leads out of"),
         ("outside", "is missing"),
         ("renamed", "rename the observations yourself"),
         ("json", "can't be read"),
@@ -453,12 +453,26 @@ def test_damaged_folders_are_refused(tmp_path, how, message):
         read_checkpoint(folder)
 
 
-def test_a_hubs_cache_may_link_to_its_blobs(tmp_path):
-    folder = lerobot(tmp_path / "snapshots" / "abc")
-    (tmp_path / "blobs").mkdir()
-    (folder / "model.safetensors").rename(tmp_path / "blobs" / "123")
-    (folder / "model.safetensors").symlink_to("../../blobs/123")
-    assert read_checkpoint(folder).weights.keys() == weights().keys()
+@pytest.mark.parametrize(
+    ("place", "fits"),
+    [
+        ("theirs/blobs/123", True),
+        ("blobs/ab/123", True),
+        ("others/blobs/123", False),
+        ("theirs/snapshots/blobs/1", False),
+    ],
+)
+def test_a_hubs_cache_may_link_to_its_blobs(tmp_path, place, fits):
+    """To the repository's, and to those that all of the cache's repositories share."""
+    folder, blob = lerobot(tmp_path / "theirs" / "snapshots" / "abc"), tmp_path / place
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").rename(blob)
+    (folder / "model.safetensors").symlink_to(f"../../../{place}")
+    if fits:
+        assert read_checkpoint(folder).weights.keys() == weights().keys()
+        return
+    with pytest.raises(InputError, match="leads out of"):
+        read_checkpoint(folder)
 
 
 MUTATION = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4)

@@ -14,7 +14,6 @@ from .building import (
     capture_settings,
     choose_device,
     load_policy,
-    locate,
     named_blending,
     named_interpolation,
     recorded_windows,
@@ -23,6 +22,7 @@ from .building import (
     sampled,
     sampling_policy,
 )
+from .locating import locate_checkpoint
 from .settings import written
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 def measured(cfg: PolicyConfig) -> Path:
     """The checkpoint that was measured."""
-    return locate(cfg.checkpoint, "checkpoint")
+    return locate_checkpoint(cfg.checkpoint)
 
 
 def bench_latency(cfg: BenchLatencyConfig) -> None:

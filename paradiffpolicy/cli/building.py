@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LARGEST, InputError, is_number, nearest
-from ..files import exists, located
+from ..files import exists
 from ..registry import import_plugins
 from ..tables import bar
 from ..training.augmentation import AUGMENTATIONS
+from .locating import locate_checkpoint
 from .settings import lazily
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def task_checkpoint(path: str | None, task: TaskConfig) -> Checkpoint:
     from ..interchange.reading import read_checkpoint
     from ..interchange.settings import IMPORTED
 
-    checkpoint = read_checkpoint(locate(path, "checkpoint"))
+    checkpoint = read_checkpoint(locate_checkpoint(path))
     spec = checkpoint.spec
     if spec.task != IMPORTED:
         return checkpoint
@@ -128,7 +129,7 @@ def student_policy(cfg: PolicyConfig | ExportConfig, name: str, policy: Policy, 
     from ..policy import Policy
     from ..sampling.spec import spec_sampler
 
-    place = locate(cfg.checkpoint, "checkpoint") / folder
+    place = locate_checkpoint(cfg.checkpoint) / folder
     if not exists(place / METADATA):
         raise InputError(
             f"sampler.{name}: no student at {place}: make one with paradiffpolicy distill "
@@ -367,17 +368,6 @@ def choose_device(cfg: DeviceConfig) -> str:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     return str(usable_device(cfg.device))
-
-
-def locate(path: str | None, setting: str) -> Path:
-    """A setting's path, as ``located`` finds it.
-
-    Raises:
-        InputError: it is null; ``setting`` is its name.
-    """
-    if path is None:
-        raise InputError(f"{setting} is null, and the task names none: write {setting}=PATH")
-    return located(path)
 
 
 EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets")}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .building import locate, task_env
+from .building import task_env
+from .locating import locate_checkpoint
 
 if TYPE_CHECKING:
     from ..data.formats.demonstration import Source
@@ -31,14 +32,14 @@ def convert(cfg: ConvertConfig) -> None:
             raise InputError(
                 f"nothing is named by {name}: write {name}=NAME.hdf5, {name}=NAME.zarr or another"
             )
-    out = Path(str(cfg.out))
-    if any(project.recognises(locate(cfg.source, "source")) for project in PROJECTS.values()):
-        convert_checkpoint(locate(cfg.source, "source"), out)
+    place, out = locate_checkpoint(cfg.source, "source"), Path(str(cfg.out))
+    if any(project.recognises(place) for project in PROJECTS.values()):
+        convert_checkpoint(place, out)
         return
     wanted = reading.require_suffix(out)
     if out.exists():
         raise InputError(f"out={out} exists: choose another path")
-    source = open_source(locate(cfg.source, "source"), cfg)
+    source = open_source(place, cfg)
     try:
         names = chosen(source, cfg.mask)
         conversion = Conversion(

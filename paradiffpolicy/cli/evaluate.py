@@ -20,13 +20,13 @@ from .building import (
     env_maker_at,
     env_workers,
     load_policy,
-    locate,
     named_blending,
     named_interpolation,
     recorded_windows,
     resized,
     sampling_policy,
 )
+from .locating import locate_checkpoint
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +73,7 @@ NOT_DECIDING = {
 def deciding(cfg: EvaluateConfig) -> dict[str, Any]:
     """All that decides the episodes, as plain values: settings, weights, versions of code and packages."""
     settings = {name: value for name, value in asdict(cfg).items() if name not in NOT_DECIDING}
-    head = about(locate(cfg.checkpoint, "checkpoint"))
+    head = about(locate_checkpoint(cfg.checkpoint))
     settings["student_sha256"] = student_hashes(cfg)
     return settings | {name: head[name] for name in ("weights_sha256", "code_sha256", "versions")}
 
@@ -83,7 +83,7 @@ def student_hashes(cfg: EvaluateConfig) -> dict[str, str]:
     from ..checkpoint import METADATA, read_description
     from ..files import exists
 
-    teacher, hashes = locate(cfg.checkpoint, "checkpoint"), {}
+    teacher, hashes = locate_checkpoint(cfg.checkpoint), {}
     for name, sampler in cfg.sampler.items():
         if "checkpoint" in sampler and exists(teacher / sampler["checkpoint"] / METADATA):
             hashes[name] = read_description(teacher / sampler["checkpoint"]).sha256
@@ -177,7 +177,7 @@ class UnlimitedReport:
         cfg = self._cfg
         captured = {result.name: result.captured for result in results}
         head = about(
-            locate(cfg.checkpoint, "checkpoint"),
+            locate_checkpoint(cfg.checkpoint),
             checkpoint=str(cfg.checkpoint),
             task=cfg.task.name,
             reference=cfg.reference,
@@ -237,7 +237,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
     def write(results: Sequence[RealtimeResult], pictures: bool = False) -> list[Path]:
         done = sum(len(result.episodes) == cfg.seeds for result in results)
         head = about(
-            locate(cfg.checkpoint, "checkpoint"),
+            locate_checkpoint(cfg.checkpoint),
             checkpoint=str(cfg.checkpoint),
             task=cfg.task.name,
             seeds=[seeds.start, seeds.stop - 1],

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..provenance import machine
 from ..tables import console, pairs, table
-from .building import choose_device, contract, locate, task_env
+from .building import choose_device, contract, task_env
+from .locating import locate, locate_checkpoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def info(cfg: InfoConfig) -> None:
     screen = console()
     if cfg.paths:
         # All of them are read before the first is shown: a mistyped name is the last line, and alone.
-        paths = [locate(path, "paths") for path in cfg.paths]
+        paths = [locate_checkpoint(path, "paths") for path in cfg.paths]
         views = [describe(path, place) for path, place in zip(paths, pictures(paths, cfg.out), strict=True)]
         for view in [view for each in views for view in each]:
             screen.print(view)
@@ -38,7 +39,10 @@ def info(cfg: InfoConfig) -> None:
     choose_device(cfg)
     screen.print(pairs("machine", machine()))
     screen.print(describe_task(cfg.task, cfg.plugins))
-    for name, path in (("checkpoint", cfg.checkpoint), ("dataset", cfg.dataset)):
+    policy = cfg.checkpoint
+    if policy not in (None, cfg.task.checkpoint):  # the task's own may just not be trained yet
+        policy = str(locate_checkpoint(policy))
+    for name, path in (("checkpoint", policy), ("dataset", cfg.dataset)):
         if path is None or not locate(path, name).exists():
             screen.print(f"{name} {path or 'null'}: not there")
             continue

@@ -35,6 +35,7 @@ from .evaluate import evaluate
 from .export import export
 from .help import entry as help_entry
 from .help import settings_help, width
+from .hub import pull, push
 from .info import info
 from .run import StoppedError, run
 from .schema import SCHEMAS
@@ -50,6 +51,8 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "collect": collect,
     "download": download,
     "convert": convert,
+    "push": push,
+    "pull": pull,
     "export": export,
     "serve": serve,
     "info": info,

@@ -15,6 +15,7 @@ from .bench_schema import (
     BenchTrainConfig,
 )
 from .data_schema import ConvertConfig, DownloadConfig
+from .hub_schema import PullConfig, PushConfig
 from .parts import (
     BACKENDS,
     BLENDING,
@@ -331,6 +332,8 @@ SCHEMAS: dict[str, type] = {
     "collect": CollectConfig,
     "download": DownloadConfig,
     "convert": ConvertConfig,
+    "push": PushConfig,
+    "pull": PullConfig,
     "export": ExportConfig,
     "serve": ServeConfig,
     "info": InfoConfig,

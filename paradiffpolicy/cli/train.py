@@ -19,10 +19,10 @@ from .building import (
     contract,
     env_maker,
     env_workers,
-    locate,
     named_sampler,
     task_checkpoint,
 )
+from .locating import locate, locate_checkpoint
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -52,7 +52,7 @@ def train(cfg: TrainConfig) -> None:
         held_out = held_out_episodes(about_data["n_episodes"], cfg.validation, settings.seed)
         data, validation = split(data, held_out, twins=1 if cfg.augmentation is None else 2)
         about_data["held_out"], validate = held_out, Validation(validation, device)
-    place = locate(cfg.init, "init") if cfg.init else None
+    place = locate_checkpoint(cfg.init, "init") if cfg.init else None
     init = read_checkpoint(place) if place else None
     info = origin(cfg, about_data, place)
     evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None
@@ -83,7 +83,7 @@ def distill(cfg: DistillConfig) -> None:
     from ..training.train import Trainer
 
     device = choose_device(cfg)
-    settings, folder = TrainSettings(**vars(cfg.training)), locate(cfg.checkpoint, "checkpoint")
+    settings, folder = TrainSettings(**vars(cfg.training)), locate_checkpoint(cfg.checkpoint)
     teacher = task_checkpoint(cfg.checkpoint, cfg.task)
     if teacher.spec.first_executed is not None:
         raise InputError(
@@ -94,7 +94,7 @@ def distill(cfg: DistillConfig) -> None:
         raise InputError(f"checkpoint={folder} is a student itself: name its teacher, as {folder.parent}")
     data, about_data, *_ = dataset_windows(cfg, vars(teacher.spec))
     spec = student_spec(teacher.spec, cfg.nodes)
-    place = locate(cfg.init, "init") if cfg.init else None
+    place = locate_checkpoint(cfg.init, "init") if cfg.init else None
     init = read_checkpoint(place) if place else replace(teacher, spec=spec, stored=torch.float16)
     info = origin(cfg, about_data, place or folder) | {"teacher": {"sha256": weights_sha256(folder)}}
     evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None

@@ -4,6 +4,7 @@ transformers."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from ..models.networks import check_weights
 from ..models.transformer import DERIVED, TransformerOptions
 from ..task import Contract, ObservationField
 from ..types import PolicySpec
+from .hub import HubFiles
 from .settings import IMPORTED, Settings, scheduler_fields
-from .torch_pickle import StoredTensor, TorchFile, plain
+from .torch_pickle import LARGEST_FILE, StoredTensor, TorchFile, plain
+
+MOST_NAMED = 10
+"""Files of a repository that a message names."""
 
 PUSHT = Contract(
     (
@@ -34,6 +39,25 @@ PUSHT = Contract(
 def recognises(path: Path) -> bool:
     """Whether a path may be such a checkpoint."""
     return path.suffix == ".ckpt"
+
+
+def fetch(files: HubFiles) -> Path | None:
+    """Downloads a repository's ``.ckpt`` file: the one that is named, or the only one; None if it has none.
+
+    Raises:
+        InputError: it has several, not the one that is named, or it is too large.
+    """
+    name, found = files.name, sorted(file for file in files.sizes if file.endswith(".ckpt"))
+    if name.file is not None:
+        return files.fetch(name.file, LARGEST_FILE)
+    if len(found) > 1:
+        first = replace(name, file=found[0])
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        raise InputError(
+            f"{name} has {len(found)} .ckpt files ({', '.join(found[:MOST_NAMED])}{more}): "
+            f"name one of them, as {first}"
+        )
+    return files.fetch(found[0], LARGEST_FILE) if found else None
 
 
 def read(path: Path) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,16 @@ from torch import Tensor
 from ..checkpoint import Checkpoint, finite_weight
 from ..data.normalizer import Normalizer
 from ..errors import InputError, first_line
-from ..files import exists, require_regular
+from ..files import contained, exists, require_regular
 from ..models.networks import check_weights
 from ..task import Camera, Contract, ObservationField
 from ..types import PolicySpec
+from .hub import HubFiles
 from .pictures import UNUSED, resnet_name, with_pictures_last
 from .settings import IMPORTED, Settings, scheduler_fields
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 LARGEST_JSON, LARGEST_WEIGHTS = 2**22, 2**36
 """Bytes that are read at most."""
 ORDER = {"STATE": 0, "VISUAL": 1, "ENV": 2}
@@ -36,6 +39,25 @@ EPS = 1e-8
 def recognises(path: Path) -> bool:
     """Whether a path may be such a checkpoint."""
     return exists(path / CONFIG)
+
+
+def fetch(files: HubFiles) -> Path | None:
+    """Downloads a checkpoint's files from a repository, the weights last; None if it has no such checkpoint.
+
+    Raises:
+        InputError: a file is missing or too large, or the config has something that isn't known here.
+    """
+    if CONFIG not in files.sizes:
+        return None
+    folder = files.fetch(CONFIG, LARGEST_JSON).parent
+    described(Settings(read_json(folder, CONFIG), f"{files.name}, {CONFIG}"))
+    for name in PROCESSORS:
+        if name in files.sizes:
+            files.fetch(name, LARGEST_JSON)
+    for name in _state_files(folder):
+        files.fetch(name, LARGEST_WEIGHTS)
+    files.fetch(WEIGHTS, LARGEST_WEIGHTS)
+    return folder
 
 
 def read(path: Path) -> Checkpoint:
@@ -185,7 +207,7 @@ def read_json(folder: Path, name: str) -> Any:
     Raises:
         InputError: it is missing, too large, or no JSON.
     """
-    path = inside(folder, name)
+    path = _inside(folder, name)
     require_regular(path, LARGEST_JSON)
     try:
         return json.loads(path.read_bytes())
@@ -199,7 +221,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     Raises:
         InputError: it is missing or damaged.
     """
-    path = inside(folder, name)
+    path = _inside(folder, name)
     require_regular(path, LARGEST_WEIGHTS)
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -210,37 +232,40 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         )
 
 
-def inside(folder: Path, name: str) -> Path:
+def _inside(folder: Path, name: str) -> Path:
     """A file's path in a folder.
 
     Raises:
-        InputError: it isn't there, or leads out of the folder (but to the blobs of a Hub's cache).
+        InputError: its name isn't a plain one, it isn't there, or leads out of the folder.
     """
     path = folder / name
     if Path(name).name != name or not exists(path):
         raise InputError(f"{path} is missing: copy the whole checkpoint folder again")
-    real, blobs = path.resolve(), folder.resolve().parent.parent / "blobs"
-    if real.parent not in (folder.resolve(), blobs):
-        raise InputError(f"{path} leads out of its folder, to {real}: copy the file there")
-    return path
+    return contained(path, folder)
 
 
 def _statistics(folder: Path) -> dict[str, Tensor]:
     """``<feature>.<statistic>`` of the processors' files, which 0.4 and later write."""
     found: dict[str, Tensor] = {}
-    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+    for name in _state_files(folder):
+        found |= read_tensors(folder, name)
+    return found
+
+
+def _state_files(folder: Path) -> Iterator[str]:
+    """Names of the files that hold the statistics, as the processors' JSON files say."""
+    for name in PROCESSORS:
         if not exists(folder / name):
             continue
         about = Settings(read_json(folder, name), str(folder / name))
         for step in about.get("steps", list):
             steps = Settings(step, about.where)
             if steps.get("registry_name", str, "") in ("normalizer_processor", "unnormalizer_processor"):
-                found |= read_tensors(folder, steps.get("state_file", str))
+                yield steps.get("state_file", str)
             elif steps.get("registry_name", str, "") == "rename_observations_processor":
                 renamed = steps.get("config", dict, {}).get("rename_map", {})
                 if renamed:
                     raise about.refused("rename_map", renamed, "rename the observations yourself")
-    return found
 
 
 def _old_statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
