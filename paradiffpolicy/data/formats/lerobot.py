@@ -70,7 +70,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Clip:
+class VideoClip:
     """Where a camera's frames of an episode are."""
 
     file: str
@@ -116,7 +116,7 @@ class LeRobotDataset(Closing):
         self.control_hz = float(fps) if is_number(fps) and fps > 0 else None
         self._info, self._is_v2 = info, version[1] == "2"
         self._columns = ParquetColumns()
-        self._clips: dict[str, dict[int, Clip]] = {}
+        self._clips: dict[str, dict[int, VideoClip]] = {}
         self.keys, self.skipped = list[str](), list[str]()
         self.cameras: dict[str, tuple[int, int, int]] = {}
         with reading(f"{path}/{INFO}"):
@@ -244,15 +244,15 @@ class LeRobotDataset(Closing):
             columns = self._columns.read(path, dict.fromkeys(names, ()), 0, rows)
             yield from zip(*(columns[name].tolist() for name in names), strict=True)
 
-    def _clips_v2(self, key: str) -> dict[int, Clip]:
+    def _clips_v2(self, key: str) -> dict[int, VideoClip]:
         chunks_size, clips = _count(self._info["chunks_size"], 1), {}
         for place in self._places.values():
             numbers = {"episode_chunk": place.index // chunks_size, "episode_index": place.index}
             file = _filled(self._info["video_path"], {**numbers, "video_key": key})
-            clips[place.index] = Clip(file, start=0.0, is_whole=True)
+            clips[place.index] = VideoClip(file, start=0.0, is_whole=True)
         return clips
 
-    def _clips_v3(self, key: str) -> dict[int, Clip]:
+    def _clips_v3(self, key: str) -> dict[int, VideoClip]:
         names = ("episode_index", *(f"videos/{key}/{name}" for name in CLIP_COLUMNS))
         clips = {}
         for index, chunk, file, start in self._episode_rows(names):
@@ -260,7 +260,7 @@ class LeRobotDataset(Closing):
                 raise ValueError(f"an episode begins at {start:g} s")
             numbers: dict[str, int | str] = {"chunk_index": _count(chunk), "file_index": _count(file)}
             video = _filled(self._info["video_path"], {**numbers, "video_key": key})
-            clips[_count(index)] = Clip(video, start, is_whole=False)
+            clips[_count(index)] = VideoClip(video, start, is_whole=False)
         return clips
 
 
