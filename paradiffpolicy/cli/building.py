@@ -377,7 +377,11 @@ def locate(path: str | None, setting: str) -> Path:
     return located(path)
 
 
-EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets")}
+EXTRAS = {
+    "accelerate": ("accelerate",),
+    "ray": ("ray",),
+    "serve": ("msgpack", "prometheus_client", "websockets"),
+}
 """Modules that the package's optional extras install."""
 
 

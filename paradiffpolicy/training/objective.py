@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,16 +17,45 @@ from ..types import PolicySpec
 from .settings import TrainSettings
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of ``count`` parts of a batch, as equal as whole rows allow."""
+
+    index: int
+    count: int
+
+    def rows(self, batch: Tensor) -> Tensor:
+        """Its rows of ``[batch, ...]``."""
+        return batch.tensor_split(self.count)[self.index]
+
+    def share(self, mean: Tensor, n_rows: int) -> Tensor:
+        """Its share of the mean over a batch of ``n_rows``, given the mean over its own rows."""
+        mine = (n_rows + self.count - 1 - self.index) // self.count
+        return mean if mine == n_rows else mean * (mine / n_rows)
+
+    def split(self, count: int) -> list[Part]:
+        """Parts of the batch that together are this one."""
+        return [Part(self.index * count + k, self.count * count) for k in range(count)]
+
+
+WHOLE = Part(0, 1)
+"""The batch itself."""
+
+
 class Objective(Protocol):
     """The loss of a training step."""
 
-    def __call__(self, network: nn.Module, step: int, bfloat16: bool) -> Tensor:
+    def __call__(self, network: nn.Module, step: int, bfloat16: bool, part: Part = WHOLE) -> Tensor:
         """A scalar, to be differentiated; all that is random in it depends on the seed and the step alone.
 
         Args:
             network: that is trained, as ``build_network`` makes it.
             step: of the run, 0-based.
             bfloat16: multiplies in bfloat16 (autocast).
+            part: of the batch that is computed.  Everything random is drawn for the whole batch.
+
+        Returns:
+            The part's share of the mean loss over the batch: those of all parts add up to it.
         """
         ...
 
@@ -46,17 +76,18 @@ class Denoising:
         self.data, self.spec, self.settings = data, spec, settings
         self.schedule = spec_schedule(spec)
 
-    def __call__(self, network: nn.Module, step: int, bfloat16: bool) -> Tensor:
+    def __call__(self, network: nn.Module, step: int, bfloat16: bool, part: Part = WHOLE) -> Tensor:
         settings, device = self.settings, self.data.actions.device
         windows = batch_windows(len(self.data), settings.batch_size, step, settings.seed)
-        observations, actions = self.data.batch(windows.to(device))
-        generator = seeded(settings, step)
-        t = self.schedule.draw(len(actions), generator)
-        eps = torch.randn(actions.shape, generator=generator)
+        n, generator = len(windows), seeded(settings, step)
+        observations, actions = self.data.batch(part.rows(windows).to(device))
+        t = self.schedule.draw(n, generator)
+        eps = torch.randn((n, *actions.shape[1:]), generator=generator)
         condition = rearrange(observations, "b t o -> b (t o)")
         if self.spec.condition_dropout:
-            kept = torch.rand(len(actions), generator=generator) >= self.spec.condition_dropout
+            kept = part.rows(torch.rand(n, generator=generator) >= self.spec.condition_dropout)
             condition = condition * kept[:, None].to(condition)
-        noise = t.to(device), eps.to(device)
+        noise = (part.rows(drawn).to(device) for drawn in (t, eps))
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            return denoising_loss(network, self.schedule, self.spec.prediction, actions, condition, *noise)
+            loss = denoising_loss(network, self.schedule, self.spec.prediction, actions, condition, *noise)
+        return part.share(loss, n)
