@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..provenance import about, describe, in_words, machine
 from ..tables import bar, console
 from .building import (
+    block_executor,
     capture_settings,
     env_maker,
     env_maker_at,
@@ -60,6 +61,7 @@ def quiet(logger: str) -> Iterator[None]:
 NOT_DECIDING = {
     "out",
     "workers",
+    "executor",
     "plugins",
     "checkpoint",
     "margin",
@@ -120,6 +122,7 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
     folder = out_folder(cfg, "evaluate", settings)
     blocks, names = Blocks(folder, settings), list(dict.fromkeys([cfg.reference, *cfg.samplers]))
     report = UnlimitedReport(cfg, folder, names, policy.spec.control_hz)
+    executor = block_executor(cfg)
     comparison = Comparison(
         policies={name: sampling_policy(cfg, name, policy) for name in names},
         make_env=env_maker(cfg, policy.spec),
@@ -136,13 +139,14 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
         blocks=blocks,
         on_result=report.on_result,
         progress=bar,
+        workers=workers,
+        executor=executor,
         options={
             "picture": functools.partial(picture, size=cfg.video_size),
-            "workers": workers,
             "success_key": cfg.task.success_key,
         },
     )
-    with contextlib.closing(workers):
+    with contextlib.closing(workers), contextlib.closing(executor):
         results = comparison.run()
     paths = report.write(results, [], pictures=True)
     blocks.remove()
@@ -247,20 +251,22 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
         judged_cases, judged_sweep = split(results)
         return write_realtime_report(folder, judged_cases, judged_sweep, title, head, pictures=pictures)
 
-    results = compare_realtime(
-        [*cases, *sweep],
-        env_maker_at(cfg, policy.spec),
-        seeds,
-        cfg.task.max_steps / policy.spec.control_hz,
-        side_by_side=cfg.side_by_side,
-        wall={"clock": MonotonicClock(), "side_by_side": setting.side_by_side},
-        blocks=blocks,
-        on_result=write,
-        progress=bar,
-        replan_every=setting.replan_every,
-        interpolation=named_interpolation(setting.interpolation),
-        success_key=cfg.task.success_key,
-    )
+    with contextlib.closing(block_executor(cfg)) as executor:
+        results = compare_realtime(
+            [*cases, *sweep],
+            env_maker_at(cfg, policy.spec),
+            seeds,
+            cfg.task.max_steps / policy.spec.control_hz,
+            side_by_side=cfg.side_by_side,
+            wall={"clock": MonotonicClock(), "side_by_side": setting.side_by_side},
+            blocks=blocks,
+            executor=executor,
+            on_result=write,
+            progress=bar,
+            replan_every=setting.replan_every,
+            interpolation=named_interpolation(setting.interpolation),
+            success_key=cfg.task.success_key,
+        )
     paths = write(results, pictures=True)
     blocks.remove()
     titles = (title, f"{setting.sweep.sampler} under injected latency")
