@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import signal
@@ -15,7 +16,7 @@ from paradiffpolicy.clock import VirtualClock
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.blocks import Blocks
 from paradiffpolicy.evaluation.cases import Case, compare_realtime
-from paradiffpolicy.evaluation.compare import Comparison
+from paradiffpolicy.evaluation.compare import Comparison, report_is_due
 from paradiffpolicy.evaluation.executors import EXECUTORS, BlockTask, LocalExecutor, RayExecutor, Resources
 from paradiffpolicy.evaluation.rollout import rollout
 
@@ -93,6 +94,12 @@ def test_virtual_time_elsewhere_is_the_local_one():
     assert {shown.n for shown in SHOWN[-2:]} == {3 * 10}
 
 
+def test_reports_of_very_many_blocks_are_few():
+    due = [k for k in range(40_000) if report_is_due(k, 40_001)]
+    assert due[:199] == [*range(199)] and len(due) < 1000 and report_is_due(40_000, 40_001)
+    assert all(later <= 1.03 * (earlier + 1) for earlier, later in itertools.pairwise(due[100:]))
+
+
 def rated(rate_hz):
     return make_env()
 
@@ -117,9 +124,7 @@ def test_ray_gives_the_local_episodes_though_a_worker_is_killed(tmp_path):
     mark = tmp_path / "killed"
     with contextlib.closing(EXECUTORS.named("ray")(Resources(workers=2))) as executor:
         assert compared(executor, partial(Killing, mark)) == compared(LocalExecutor()) and mark.exists()
-        broken = BlockTask(
-            partial(rollout, tiny_policy(), partial(ToyEnv, "input"), max_steps=20), {"seeds": [3]}
-        )
+        run = partial(rollout, tiny_policy(), partial(ToyEnv, "input"), max_steps=20)
         with pytest.raises(InputError, match=r"^the toy is broken: repair it$"):
             next(executor([BlockTask(run, {"seeds": [3]})]))
         assert isinstance(executor, RayExecutor)

@@ -37,6 +37,7 @@ from .run import StoppedError, run
 from .schema import SCHEMAS
 from .serve import serve
 from .settings import require_outputs
+from .sweeping import FLAGS, SWEPT, multirun
 from .train import distill, train
 
 COMMANDS: dict[str, Callable[[Any], None]] = {
@@ -83,7 +84,7 @@ def description(name: str) -> tuple[str, str]:
 
 def command_help(name: str) -> str:
     """A command's description, examples and settings."""
-    words = " [PATH ...]" if name in WORDS else ""
+    words = " [PATH ...]" if name in WORDS else " [--multirun]" if name in SWEPT else ""
     text, examples = description(name)
     title = f"paradiffpolicy {name}{words} [NAME=VALUE ...]"
     return "\n\n".join([title, textwrap.fill(text, width()), examples, settings_help(compose(name, []))])
@@ -135,6 +136,9 @@ def dispatch(argv: list[str]) -> int:
         raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
     if {"-h", "--help"} & set(overrides):
         print(command_help(name), flush=True)
+        return 0
+    if FLAGS & set(overrides):
+        multirun(name, [word for word in overrides if word not in FLAGS], COMMANDS[name])
         return 0
     words: dict[str, list[str]] = {}
     if name in WORDS:

@@ -78,6 +78,13 @@ class SamplerResult(Outcome):
         }
 
 
+def report_is_due(block: int, n_blocks: int) -> bool:
+    """Whether results are reported after a block, 0-based: after each of the first two hundred and the last;
+    between, whenever a hundredth is new, so that a million episodes aren't judged after every few."""
+    done = block + 1
+    return done == n_blocks or done % max(1, done // 100) == 0
+
+
 def _spread(values: Sequence[int]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "median": float(np.median(values)), "max": float(np.max(values))}
 
@@ -102,7 +109,7 @@ class Comparison:
         latency_plans: plans of one robot that are timed, per sampler, taking turns; 0: none.
         paced_ticks: ticks of a run at the environment's own rate, per sampler; 0: none.
         blocks: keeps the episodes of finished blocks.
-        on_result: called after every block with the results so far, and whose block it was.
+        on_result: called after a block, if ``report_is_due``, with the results so far, and whose it was.
         workers: where the environments of blocks live that run in this process.
         executor: where blocks run, which changes no episode.
         options: of ``rollout``.
@@ -205,7 +212,8 @@ class Comparison:
             row.episodes += self.blocks.episodes(name, k, partial(next, made))
             progress.block_ended(len(self._groups[k]) * self.max_steps)
             row.captured = programs({name: self.policies[name]})[name]
-            self.on_result(self.results(), name)
+            if report_is_due(k, len(self._groups)):
+                self.on_result(self.results(), name)
 
     def _end(self, name: str) -> None:
         """Measures what needs a sampler's programs and plans, and frees them; its first episode's pictures
