@@ -149,10 +149,8 @@ def compare_realtime(
     last = {id(case.policy): case for case in cases}
     groups, here = in_groups(seeds, side_by_side), LocalExecutor()
     for case in cases:
-        run, episodes = (
-            partial(case.rollout(wall or {}), make_env, seconds=seconds, **options),
-            list[Episode](),
-        )
+        run = partial(case.rollout(wall or {}), make_env, seconds=seconds, **options)
+        episodes: list[Episode] = []
         n_ticks = round(seconds * case.rate_hz)
         with progress(case.label, len(seeds) * n_ticks, "tick") as shown:
             ticks = BlockProgress(shown.update)
