@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import gymnasium
 
     from ..checkpoint import Checkpoint
-    from ..evaluation.executors import BlockExecutor
     from ..evaluation.realtime import MakeEnvAt
     from ..evaluation.workers import MakeEnv, Workers
     from ..planning.blending import Blending
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from ..task import Contract
     from ..types import PolicySpec
     from .parts import DeviceConfig, MachineConfig, PolicyConfig, SamplersConfig, TaskConfig, TaskedConfig
-    from .schema import EvaluateConfig, ExportConfig
+    from .schema import ExportConfig
 
 # -------------------------------------------------------------------------------------------- policies
 
@@ -297,18 +296,6 @@ def worker_count(count: int | str) -> int:
     from ..evaluation.workers import usable_cores
 
     return usable_cores() if isinstance(count, str) else count
-
-
-def block_executor(cfg: EvaluateConfig) -> BlockExecutor:
-    """Where blocks of episodes run, with the workers that the config asks for."""
-    from ..evaluation.executors import EXECUTORS, Resources
-    from ..models.networks import usable_device
-
-    if cfg.executor in EXTRAS:
-        require_extra(cfg.executor)
-    workers = None if isinstance(cfg.workers, str) else cfg.workers
-    gpus = float(usable_device(cfg.device).type == "cuda")
-    return EXECUTORS.named(cfg.executor)(Resources(workers, cfg.threads or 1, gpus))
 
 
 def recorded_windows(cfg: Any, guide: Policy, count: int) -> list[Any]:

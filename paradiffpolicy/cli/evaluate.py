@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..provenance import about, describe, in_words, machine
 from ..tables import bar, console
 from .building import (
-    block_executor,
+    EXTRAS,
     capture_settings,
     env_maker,
     env_maker_at,
@@ -25,6 +25,7 @@ from .building import (
     named_blending,
     named_interpolation,
     recorded_windows,
+    require_extra,
     resized,
     sampling_policy,
 )
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ..evaluation.blocks import Blocks
     from ..evaluation.cases import Case, RealtimeResult
     from ..evaluation.compare import SamplerResult
+    from ..evaluation.executors import BlockExecutor
     from ..policy import Policy
     from .schema import CaseConfig, EvaluateConfig
 
@@ -107,6 +109,18 @@ def out_folder(cfg: EvaluateConfig, command: str, settings: Mapping[str, Any]) -
     folder = Path(cfg.out) if cfg.out else max(cut_off, default=now)
     require_writable(out=folder / "report.json")
     return folder
+
+
+def block_executor(cfg: EvaluateConfig) -> BlockExecutor:
+    """Where blocks of episodes run, with the workers that the config asks for."""
+    from ..evaluation.executors import EXECUTORS, Resources
+    from ..models.networks import usable_device
+
+    if cfg.executor in EXTRAS:
+        require_extra(cfg.executor)
+    workers = None if isinstance(cfg.workers, str) else cfg.workers
+    gpus = float(usable_device(cfg.device).type == "cuda")
+    return EXECUTORS.named(cfg.executor)(Resources(workers, cfg.threads or 1, gpus))
 
 
 def evaluate_unlimited(cfg: EvaluateConfig) -> None:

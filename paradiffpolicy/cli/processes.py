@@ -67,8 +67,8 @@ def noticing_ends() -> Iterator[None]:
         if not LOST.search(str(error)):
             raise
         raise LostProcessError(
-            f"another of the processes has ended ({first_line(error)[:160]}): what was saved is kept, and the "
-            "same command goes on from there"
+            f"another of the processes has ended ({first_line(error)[:160]}): what was saved is kept, and "
+            "the same command goes on from there"
         )
 
 
