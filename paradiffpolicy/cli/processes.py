@@ -92,16 +92,18 @@ def speaks(error: Exception) -> bool:
         return True
     import torch.distributed as dist
 
+    rank = os.environ.get("RANK", "")
+    later = rank.isdecimal() and int(rank) > 0
     failed = f"paradiffpolicy/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:  # torchrun's own store, also for processes that haven't joined
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(*place, is_master=False, timeout=PATIENCE)
-        if os.environ["RANK"] != "0" and not isinstance(error, LostProcessError):
+        if later and not isinstance(error, LostProcessError):
             with contextlib.suppress(RuntimeError):  # the time is over
                 store.wait([failed], PATIENCE)
         return int(store.add(failed, 1)) == 1
-    except (KeyError, ValueError, RuntimeError):
-        return True
+    except (KeyError, ValueError, RuntimeError):  # there is none, or none any more
+        return not later
 
 
 def joined_processes(device: str) -> OneProcess:
