@@ -19,6 +19,7 @@ from paradiffpolicy.policy import Policy
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.sampling.spec import spec_sampler, spec_schedule
 from paradiffpolicy.training.distillation import Distillation, student_spec, teacher_sampler
+from paradiffpolicy.training.objective import WHOLE
 from paradiffpolicy.training.settings import TrainSettings
 from paradiffpolicy.training.train import Trainer
 from paradiffpolicy.types import PolicySpec
@@ -100,6 +101,12 @@ def test_a_student_that_gives_the_plans_has_no_loss(store):
     assert float(made(Zero(), 0, False)) > 1e-2
     assert torch.equal(made._pool_at(71).plan, pool.plan)
     assert not torch.equal(made._pool_at(72).plan, pool.plan)  # every node was drawn about once
+
+
+def test_shares_of_a_loss_add_up_to_it(store):
+    made = distillation(store)
+    shares = [float(made(Zero(), 0, False, part)) for part in WHOLE.split(3)]
+    assert sum(shares) == pytest.approx(float(made(Zero(), 0, False)), rel=1e-5)
 
 
 class Zero(torch.nn.Module):

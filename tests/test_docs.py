@@ -26,12 +26,13 @@ REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
 ROBOMIMIC = {"lift": 0.98, "can": 0.9, "square": 0.7}
 """Success that sequential DDPM must have."""
 
-OTHER_PROGRAMS = {"cmake", "git", "pip", "python", "rerun", "sed"}
+OTHER_PROGRAMS = {"cmake", "git", "pip", "python", "ray", "rerun", "sed"}
 """Programs that command lines use beside ours."""
 
 PRELUDE = """
 paradiffpolicy() { printf '%s\\0' "$@" >&3; printf '\\1' >&3; }
 .venv/bin/paradiffpolicy() { paradiffpolicy "$@"; }
+accelerate() { torchrun "$@"; }
 torchrun() { while [ "$1" != -m ]; do shift; done; shift 2; paradiffpolicy "$@"; }
 command_not_found_handle() { printf '%s\\0%s\\0\\1' "not found" "$1" >&3; }
 PATH=/nowhere

@@ -384,7 +384,10 @@ def test_options_without_an_equal_are_named(tmp_path, name):
         ({"noise_scheduler_type": "UniPC"}, "DDPM and DDIM are known"),
         ({"normalization_mapping": {"STATE": "LOG", "ACTION": "MIN_MAX"}}, "STATE='LOG' isn't known"),
         ({"normalization_mapping": {"ACTION": "MIN_MAX"}}, "has no statistic action.min of 2 numbers"),
-        ({"input_features": {"observation.image": {"type": "VISUAL", "shape": [3, 96, 96]}}}, "see images"),
+        (
+            {"input_features": {"observation.image": {"type": "VISUAL", "shape": [3, 96]}}},
+            "VISUAL \\[3, H, W\\]",
+        ),
         ({"input_features": {}}, "one STATE and one ENV are known"),
         ({"n_groups": 3}, "n_groups|divisible|groups"),
         ({"down_dims": [16, 32]}, "don't fit"),

@@ -209,12 +209,14 @@ def test_a_random_crop_is_cut_where_it_was_drawn():
     camera = Camera("img", (9, 8, 3))
     encoder = PictureEncoder([camera], ResNetOptions(width=8, pool="average", crop=(5, 4)), 64)
     picture = torch.arange(2 * 2 * 9 * 8 * 3).view(2, 2, 9, 8, 3)
-    crops = encoder.draw_crops(2, torch.Generator().manual_seed(0))
-    cropped = encoder._cropped(picture, camera, crops[:, 0])
-    for row, (top, left) in enumerate(crops[:, 0].tolist()):
+    places = torch.rand((2, 2), generator=torch.Generator().manual_seed(0))
+    cropped = encoder._cropped(picture, camera, places)
+    for row, (top, left) in enumerate((places * 5).long().tolist()):
         assert torch.equal(cropped[row], picture[row, :, top : top + 5, left : left + 4])
-    many = encoder.draw_crops(4000, torch.Generator().manual_seed(0))[:, 0]
-    assert many.amin(0).tolist() == [0, 0] and many.amax(0).tolist() == [4, 4]
+    for place in (0.0, 0.999999):
+        corner = encoder._cropped(picture, camera, torch.full((2, 2), place))
+        first = 4 * round(place)
+        assert torch.equal(corner, picture[:, :, first : first + 5, first : first + 4])
     middle = encoder._cropped(picture, camera, None)
     assert torch.equal(middle, picture[:, :, 2:7, 2:6])
 

@@ -370,7 +370,11 @@ def choose_device(cfg: DeviceConfig) -> str:
     return str(usable_device(cfg.device))
 
 
-EXTRAS = {"serve": ("msgpack", "prometheus_client", "websockets")}
+EXTRAS = {
+    "accelerate": ("accelerate",),
+    "ray": ("ray",),
+    "serve": ("msgpack", "prometheus_client", "websockets"),
+}
 """Modules that the package's optional extras install."""
 
 

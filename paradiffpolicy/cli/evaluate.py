@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..provenance import about, describe, in_words, machine
 from ..tables import bar, console
 from .building import (
+    EXTRAS,
     capture_settings,
     env_maker,
     env_maker_at,
@@ -23,6 +24,7 @@ from .building import (
     named_blending,
     named_interpolation,
     recorded_windows,
+    require_extra,
     resized,
     sampling_policy,
 )
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from ..evaluation.blocks import Blocks
     from ..evaluation.cases import Case, RealtimeResult
     from ..evaluation.compare import SamplerResult
+    from ..evaluation.executors import BlockExecutor
     from ..policy import Policy
     from .schema import CaseConfig, EvaluateConfig
 
@@ -60,6 +63,7 @@ def quiet(logger: str) -> Iterator[None]:
 NOT_DECIDING = {
     "out",
     "workers",
+    "executor",
     "plugins",
     "checkpoint",
     "margin",
@@ -107,6 +111,18 @@ def out_folder(cfg: EvaluateConfig, command: str, settings: Mapping[str, Any]) -
     return folder
 
 
+def block_executor(cfg: EvaluateConfig) -> BlockExecutor:
+    """Where blocks of episodes run, with the workers that the config asks for."""
+    from ..evaluation.executors import EXECUTORS, Resources
+    from ..models.networks import usable_device
+
+    if cfg.executor in EXTRAS:
+        require_extra(cfg.executor)
+    workers = None if isinstance(cfg.workers, str) else cfg.workers
+    gpus = float(usable_device(cfg.device).type == "cuda")
+    return EXECUTORS.named(cfg.executor)(Resources(workers, cfg.threads or 1, gpus))
+
+
 def evaluate_unlimited(cfg: EvaluateConfig) -> None:
     """Samplers side by side on the same seeds: reward, iterations, plan error, latency, deadlines."""
     from ..clock import MonotonicClock
@@ -120,6 +136,7 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
     folder = out_folder(cfg, "evaluate", settings)
     blocks, names = Blocks(folder, settings), list(dict.fromkeys([cfg.reference, *cfg.samplers]))
     report = UnlimitedReport(cfg, folder, names, policy.spec.control_hz)
+    executor = block_executor(cfg)
     comparison = Comparison(
         policies={name: sampling_policy(cfg, name, policy) for name in names},
         make_env=env_maker(cfg, policy.spec),
@@ -136,13 +153,14 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
         blocks=blocks,
         on_result=report.on_result,
         progress=bar,
+        workers=workers,
+        executor=executor,
         options={
             "picture": functools.partial(picture, size=cfg.video_size),
-            "workers": workers,
             "success_key": cfg.task.success_key,
         },
     )
-    with contextlib.closing(workers):
+    with contextlib.closing(workers), contextlib.closing(executor):
         results = comparison.run()
     paths = report.write(results, [], pictures=True)
     blocks.remove()
@@ -247,20 +265,22 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
         judged_cases, judged_sweep = split(results)
         return write_realtime_report(folder, judged_cases, judged_sweep, title, head, pictures=pictures)
 
-    results = compare_realtime(
-        [*cases, *sweep],
-        env_maker_at(cfg, policy.spec),
-        seeds,
-        cfg.task.max_steps / policy.spec.control_hz,
-        side_by_side=cfg.side_by_side,
-        wall={"clock": MonotonicClock(), "side_by_side": setting.side_by_side},
-        blocks=blocks,
-        on_result=write,
-        progress=bar,
-        replan_every=setting.replan_every,
-        interpolation=named_interpolation(setting.interpolation),
-        success_key=cfg.task.success_key,
-    )
+    with contextlib.closing(block_executor(cfg)) as executor:
+        results = compare_realtime(
+            [*cases, *sweep],
+            env_maker_at(cfg, policy.spec),
+            seeds,
+            cfg.task.max_steps / policy.spec.control_hz,
+            side_by_side=cfg.side_by_side,
+            wall={"clock": MonotonicClock(), "side_by_side": setting.side_by_side},
+            blocks=blocks,
+            executor=executor,
+            on_result=write,
+            progress=bar,
+            replan_every=setting.replan_every,
+            interpolation=named_interpolation(setting.interpolation),
+            success_key=cfg.task.success_key,
+        )
     paths = write(results, pictures=True)
     blocks.remove()
     titles = (title, f"{setting.sweep.sampler} under injected latency")

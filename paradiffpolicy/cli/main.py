@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import re
 import signal
 import sys
-import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ from .bench import (
     bench_solvers,
     bench_train,
 )
-from .building import choose_device
 from .collect import collect
 from .composing import compose
 from .convert import convert
@@ -37,10 +34,12 @@ from .help import entry as help_entry
 from .help import settings_help, width
 from .hub import pull, push
 from .info import info
+from .processes import one_of_several, speaks
 from .run import StoppedError, run
 from .schema import SCHEMAS
 from .serve import serve
 from .settings import require_outputs
+from .sweeping import FLAGS, SWEPT, multirun
 from .train import distill, train
 
 COMMANDS: dict[str, Callable[[Any], None]] = {
@@ -91,6 +90,7 @@ def description(name: str) -> tuple[str, str]:
 def command_help(name: str) -> str:
     """A command's description, examples and settings."""
     words = f" [{WORDS[name].removesuffix('s').upper()} ...]" if name in WORDS else ""
+    words += " [--multirun]" if name in SWEPT else ""
     text, examples = description(name)
     title = f"paradiffpolicy {name}{words} [NAME=VALUE ...]"
     return "\n\n".join([title, textwrap.fill(text, width()), examples, settings_help(compose(name, []))])
@@ -100,53 +100,13 @@ WORDS = {"download": "datasets", "info": "paths"}
 """The setting that a command's words without = go to."""
 
 
-def by_torchrun() -> bool:
-    """Whether torchrun started this process; other programs set WORLD_SIZE and RANK, too."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-@contextlib.contextmanager
-def one_of_several(cfg: Any) -> Iterator[Any]:
-    """Joins the other processes if torchrun started several.  All compute the same; the first
-    reports, the others are silent and write to a folder that goes away."""
-    if not by_torchrun():
-        yield cfg
-        return
-    import torch.distributed as dist
-
-    from ..sampling.sharded import join_from_environment
-
-    device = choose_device(cfg) if hasattr(cfg, "device") else "cpu"
-    try:
-        rank = join_from_environment(device)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"processes can't join ({first_line(error)}): start them with torchrun")
-    try:
-        if rank == 0:
-            yield cfg
-            return
-        with (
-            tempfile.TemporaryDirectory() as scratch,
-            open(os.devnull, "w") as nowhere,  # noqa: PTH123  a stream, not a path
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-        ):
-            if hasattr(cfg, "out"):
-                cfg.out = f"{scratch}/out"
-            yield cfg
-    finally:
-        dist.destroy_process_group()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the console command; returns the exit code, 2 for bad input."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         return dispatch(argv)
     except InputError as error:
-        rank = os.environ.get("RANK", "")
-        later = rank.isdecimal() and rank.strip("0")  # of several processes, the first speaks
-        if not (by_torchrun() and later):
+        if speaks(error):
             print(f"paradiffpolicy: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except StoppedError as stop:
@@ -160,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         line = first_line(error)
         if not isinstance(error, MemoryError) and not re.search("out of memory|allocate", line, re.I):
             raise
-        print(f"paradiffpolicy: the memory isn't there ({line[:200]}): smaller sizes", file=sys.stderr)
+        if speaks(error):
+            print(f"paradiffpolicy: the memory isn't there ({line[:200]}): smaller sizes", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("paradiffpolicy: interrupted", file=sys.stderr)
@@ -181,6 +142,9 @@ def dispatch(argv: list[str]) -> int:
         raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
     if {"-h", "--help"} & set(overrides):
         print(command_help(name), flush=True)
+        return 0
+    if FLAGS & set(overrides):
+        multirun(name, [word for word in overrides if word not in FLAGS], COMMANDS[name])
         return 0
     words: dict[str, list[str]] = {}
     if name in WORDS:

@@ -193,6 +193,9 @@ class TrainingConfig:
         "arithmetic; auto: bfloat16 where the hardware multiplies it",
         choices=among("auto", "float32", "bfloat16"),
     )
+    accumulate: int = setting(
+        1, "pieces that a process computes its rows of a step's batch in, to save memory", minimum=1
+    )
     log_every: int = setting(20, "steps between points of the curves", minimum=1)
     save_every: int = setting(250, "steps between saves, from which a stopped run resumes", minimum=1)
     evaluate_every: int = setting(0, "steps between evaluations; 0: only at the end", minimum=0)

@@ -124,6 +124,11 @@ class EvaluateConfig(PolicyConfig):
     seeds: int = setting(50, "episodes per sampler", minimum=1)
     first_seed: int = seed_setting("seed of the first episode")
     workers: int | str = workers_setting()
+    executor: str = setting(
+        "local",
+        "where blocks of episodes run; local: here; ray: on as many Ray workers as 'workers' says",
+        choices=lazily("evaluation.executors", "EXECUTORS"),
+    )
     side_by_side: int | None = setting(
         25, "episodes at a time: a block, after which results are written; null: all", minimum=1
     )

@@ -23,6 +23,7 @@ from .building import (
     task_checkpoint,
 )
 from .locating import locate, locate_checkpoint
+from .processes import joined_processes
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -45,6 +46,7 @@ def train(cfg: TrainConfig) -> None:
     from ..training.validation import Validation
 
     device = choose_device(cfg)
+    processes = joined_processes(device)
     settings = TrainSettings(**vars(cfg.training))
     data, about_data, spec = training_data(cfg)
     validate = None
@@ -55,7 +57,7 @@ def train(cfg: TrainConfig) -> None:
     place = locate_checkpoint(cfg.init, "init") if cfg.init else None
     init = read_checkpoint(place) if place else None
     info = origin(cfg, about_data, place)
-    evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None
+    evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds and processes.main else None
     trainer = Trainer(
         data,
         spec,
@@ -66,10 +68,13 @@ def train(cfg: TrainConfig) -> None:
         evaluate=evaluate,
         validate=validate,
         device=device,
+        processes=processes,
     )
     checkpoint = trained(trainer)
-    checkpoint.info[CURVES] = curves(cfg, checkpoint, data, device)
-    publish(checkpoint, trainer, cfg.checkpoint)
+    if processes.main:
+        checkpoint.info[CURVES] = curves(cfg, checkpoint, data, device)
+        publish(checkpoint, trainer, cfg.checkpoint)
+    processes.wait()
 
 
 def distill(cfg: DistillConfig) -> None:
@@ -83,6 +88,7 @@ def distill(cfg: DistillConfig) -> None:
     from ..training.train import Trainer
 
     device = choose_device(cfg)
+    processes = joined_processes(device)
     settings, folder = TrainSettings(**vars(cfg.training)), locate_checkpoint(cfg.checkpoint)
     teacher = task_checkpoint(cfg.checkpoint, cfg.task)
     if teacher.spec.first_executed is not None:
@@ -97,7 +103,7 @@ def distill(cfg: DistillConfig) -> None:
     place = locate_checkpoint(cfg.init, "init") if cfg.init else None
     init = read_checkpoint(place) if place else replace(teacher, spec=spec, stored=torch.float16)
     info = origin(cfg, about_data, place or folder) | {"teacher": {"sha256": weights_sha256(folder)}}
-    evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds else None
+    evaluate = evaluation(cfg, spec, device) if cfg.evaluation.seeds and processes.main else None
     plans = Policy.from_checkpoint(teacher, teacher_sampler(teacher.spec, cfg.nodes), device)
     trainer = Trainer(
         data,
@@ -109,8 +115,12 @@ def distill(cfg: DistillConfig) -> None:
         objective=partial(Distillation, teacher=plans.captured(**capture_settings(cfg))),
         evaluate=evaluate,
         device=device,
+        processes=processes,
     )
-    publish(trained(trainer), trainer, cfg.student)
+    checkpoint = trained(trainer)
+    if processes.main:
+        publish(checkpoint, trainer, cfg.student)
+    processes.wait()
 
 
 def origin(cfg: DataConfig, about_data: dict[str, Any], init: Path | None) -> dict[str, Any]:

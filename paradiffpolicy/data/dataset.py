@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -181,5 +182,10 @@ def batch_windows(n_windows: int, batch_size: int, step: int, seed: int) -> Tens
     """
     batch_size = min(batch_size, n_windows)
     epoch, position = divmod(step, n_windows // batch_size)
-    order = np.random.default_rng((seed, epoch)).permutation(n_windows)
-    return torch.from_numpy(order[position * batch_size : (position + 1) * batch_size])
+    order = _epoch_order(n_windows, epoch, seed)
+    return torch.from_numpy(order[position * batch_size : (position + 1) * batch_size].copy())
+
+
+@lru_cache(maxsize=1)  # ten million windows take a second to permute
+def _epoch_order(n_windows: int, epoch: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(n_windows)

@@ -16,6 +16,7 @@ from ..policy import Policy
 from .blocks import Blocks
 from .compare import Progress, no_progress
 from .episodes import Episode, Outcome
+from .executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor
 from .realtime import MakeEnvAt, boundary_jumps, realtime_rollout, wall_rollout
 from .rollout import in_groups
 
@@ -122,6 +123,7 @@ def compare_realtime(
     side_by_side: int | None = None,
     wall: Mapping[str, Any] | None = None,
     blocks: Blocks | None = None,
+    executor: BlockExecutor | None = None,
     on_result: Callable[[Sequence[RealtimeResult]], object] = lambda results: None,
     progress: Progress = no_progress,
     **options: Any,
@@ -135,6 +137,7 @@ def compare_realtime(
         side_by_side: episodes in a block; None: all.
         wall: options of ``wall_rollout``, for cases whose latencies aren't given.
         blocks: keeps the episodes of finished blocks; None: nothing does.
+        executor: where blocks run in virtual time; None: in this process, as in real time.
         on_result: called with the results so far after every block.
         options: of ``realtime_rollout`` and ``wall_rollout``.
 
@@ -144,15 +147,19 @@ def compare_realtime(
     blocks = Blocks() if blocks is None else blocks
     done: dict[str, RealtimeResult] = {}
     last = {id(case.policy): case for case in cases}
+    groups, here = in_groups(seeds, side_by_side), LocalExecutor()
     for case in cases:
-        roll = case.rollout(wall or {})
+        run = partial(case.rollout(wall or {}), make_env, seconds=seconds, **options)
         episodes: list[Episode] = []
-        with progress(case.label, len(seeds) * round(seconds * case.rate_hz), "tick") as shown:
-            for k, group in enumerate(in_groups(seeds, side_by_side)):
-                run = partial(roll, make_env, group, seconds, on_ticks=shown.update, **options)
-                if blocks.has(case.label, k):
-                    shown.update(len(group) * round(seconds * case.rate_hz))
-                episodes += blocks.episodes(case.label, k, run)
+        n_ticks = round(seconds * case.rate_hz)
+        with progress(case.label, len(seeds) * n_ticks, "tick") as shown:
+            ticks = BlockProgress(shown.update)
+            missing = [group for k, group in enumerate(groups) if not blocks.has(case.label, k)]
+            execute = here if executor is None or case.latencies is None else executor
+            made = execute([BlockTask(run, {"seeds": group}, {"on_ticks": ticks.steps}) for group in missing])
+            for k, group in enumerate(groups):
+                episodes += blocks.episodes(case.label, k, partial(next, made))
+                ticks.block_ended(len(group) * n_ticks)
                 taken = [float(s) for e in episodes if e.record for s in e.record.plans["latency"]]
                 done[case.label] = RealtimeResult(
                     name=case.name,

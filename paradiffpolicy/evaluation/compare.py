@@ -26,8 +26,9 @@ from ..tables import bar
 from ..types import Plan
 from .blocks import Blocks
 from .episodes import Episode, Outcome, judged
+from .executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor
 from .rollout import in_groups, rollout
-from .workers import MakeEnv
+from .workers import MakeEnv, Workers
 
 Progress = Callable[[str, float, str], AbstractContextManager[Any]]
 """A label, a total and its unit to a progress bar; see ``tables.bar``."""
@@ -77,6 +78,13 @@ class SamplerResult(Outcome):
         }
 
 
+def report_is_due(block: int, n_blocks: int) -> bool:
+    """Whether results are reported after a block, 0-based: after each of the first two hundred and the last;
+    between, whenever a hundredth is new, so that a million episodes aren't judged after every few."""
+    done = block + 1
+    return done == n_blocks or done % max(1, done // 100) == 0
+
+
 def _spread(values: Sequence[int]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "median": float(np.median(values)), "max": float(np.max(values))}
 
@@ -101,7 +109,9 @@ class Comparison:
         latency_plans: plans of one robot that are timed, per sampler, taking turns; 0: none.
         paced_ticks: ticks of a run at the environment's own rate, per sampler; 0: none.
         blocks: keeps the episodes of finished blocks.
-        on_result: called after every block with the results so far, and whose block it was.
+        on_result: called after a block, if ``report_is_due``, with the results so far, and whose it was.
+        workers: where the environments of blocks live that run in this process.
+        executor: where blocks run, which changes no episode.
         options: of ``rollout``.
     """
 
@@ -120,6 +130,8 @@ class Comparison:
     blocks: Blocks = field(default_factory=Blocks)
     on_result: Callable[[Sequence[SamplerResult], str], object] = lambda results, name: None
     progress: Progress = no_progress
+    workers: Workers | None = None
+    executor: BlockExecutor = field(default_factory=LocalExecutor)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,8 +143,8 @@ class Comparison:
         """Runs everything; the results."""
         n_steps = len(self._rows) * len(self.seeds) * self.max_steps
         with self.progress("episodes", n_steps, "step") as shown:
-            for name, k in self._turns():
-                self._run_block(name, k, shown)
+            for turns in self._rounds():
+                self._run_blocks(turns, shown)
         if self.latency_plans:
             windows = [
                 window for episode in self._rows[self.reference].episodes for window in episode.windows
@@ -163,17 +175,17 @@ class Comparison:
         looks: dict[str, Any] = {"looks": self._ends, "n_looks": len(self._groups)} if self.stop_early else {}
         return judged(rows, self.margins, **looks)
 
-    def _turns(self) -> Iterator[tuple[str, int]]:
-        """Whose block comes next, and which: a sampler's blocks together, or with ``stop_early``, whose
-        decisions need all rows of the table, one of every sampler that isn't decided."""
+    def _rounds(self) -> Iterator[list[tuple[str, int]]]:
+        """Blocks that run whatever comes of each other, and whose they are: all of a sampler; or, with
+        ``stop_early``, whose decisions need all rows of the table, one of every undecided sampler."""
         blocks, running = range(len(self._groups)), list(self._rows)
         if not self.stop_early:
             for name in running:
-                yield from ((name, k) for k in blocks)
+                yield [(name, k) for k in blocks]
                 self._end(name)
             return
         for k in blocks:
-            yield from ((name, k) for name in running)
+            yield [(name, k) for name in running]
             undecided = [r.name for r in self.results() if r.reference is not None and not r.decided]
             going_on = [self.reference, *undecided] if undecided and k + 1 < len(blocks) else []
             for name in running:
@@ -181,21 +193,27 @@ class Comparison:
                     self._end(name)
             running = going_on
 
-    def _run_block(self, name: str, k: int, shown: Any) -> None:
-        group, policy, row = self._groups[k], self.policies[name], self._rows[name]
-        run = partial(
-            rollout,
-            *(policy, self.make_env, group, self.max_steps),
-            n_pictured=max(0, self.n_pictured - self._ends[k] + len(group)),
-            on_steps=shown.update,
-            on_stage=lambda stage: shown.set_postfix_str(f"{name} {stage}".strip()),
-            **self.options,
-        )
-        if self.blocks.has(name, k):
-            shown.update(len(group) * self.max_steps)
-        row.episodes += self.blocks.episodes(name, k, run)
-        row.captured = programs({name: policy})[name]
-        self.on_result(self.results(), name)
+    def _run_blocks(self, turns: Sequence[tuple[str, int]], shown: Any) -> None:
+        """Runs the blocks of a round that aren't kept; each is kept and reported in its turn."""
+        options = {"max_steps": self.max_steps, **self.options}
+        runs = {name: partial(rollout, self.policies[name], self.make_env, **options) for name, _ in turns}
+        progress = BlockProgress(shown.update)
+        here = {"workers": self.workers, "on_steps": progress.steps}
+
+        def task(name: str, k: int) -> BlockTask:
+            group = self._groups[k]
+            pictured = max(0, self.n_pictured - self._ends[k] + len(group))
+            on_stage = {"on_stage": lambda stage: shown.set_postfix_str(f"{name} {stage}".strip())}
+            return BlockTask(runs[name], {"seeds": group, "n_pictured": pictured}, here | on_stage)
+
+        made = self.executor([task(name, k) for name, k in turns if not self.blocks.has(name, k)])
+        for name, k in turns:
+            row = self._rows[name]
+            row.episodes += self.blocks.episodes(name, k, partial(next, made))
+            progress.block_ended(len(self._groups[k]) * self.max_steps)
+            row.captured = programs({name: self.policies[name]})[name]
+            if report_is_due(k, len(self._groups)):
+                self.on_result(self.results(), name)
 
     def _end(self, name: str) -> None:
         """Measures what needs a sampler's programs and plans, and frees them; its first episode's pictures

@@ -306,7 +306,9 @@ def _statistics_of(
         names = (f"{key}.{name}", f"{key.replace('.', '_')}.{name}")
         values = next((stats[each] for each in names if each in stats), None)
         if values is None or tuple(values.shape) != shape:
-            raise InputError(f"{path} has no statistic {key}.{name} of {math.prod(shape)} numbers, its normalizer's")
+            raise InputError(
+                f"{path} has no statistic {key}.{name} of {math.prod(shape)} numbers, its normalizer's"
+            )
         return finite_weight(names[0], values, path).double()
 
     if mode == "MEAN_STD":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -263,23 +263,13 @@ class PictureEncoder(nn.Module):
             raise InputError(f"crop={list(crop)} is larger than pictures of {camera.key!r}, {list(whole)}")
         return crop
 
-    def draw_crops(self, rows: int, generator: torch.Generator) -> Tensor | None:
-        """Places of random crops, ``[rows, cameras, 2]``; None: pictures aren't cropped."""
-        if self.options.crop is None:
-            return None
-        free = [
-            [n - size + 1 for n, size in zip(self.before_crop(camera), self.options.crop, strict=True)]
-            for camera in self.cameras
-        ]
-        uniform = torch.rand((rows, len(self.cameras), 2), generator=generator, dtype=torch.float64)
-        return (uniform * torch.tensor(free)).long()
-
-    def forward(self, pixels: Tensor, crops: Tensor | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, places: Tensor | None = None) -> Tensor:
         """Features ``[rows, To, cameras F]`` of pictures.
 
         Args:
             pixels: ``[rows, To, P]`` uint8, the cameras' pictures ``[H, W, 3]`` one after the other.
-            crops: ``[rows, cameras, 2]``, top and left of each crop; None: from the middle.
+            places: ``[rows, cameras, 2]``, each from 0 to 1: how far down and to the right crops are cut; None:
+                from the middle.
         """
         rows, features = len(pixels), []
         sizes = [math.prod(camera.shape) for camera in self.cameras]
@@ -288,13 +278,13 @@ class PictureEncoder(nn.Module):
             picture = rearrange(part, "b t (h w c) -> b t h w c", h=height, w=width)
             resized = self.options.resize is not None
             if not resized:  # bytes are quicker to move than floats
-                picture = self._cropped(picture, camera, None if crops is None else crops[:, index])
+                picture = self._cropped(picture, camera, None if places is None else places[:, index])
             x = rearrange(picture, "b t h w c -> b t c h w").to(self.scale.dtype)
             x = x * self.scale[index] + self.shift[index]
             if resized:
                 tall, wide = (cast(Tensor, getattr(self, f"resize_{index}_{axis}")) for axis in range(2))
                 x = rearrange(tall @ x @ wide.T, "b t c h w -> b t h w c")
-                x = self._cropped(x, camera, None if crops is None else crops[:, index])
+                x = self._cropped(x, camera, None if places is None else places[:, index])
                 x = rearrange(x, "b t h w c -> b t c h w")
             network = self.networks[0 if self.options.shared else index]
             seen = network(rearrange(x, "b t c h w -> (b t) c h w"))
@@ -309,8 +299,10 @@ class PictureEncoder(nn.Module):
         if places is None:  # rounded as torchvision does
             top, left = round((height - tall) / 2), round((width - wide) / 2)
             return picture[:, :, top : top + tall, left : left + wide]
-        row, places = torch.arange(len(picture))[:, None, None], places[:, :, None, None]
-        down, along = places[:, 0] + torch.arange(tall)[:, None], places[:, 1] + torch.arange(wide)
+        free = places.new_tensor([height - tall + 1, width - wide + 1])
+        first = (places * free).long()[:, :, None, None]
+        row, down, along = (torch.arange(n, device=places.device) for n in (len(picture), tall, wide))
+        row, down, along = row[:, None, None], first[:, 0] + down[:, None], first[:, 1] + along
         # Indices beside a slice come first: [rows, h, w, To, C].
         return rearrange(picture[row, :, down, along], "b h w t c -> b t h w c")
 
@@ -358,13 +350,30 @@ def build_resnet18(spec: PolicySpec) -> PictureEncoder:
 
 ENCODERS: Registry[Callable[[PolicySpec], PictureEncoder]] = Registry("encoder", {"resnet18": build_resnet18})
 """Every encoder of pictures by name: a builder from a policy's spec, of a module that is called like
-``PictureEncoder`` and has its ``draw_crops``."""
+``PictureEncoder``."""
+
+
+class Sight(NamedTuple):
+    """What a ``VisualNetwork`` makes a condition of.
+
+    Attributes:
+        numbers: ``[rows, To, O]``, normalized.
+        pixels: ``[rows, To, P]`` uint8.
+        places: of random crops, as ``PictureEncoder`` takes them; None: from the middle.
+        kept: ``[rows]``, 0 where the whole condition is blanked, else 1; None: all are kept.
+    """
+
+    numbers: Tensor
+    pixels: Tensor
+    places: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class VisualNetwork(nn.Module):
     """A policy's network with eyes: an encoder of pictures, and the head that it conditions.
 
-    Called as the head, ``(x, t, condition)``; ``condition`` comes from ``encode``, once per plan.
+    Called as the head, with a condition ``[rows, G]``, which ``encode`` makes once per plan; or, as in
+    training, with a ``Sight`` in its place.
     """
 
     def __init__(self, encoder: PictureEncoder, head: nn.Module) -> None:
@@ -372,11 +381,15 @@ class VisualNetwork(nn.Module):
         self.encoder: PictureEncoder = encoder
         self.head = head
 
-    def encode(self, numbers: Tensor, pixels: Tensor, crops: Tensor | None = None) -> Tensor:
-        """Conditions ``[rows, To (O + F)]`` of normalized numbers ``[rows, To, O]`` and pictures: of every
-        step the numbers, then the cameras' features."""
-        features = self.encoder(pixels, crops).to(numbers.dtype)
+    def encode(self, numbers: Tensor, pixels: Tensor, places: Tensor | None = None) -> Tensor:
+        """Conditions ``[rows, To (O + F)]``: of every step the numbers, then the cameras' features; for the
+        arguments see ``Sight``."""
+        features = self.encoder(pixels, places).to(numbers.dtype)
         return torch.cat((numbers, features), dim=-1).flatten(1)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | Sight) -> Tensor:
+        if isinstance(condition, Sight):
+            kept = condition.kept
+            condition = self.encode(*condition[:3])
+            condition = condition if kept is None else condition * kept[:, None]
         return cast(Tensor, self.head(x, t, condition))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,10 @@ class Sharded:
         return whole[: len(x)]
 
 
+LONGEST_WAIT = timedelta(days=7)
+"""For what one process does while the others wait, as an evaluation.  One that ends is noticed at once."""
+
+
 def join_from_environment(device: str) -> int:
     """Joins the processes that torchrun started, if it did; this process's rank."""
     if not dist.is_torchelastic_launched():
@@ -61,5 +66,5 @@ def join_from_environment(device: str) -> int:
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # a process, a GPU
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=LONGEST_WAIT)
     return dist.get_rank()

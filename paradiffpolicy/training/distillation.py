@@ -27,7 +27,7 @@ from ..sampling.solvers import solver_tableau
 from ..sampling.spec import spec_schedule
 from ..sampling.warm_start import moved_along
 from ..types import Batched, Noise, PolicySpec
-from .objective import seeded
+from .objective import WHOLE, Part, seeded
 from .settings import TrainSettings
 
 POOL = 8
@@ -95,17 +95,18 @@ class Distillation:
         self.student = Denoiser(nn.Identity(), spec_schedule(spec), spec.prediction, unbounded)
         self._pool: tuple[int, Trajectories] | None = None
 
-    def __call__(self, network: nn.Module, step: int, bfloat16: bool) -> Tensor:
+    def __call__(self, network: nn.Module, step: int, bfloat16: bool, part: Part = WHOLE) -> Tensor:
         pool, generator, n = self._pool_at(step), seeded(self.settings, step), self.tableau.n_nodes
         device, count = pool.plan.device, min(self.settings.batch_size, len(pool.plan))
-        drawn = torch.randint(len(pool.plan), (count,), generator=generator).to(device)
-        part = (2 * torch.rand(count, generator=generator) - 1).clamp(min=0).to(device)
+        drawn = part.rows(torch.randint(len(pool.plan), (count,), generator=generator)).to(device)
+        way = part.rows((2 * torch.rand(count, generator=generator) - 1).clamp(min=0)).to(device)
         first = pool.first[drawn]
-        node = first + (part * (n - first)).long()
+        node = first + (way * (n - first)).long()
         x, condition, plan = pool.x[node, drawn], pool.condition[drawn], pool.plan[drawn]
         t = self.tableau.timesteps.to(x)[node]
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            return (replace(self.student, network=network).raw(x, t, condition) - plan).square().mean()
+            loss = (replace(self.student, network=network).raw(x, t, condition) - plan).square().mean()
+        return part.share(loss, count)
 
     def _pool_at(self, step: int) -> Trajectories:
         """The plans for a step: every node of them is drawn about once."""

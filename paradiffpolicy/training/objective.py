@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,22 +14,51 @@ from torch import Tensor, nn
 
 from ..data.dataset import WindowDataset, batch_windows
 from ..diffusion.denoiser import denoising_loss
-from ..models.vision import VisualNetwork
+from ..models.vision import Sight
 from ..sampling.spec import spec_schedule
 from ..types import PolicySpec
 from .settings import TrainSettings
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of ``count`` parts of a batch, as equal as whole rows allow."""
+
+    index: int
+    count: int
+
+    def rows(self, batch: Tensor) -> Tensor:
+        """Its rows of ``[batch, ...]``."""
+        return batch.tensor_split(self.count)[self.index]
+
+    def share(self, mean: Tensor, n_rows: int) -> Tensor:
+        """Its share of the mean over a batch of ``n_rows``, given the mean over its own rows."""
+        mine = (n_rows + self.count - 1 - self.index) // self.count
+        return mean if mine == n_rows else mean * (mine / n_rows)
+
+    def split(self, count: int) -> list[Part]:
+        """Parts of the batch that together are this one."""
+        return [Part(self.index * count + k, self.count * count) for k in range(count)]
+
+
+WHOLE = Part(0, 1)
+"""The batch itself."""
+
+
 class Objective(Protocol):
     """The loss of a training step."""
 
-    def __call__(self, network: nn.Module, step: int, bfloat16: bool) -> Tensor:
+    def __call__(self, network: nn.Module, step: int, bfloat16: bool, part: Part = WHOLE) -> Tensor:
         """A scalar, to be differentiated; all that is random in it depends on the seed and the step alone.
 
         Args:
             network: that is trained, as ``build_network`` makes it.
             step: of the run, 0-based.
             bfloat16: multiplies in bfloat16 (autocast).
+            part: of the batch that is computed.  Everything random is drawn for the whole batch.
+
+        Returns:
+            The part's share of the mean loss over the batch: those of all parts add up to it.
         """
         ...
 
@@ -37,17 +67,24 @@ MakeObjective = Callable[[WindowDataset, PolicySpec, TrainSettings], Objective]
 """``(normalised windows, spec, settings)`` to an objective."""
 
 
+def hashed(*values: int) -> int:
+    """A seed that differs with each of some numbers: PyTorch's generators use its lowest 32 bits alone."""
+    return int(np.random.SeedSequence(values).generate_state(1)[0])
+
+
 def seeded(settings: TrainSettings, step: int) -> torch.Generator:
     """All that is random about a step."""
-    return torch.Generator().manual_seed((settings.seed << 32) + step)
+    return torch.Generator().manual_seed(hashed(settings.seed, step))
 
 
 @contextmanager
-def seeded_dropout(settings: TrainSettings, step: int, device: torch.device) -> Iterator[None]:
-    """Within it a network's dropout depends on the seed and the step alone, and not on what a batch is drawn
-    with; nothing else's random numbers are touched."""
+def seeded_dropout(
+    settings: TrainSettings, step: int, device: torch.device, part: Part = WHOLE
+) -> Iterator[None]:
+    """Within it a network's dropout depends on the seed, the step and the part of the batch alone, and not on
+    what a batch is drawn with; nothing else's random numbers are touched."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence((settings.seed, step)).generate_state(1)[0]))
+        torch.manual_seed(hashed(settings.seed, step, *([] if part == WHOLE else [part.index, part.count])))
         yield
 
 
@@ -58,24 +95,22 @@ class Denoising:
         self.data, self.spec, self.settings = data, spec, settings
         self.schedule = spec_schedule(spec)
 
-    def __call__(self, network: nn.Module, step: int, bfloat16: bool) -> Tensor:
+    def __call__(self, network: nn.Module, step: int, bfloat16: bool, part: Part = WHOLE) -> Tensor:
         settings, device = self.settings, self.data.actions.device
         windows = batch_windows(len(self.data), settings.batch_size, step, settings.seed)
-        observations, actions = self.data.batch(windows.to(device))
-        generator = seeded(settings, step)
-        t = self.schedule.draw(len(actions), generator)
-        eps = torch.randn(actions.shape, generator=generator)
-        kept = None
+        n, generator = len(windows), seeded(settings, step)
+        observations, actions = self.data.batch(part.rows(windows).to(device))
+        t = self.schedule.draw(n, generator)
+        eps = torch.randn((n, *actions.shape[1:]), generator=generator)
+        condition: Any = rearrange(observations, "b t o -> b (t o)")
+        kept, pixels = None, self.data.pictures(part.rows(windows))
         if self.spec.condition_dropout:
-            kept = torch.rand(len(actions), generator=generator) >= self.spec.condition_dropout
-        noise, pixels = (t.to(device), eps.to(device)), self.data.pictures(windows)
+            kept = part.rows(torch.rand(n, generator=generator) >= self.spec.condition_dropout).to(condition)
+            condition = condition * kept[:, None]
+        if pixels is not None:
+            places = part.rows(torch.rand((n, len(self.spec.contract.cameras), 2), generator=generator))
+            condition = Sight(observations, pixels.to(device), places.to(device), kept)
+        noise = (part.rows(drawn).to(device) for drawn in (t, eps))
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            if pixels is None:
-                condition = rearrange(observations, "b t o -> b (t o)")
-            else:
-                assert isinstance(network, VisualNetwork)
-                crops = network.encoder.draw_crops(len(windows), generator)
-                condition = network.encode(observations, pixels.to(device), crops)
-            if kept is not None:
-                condition = condition * kept[:, None].to(condition)
-            return denoising_loss(network, self.schedule, self.spec.prediction, actions, condition, *noise)
+            loss = denoising_loss(network, self.schedule, self.spec.prediction, actions, condition, *noise)
+        return part.share(loss, n)

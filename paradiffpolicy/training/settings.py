@@ -23,6 +23,7 @@ class TrainSettings:
     weight_decay: float = 1e-6
     seed: int = 0
     precision: str = "auto"
+    accumulate: int = 1
     log_every: int = 20
     save_every: int = 250
     evaluate_every: int = 0
@@ -32,6 +33,7 @@ class TrainSettings:
         require_count(
             n_steps=self.n_steps,
             batch_size=self.batch_size,
+            accumulate=self.accumulate,
             log_every=self.log_every,
             save_every=self.save_every,
             validate_every=self.validate_every,

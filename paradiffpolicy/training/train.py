@@ -29,7 +29,8 @@ from ..models.networks import build_network, load_weights, usable_device
 from ..models.precision import bfloat16_pays
 from ..models.training_unet1d import training_form
 from ..types import PolicySpec
-from .objective import Denoising, MakeObjective, seeded_dropout
+from .distributed import OneProcess, backward, require_rows
+from .objective import Denoising, MakeObjective, Part, seeded_dropout
 from .scalars import ScalarFile
 from .settings import TrainSettings
 
@@ -64,10 +65,11 @@ class Trainer:
         validate: called with the averaged policy every ``validate_every`` steps and at the end; None: no
             validation.
         device: to compute on.
+        processes: that share every batch.
 
     Raises:
-        InputError: the data or ``init`` don't fit the spec, the device can't be used, or the folder holds a
-            run with another spec, dataset or settings.
+        InputError: the data or ``init`` don't fit the spec, the device can't be used, the folder holds a
+            run with another spec, dataset or settings, or a batch has too few windows for the processes.
     """
 
     def __init__(
@@ -83,10 +85,13 @@ class Trainer:
         evaluate: Evaluate | None = None,
         validate: Evaluate | None = None,
         device: torch.device | str = "cpu",
+        processes: OneProcess | None = None,
     ) -> None:
         self.settings, self.spec, self.folder, self.info = settings, spec, folder, info or {}
         self.evaluate, self.validate, self.device = evaluate, validate, usable_device(device)
+        self.processes = processes or OneProcess()
         _check_data(data, spec)
+        require_rows(min(settings.batch_size, len(data)), self.processes.part.count * settings.accumulate)
         if init is not None and replace(init.spec, contract=spec.contract) != spec:
             raise InputError("init has another spec than policy: its weights wouldn't mean the same")
         self.observation_normalizer = (
@@ -119,12 +124,14 @@ class Trainer:
         self.learning_rates: list[list[float]] = [[0, settings.learning_rate]]  # from which step on
         auto = settings.precision == "auto"
         self.autocast = bfloat16_pays(self.device) if auto else settings.precision == "bfloat16"
-        self.form = training_form(self.network, self.device, self.autocast)
+        self.form = self.processes.prepare(training_form(self.network, self.device, self.autocast))
         if (folder / RESUME_FILE).exists():
             self._resume()
+        self.processes.require_same_step(self.step, folder)
 
     def run(self, until: int | None = None, progress: bool = True) -> Checkpoint:
-        """Trains to step ``until`` (default: ``n_steps``) and returns the averaged policy.
+        """Trains to step ``until`` (default: ``n_steps``) and returns the averaged policy.  Of several
+        processes the first writes, logs and evaluates; meanwhile the others wait in their next step.
 
         Raises:
             InputError: the loss or a weight is no longer finite, or nothing can be written.
@@ -133,6 +140,10 @@ class Trainer:
         if until is not None:
             require_count(until=until)
         until = n_steps if until is None else min(until, n_steps)
+        if not self.processes.main:
+            while self.step < until:
+                self.update()
+            return self.checkpoint()
         steps = {"total": n_steps, "initial": self.step, "unit": "step"}
         with (
             ScalarFile(self.folder / "tensorboard", self.step) as scalars,
@@ -216,16 +227,19 @@ class Trainer:
     def update(self) -> Tensor:
         """Takes one optimizer step; returns its loss, a scalar on the device."""
         settings, step = self.settings, self.step
-        with seeded_dropout(settings, step, self.device):
-            loss = self.objective(self.form, step, self.autocast)
         self.optimizer.zero_grad()
-        loss.backward()
+
+        def share(part: Part) -> Tensor:
+            with seeded_dropout(settings, step, self.device, part):
+                return self.objective(self.form, step, self.autocast, part)
+
+        loss = backward(self.processes, self.form, share, settings.accumulate)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(step)
         self.optimizer.step()
         self.step = step + 1
         self.ema.update(self.network, self.step)
-        return loss.detach()
+        return loss
 
     def checkpoint(self) -> Checkpoint:
         """The averaged weights, with the run's settings, loss curve and evaluations."""
@@ -251,7 +265,7 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides the weights: a run can only be resumed with the same."""
-        settings = {k: v for k, v in vars(self.settings).items() if not k.endswith("_every")}
+        settings = {k: v for k, v in vars(self.settings).items() if not k.endswith(("_every", "accumulate"))}
         origin = {part: self.info.get(part, {}) for part in ("dataset", "init", "teacher")}
         return {"spec": asdict(self.spec), "settings": settings, **origin}
 
