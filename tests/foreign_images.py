@@ -24,6 +24,11 @@ META = {
     "action": {"shape": [2]},
 }
 """Neither sorted, nor one kind after the other."""
+PUSHT = {
+    "obs": {"image": {"shape": [3, 96, 96], "type": "rgb"}, "agent_pos": {"shape": [2], "type": "low_dim"}},
+    "action": {"shape": [2]},
+}
+"""Of the task ``pusht_image``."""
 RANGES = {"wrist": (2.0, -1.0), "front": (1.7, -0.6), "pose": (0.5, 0.25), "grip": (1.5, -0.5)}
 """Scale and offset of the normalizers."""
 

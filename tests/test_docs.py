@@ -19,6 +19,7 @@ from paradiffpolicy.tables import publish
 
 from .conftest import ROOT, SHIPPED, load_script
 from .foreign import ckpt, lerobot
+from .foreign_images import PUSHT, Hybrid
 from .pages import PAGES, blocks, read, save_files, steps
 
 REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
@@ -76,6 +77,7 @@ def test_code_runs(page, here):
     if page == "docs/foreign.md":
         lerobot(here / "pretrained_model")
         ckpt(here / "epoch=0550-test_mean_score=0.969.ckpt")
+        Hybrid(meta=PUSHT).save(here / "latest.ckpt")
     names: dict[str, object] = {"__name__": page}
     for match in blocks(page, "python"):
         if not match["name"] and not match["step"]:

@@ -25,7 +25,7 @@ from paradiffpolicy.types import PolicySpec
 
 from .conftest import assert_close
 from .foreign import SPEC, weights
-from .foreign_images import META, Hybrid, Images
+from .foreign_images import META, PUSHT, Hybrid, Images
 
 
 def seen(meta=META, rows: int = 2) -> list[dict[str, np.ndarray]]:
@@ -115,9 +115,7 @@ def test_what_a_config_says(tmp_path):
 
 
 def test_pusht_from_pictures(tmp_path):
-    obs = {"image": {"shape": [3, 96, 96], "type": "rgb"}, "agent_pos": {"shape": [2], "type": "low_dim"}}
-    encoder = Images(meta={"obs": obs, "action": {"shape": [2]}})
-    spec = described(encoder, tmp_path / "a.ckpt", task__name="pusht_image")
+    spec = described(Images(meta=PUSHT), tmp_path / "a.ckpt", task__name="pusht_image")
     meaning = spec.contract.action_kind, spec.contract.action_names, spec.contract.action_unit
     assert (spec.task, spec.control_hz, meaning) == ("pusht_image", 10.0, ("position", ("x", "y"), "px"))
     assert [spec.contract.cameras[0].key, spec.contract.observation[0].key] == ["image", "agent_pos"]
