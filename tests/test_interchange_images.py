@@ -168,6 +168,7 @@ SPOILED = {
     "temperature": (lambda t: t[CORE + "pool.temperature"].fill_(2), r"temperature is \[2.0\]: only 1"),
     "no range": (lambda t: t.pop(NORMALIZER + "wrist.scale"), "has no normalizer.params_dict.wrist.scale"),
     "range": (lambda t: t[NORMALIZER + "wrist.scale"].fill_(-1), r"'wrist' has the scale \[-1.0\]: only"),
+    "ranges": (lambda t: t.update({NORMALIZER + "wrist.scale": torch.ones(3)}), "as many numbers each"),
     "no number": (lambda t: t[NORMALIZER + "pose.offset"].fill_(torch.nan), "'pose': dimension 0 of"),
     "numbers": (
         lambda t: t.update({NORMALIZER + "pose." + name: torch.ones(2) for name in ("scale", "offset")}),
