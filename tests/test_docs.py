@@ -19,6 +19,7 @@ from paradiffpolicy.tables import publish
 
 from .conftest import ROOT, SHIPPED, load_script
 from .foreign import ckpt, lerobot
+from .foreign_images import PUSHT, Hybrid
 from .hub_server import cached
 from .pages import PAGES, blocks, read, save_files, steps
 
@@ -78,6 +79,7 @@ def test_code_runs(page, here, monkeypatch):
     if page == "docs/foreign.md":
         lerobot(here / "pretrained_model")
         ckpt(here / "epoch=0550-test_mean_score=0.969.ckpt")
+        Hybrid(meta=PUSHT).save(here / "latest.ckpt")
         constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub isn't installed")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(here / "cache"))
         cached(here / "cache", "lerobot/reach", here / "pretrained_model")

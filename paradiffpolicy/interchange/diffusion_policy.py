@@ -1,4 +1,4 @@
-"""Reads checkpoints of diffusion_policy: ``.ckpt`` files of its low-dimensional policies, U-Nets and
+"""Reads checkpoints of diffusion_policy: ``.ckpt`` files of its U-Net policies, and of its low-dimensional
 transformers."""
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import Checkpoint, finite_weight
-from ..data.normalizer import Normalizer
+from ..checkpoint import Checkpoint
 from ..errors import InputError
-from ..models.networks import check_weights
 from ..models.transformer import DERIVED, TransformerOptions
 from ..task import Contract, ObservationField
 from ..types import PolicySpec
+from . import diffusion_policy_images as images
 from .hub import HubFiles
 from .settings import IMPORTED, Settings, scheduler_fields
+from .stored_policy import StoredPolicy
 from .torch_pickle import LARGEST_FILE, StoredTensor, TorchFile, plain
 
 MOST_NAMED = 10
@@ -72,30 +72,40 @@ def read(path: Path) -> Checkpoint:
         if not isinstance(content, dict) or not {"cfg", "state_dicts"} <= content.keys():
             raise InputError(f"{path} isn't a checkpoint of diffusion_policy: it has no cfg and state_dicts")
         cfg = Settings(plain(content["cfg"]), str(path))
-        spec = described(cfg)
         name = "ema_model" if cfg.get("training.use_ema", bool, False) else "model"
-        stored = _tensors(content["state_dicts"], name, path)
-        network = _network(stored, spec)
-        check_weights(spec, network)
-        observation, action = (_normalizer(file, stored, part, path) for part in ("obs", "action"))
-        weights = {name: finite_weight(name, file.read(each), path) for name, each in network.items()}
+        stored = StoredPolicy(file, _tensors(content["state_dicts"], name, path))
+        if policy_name(cfg) in images.POLICIES:
+            spec, weights, observation = images.read_policy(cfg, stored)
+        else:
+            spec, observation = described(cfg), stored.normalizer("obs")
+            weights = stored.weights(spec, _network(stored, spec))
+        action = stored.normalizer("action")
     finally:
         file.close()
     info = {"origin": {"project": "diffusion_policy", "file": path.name, "weights": name}}
     return Checkpoint(spec, weights, observation, action, info, torch.float32)
 
 
-def described(cfg: Settings) -> PolicySpec:
-    """The spec that a config means.
+def policy_name(cfg: Settings) -> str:
+    """The class of a config's policy.
 
     Raises:
-        InputError: the policy, or an option of it, isn't known here.
+        InputError: it isn't known here.
     """
     target = cfg.get("policy._target_", str)
-    policy = target.split(".")[-1]
-    if policy not in POLICIES:
-        raise cfg.refused("policy._target_", target, f"only {' and '.join(POLICIES)} are read")
-    network, network_fields = POLICIES[policy]
+    name, known = target.split(".")[-1], (*POLICIES, *images.POLICIES)
+    if name not in known:
+        raise cfg.refused("policy._target_", target, f"{', '.join(known)} are read")
+    return name
+
+
+def described(cfg: Settings) -> PolicySpec:
+    """The spec that a low-dimensional policy's config means.
+
+    Raises:
+        InputError: an option of it isn't known here.
+    """
+    network, network_fields = POLICIES[policy_name(cfg)]
     target = cfg.get("policy.model._target_", str)
     if target.split(".")[-1] != network:
         raise cfg.refused("policy.model._target_", target, f"only {network} is read")
@@ -193,15 +203,8 @@ def _tensors(state_dicts: Any, name: str, path: Path) -> dict[str, StoredTensor]
     return {key: value for key, value in stored.items() if isinstance(value, StoredTensor)}
 
 
-def _network(stored: dict[str, StoredTensor], spec: PolicySpec) -> dict[str, Any]:
-    weights = {key.removeprefix("model."): each for key, each in stored.items() if key.startswith("model.")}
+def _network(stored: StoredPolicy, spec: PolicySpec) -> dict[str, str]:
+    """The network's weights: their names here, and there."""
+    names = {key.removeprefix("model."): key for key in stored.tensors if key.startswith("model.")}
     derived = DERIVED if spec.network == "transformer" else ()
-    return {name: each for name, each in weights.items() if name not in derived}
-
-
-def _normalizer(file: TorchFile, stored: dict[str, StoredTensor], part: str, path: Path) -> Normalizer:
-    names = [f"normalizer.params_dict.{part}.{name}" for name in ("scale", "offset")]
-    for name in names:
-        if name not in stored:
-            raise InputError(f"{path} has no {name}, its normalizer: save the checkpoint again")
-    return Normalizer(*(file.read(stored[name]).double() for name in names))
+    return {name: key for name, key in names.items() if name not in derived}

@@ -160,7 +160,8 @@ class ResNetOptions:
         keypoints: of the spatial softmax.
         norm: a name in ``NORMS``.
         shared: one network for all cameras; else one each.
-        resize: ``(H, W)`` to which pictures are resized first, bilinear, with antialiasing.
+        resize: ``(H, W)`` to which pictures are resized first, bilinear.
+        antialias: whether that averages over all pixels of a picture that becomes smaller.
         crop: ``(h, w)`` that is cut out after that: at random in training, else from the middle.
         mean, std: that pictures, in [0, 1], are normalized with: a number per channel, or that per camera.
     """
@@ -171,6 +172,7 @@ class ResNetOptions:
     norm: str = "group"
     shared: bool = False
     resize: tuple[int, int] | None = None
+    antialias: bool = True
     crop: tuple[int, int] | None = None
     mean: tuple[Any, ...] = (0.5, 0.5, 0.5)
     std: tuple[Any, ...] = (0.5, 0.5, 0.5)
@@ -190,8 +192,9 @@ class ResNetOptions:
         NORMS.named(self.norm)
         if self.pool not in ("spatial_softmax", "average"):
             raise InputError(f"encoder option pool={self.pool!r:.40} must be spatial_softmax or average")
-        if not isinstance(self.shared, bool):
-            raise InputError(f"encoder option shared={self.shared!r:.40} must be true or false")
+        for name in ("shared", "antialias"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"encoder option {name}={getattr(self, name)!r:.40} must be true or false")
 
     @staticmethod
     def of(options: dict[str, Any]) -> ResNetOptions:
@@ -248,7 +251,8 @@ class PictureEncoder(nn.Module):
         for index, camera in enumerate(cameras):
             if options.resize is not None:
                 for axis, (n, new) in enumerate(zip(camera.shape[:2], options.resize, strict=True)):
-                    self.register_buffer(f"resize_{index}_{axis}", resizing(n, new), persistent=False)
+                    matrix = resizing(n, new, options.antialias)
+                    self.register_buffer(f"resize_{index}_{axis}", matrix, persistent=False)
 
     def before_crop(self, camera: Camera) -> tuple[int, int]:
         """Height and width that a crop is cut from."""
@@ -268,8 +272,8 @@ class PictureEncoder(nn.Module):
 
         Args:
             pixels: ``[rows, To, P]`` uint8, the cameras' pictures ``[H, W, 3]`` one after the other.
-            places: ``[rows, cameras, 2]``, each from 0 to 1: how far down and to the right crops are cut; None:
-                from the middle.
+            places: ``[rows, cameras, 2]``, each from 0 to 1: how far down and to the right crops are cut;
+                None: from the middle.
         """
         rows, features = len(pixels), []
         sizes = [math.prod(camera.shape) for camera in self.cameras]
@@ -326,12 +330,12 @@ def camera_encoder(options: ResNetOptions, size: tuple[int, int], features: int)
     return CameraEncoder(backbone, pool, out)
 
 
-def resizing(old: int, new: int) -> Tensor:
-    """The matrix ``[new, old]`` that resizes one axis, bilinear with antialiasing, as torchvision's
-    ``Resize`` does: it is linear, and one axis after the other."""
+def resizing(old: int, new: int, antialias: bool = True) -> Tensor:
+    """The matrix ``[new, old]`` that resizes one axis, bilinear, as torchvision's ``Resize`` does: it is
+    linear, and one axis after the other."""
     # Two columns: of one alone, PyTorch 2.13 repeats the first row.
     units = torch.eye(old, device="cpu")[None, :, :, None].repeat(1, 1, 1, 2)
-    resized = nn.functional.interpolate(units, (new, 2), mode="bilinear", antialias=True)
+    resized = nn.functional.interpolate(units, (new, 2), mode="bilinear", antialias=antialias)
     return resized[0, :, :, 0].T.contiguous()
 
 
