@@ -447,7 +447,7 @@ def test_options_that_a_config_leaves_out_are_theirs(tmp_path):
         ({"model___target_": "x.ConditionalUnet1D"}, "only TransformerForDiffusion is read"),
         (
             {"_target_": "x.DiffusionTransformerHybridImagePolicy"},
-            "DiffusionTransformerLowdimPolicy are read",
+            "DiffusionTransformerLowdimPolicy",
         ),
     ],
 )

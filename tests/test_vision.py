@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.pusht import mirrored
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
@@ -24,6 +23,7 @@ from paradiffpolicy.data.dataset import WindowDataset
 from paradiffpolicy.data.pictures import agreed_cameras, recorded_cameras
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.data.splitting import split
+from paradiffpolicy.envs.pusht import mirrored
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.export.onnx_model import onnx_model
 from paradiffpolicy.export.plan import plan_program

@@ -84,7 +84,7 @@ def seeded_dropout(
     """Within it a network's dropout depends on the seed, the step and the part of the batch alone, and not on
     what a batch is drawn with; nothing else's random numbers are touched."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(hashed(settings.seed, step, *([] if part == WHOLE else [part.index, part.count])))
+        torch.manual_seed(hashed(settings.seed, step, part.index, part.count))
         yield
 
 
