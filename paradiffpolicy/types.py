@@ -39,7 +39,8 @@ class PolicySpec:
     ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
     with some can be guided (``diffusion.guidance``).  ``student_timesteps``, falling, are all that a
     distilled network was trained at (``training.distillation``); empty: it wasn't distilled.  ``network`` is
-    a name in ``NETWORKS``, whose builder may read ``network_options``; ``contract`` says what the
+    a name in ``NETWORKS``, whose builder may read ``network_options``; ``schedule`` is one in ``SCHEDULES``,
+    with its ``schedule_options``; ``contract`` says what the
     observation's and the action's numbers are.  ``dataclasses.asdict`` and ``from_dict`` take a spec to
     JSON and back.
 
@@ -72,6 +73,7 @@ class PolicySpec:
     network_options: dict[str, Any] = field(default_factory=dict, hash=False)
     contract: Contract = field(default_factory=Contract)
     sampler: dict[str, Any] = field(default_factory=dict, hash=False)
+    schedule_options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name, most in LARGEST.items():
@@ -97,9 +99,13 @@ class PolicySpec:
             raise InputError(f"condition_dropout={self.condition_dropout} must be at least 0 and under 1")
         if self.control_hz == 0:
             raise InputError("control_hz=0 must be above 0")
-        mappings = isinstance(self.network_options, dict) and isinstance(self.sampler, dict)
-        if not mappings or not isinstance(self.contract, Contract):
-            raise InputError("network_options and sampler must be mappings, and contract a Contract")
+        mappings = self.network_options, self.schedule_options, self.sampler
+        if not all(isinstance(each, dict) for each in mappings) or not isinstance(self.contract, Contract):
+            raise InputError(
+                "network_options, schedule_options and sampler must be mappings, and contract a Contract"
+            )
+        if not all(isinstance(name, str) for name in self.schedule_options):
+            raise InputError(f"schedule_options={self.schedule_options!r:.40} must be names and values")
         first = self.first_executed
         if first is not None and (type(first) is not int or first < 0):
             raise InputError(f"first_executed={first!r:.40} must be a whole number, not below 0")

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +43,9 @@ TINY = PolicySpec(
     contract=Contract(action_kind="position"),
 )
 """A policy of PushT's shape that computes in no time."""
+
+FLOW = replace(TINY, schedule="flow", prediction="velocity")
+"""The same, of flow matching."""
 
 DISTINCT_SOLVERS = [name for name, solver in SOLVERS.items() if name == solver.__name__]
 """One name of every solver: the others stand for the same functions."""

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..data.dataset import WindowDataset, batch_windows
-from ..diffusion.denoiser import denoising_loss
+from ..diffusion.denoiser import check_prediction, denoising_loss
 from ..sampling.spec import spec_schedule
 from ..types import PolicySpec
 from .settings import TrainSettings
@@ -45,6 +45,7 @@ class Denoising:
     def __init__(self, data: WindowDataset, spec: PolicySpec, settings: TrainSettings) -> None:
         self.data, self.spec, self.settings = data, spec, settings
         self.schedule = spec_schedule(spec)
+        check_prediction(spec.prediction, self.schedule)
 
     def __call__(self, network: nn.Module, step: int, bfloat16: bool) -> Tensor:
         settings, device = self.settings, self.data.actions.device
