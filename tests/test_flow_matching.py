@@ -310,6 +310,7 @@ def test_the_command_line_trains_a_flow(capsys, toy_store, tmp_path):
         ({"time_scale": 0}, "time_scale=0 must be a number above 0"),
         ({"time_scale": math.nan}, "time_scale=nan"),
         ({"scale": 1}, "noise schedule 'flow' has no option 'scale'"),
+        ({"n_train_steps": 9}, "has no option 'n_train_steps'"),
     ],
 )
 def test_unusable_options_are_named(options, message):

@@ -74,7 +74,7 @@ class NoiseSchedule(ABC):
 
     @staticmethod
     def named(
-        name: str, n_train_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02, **options: Any
+        name: str, n_train_steps: int, /, beta_start: float = 1e-4, beta_end: float = 0.02, **options: Any
     ) -> NoiseSchedule:
         """One of ``SCHEDULES``; the betas' ends are used by the linear ones only.
 
