@@ -22,7 +22,7 @@ from .diffusion.denoiser import (
     DynamicThreshold,
     SplitNetwork,
     Threshold,
-    prediction_of,
+    check_prediction,
     unbounded,
 )
 from .diffusion.guidance import check_scale
@@ -84,7 +84,7 @@ class Policy:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        prediction_of(self.spec.prediction)
+        check_prediction(self.spec.prediction, self.schedule)
         if not isinstance(self.sampler, Sampler):
             raise InputError(f"sampler must be a Sampler, as make_sampler makes it, not {self.sampler!r:.40}")
         check_student(self.spec, self.sampler.tableau)

@@ -40,10 +40,11 @@ class PolicySpec:
     ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
     with some can be guided (``diffusion.guidance``).  ``student_timesteps``, falling, are all that a
     distilled network was trained at (``training.distillation``); empty: it wasn't distilled.  ``network`` is
-    a name in ``NETWORKS``, whose builder may read ``network_options``.  ``encoder``, a name in ``ENCODERS``
-    with ``encoder_options``, makes ``image_features`` numbers of each step's pictures, where the contract has
-    cameras.  ``contract`` says what the observation's and the action's numbers are.  ``dataclasses.asdict``
-    and ``from_dict`` take a spec to JSON and back.
+    a name in ``NETWORKS``, whose builder may read ``network_options``; ``schedule`` is one in ``SCHEDULES``,
+    with its ``schedule_options``.  ``encoder``, a name in ``ENCODERS`` with ``encoder_options``, makes
+    ``image_features`` numbers of each step's pictures, where the contract has cameras.  ``contract`` says
+    what the observation's and the action's numbers are.  ``dataclasses.asdict`` and ``from_dict`` take a spec
+    to JSON and back.
 
     Raises:
         InputError: a value has the wrong type or is out of range; the message names it.
@@ -77,6 +78,7 @@ class PolicySpec:
     image_features: int = 0
     contract: Contract = field(default_factory=Contract)
     sampler: dict[str, Any] = field(default_factory=dict, hash=False)
+    schedule_options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name, most in LARGEST.items():
@@ -102,17 +104,19 @@ class PolicySpec:
             raise InputError(f"condition_dropout={self.condition_dropout} must be at least 0 and under 1")
         if self.control_hz == 0:
             raise InputError("control_hz=0 must be above 0")
-        mappings = (self.network_options, self.encoder_options, self.sampler)
-        if not all(isinstance(each, dict) for each in mappings) or not isinstance(self.contract, Contract):
-            raise InputError(
-                "network_options, encoder_options and sampler must be mappings, and contract a Contract"
-            )
+        for name in ("network_options", "encoder_options", "schedule_options", "sampler"):
+            if not isinstance(getattr(self, name), dict):
+                raise InputError(f"{name}={getattr(self, name)!r:.40} must be a mapping")
+        if not isinstance(self.contract, Contract):
+            raise InputError(f"contract={self.contract!r:.40} must be a Contract")
         features, cameras = self.image_features, self.contract.cameras
         if type(features) is not int or not 0 <= features <= 10**6 or bool(features) != bool(cameras):
             raise InputError(
                 f"image_features={features!r:.40} must be a whole number, over 0 with cameras and 0 without; "
                 f"there are {len(cameras)} cameras"
             )
+        if not all(isinstance(name, str) for name in self.schedule_options):
+            raise InputError(f"schedule_options={self.schedule_options!r:.40} must be names and values")
         first = self.first_executed
         if first is not None and (type(first) is not int or first < 0):
             raise InputError(f"first_executed={first!r:.40} must be a whole number, not below 0")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -46,6 +47,9 @@ TINY = PolicySpec(
     contract=Contract(action_kind="position"),
 )
 """A policy of PushT's shape that computes in no time."""
+
+FLOW = replace(TINY, schedule="flow", prediction="velocity")
+"""The same, of flow matching."""
 
 DISTINCT_SOLVERS = [name for name, solver in SOLVERS.items() if name == solver.__name__]
 """One name of every solver: the others stand for the same functions."""

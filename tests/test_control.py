@@ -40,7 +40,7 @@ from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.sampling.spec import spec_schedule
 from paradiffpolicy.task import Contract
 
-from .conftest import TINY, tiny_checkpoint
+from .conftest import FLOW, TINY, tiny_checkpoint
 
 LIMITS = (np.zeros(2), np.full(2, 1e6))
 
@@ -64,9 +64,9 @@ class Bench:
         self.stops += 1
 
 
-def tiny_policy(**sampler):
+def tiny_policy(spec=TINY, **sampler):
     return Policy.from_checkpoint(
-        tiny_checkpoint(), make_sampler(spec_schedule(TINY), **{"n_steps": 3, **sampler})
+        tiny_checkpoint(spec), make_sampler(spec_schedule(spec), **{"n_steps": 3, **sampler})
     )
 
 
@@ -440,10 +440,11 @@ def test_weights_decay_to_nothing():
     assert values[1] == pytest.approx(0.75 * (math.exp(0.75) - 1) / (math.e - 1))
 
 
-def test_committed_actions_are_what_runs():
+@pytest.mark.parametrize("spec", [TINY, FLOW], ids=["diffusion", "flow"])
+def test_committed_actions_are_what_runs(spec):
     """With a planner that is three ticks late, joins are seamless: the plan keeps what ran meanwhile."""
     clock = VirtualClock()
-    policy = tiny_policy(solver="ddim", n_steps=5)
+    policy = tiny_policy(spec, solver="ddim", n_steps=5)
 
     def late(policy, generator, clock):
         maker = PlanMaker(policy, generator, clock)

@@ -26,24 +26,34 @@ from paradiffpolicy.sampling.sequential import Sequential
 from .conftest import assert_close, gaussian_denoiser
 
 SCHEDULE = NoiseSchedule.named("squared_cosine", 100)
+FLOW = NoiseSchedule.named("flow", 100)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_perfect_network_has_no_loss_and_denoises(prediction):
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [*((SCHEDULE, name) for name in PREDICTIONS), *((FLOW, name) for name in ("velocity", "v", "sample"))],
+)
+def test_a_perfect_network_has_no_loss_and_denoises(schedule, prediction):
     """The target, given back as the output, leads to x0, at every timestep."""
     torch.manual_seed(0)
     x0 = torch.rand(100, 4, 2, dtype=torch.float64) * 1.8 - 0.9
     eps, t = torch.randn_like(x0), torch.arange(100)
-    alpha, sigma = SCHEDULE.alpha(t).view(-1, 1, 1), SCHEDULE.sigma(t).view(-1, 1, 1)
+    alpha, sigma = schedule.alpha(t).view(-1, 1, 1), schedule.sigma(t).view(-1, 1, 1)
 
     def perfect(x, t, condition):
         return PREDICTIONS[prediction].target(x0, eps, alpha, sigma)
 
     condition = torch.zeros(100, 1)
-    loss = denoising_loss(perfect, SCHEDULE, prediction, x0, condition, t, eps)
+    loss = denoising_loss(perfect, schedule, prediction, x0, condition, t, eps)
     assert float(loss) < 1e-12 and math.isfinite(float(loss))
-    denoised = Denoiser(perfect, SCHEDULE, prediction)(alpha * x0 + sigma * eps, t, condition)
+    denoised = Denoiser(perfect, schedule, prediction)(alpha * x0 + sigma * eps, t, condition)
     assert_close(denoised, x0, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "score"])
+def test_what_leaves_x0_open_at_pure_noise_is_refused(prediction):
+    with pytest.raises(InputError, match=f"'{prediction}' leaves x_0 open .*: velocity, v or sample"):
+        Denoiser(lambda x, t, condition: x, FLOW, prediction)
 
 
 def test_score_is_weighted_as_epsilon():

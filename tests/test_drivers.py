@@ -88,14 +88,18 @@ def test_rti_with_enough_iterations_equals_sequential(solver, batch):
 def test_drivers_equal_sequential_for_drawn_problems(data):
     draw = data.draw
     schedule = NoiseSchedule.named(draw(st.sampled_from(sorted(SCHEDULES))), draw(st.integers(8, 120)))
-    n_steps = draw(st.integers(4, min(30, schedule.n_train_steps - 1)))
-    tableau = solver_tableau(
-        schedule,
+    n_steps = draw(st.integers(4, min(30, schedule.n_train_steps - 2)))
+    settings = (
         draw(st.sampled_from(sorted(SOLVERS))),
         n_steps,
         draw(st.sampled_from(sorted(SPACINGS))),
         draw(st.booleans()),
     )
+    try:
+        tableau = solver_tableau(schedule, *settings)
+    except InputError as error:
+        assert "nothing but noise" in str(error)
+        tableau = solver_tableau(schedule, *settings, -6)
     n, batch = tableau.n_nodes, draw(st.integers(1, 4))
     noise = noise_for(
         n, batch, seed=draw(st.integers(0, 2**31)), shape=draw(st.sampled_from([(4, 2), (1, 3, 3)]))

@@ -112,7 +112,7 @@ def test_plans_are_equal_by_value():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_policies_of_every_schedule_go_through_pickle(schedule):
     policy = Policy.from_checkpoint(
-        tiny_checkpoint(replace(TINY, schedule=schedule)),
+        tiny_checkpoint(replace(TINY, schedule=schedule, prediction="velocity")),
         make_sampler(NoiseSchedule.named(schedule, 100), solver="ddim", n_steps=3),
     )
     policy.plan(WINDOWS, generator=0)
@@ -426,6 +426,7 @@ def test_a_device_that_isnt_there_is_named():
 def test_a_spec_goes_through_json():
     field = ObservationField("keypoint", shape=(10, 2), unit="px")
     spec = replace(TINY, contract=Contract((field,), "position", ("x", "y"), "px"), network_options={"a": 1})
+    spec = replace(spec, schedule="flow", schedule_options={"training_timesteps": "beta", "time_scale": 1.0})
     assert PolicySpec.from_dict(json.loads(json.dumps(asdict(spec)))) == spec
     old = {name: value for name, value in asdict(TINY).items() if name not in ("network", "contract")}
     assert PolicySpec.from_dict(old) == replace(TINY, contract=Contract())

@@ -457,7 +457,8 @@ def test_schedules_are_consistent(name, n, where, shift):
     schedule = NoiseSchedule.named(name, n)
     t = where * (n - 1)
     point = schedule.at(t)
-    assert point.alpha**2 + point.sigma**2 == pytest.approx(1)
+    power = 1 if name == "flow" else 2
+    assert point.alpha**power + point.sigma**power == pytest.approx(1)
     assert float(schedule.alpha(torch.tensor(t, dtype=torch.float64))) == pytest.approx(
         point.alpha, rel=1e-12
     )
@@ -490,7 +491,15 @@ def test_continuous_schedules_are_the_limit_of_the_discrete():
 def test_grids_fall_within_the_schedule(spacing, name, n_train, n, to_zero):
     if n + (not to_zero) > n_train:
         return
-    grid = time_grid(NoiseSchedule.named(name, n_train), n, spacing, to_zero)
+    schedule = NoiseSchedule.named(name, n_train)
+    if name == "flow" and spacing in ("uniform_lambda", "karras"):
+        with pytest.raises(InputError, match=r"nothing but noise.*lambda_min=-6"):
+            time_grid(schedule, n, spacing, to_zero)
+        if n + (not to_zero) > n_train - 1:
+            return
+        grid = time_grid(schedule, n, spacing, to_zero, lambda_min=-6)
+    else:
+        grid = time_grid(schedule, n, spacing, to_zero)
     assert len(grid) == n + 1
     assert (grid.diff() < 0).all() and grid[0] <= n_train - 1
     assert (grid[-1] == CLEAN) == to_zero and (grid[:-1] >= -1e-9).all()

@@ -282,6 +282,14 @@ def test_resuming_with_other_settings_is_refused(toy_store, tmp_path):
     trainer(toy_store, tmp_path, save_every=5)  # how often it saves doesn't decide the weights
 
 
+def test_a_run_of_before_a_setting_existed_goes_on(toy_store, tmp_path):
+    trainer(toy_store, tmp_path).run(until=3, progress=False)
+    saved = state(tmp_path)
+    del saved["identity"]["spec"]["schedule_options"]
+    torch.save(saved, tmp_path / "resume.pt")
+    assert trainer(toy_store, tmp_path).step == 3
+
+
 def test_starting_from_a_policy_takes_its_weights_and_normalizers(toy_store, tmp_path):
     first = trainer(toy_store, tmp_path / "first").run(progress=False)
     data = toy_data(toy_store)

@@ -34,7 +34,7 @@ def schedule_of(name: str, spec: PolicySpec) -> Any:
         )
     schedule = {"squared_cosine": "squaredcos_cap_v2"}.get(spec.schedule, spec.schedule)
     prediction = {"v": "v_prediction"}.get(spec.prediction, spec.prediction)
-    if schedule.startswith("vp") or prediction == "score":
+    if schedule == "flow" or schedule.startswith("vp") or prediction in ("score", "velocity"):
         raise InputError(
             f"diffusers has no schedule={spec.schedule} with prediction={spec.prediction}: the benchmark's "
             "baselines need a policy with another"

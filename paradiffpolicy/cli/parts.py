@@ -168,6 +168,7 @@ class NetworkConfig:
     schedule: str = setting(
         "squared_cosine", "noise schedule", choices=lazily("diffusion.schedule", "SCHEDULES")
     )
+    schedule_options: dict[str, Any] = setting({}, "options of the noise schedule, as flow has them")
     n_train_steps: int = setting(100, "timesteps of the noise schedule", minimum=1)
     prediction: str = setting(
         "epsilon", "what the network predicts", choices=lazily("diffusion.denoiser", "PREDICTIONS")

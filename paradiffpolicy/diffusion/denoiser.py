@@ -1,15 +1,16 @@
 r"""One convention for every network: ``x0_hat = D(x_t, t)``.
 
-A network predicts epsilon, the sample, v, or the score; which one, and the bounds put on the
-result, is known here and nowhere else.
+A network predicts epsilon, the sample, v, the score, or a flow's velocity; which one, and the bounds put
+on the result, is known here and nowhere else.
 
 ===========  ============================================  ==========================
 prediction   target for ``x_t = alpha x_0 + sigma eps``     x0_hat from the output o
 ===========  ============================================  ==========================
 epsilon      ``eps``                                       ``(x_t - sigma o) / alpha``
 sample       ``x_0``                                       ``o``
-v            ``alpha eps - sigma x_0`` (Salimans & Ho 22)  ``alpha x_t - sigma o``
+v            ``alpha eps - sigma x_0`` (Salimans & Ho 22)  ``(alpha x_t - sigma o) / (alpha^2 + sigma^2)``
 score        ``-eps / sigma`` (Song et al. 2021)           ``(x_t + sigma^2 o) / alpha``
+velocity     ``eps - x_0`` (Lipman et al. 2023)            ``(x_t - sigma o) / (alpha + sigma)``
 ===========  ============================================  ==========================
 """
 
@@ -27,7 +28,8 @@ from ..registry import Registry
 from .schedule import NoiseSchedule
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(x_t [batch, T, A], t [batch], condition [batch, G]) -> [batch, T, A]``; t may be fractional."""
+"""``(x_t [batch, T, A], t [batch], condition [batch, G]) -> [batch, T, A]``; t, which may be fractional, is
+the schedule's ``network_time``."""
 
 BoundDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x [rows, T, A], t [rows], element [rows] int64) -> x0_hat [rows, T, A]``.
@@ -99,7 +101,7 @@ class Prediction:
 
 V_PREDICTION = Prediction(
     target=lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
-    to_x0=lambda x, output, alpha, sigma: alpha * x - sigma * output,
+    to_x0=lambda x, output, alpha, sigma: (alpha * x - sigma * output) / (alpha**2 + sigma**2),
 )
 
 PREDICTIONS: Registry[Prediction] = Registry(
@@ -120,6 +122,10 @@ PREDICTIONS: Registry[Prediction] = Registry(
             to_x0=lambda x, output, alpha, sigma: (x + sigma**2 * output) / alpha,
             weight=torch.square,  # then every timestep counts alike
         ),
+        "velocity": Prediction(
+            target=lambda x0, eps, alpha, sigma: eps - x0,
+            to_x0=lambda x, output, alpha, sigma: (x - sigma * output) / (alpha + sigma),
+        ),
     },
 )
 """Every prediction by name; ``v_prediction`` is diffusers' name of v."""
@@ -128,6 +134,21 @@ PREDICTIONS: Registry[Prediction] = Registry(
 def prediction_of(prediction: str | Prediction) -> Prediction:
     """A prediction by its name, or itself.  Raises ``InputError`` for an unknown name."""
     return prediction if isinstance(prediction, Prediction) else PREDICTIONS.named(prediction)
+
+
+def check_prediction(prediction: str | Prediction, schedule: NoiseSchedule) -> None:
+    """Makes sure that x_0 can be told from what a network predicts at every timestep.
+
+    Raises:
+        InputError: the prediction is unknown, or divides by the signal's share where there is none.
+    """
+    noisiest = torch.tensor([schedule.n_train_steps - 1], dtype=torch.float64)
+    alpha, sigma, one = schedule.alpha(noisiest), schedule.sigma(noisiest), torch.ones_like(noisiest)
+    if not prediction_of(prediction).to_x0(one, one, alpha, sigma).isfinite().all():
+        raise InputError(
+            f"{prediction=!r:.40} leaves x_0 open where there is nothing but noise, as at this schedule's "
+            "noisiest timestep: velocity, v or sample"
+        )
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
@@ -186,11 +207,15 @@ class Denoiser:
     keeps_epsilon: bool = False
 
     def __post_init__(self) -> None:
-        prediction_of(self.prediction)
+        check_prediction(self.prediction, self.schedule)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at ``t`` ``[batch]``."""
         return self.schedule.alpha(t), self.schedule.sigma(t)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is called with at ``t`` ``[batch]``."""
+        return self.schedule.network_time(t)
 
     def observe(self, condition: Tensor) -> Tensor:
         """What the other methods take for conditions ``[batch, G]``: here the conditions themselves."""
@@ -199,7 +224,7 @@ class Denoiser:
     def raw(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """x0_hat without the threshold: what guidance combines."""
         alpha, sigma = (per_row(values, x) for values in self.levels(t))
-        output = self.network(x, t, condition)
+        output = self.network(x, self.network_time(t), condition)
         return prediction_of(self.prediction).to_x0(x, output, alpha, sigma)
 
     def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -223,7 +248,7 @@ class Denoiser:
         Args:
             trunk: another form of the network's trunk, for a ``SplitNetwork``.
         """
-        network, time = self.network, timesteps.to(like)
+        network, time = self.network, self.schedule.network_time(timesteps).to(like)
         alpha, sigma = (values.to(like) for values in self.levels(timesteps))
         known: Any = {name: getattr(self, name) for name in ("schedule", "prediction", "threshold")}
         if self.keeps_epsilon:
@@ -279,6 +304,9 @@ class NodeDenoiser(Denoiser):
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.alpha_at.index_select(0, t), self.sigma_at.index_select(0, t)
 
+    def network_time(self, t: Tensor) -> Tensor:
+        return t  # a node, whose time the network knows
+
     def observe(self, condition: Tensor) -> Tensor:
         return condition if self.features is None else self.features(condition)
 
@@ -302,5 +330,5 @@ def denoising_loss(
     alpha, sigma = per_row(schedule.alpha(t), x0), per_row(schedule.sigma(t), x0)
     kind = prediction_of(prediction)
     target = kind.target(x0, eps, alpha, sigma)
-    output = network(alpha * x0 + sigma * eps, t.to(x0.dtype), condition)
+    output = network(alpha * x0 + sigma * eps, schedule.network_time(t).to(x0.dtype), condition)
     return (kind.weight(sigma) * (output.float() - target) ** 2).mean()

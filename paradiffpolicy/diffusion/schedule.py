@@ -1,4 +1,7 @@
-r"""Noise schedules: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``.
+r"""Noise schedules: ``x_t = alpha_t x_0 + sigma_t eps``.
+
+A diffusion's are variance-preserving, ``alpha_t^2 + sigma_t^2 = 1``; flow matching's is the straight path
+from noise to data, ``alpha_t + sigma_t = 1``.
 
 All schedules share one axis of timesteps: ``0`` is the least noisy that training sees,
 ``n_train_steps - 1`` the noisiest, and ``CLEAN = -1`` the data itself (alpha 1, sigma 0).  Times in
@@ -11,17 +14,18 @@ Everything is float64; callers that need float32 round at the end.
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, is_number, require_within
+from ..errors import InputError, is_number, nearest, require_positive, require_within
 from ..registry import Registry
 from ..types import LARGEST, ByValue
 
@@ -36,17 +40,73 @@ class Point(NamedTuple):
     alpha: float
     sigma: float
     lam: float
-    """lambda; infinite at ``CLEAN``."""
+    """lambda; infinite at ``CLEAN``, minus infinity where there is nothing but noise."""
 
 
 class NoiseSchedule(ABC):
-    """A variance-preserving schedule.
+    """How much signal and noise ``x_t`` has.
 
     Attributes:
         n_train_steps: length of the axis of timesteps.
     """
 
     n_train_steps: int
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal's share at timesteps ``t`` (any shape, fractions and ``CLEAN`` allowed), float64."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise's share at timesteps ``t``, likewise."""
+
+    @abstractmethod
+    def timestep(self, lam: float) -> float:
+        """The (fractional) timestep at which lambda has this value."""
+
+    @abstractmethod
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Training timesteps ``[count]``."""
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The number that a network is called with at timesteps ``t``: here the timestep."""
+        return t
+
+    @staticmethod
+    def named(
+        name: str, n_train_steps: int, /, beta_start: float = 1e-4, beta_end: float = 0.02, **options: Any
+    ) -> NoiseSchedule:
+        """One of ``SCHEDULES``; the betas' ends are used by the linear ones only.
+
+        Args:
+            options: of the schedule; ``flow`` has some.
+
+        Raises:
+            InputError: there is none of that name, it has no such option, or its values are unusable.
+        """
+        require_within(1, LARGEST["n_train_steps"], n_train_steps=n_train_steps)
+        for end, value in {"beta_start": beta_start, "beta_end": beta_end}.items():
+            if not is_number(value) or value < 0:
+                raise InputError(f"{end}={value!r:.40} must be a number, not below 0")
+        make = SCHEDULES.named(name)
+        known = list(inspect.signature(make).parameters)[3:]
+        for option in options:
+            if option not in known:
+                hint = nearest(option, known) if known else ": it has none"
+                raise InputError(f"noise schedule {name!r} has no option {option!r:.40}{hint}")
+        return make(n_train_steps, beta_start, beta_end, **options)
+
+    def at(self, t: float) -> Point:
+        """All values at one time."""
+        if t == CLEAN:
+            return Point(t, 1.0, 0.0, math.inf)
+        where = torch.tensor(t, dtype=torch.float64)
+        alpha, sigma = float(self.alpha(where)), float(self.sigma(where))
+        return Point(float(t), alpha, sigma, math.log(alpha / sigma) if alpha > 0 else -math.inf)
+
+
+class VariancePreserving(NoiseSchedule):
+    """A diffusion's schedule, given by its alphas."""
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -56,48 +116,18 @@ class NoiseSchedule(ABC):
     def timestep_of_log_alpha(self, log_alpha: float) -> float:
         """The inverse of ``log_alpha``."""
 
-    @abstractmethod
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Training timesteps ``[count]``, uniform."""
-
-    @staticmethod
-    def named(
-        name: str, n_train_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02
-    ) -> NoiseSchedule:
-        """One of ``SCHEDULES``; the betas' ends are used by the linear ones only.
-
-        Raises:
-            InputError: there is none of that name, or its values are unusable.
-        """
-        require_within(1, LARGEST["n_train_steps"], n_train_steps=n_train_steps)
-        for end, value in {"beta_start": beta_start, "beta_end": beta_end}.items():
-            if not is_number(value) or value < 0:
-                raise InputError(f"{end}={value!r:.40} must be a number, not below 0")
-        return SCHEDULES.named(name)(n_train_steps, beta_start, beta_end)
-
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal's share at timesteps ``t`` (any shape), float64."""
         return self.log_alpha(t).exp()
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise's share at timesteps ``t`` (any shape), float64."""
         return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
 
     def timestep(self, lam: float) -> float:
-        """The (fractional) timestep at which lambda has this value."""
         return self.timestep_of_log_alpha(-0.5 * float(np.logaddexp(0.0, -2.0 * lam)))
-
-    def at(self, t: float) -> Point:
-        """All values at one time."""
-        if t == CLEAN:
-            return Point(t, 1.0, 0.0, math.inf)
-        log_alpha = float(self.log_alpha(torch.tensor(t, dtype=torch.float64)))
-        alpha, sigma = math.exp(log_alpha), math.sqrt(-math.expm1(2 * log_alpha))
-        return Point(float(t), alpha, sigma, math.log(alpha / sigma))
 
 
 @dataclass(frozen=True, eq=False)
-class DiscreteSchedule(ByValue, NoiseSchedule):
+class DiscreteSchedule(ByValue, VariancePreserving):
     """Given by numbers at whole timesteps.
 
     Attributes:
@@ -143,7 +173,7 @@ class DiscreteSchedule(ByValue, NoiseSchedule):
         return torch.randint(self.n_train_steps, (count,), generator=generator)
 
 
-class ContinuousSchedule(NoiseSchedule):
+class ContinuousSchedule(VariancePreserving):
     """Given by a formula in ``u = (t + 1) / n_train_steps``, from 0 (clean) to 1."""
 
     @abstractmethod
@@ -201,6 +231,72 @@ class VPCosine(ContinuousSchedule):
         return (angle * 2 / math.pi * (1 + self.s) - self.s) / self.v_max
 
 
+TRAINING_TIMESTEPS: Registry[Callable[[Tensor], Tensor]] = Registry(
+    "distribution of training timesteps",
+    {
+        "uniform": lambda u: u,
+        "beta": lambda u: u ** (1 / 1.5),
+    },
+)
+"""Distributions of flow matching's training timesteps: what becomes of uniform numbers, from 0 (the cleanest
+timestep) to 1 (the noisiest).  ``beta`` is Beta(1.5, 1), which draws noisy ones more often (Black et al.
+2024, pi_0, appendix B)."""
+
+
+@dataclass(frozen=True)
+class StraightPath(NoiseSchedule):
+    """Flow matching's path, ``x_s = (1 - s) x_0 + s eps`` with ``s = (t + 1) / n_train_steps``: the noisiest
+    timestep is nothing but noise (Lipman et al. 2023; Liu et al. 2023, rectified flow).
+
+    s is diffusion's and openpi's direction of time; where noise is at 0 and data at 1, time is ``1 - s``.
+    Since s is continuous, ``n_train_steps`` only sets the timesteps' unit, and the least noisy
+    one that training sees, ``s = 1 / n_train_steps``.
+
+    Attributes:
+        training_timesteps: a name in ``TRAINING_TIMESTEPS``.
+        time_scale: the network is called with ``time_scale * s``: 1 for openpi's networks; None: with t.
+
+    Raises:
+        InputError: an attribute is unusable.
+    """
+
+    n_train_steps: int
+    training_timesteps: str = "uniform"
+    time_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        TRAINING_TIMESTEPS.named(self.training_timesteps)
+        if self.time_scale is not None:
+            require_positive(time_scale=self.time_scale)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (self.n_train_steps - 1 - t.double()) / self.n_train_steps
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (t.double() + 1) / self.n_train_steps
+
+    def timestep(self, lam: float) -> float:
+        return self.n_train_steps * math.exp(-float(np.logaddexp(0.0, lam))) - 1
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        share = TRAINING_TIMESTEPS[self.training_timesteps](torch.rand(count, generator=generator))
+        return share * (self.n_train_steps - 1)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return t if self.time_scale is None else self.time_scale * (t + 1) / self.n_train_steps
+
+
+def flow(
+    n: int,
+    beta_start: float,
+    beta_end: float,
+    training_timesteps: str = "uniform",
+    time_scale: float | None = None,
+) -> NoiseSchedule:
+    """Flow matching: see ``StraightPath``; takes no betas' ends."""
+    return StraightPath(n, training_timesteps, time_scale)
+
+
 def linear(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
     """Ho et al. 2020 (DDPM), section 4."""
     return DiscreteSchedule.from_betas(torch.linspace(beta_start, beta_end, n, dtype=torch.float64))
@@ -219,7 +315,7 @@ def squared_cosine(n: int, beta_start: float, beta_end: float) -> NoiseSchedule:
     return DiscreteSchedule.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
 
 
-SCHEDULES: Registry[Callable[[int, float, float], NoiseSchedule]] = Registry(
+SCHEDULES: Registry[Callable[..., NoiseSchedule]] = Registry(
     "noise schedule",
     {
         "squared_cosine": squared_cosine,
@@ -228,7 +324,8 @@ SCHEDULES: Registry[Callable[[int, float, float], NoiseSchedule]] = Registry(
         "scaled_linear": scaled_linear,
         "vp_linear": VPLinear,
         "vp_cosine": lambda n, beta_start, beta_end: VPCosine(n),
+        "flow": flow,
     },
 )
-"""Every schedule by name: ``(n_train_steps, beta_start, beta_end)`` to a schedule; ``squaredcos_cap_v2`` is
-diffusers' name of ``squared_cosine``."""
+"""Every schedule by name: ``(n_train_steps, beta_start, beta_end, **options)`` to a schedule;
+``squaredcos_cap_v2`` is diffusers' name of ``squared_cosine``."""

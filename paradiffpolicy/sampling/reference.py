@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ def probability_flow(
     rtol: float = 1e-6,
     atol: float = 1e-6,
 ) -> Solution:
-    """Solves ``dy/dlambda = D - y``, ``y = x / alpha``, between a table's first and last time with error
-    control, each batch element with its own steps.
+    """Solves ``dz/dr = D``, with ``z = x / sigma`` and ``r = alpha / sigma``, between a table's first and
+    last time with error control, each batch element with its own steps.
 
     Takes of the table the times alone: this is the flow that its ODE solver approximates.  The step to
     the clean sample is ``x_0 = D``, as everywhere.  Slow: for tests and for measuring solvers.
@@ -46,26 +47,26 @@ def probability_flow(
     times = tableau.timesteps.tolist() + ([] if tableau.end == CLEAN else [tableau.end])
     points = [schedule.at(t) for t in times]
     # Tables of several stages come to a time more than once.
-    lambdas, place = np.unique([point.lam for point in points], return_inverse=True)
-    ys = np.empty((batch, len(points), x_T[0].numel()))
+    ratios, place = np.unique([point.alpha / point.sigma for point in points], return_inverse=True)
+    zs = np.empty((batch, len(points), x_T[0].numel()))
     calls = torch.zeros(batch, dtype=torch.int64, device=x_T.device)
     for b in range(batch):
         element = torch.tensor([b], device=x_T.device)
 
-        def slope(lam: float, y: NDArray[Any], element: Tensor = element) -> NDArray[Any]:
-            at = schedule.at(schedule.timestep(lam))
-            x = torch.from_numpy(at.alpha * y).to(x_T).view(1, *x_T.shape[1:])
+        def slope(r: float, z: NDArray[Any], element: Tensor = element) -> NDArray[Any]:
+            at = schedule.at(schedule.timestep(math.log(r) if r > 0 else -math.inf))
+            x = torch.from_numpy(at.sigma * z).to(x_T).view(1, *x_T.shape[1:])
             D = denoise(x, x_T.new_tensor([at.time]), element)
-            return D.flatten().cpu().double().numpy() - y
+            return D.flatten().cpu().double().numpy()
 
-        initial = (x_T[b].cpu().double() / points[0].alpha).flatten().numpy()
-        span = (lambdas[0], lambdas[-1])
-        solved = solve_ivp(slope, span, initial, "RK45", lambdas, rtol=rtol, atol=atol)
+        initial = (x_T[b].cpu().double() / points[0].sigma).flatten().numpy()
+        span = (ratios[0], ratios[-1])
+        solved = solve_ivp(slope, span, initial, "RK45", ratios, rtol=rtol, atol=atol)
         if not solved.success:
-            raise RuntimeError(f"RK45 failed at lambda {solved.t[-1]:.3f}: {solved.message}")
-        ys[b], calls[b] = solved.y.T[place], solved.nfev
-    alphas = np.array([point.alpha for point in points])[:, None]
-    x = torch.from_numpy(np.swapaxes(ys * alphas, 0, 1)).to(x_T).view(len(points), *x_T.shape)
+            raise RuntimeError(f"RK45 failed at alpha / sigma = {solved.t[-1]:.3g}: {solved.message}")
+        zs[b], calls[b] = solved.y.T[place], solved.nfev
+    sigmas = np.array([point.sigma for point in points])[:, None]
+    x = torch.from_numpy(np.swapaxes(zs * sigmas, 0, 1)).to(x_T).view(len(points), *x_T.shape)
     n = tableau.n_nodes
     node = torch.arange(n, device=x_T.device)[:, None].expand(n, batch)
     at_nodes = on_nodes(denoise, tableau.timesteps.to(x_T))

@@ -25,6 +25,16 @@ def _between(first: float, last: float, n: int) -> Tensor:
     return torch.linspace(first, last, n, dtype=torch.float64)
 
 
+def _lambda_at(schedule: NoiseSchedule, last: int) -> float:
+    lam = schedule.at(last).lam
+    if math.isinf(lam):
+        raise InputError(
+            f"timestep {last} is nothing but noise, where a spacing of lambdas can't begin: trailing, or "
+            "leave that timestep out, as with lambda_min=-6"
+        )
+    return lam
+
+
 def leading(schedule: NoiseSchedule, n: int, last: int) -> Tensor:
     """``…, 2k, k, 0`` with ``k = (last + 1) // n``: never sees the noisiest timesteps."""
     return torch.arange(n - 1, -1, -1, dtype=torch.float64) * ((last + 1) // n)
@@ -49,13 +59,13 @@ def quadratic(schedule: NoiseSchedule, n: int, last: int) -> Tensor:
 
 def uniform_lambda(schedule: NoiseSchedule, n: int, last: int) -> Tensor:
     """Equal strides in the log signal-to-noise ratio (Lu et al. 2022, DPM-Solver, section 3.3)."""
-    lambdas = _between(schedule.at(last).lam, schedule.at(0).lam, n)
+    lambdas = _between(_lambda_at(schedule, last), schedule.at(0).lam, n)
     return torch.tensor([schedule.timestep(lam) for lam in lambdas.tolist()], dtype=torch.float64)
 
 
 def karras(schedule: NoiseSchedule, n: int, last: int, rho: float = 7.0) -> Tensor:
     """Equal strides in ``(sigma / alpha)^(1/rho)`` (Karras et al. 2022, equation 5)."""
-    ends = [math.exp(-schedule.at(t).lam / rho) for t in (last, 0)]
+    ends = [math.exp(-_lambda_at(schedule, t) / rho) for t in (last, 0)]
     noise = _between(ends[0], ends[1], n) ** rho
     return torch.tensor([schedule.timestep(-math.log(s)) for s in noise.tolist()], dtype=torch.float64)
 
@@ -115,7 +125,8 @@ def time_grid(
             use -5.1 for the squared-cosine schedule, whose last timesteps are nothing but noise).
 
     Raises:
-        InputError: the spacing is unknown, or the schedule has too few timesteps for so many steps.
+        InputError: the spacing is unknown, the schedule has too few timesteps for so many steps, or the
+            spacing is of lambdas and the noisiest timestep has none.
     """
     if isinstance(spacing, list | tuple):
         spacing = Listed(tuple(spacing))

@@ -16,7 +16,8 @@ ONE_CALL = {"solver": "ddim", "n_steps": 1, "spacing": "trailing"}
 
 def spec_schedule(spec: PolicySpec) -> NoiseSchedule:
     """The noise schedule of a spec."""
-    return NoiseSchedule.named(spec.schedule, spec.n_train_steps, spec.beta_start, spec.beta_end)
+    betas = {"beta_start": spec.beta_start, "beta_end": spec.beta_end}
+    return NoiseSchedule.named(spec.schedule, spec.n_train_steps, **(betas | spec.schedule_options))
 
 
 def spec_sampler(spec: PolicySpec, **settings: Any) -> Sampler:

@@ -89,11 +89,15 @@ class Tableau(ByValue):
     def step_form(self) -> StepForm:
         """The same nodes, each from the one before; ``a`` is chosen so that x_T isn't needed again
         (``q = 0``), except where the node before holds too little of it."""
-        before, after = self.p[:-1], self.p[1:]
-        a = torch.where(after.abs() <= 10 * before.abs(), after / before, 1.0)
+        # A step scales all that its node holds of noise alike: of x_T, or if there is none, of the z with the
+        # largest weight.
+        weights = torch.cat((self.p[:, None], self.C), dim=1)
+        held = torch.where(self.p[:-1] == 0, self.C[:-1].abs().argmax(dim=1) + 1, 0)[:, None]
+        before, after = weights[:-1].gather(1, held)[:, 0], weights[1:].gather(1, held)[:, 0]
+        a = torch.where((after.abs() <= 10 * before.abs()) & (before != 0), after / before, 1.0)
         return StepForm(
             a,
-            after - a * before,
+            self.p[1:] - a * self.p[:-1],
             self.B[1:] - a[:, None] * self.B[:-1],
             self.C[1:] - a[:, None] * self.C[:-1],
         )

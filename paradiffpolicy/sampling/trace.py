@@ -15,6 +15,7 @@ computes is linear, and its weights are the table:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -96,9 +97,14 @@ def as_form(value: object, verb: str) -> LinearForm:
     return value
 
 
+def forward_variance(s: Point, t: Point) -> float:
+    """Variance of ``q(x_s | x_t)`` for t less noisy than s: the noise that is added from t to s."""
+    return -(s.sigma**2) * math.expm1(2 * (s.lam - t.lam))
+
+
 def posterior_variance(s: Point, t: Point) -> float:
     """Variance of ``q(x_t | x_s, x_0)`` for t less noisy than s (Ho et al. 2020, equation 7)."""
-    return (t.sigma / s.sigma) ** 2 * (1 - (s.alpha / t.alpha) ** 2)
+    return (t.sigma / s.sigma) ** 2 * forward_variance(s, t)
 
 
 class Trace:

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..data.dataset import WindowDataset, batch_windows
-from ..diffusion.denoiser import denoising_loss
+from ..diffusion.denoiser import check_prediction, denoising_loss
 from ..models.vision import Sight
 from ..sampling.spec import spec_schedule
 from ..types import PolicySpec
@@ -94,6 +94,7 @@ class Denoising:
     def __init__(self, data: WindowDataset, spec: PolicySpec, settings: TrainSettings) -> None:
         self.data, self.spec, self.settings = data, spec, settings
         self.schedule = spec_schedule(spec)
+        check_prediction(spec.prediction, self.schedule)
 
     def __call__(self, network: nn.Module, step: int, bfloat16: bool, part: Part = WHOLE) -> Tensor:
         settings, device = self.settings, self.data.actions.device

@@ -313,6 +313,8 @@ class Trainer:
         self.learning_rates = [[step, rate] for step, rate in rates]
         for part, wanted in self._identity().items():
             saved = state["identity"][part]
+            if part == "spec":
+                saved = asdict(PolicySpec.from_dict(saved))  # older ones lack settings
             if part == "settings" and (self.folder / DIVERGED_FILE).exists():
                 rate = saved["learning_rate"] = wanted["learning_rate"]
                 if rate != self.learning_rates[-1][1]:

@@ -13,6 +13,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ...diffusion.schedule import NoiseSchedule
 from ...errors import InputError, nearest
 from ...registry import Registry
@@ -36,6 +38,7 @@ SOLVERS: Registry[Solver] = Registry(
         "ddim": ddim,
         "dpm_solver_1": ddim,
         "dpm_solver_pp_1": ddim,
+        "euler": ddim,
         # multistep: one network call per step
         "dpm_solver_pp_2m": dpm_solver_pp_2m,
         "dpm_solver_pp_3m": dpm_solver_pp_3m,
@@ -72,7 +75,7 @@ def solver_tableau(
 
     Raises:
         InputError: a name is unknown, ``n_steps`` doesn't fit the schedule or the solver, the solver has
-            no such option, refuses its value, isn't linear, or returns no table.
+            no such option, refuses its value, isn't linear, returns no table, or can't begin at pure noise.
     """
     function = solver if callable(solver) else SOLVERS.named(solver)
     name = solver if isinstance(solver, str) else getattr(solver, "__name__", type(solver).__name__)
@@ -82,8 +85,15 @@ def solver_tableau(
             raise InputError(f"solver {name!r} has no option {option!r}{nearest(option, known)}")
     grid = time_grid(schedule, n_steps, spacing, denoise_to_zero, lambda_min)
     try:
-        tableau = function(schedule, grid, **options)
-    except (TypeError, ValueError) as error:
+        with np.errstate(divide="raise", invalid="raise"):
+            tableau = function(schedule, grid, **options)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        if schedule.at(float(grid[0])).alpha == 0:
+            raise InputError(
+                f"solver {name!r} can't begin at timestep {float(grid[0]):g}, which is nothing but noise "
+                f"({error}): choose euler, dpm_solver_pp_2m or ddpm, or leave that timestep out, as with "
+                "lambda_min=-6"
+            ) from error
         raise InputError(
             f"solver {name!r} gives no table ({error}): it must be linear in x, the denoiser's outputs and "
             "the noise"

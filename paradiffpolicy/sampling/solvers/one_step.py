@@ -9,7 +9,7 @@ from torch import Tensor
 from ...diffusion.schedule import NoiseSchedule, Point
 from ...errors import InputError, is_number, nearest
 from ..tableau import Tableau
-from ..trace import LinearForm, Trace, posterior_variance
+from ..trace import LinearForm, Trace, forward_variance, posterior_variance
 
 
 def flow_step(x: LinearForm, D: LinearForm, s: Point, t: Point) -> LinearForm:
@@ -25,20 +25,20 @@ def ddpm(schedule: NoiseSchedule, grid: Tensor, variance: str = "fixed_small") -
     First order.  With ``variance="fixed_small"``, the posterior's, it is SDE-DPM-Solver++(1);
     ``"fixed_large"`` is the forward step's beta.  The step to the clean sample adds no noise.
     """
-    forward = {
+    variances = {
         "fixed_small": posterior_variance,
-        "fixed_large": lambda s, t: 1 - (s.alpha / t.alpha) ** 2,
+        "fixed_large": forward_variance,
     }
-    if variance not in forward:
-        raise InputError(f"unknown variance {variance!r}{nearest(variance, forward)}")
+    if variance not in variances:
+        raise InputError(f"unknown variance {variance!r}{nearest(variance, variances)}")
     trace = Trace(schedule, grid.tolist())
     x = trace.x_T
     for s, t in trace.steps:
         D = trace.denoise(x, s)
-        beta = 1 - (s.alpha / t.alpha) ** 2
+        beta = forward_variance(s, t)
         x = s.alpha / t.alpha * (t.sigma / s.sigma) ** 2 * x + t.alpha * beta / s.sigma**2 * D
         if t.sigma > 0:
-            x = x + math.sqrt(forward[variance](s, t)) * trace.noise()
+            x = x + math.sqrt(variances[variance](s, t)) * trace.noise()
     return trace.tableau(x)
 
 
@@ -47,7 +47,8 @@ def ddim(schedule: NoiseSchedule, grid: Tensor, eta: float = 0.0) -> Tableau:
     and ``c = eta`` times DDPM's standard deviation (Song et al. 2021, DDIM, equation 12).
 
     First order.  Eta 0 is the exponential Euler step of the probability flow, which DPM-Solver-1
-    and DPM-Solver++(1) are too (Lu et al. 2022); eta 1 is DDPM.
+    and DPM-Solver++(1) are too (Lu et al. 2022); on flow matching's straight path it is Euler's step of
+    the velocity.  Eta 1 is DDPM.
     """
     if not is_number(eta) or not 0 <= eta <= 1:
         raise InputError(f"eta={eta!r:.40} must lie between 0 (deterministic) and 1 (DDPM)")
