@@ -427,6 +427,11 @@ def latency_bf16(report: Report) -> Rows:
     return latency_plans(report)
 
 
+@table("docs/reports/latency_amx.json")
+def latency_amx(report: Report) -> Rows:
+    return (row for row in latency_plans(report) if "eager" not in row["plan, one robot"])
+
+
 @table(f"{PUSHT}/bf16/report.json", f"{PUSHT}/fresh/report.json")
 def rewards_bf16(report: Report, exact: Report) -> Rows:
     names = list(report["samplers"])
