@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ..errors import InputError
+from ..observation import Observation
 from ..policy import Policy
 from ..types import PolicySpec
 
@@ -126,9 +126,8 @@ BASELINES: dict[str, Loop] = {
 
 
 def baseline_plan(
-    loop: Loop, policy: Policy, window: Tensor, generator: torch.Generator
+    loop: Loop, policy: Policy, observation: Observation, generator: torch.Generator
 ) -> tuple[Tensor, int]:
-    """Plans by a loop: raw observation windows ``[batch, To, O]`` to raw actions, and its iterations."""
-    normalized = policy.observation_normalizer.normalize(window.to(policy.device))
-    sample, iterations = loop(policy, rearrange(normalized, "b t o -> b (t o)"), generator)
+    """Plans by a loop: observations as ``Policy.plan`` takes them to raw actions, and its iterations."""
+    sample, iterations = loop(policy, policy.condition(observation), generator)
     return policy.action_normalizer.unnormalize(sample), iterations

@@ -67,7 +67,7 @@ def trunk_features(policy: Policy, batch: int) -> Tensor:
     """What the trunk takes beside a sample, for as many rows at timestep 0."""
     network, spec = policy.network, policy.spec
     t = torch.zeros(batch, device=policy.device)
-    condition = torch.zeros(batch, spec.n_obs_steps * spec.obs_dim, device=policy.device)
+    condition = torch.zeros(batch, spec.condition_dim, device=policy.device)
     with torch.inference_mode():
         return network.combine(network.time_features(t), network.condition_features(condition))
 
@@ -92,7 +92,7 @@ def call_rows(
     for batch in batches:
         x = torch.randn(batch, spec.horizon, spec.action_dim).to(policy.device)
         t = torch.zeros(batch, device=policy.device)
-        condition = torch.zeros(batch, spec.n_obs_steps * spec.obs_dim, device=policy.device)
+        condition = torch.zeros(batch, spec.condition_dim, device=policy.device)
         features = trunk_features(policy, batch)
         tasks = {"eager": _eager_call(network, x, t, condition)}
         for name, chosen in settings.items():

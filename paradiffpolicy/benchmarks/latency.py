@@ -29,8 +29,7 @@ class _BaselinePlans:
         self.iterations: list[int] = []
 
     def __call__(self, window: NDArray[Any]) -> None:
-        observed = torch.from_numpy(window[None]).float()
-        actions, iterations = baseline_plan(self._loop, self._policy, observed, self._generator)
+        actions, iterations = baseline_plan(self._loop, self._policy, window, self._generator)
         actions.cpu()  # waits for the device
         self.iterations.append(iterations)
 
