@@ -210,7 +210,8 @@ class Policy:
 
     def __repr__(self) -> str:
         network: Any = self.network
-        millions = sum(weight.numel() for weight in network.parameters()) / 1e6
+        whole: Any = self.model.whole
+        millions = sum(weight.numel() for weight in whole.parameters()) / 1e6
         backend = self.capture.backend
         return (
             f"Policy({self.spec.task}, {type(network).__name__} of {millions:.1f} M weights, {self.device}, "

@@ -417,7 +417,8 @@ def test_mutated_messages_and_files_end_in_a_value_or_a_line():
     command = [sys.executable, ROOT / "scripts" / "fuzz.py", "300", "60", "0"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^│ [a-z].*?│ +(\d+)", done.stdout, re.M) == ["300", *["12"] * 5]
+    found = list(map(int, re.findall(r"^│ [a-z].*?│ +(\d+)", done.stdout, re.M)))
+    assert found[0] == 300 and sum(found[1:]) == 60 and min(found[1:]) >= 4 and len(found) == 14
 
 
 # ------------------------------------------------------------------------------------------- writers

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class MinariDataset(Closing):
     """
 
     kind = "recorded"
+    cameras: Mapping[str, tuple[int, int, int]] = {}
 
     def __init__(self, path: str | Path, env_args: EnvArgs | None = None) -> None:
         self.name, self.masks = str(path), dict[str, list[str]]()
