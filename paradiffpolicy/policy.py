@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -43,7 +42,6 @@ from .sampling.sampler import Sampler
 from .sampling.spec import check_student, spec_sampler, spec_schedule
 from .sampling.warm_start import cold_start
 from .session import Session
-from .task import NUMBERS
 from .types import Committed, Plan, PolicySpec, check_arguments
 
 log = logging.getLogger(__name__)
@@ -304,17 +302,13 @@ class Policy:
         self.plan(window, first, generator=0, committed=kept)
         return self
 
-    def middle_window(self, batch: int = 1) -> Any:
-        """``[batch, To, O]``, the middle of the training observations, with black pictures: to try things
-        with."""
+    def middle_window(self, batch: int = 1) -> Window:
+        """The middle of the training observations, with black pictures: to try things with."""
         spec = self.spec
         window = torch.zeros(batch, spec.n_obs_steps, spec.obs_dim, device=self.device)
-        numbers = self.observation_normalizer.unnormalize(window)
-        if not spec.contract.cameras:
-            return numbers
-        records = np.zeros(numbers.shape[:2], spec.contract.record_dtype(spec.obs_dim))
-        records[NUMBERS] = numbers.cpu().numpy()
-        return records
+        pixels = spec.observation_dtype.itemsize - 8 * spec.obs_dim
+        black = window.new_zeros((batch, spec.n_obs_steps, pixels), dtype=torch.uint8) if pixels else None
+        return Window(self.observation_normalizer.unnormalize(window), black)
 
     @torch.inference_mode()
     def plan(

@@ -63,7 +63,7 @@ def preset_settings(name: str) -> dict:
 
 def windows_of(policy: Policy, batch: int):
     """An observation window per plan, about the middle of the training data."""
-    draw, middle = np.random.default_rng(0), policy.middle_window(batch).numpy()
+    draw, middle = np.random.default_rng(0), policy.middle_window(batch).numbers.numpy()
     width = 1 / np.abs(policy.observation_normalizer.scale.numpy())
     return [(middle + 0.2 * width * draw.standard_normal(middle.shape)).astype(np.float32) for _ in EXECUTED]
 

@@ -58,7 +58,7 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise's share at timesteps ``t``, likewise."""
+        """Noise's share at timesteps ``t``, in the same form."""
 
     @abstractmethod
     def timestep(self, lam: float) -> float:

@@ -64,11 +64,10 @@ def plan_program(
 ) -> Program:
     """The plan as pure functions, in float32.
 
-    Inputs are ``observation`` ``[batch, To, O]``, with cameras ``pixels`` ``[batch, To, P]`` uint8 (of each
-    step the pictures ``[H, W, 3]``, one camera after the other), the noise ``x_T`` ``[batch, T, A]``, of a
-    stochastic solver ``z`` ``[N, batch, T, A]`` and of a speculative driver ``u`` ``[N, batch]``; warm,
-    ``executed`` ``[1]`` int64, how many steps of the last plan have been executed (0 to T), and its state.
-    Outputs are ``actions`` ``[batch, T, A]`` and the state.
+    Inputs are ``observation`` ``[batch, To, O]``, with cameras ``pixels`` as a ``Window`` has them, the noise
+    ``x_T`` ``[batch, T, A]``, of a stochastic solver ``z`` ``[N, batch, T, A]`` and of a speculative driver
+    ``u`` ``[N, batch]``; warm, ``executed`` ``[1]`` int64, how many steps of the last plan have been executed
+    (0 to T), and its state.  Outputs are ``actions`` ``[batch, T, A]`` and the state.
 
     Args:
         make_convolution: the form of convolutions; None: the network's own.
@@ -83,7 +82,7 @@ def plan_program(
         driver = replace(driver, evaluate=evaluate_all)  # type: ignore[type-var]
     x_T = torch.zeros(batch, spec.horizon, spec.action_dim)
     z = torch.zeros(tableau.n_nodes, *x_T.shape)
-    seen = policy.checked(policy.middle_window(batch))
+    seen = policy.middle_window(batch)
     inputs = {"observation": seen.numbers.float(), "x_T": x_T}
     inputs |= {} if seen.pixels is None else {PIXELS: seen.pixels.clone()}
     inputs |= {"z": z} if tableau.stochastic else {}
