@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,13 +17,24 @@ import pytest
 from paradiffpolicy.cli.main import COMMANDS, dispatch
 from paradiffpolicy.registry import Registry
 from paradiffpolicy.tables import publish
+from paradiffpolicy.task import Camera, Contract, ObservationField
 
-from .conftest import ROOT, SHIPPED, load_script
+from .conftest import ROOT, SHIPPED, TINY, load_script, tiny_checkpoint
 from .foreign import ckpt, lerobot
 from .foreign_images import PUSHT, Hybrid
 from .hub_server import cached
 from .pages import PAGES, blocks, read, save_files, steps
 
+PIXELS = replace(
+    TINY,
+    obs_dim=2,
+    contract=Contract(
+        (ObservationField("state", 0, 2, shape=(5,)),), "position", cameras=(Camera("img", (96, 96, 3)),)
+    ),
+    encoder_options={"width": 8, "keypoints": 4},
+    image_features=8,
+)
+"""A policy of the task pusht_pixels."""
 REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
 ROBOMIMIC = {"lift": 0.98, "can": 0.9, "square": 0.7}
 """Success that sequential DDPM must have."""
@@ -76,6 +88,8 @@ def _own_registrations(monkeypatch):
 def test_code_runs(page, here, monkeypatch):
     """In the page's order, names shared."""
     save_files(page, here)
+    if page == "docs/images.md":
+        tiny_checkpoint(PIXELS).save(here / "outputs/train/pixels/checkpoint")
     if page == "docs/foreign.md":
         lerobot(here / "pretrained_model")
         ckpt(here / "epoch=0550-test_mean_score=0.969.ckpt")

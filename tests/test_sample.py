@@ -96,7 +96,7 @@ def test_a_driver_of_ones_own_calls_the_network_at_its_own_times():
         ({"generator": torch.Generator()}, "3 batch elements need as many generators, got 1"),
         ({"capture": "opnvino"}, "unknown capture"),
         ({"schedule": "cosin"}, "unknown noise schedule"),
-        ({"prediction": "velocity"}, "unknown prediction type"),
+        ({"prediction": "velocty"}, "unknown prediction type"),
         ({"windwo": 3}, "no option 'windwo'"),
         ({"schedule": 3}, "schedule=3 must be a name"),
         ({"n_train_steps": "a"}, "n_train_steps='a'"),
