@@ -34,7 +34,8 @@ def clean_steps(spec: PolicySpec, delays: Tensor) -> Tensor:
 
 
 def delay_numbers(spec: PolicySpec, delays: Tensor) -> Tensor:
-    """What stands beside each observation, ``[batch, To, D]``: ``[d > 0, d > 1, …]``, of delays ``[batch]``."""
+    """What a network is told of delays ``[batch]`` int64 beside each observation, ``[batch, To, D]``: ``[d > 0,
+    d > 1, …]``."""
     numbers = torch.arange(spec.prefix_steps, device=delays.device) < delays[:, None]
     return numbers.float()[:, None].expand(-1, spec.n_obs_steps, -1)
 
