@@ -34,8 +34,8 @@ def clean_steps(spec: PolicySpec, delays: Tensor) -> Tensor:
 
 
 def delay_numbers(spec: PolicySpec, delays: Tensor) -> Tensor:
-    """What a network is told of delays ``[batch]`` int64 beside each observation, ``[batch, To, D]``: ``[d > 0,
-    d > 1, …]``."""
+    """Tells a network of delays ``[batch]`` int64: ``[d > 0, d > 1, …]`` beside each observation,
+    ``[batch, To, D]``."""
     numbers = torch.arange(spec.prefix_steps, device=delays.device) < delays[:, None]
     return numbers.float()[:, None].expand(-1, spec.n_obs_steps, -1)
 
