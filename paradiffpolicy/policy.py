@@ -25,6 +25,7 @@ from .diffusion.denoiser import (
     unbounded,
 )
 from .diffusion.guidance import check_scale
+from .diffusion.prefix import clean_steps, committed_delays, delay_numbers, with_delay
 from .diffusion.schedule import NoiseSchedule
 from .errors import LARGEST, InputError, nearest, require_count
 from .models.networks import OWN, network_with, usable_device, usable_network
@@ -33,7 +34,7 @@ from .observation import InvalidObservationError, Observation, Window, observati
 from .sampling.capture.backends import CaptureSettings
 from .sampling.capture.executor import EagerProgram, Executor
 from .sampling.capture.fingerprint import fingerprint
-from .sampling.capture.network import COMMITTED, PIXELS, DenoiserNetwork
+from .sampling.capture.network import CLEAN, COMMITTED, DELAY, PIXELS, DenoiserNetwork
 from .sampling.capture.program import Backend, CapturedProgram
 from .sampling.driver import Driver
 from .sampling.noise import Seed, generators_for
@@ -171,6 +172,11 @@ class Policy:
             raise InputError(
                 "guidance needs a policy that was trained with condition dropout, and this one wasn't: "
                 "train one with policy.condition_dropout=0.1, or leave guidance_scale=null"
+            )
+        if dynamic_threshold is not None and self.spec.prefix_steps:
+            raise InputError(
+                f"dynamic_threshold={dynamic_threshold!r:.40} measures all steps of a plan, and this policy "
+                f"learnt only some (prefix_steps={self.spec.prefix_steps}): dynamic_threshold=null"
             )
         check_scale(scale)
         return self._with(guidance_scale=scale, dynamic_threshold=dynamic_threshold)
@@ -328,7 +334,9 @@ class Policy:
             previous: the last plan, for samplers with a warm start.
             generator: seeds or generators of the noise, one per batch element; or one seed for all.
             executed_steps: how many steps of ``previous`` have been executed since; Ta by default.
-            committed: actions that the plan is to keep (``diffusion.guidance.committed``).
+            committed: actions that the plan is to keep (``diffusion.guidance.committed``).  To a policy that
+                was trained with delays, the first of them, up to ``spec.prefix_steps`` executed ones, are
+                given as well (``diffusion.prefix``).
 
         Returns:
             The plan; ``plan.executed_actions`` ``[batch, Ta, A]`` are for execution.
@@ -382,15 +390,26 @@ class Policy:
             actions = self.action_normalizer.normalize(committed.actions.to(self.device))
             weight = committed.weight.to(self.device, torch.float32)
             inputs |= dict(zip(COMMITTED, (actions, weight), strict=True))
-        return inputs
+        return inputs | self._delay_inputs(len(condition), inputs.get(COMMITTED[1]))
+
+    def _delay_inputs(self, batch: int, commitment: Tensor | None) -> dict[str, Tensor]:
+        """What a policy that was trained with delays is told about them."""
+        spec = self.spec
+        if not spec.prefix_steps:
+            return {}
+        if commitment is None:
+            return {DELAY: delay_numbers(spec, torch.zeros(batch, dtype=torch.int64, device=self.device))}
+        delays = committed_delays(spec, commitment)
+        return {DELAY: delay_numbers(spec, delays), CLEAN: clean_steps(spec, delays).float()}
 
     @torch.inference_mode()
     def condition(self, observation: Observation | Window) -> Tensor:
-        """What conditions the network, ``[batch, G]``: normalized numbers, and pictures encoded; raises as
-        ``plan`` does."""
+        """What conditions the network, ``[batch, G]``: normalized numbers, pictures encoded, and no delay;
+        raises as ``plan`` does."""
         inputs, encode = self._inputs(self.checked(observation), None), self.model.encode
         condition = inputs["condition"]
-        return condition if encode is None else encode(condition, inputs[PIXELS])
+        condition = condition if encode is None else encode(condition, inputs[PIXELS])
+        return with_delay(condition, inputs[DELAY]) if DELAY in inputs else condition
 
     def session(self, seed: int = 0) -> Session:
         """A session for a control loop of the caller's own: keeps history, last plan and noise."""

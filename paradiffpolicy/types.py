@@ -38,7 +38,8 @@ class PolicySpec:
     per second, and so a plan's.  ``sampler`` are the settings, as ``make_sampler`` takes them, that plans are
     meant to be sampled with; empty: DDPM's.
     ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
-    with some can be guided (``diffusion.guidance``).  ``student_timesteps``, falling, are all that a
+    with some can be guided (``diffusion.guidance``).  ``prefix_steps`` is the longest delay in steps that was
+    simulated in training (``diffusion.prefix``); 0: none was.  ``student_timesteps``, falling, are all that a
     distilled network was trained at (``training.distillation``); empty: it wasn't distilled.  ``network`` is
     a name in ``NETWORKS``, whose builder may read ``network_options``; ``schedule`` is one in ``SCHEDULES``,
     with its ``schedule_options``.  ``encoder``, a name in ``ENCODERS`` with ``encoder_options``, makes
@@ -69,6 +70,7 @@ class PolicySpec:
     prediction: str = "epsilon"
     clip: float | None = 1.0
     condition_dropout: float = 0.0
+    prefix_steps: int = 0
     student_timesteps: tuple[float, ...] = ()
     control_hz: float = 10.0
     network: str = "unet1d"
@@ -140,11 +142,15 @@ class PolicySpec:
             raise InputError(
                 f"{begin} + n_action_steps={self.n_action_steps} must not be over horizon={self.horizon}"
             )
+        delay, most = self.prefix_steps, self.horizon - self.executed.start - 1
+        if type(delay) is not int or not 0 <= delay <= most:
+            raise InputError(f"prefix_steps={delay!r:.40} must be a whole number from 0 to {most}")
 
     @property
     def condition_dim(self) -> int:
-        """Numbers that condition the network, G: of every observation of the window, and of its pictures."""
-        return self.n_obs_steps * (self.obs_dim + self.image_features)
+        """Numbers that condition the network, G: of every observation of the window, of its pictures, and of
+        the delay (``diffusion.prefix``)."""
+        return self.n_obs_steps * (self.obs_dim + self.image_features + self.prefix_steps)
 
     @property
     def observation_dtype(self) -> np.dtype[Any]:

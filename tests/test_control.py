@@ -440,8 +440,12 @@ def test_weights_decay_to_nothing():
     assert values[1] == pytest.approx(0.75 * (math.exp(0.75) - 1) / (math.e - 1))
 
 
-@pytest.mark.parametrize("spec", [TINY, FLOW], ids=["diffusion", "flow"])
-def test_committed_actions_are_what_runs(spec):
+@pytest.mark.parametrize(
+    ("spec", "blending"),
+    [(TINY, "rtc"), (FLOW, "rtc"), (replace(TINY, prefix_steps=8), "prefix")],
+    ids=["diffusion", "flow", "prefix"],
+)
+def test_committed_actions_are_what_runs(spec, blending):
     """With a planner that is three ticks late, joins are seamless: the plan keeps what ran meanwhile."""
     clock = VirtualClock()
     policy = tiny_policy(spec, solver="ddim", n_steps=5)
@@ -457,7 +461,7 @@ def test_committed_actions_are_what_runs(spec):
         generator=torch.Generator().manual_seed(0),
         clock=clock,
         planner=late,
-        blending=RealTimeChunking,
+        blending=blending,
     )
     real = controller._blender.add
     controller._blender.add = lambda plan: (seen.append(plan), real(plan))
@@ -1009,7 +1013,7 @@ def test_settings_are_checked():
         ),
         ({"planner": "procces"}, "unknown planner 'procces'; did you mean 'process'"),
         ({"planner": 3}, "planner=3 must be one of inline, thread, process, or a callable"),
-        ({"blending": "commit"}, "unknown blending 'commit'.*known: latest, rtc, temporal_ensemble"),
+        ({"blending": "commit"}, "unknown blending 'commit'.*known: latest, prefix, rtc, temporal_ensemble"),
         ({"blending": partial(TemporalEnsemble, decay=-1)}, "decay=-1"),
         ({"blending": partial(RealTimeChunking, overlap=1.5)}, "overlap=1.5"),
         ({"generator": "zero"}, "generator='zero' must be a whole number or a torch.Generator"),

@@ -29,7 +29,7 @@ from .test_training import state, toy_data
 
 pytest.importorskip("accelerate", reason="pip install 'paradiffpolicy[accelerate]'")
 
-SPEC = replace(TINY, down_dims=(16,), condition_dropout=0.3)
+SPEC = replace(TINY, down_dims=(16,), condition_dropout=0.3, prefix_steps=4)
 SETTINGS = TrainSettings(n_steps=8, batch_size=15, warmup_steps=2, log_every=2, save_every=4)
 RUNS = {
     "float32": {"precision": "float32"},

@@ -315,8 +315,12 @@ AUGMENTATIONS.register("pusht_mirror", lazily("envs.pusht", "mirrored"))
 # --------------------------------------------------------------------------------------------- control
 
 
-def named_blending(settings: dict[str, Any]) -> Blending:
-    """Which action runs where plans overlap: a name, and its options."""
+def named_blending(settings: dict[str, Any], spec: PolicySpec | None = None) -> Blending:
+    """Which action runs where plans overlap: a name, and its options.
+
+    Raises:
+        InputError: there is no such blending, or not for a policy of ``spec``.
+    """
     import inspect
 
     from ..planning.blending import BLENDINGS, Grid
@@ -332,7 +336,8 @@ def named_blending(settings: dict[str, Any]) -> Blending:
         if not is_number(value) or not 0 <= value <= LARGEST:
             raise InputError(f"blending.{option}={value} must be a number, not below 0")
     chosen = functools.partial(blending, **options)
-    chosen(Grid(PolicySpec("any", obs_dim=1, action_dim=1), 1))  # whether it takes such values
+    any_policy = PolicySpec("any", obs_dim=1, action_dim=1, prefix_steps=1)
+    chosen(Grid(spec or any_policy, 1))  # whether it takes such values
     return chosen
 
 

@@ -301,9 +301,11 @@ def realtime_cases(cfg: EvaluateConfig, policy: Policy, blocks: Blocks) -> tuple
     rates = setting.rates_hz or [policy.spec.control_hz]
     for rate in rates:  # before hours of other cases
         named_interpolation(setting.interpolation)(policy.spec, ticks_per_step(rate, policy.spec.control_hz))
-    virtual, blending = setting.clock == "virtual", named_blending(setting.blending)
+    virtual, blending = setting.clock == "virtual", named_blending(setting.blending, policy.spec)
     chunks: dict[str, Any] = {"blending_name": setting.blending["name"], "blending": blending}
-    blendings = {name: named_blending(chosen) for name, chosen in setting.sweep.blendings.items()}
+    blendings = {
+        name: named_blending(chosen, policy.spec) for name, chosen in setting.sweep.blendings.items()
+    }
     timed = {name: case_policy(cfg, case, policy) for name, case in setting.cases.items()}
     latencies = case_latencies(cfg, timed, policy, blocks)
     names = dict.fromkeys(case.sampler for case in setting.cases.values())

@@ -177,6 +177,9 @@ class NetworkConfig:
     condition_dropout: float = setting(
         0.0, "share of windows trained without observation, for guidance", minimum=0, below=1
     )
+    prefix_steps: int = setting(
+        0, "longest delay, in steps, simulated in training, for blending.name=prefix; 0: none", minimum=0
+    )
 
 
 @dataclass

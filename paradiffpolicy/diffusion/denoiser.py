@@ -319,6 +319,7 @@ def denoising_loss(
     condition: Tensor,
     t: Tensor,
     eps: Tensor,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error to the prediction target (Ho et al. 2020, equation 14), weighted per target.
 
@@ -326,9 +327,15 @@ def denoising_loss(
         x0, eps: clean actions and the noise, ``[batch, T, A]``.
         condition: ``[batch, G]``.
         t: ``[batch]`` timesteps.
+        weight: ``[batch, T]``, of each step's error, 1 on average; steps of weight 0 are given without noise
+            (``diffusion.prefix``); None: all weigh 1.
     """
     alpha, sigma = per_row(schedule.alpha(t), x0), per_row(schedule.sigma(t), x0)
     kind = prediction_of(prediction)
     target = kind.target(x0, eps, alpha, sigma)
-    output = network(alpha * x0 + sigma * eps, schedule.network_time(t).to(x0.dtype), condition)
-    return (kind.weight(sigma) * (output.float() - target) ** 2).mean()
+    noisy = alpha * x0 + sigma * eps
+    if weight is not None:
+        noisy = torch.where(weight.unsqueeze(-1) > 0, noisy, x0)
+    output = network(noisy, schedule.network_time(t).to(x0.dtype), condition)
+    errors = kind.weight(sigma) * (output.float() - target) ** 2
+    return (errors if weight is None else weight.unsqueeze(-1) * errors).mean()

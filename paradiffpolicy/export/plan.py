@@ -21,7 +21,7 @@ from ..errors import InputError, require_count
 from ..models.matmul_unet1d import MakeConvolution, Taps
 from ..policy import Policy
 from ..sampling.capture.executor import sampling_program
-from ..sampling.capture.network import PIXELS, DenoiserNetwork
+from ..sampling.capture.network import DELAY, PIXELS, DenoiserNetwork
 from ..sampling.capture.program import Program
 from ..sampling.driver import IterativeDriver, State, evaluate_active, evaluate_all
 from ..sampling.warm_start import cold_start, renoised_start, warm_start, warm_start_same_noise
@@ -100,6 +100,7 @@ def plan_program(
     scale = None
     if policy.guidance_scale is not None:
         scale = torch.as_tensor(policy.guidance_scale, dtype=torch.float32).expand(batch).clone()
+    no_delay = torch.zeros(batch, spec.n_obs_steps, spec.prefix_steps)
     observed = Affine(policy.observation_normalizer, "the observation's number")
     acted = Affine(policy.action_normalizer, "the action's number")
 
@@ -109,6 +110,7 @@ def plan_program(
         if "executed" in inputs:
             values |= continued(inputs, tableau.n_nodes)
         values["condition"] = observed.normalize(inputs["observation"]).flatten(1)
+        values |= {DELAY: no_delay} if spec.prefix_steps else {}
         return values if scale is None else values | {"scale": scale}
 
     inner = sampling_program(network, driver.on(tableau, x_T, warm), tableau, {})

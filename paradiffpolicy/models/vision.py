@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..diffusion.prefix import with_delay
 from ..errors import InputError, nearest
 from ..registry import Registry
 from ..task import Camera
@@ -365,12 +366,14 @@ class Sight(NamedTuple):
         pixels: ``[rows, To, P]`` uint8.
         places: of random crops, as ``PictureEncoder`` takes them; None: from the middle.
         kept: ``[rows]``, 0 where the whole condition is blanked, else 1; None: all are kept.
+        delay: ``[rows, To, D]``, of ``diffusion.prefix``; None: the network knows of no delays.
     """
 
     numbers: Tensor
     pixels: Tensor
     places: Tensor | None = None
     kept: Tensor | None = None
+    delay: Tensor | None = None
 
 
 class VisualNetwork(nn.Module):
@@ -393,7 +396,8 @@ class VisualNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | Sight) -> Tensor:
         if isinstance(condition, Sight):
-            kept = condition.kept
+            kept, delay = condition.kept, condition.delay
             condition = self.encode(*condition[:3])
             condition = condition if kept is None else condition * kept[:, None]
+            condition = condition if delay is None else with_delay(condition, delay)
         return cast(Tensor, self.head(x, t, condition))

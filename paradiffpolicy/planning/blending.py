@@ -198,6 +198,23 @@ class RealTimeChunking(Latest):
         return kept, weight
 
 
+class Prefix(RealTimeChunking):
+    """Real-time chunking without an overlap, for policies that were trained to continue committed actions
+    (``diffusion.prefix``): only the steps that will be executed before the plan arrives are committed.
+
+    Raises:
+        InputError: the policy wasn't trained so.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        if not grid.spec.prefix_steps:
+            raise InputError(
+                "blending 'prefix' needs a policy that was trained with delays, and this one wasn't: train "
+                "one with policy.prefix_steps=8, or choose blending 'rtc'"
+            )
+        super().__init__(grid, overlap=0)
+
+
 def decayed(beyond: int, overlap: int) -> float:
     """The weight of a step ``beyond`` the last one that is executed for certain: 1 up to it, decaying to 0
     after ``overlap`` steps (Black et al. 2025, equation 5)."""
@@ -208,6 +225,7 @@ def decayed(beyond: int, overlap: int) -> float:
 
 
 BLENDINGS: Registry[Callable[..., Blender]] = Registry(
-    "blending", {"latest": Latest, "temporal_ensemble": TemporalEnsemble, "rtc": RealTimeChunking}
+    "blending",
+    {"latest": Latest, "temporal_ensemble": TemporalEnsemble, "rtc": RealTimeChunking, "prefix": Prefix},
 )
 """Ways of blending by name: ``BLENDINGS.register("mine", Mine)``."""

@@ -50,7 +50,16 @@ def teacher_sampler(spec: PolicySpec, nodes: int) -> Sampler:
 
 def student_spec(teacher: PolicySpec, nodes: int) -> PolicySpec:
     """The teacher's spec with what a student is: it knows the teacher's nodes, and predicts v, which is the
-    identity where there is no noise, and the plan where there is nothing else."""
+    identity where there is no noise, and the plan where there is nothing else.
+
+    Raises:
+        InputError: the teacher was trained with delays, which a student doesn't learn.
+    """
+    if teacher.prefix_steps:
+        raise InputError(
+            f"the teacher was trained with prefix_steps={teacher.prefix_steps}, and a student doesn't learn "
+            "to continue committed actions: name a teacher with prefix_steps=0"
+        )
     timesteps = teacher_sampler(teacher, nodes).tableau.timesteps
     return replace(teacher, prediction="v", student_timesteps=tuple(timesteps.tolist()))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import WindowDataset, batch_windows
 from ..diffusion.denoiser import check_prediction, denoising_loss
+from ..diffusion.prefix import clean_steps, delay_numbers, with_delay
 from ..models.vision import Sight
 from ..sampling.spec import spec_schedule
 from ..types import PolicySpec
@@ -111,7 +112,15 @@ class Denoising:
         if pixels is not None:
             places = part.rows(torch.rand((n, len(self.spec.contract.cameras), 2), generator=generator))
             condition = Sight(observations, pixels.to(device), places.to(device), kept)
-        noise = (part.rows(drawn).to(device) for drawn in (t, eps))
+        drawn = [t, eps]
+        if self.spec.prefix_steps:
+            delays = torch.randint(self.spec.prefix_steps + 1, (n,), generator=generator)
+            free = (~clean_steps(self.spec, delays)).float()
+            drawn.append(free / free.mean())  # the mean over the batch's free steps, also by parts
+            delay = delay_numbers(self.spec, part.rows(delays)).to(device)
+            seen = isinstance(condition, Sight)
+            condition = condition._replace(delay=delay) if seen else with_delay(condition, delay)
+        noise = (part.rows(each).to(device) for each in drawn)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             loss = denoising_loss(network, self.schedule, self.spec.prediction, actions, condition, *noise)
         return part.share(loss, n)

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from ...diffusion.denoiser import BoundDenoise, Denoiser, Trunk
 from ...diffusion.guidance import classifier_free, committed
+from ...diffusion.prefix import after_prefix, with_delay
 from ..driver import NodeDenoise, State
 from ..tableau import Tableau
 
 COMMITTED = ("committed", "commitment")
 """Inputs of ``guidance.committed``."""
+DELAY, CLEAN = "delay", "clean"
+"""Inputs of ``diffusion.prefix``."""
 PIXELS = "pixels"
 """The input with cameras' pictures."""
 
@@ -43,7 +46,9 @@ class DenoiserNetwork:
     """A ``PlanNetwork`` for inputs ``condition`` ``[batch, G]``; with cameras, ``[batch, To O]`` and their
     ``pixels`` ``[batch, To, P]``; if guided, ``scale`` ``[batch]`` of classifier-free guidance, zero standing
     for no condition; if something is committed, ``committed`` ``[batch, T, A]``, normalised, and
-    ``commitment`` ``[batch, T]``, its weight.
+    ``commitment`` ``[batch, T]``, its weight; if the network was trained with delays, their numbers ``delay``
+    ``[batch, To, D]``, and with something committed, ``clean`` ``[batch, T]``, 1 where it is given to the
+    network.
 
     Args:
         denoiser: with the network.
@@ -79,11 +84,13 @@ class DenoiserNetwork:
         condition = inputs["condition"]
         if self.encode is not None:
             condition = self.encode(condition, inputs[PIXELS])
-        observed = {"given": denoiser.observe(condition)}
+        conditions = {"given": condition}
         if "scale" in inputs:
-            observed["blank"] = denoiser.observe(torch.zeros_like(condition))
-            observed["scale"] = inputs["scale"]
-        return observed | {name: inputs[name] for name in COMMITTED if name in inputs}
+            conditions["blank"] = torch.zeros_like(condition)
+        if DELAY in inputs:
+            conditions = {name: with_delay(each, inputs[DELAY]) for name, each in conditions.items()}
+        observed = {name: denoiser.observe(each) for name, each in conditions.items()}
+        return observed | {name: inputs[name] for name in ("scale", *COMMITTED, CLEAN) if name in inputs}
 
     def bound(self, denoiser: Denoiser, observed: State) -> BoundDenoise:
         """A denoiser of an observed plan."""
@@ -91,6 +98,8 @@ class DenoiserNetwork:
             denoise = classifier_free(denoiser, observed["given"], observed["blank"], observed["scale"])
         else:
             denoise = denoiser.bind(observed["given"])
+        if CLEAN in observed:
+            denoise = after_prefix(denoise, observed["committed"], observed[CLEAN])
         if "committed" in observed:
             return committed(denoise, *(observed[name] for name in COMMITTED))
         return denoise
