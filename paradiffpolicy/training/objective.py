@@ -110,7 +110,11 @@ class Denoising:
             condition = condition * kept[:, None]
         if pixels is not None:
             places = part.rows(torch.rand((n, len(self.spec.contract.cameras), 2), generator=generator))
-            condition = Sight(observations, pixels.to(device), places.to(device), kept)
+            colours = None
+            if "jitter" in self.spec.encoder_options:
+                drawn = torch.rand((n, len(self.spec.contract.cameras), 3), generator=generator)
+                colours = part.rows(drawn).to(device)
+            condition = Sight(observations, pixels.to(device), places.to(device), kept, colours)
         noise = (part.rows(drawn).to(device) for drawn in (t, eps))
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             loss = denoising_loss(network, self.schedule, self.spec.prediction, actions, condition, *noise)
