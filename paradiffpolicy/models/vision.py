@@ -385,15 +385,15 @@ class VisualNetwork(nn.Module):
         self.encoder: PictureEncoder = encoder
         self.head = head
 
-    def encode(self, numbers: Tensor, pixels: Tensor, *drawn: Tensor | None) -> Tensor:
+    def encode(self, numbers: Tensor, pixels: Tensor, places: Tensor | None = None, *drawn: Tensor) -> Tensor:
         """Conditions ``[rows, To (O + F)]``: of every step the numbers, then the cameras' features; for the
-        arguments see ``Sight``; ``drawn`` are places and, if there are, colours."""
-        features = self.encoder(pixels, *drawn).to(numbers.dtype)
+        arguments see ``Sight``; ``drawn`` are its colours, if it has any."""
+        features = self.encoder(pixels, places, *drawn).to(numbers.dtype)
         return torch.cat((numbers, features), dim=-1).flatten(1)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | Sight) -> Tensor:
         if isinstance(condition, Sight):
-            *seen, kept, colours = condition
-            condition = self.encode(*seen, *([] if colours is None else [colours]))
+            kept, colours = condition.kept, condition.colours
+            condition = self.encode(*condition[:3], *([] if colours is None else [colours]))
             condition = condition if kept is None else condition * kept[:, None]
         return cast(Tensor, self.head(x, t, condition))
