@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
 from .data.normalizer import Normalizer
+from .data.relative import ActionFrame, references
 from .diffusion.denoiser import (
     Clip,
     Denoiser,
@@ -351,21 +352,27 @@ class Policy:
         window = self.checked(observation)
         generators = generators_for(generator, len(window), "observation windows")
         executed = check_arguments(spec, len(window), previous, executed_steps, committed)
-        inputs = self._inputs(window, committed)
+        inputs, frame = self._inputs(window, committed), self.action_frame(window)
         noise, guess = self.sampler.start(
             self.sampler.tableau,
             (spec.horizon, spec.action_dim),
-            None if previous is None else previous.solution,
+            frame.continued(previous),
             executed,
             generators,
         )
         solution = self.executor.run(inputs, noise.to(self.device), guess)
-        actions = self.action_normalizer.unnormalize(solution.sample)
+        actions = frame.unnormalize(solution.sample)
         if not actions.isfinite().all():
             raise InvalidPlanError(
                 "the plan has NaN or infinity: the weights, or the observation, are far off"
             )
-        return Plan(actions, spec.executed, solution)
+        return Plan(actions, spec.executed, solution, reference=frame.reference)
+
+    def action_frame(self, window: Window) -> ActionFrame:
+        """How the actions of plans for checked windows are made of the network's numbers."""
+        newest, spec = window.numbers[:, -1], self.spec
+        reference = references(newest, spec.relative, spec.action_dim) if spec.relative else None
+        return ActionFrame(self.action_normalizer, reference)
 
     def _inputs(self, window: Window, committed: Committed | None) -> dict[str, Tensor]:
         """The network's conditions."""
@@ -387,7 +394,7 @@ class Policy:
                 raise InputError(f"{len(scale)} guidance scales for a batch of {len(condition)}")
             inputs["scale"] = scale.expand(len(condition))
         if committed is not None:
-            actions = self.action_normalizer.normalize(committed.actions.to(self.device))
+            actions = self.action_frame(window).normalize(committed.actions.to(self.device))
             weight = committed.weight.to(self.device, torch.float32)
             inputs |= dict(zip(COMMITTED, (actions, weight), strict=True))
         return inputs | self._delay_inputs(len(condition), inputs.get(COMMITTED[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,17 @@ from .errors import InputError, nearest
 
 NUMBERS = "numbers"
 """The vector's name in observations that have pictures, too."""
+
+Relative = tuple[tuple[int, int], ...]
+"""Pairs of a number of an action and the column of the observation that it is relative to."""
+
+ROTATION_WORDS = frozenset(
+    ("r11", "r12", "r13", "r21", "r22", "r23", "qx", "qy", "qz", "qw", "rx", "ry", "rz")
+)
+"""Words in the names of an action's numbers that are a rotation's."""
+
+PLACE = re.compile("[0-9]{1,9}")
+"""A place among numbers, as text."""
 
 ACTION_KINDS = {
     "position": "absolute position; repeating it holds still",
@@ -181,6 +193,36 @@ class Contract:
             return np.ones(obs_dim, dtype=bool)
         return np.repeat([not field.is_quaternion for field in self.observation], np.array(sizes, dtype=int))
 
+    def relative_pairs(self, named: Mapping[str, str]) -> Relative:
+        """A spec's ``relative`` by names: ``{x: state.0}`` makes the number ``x`` of an action relative to
+        number 0 of the field ``state``.  Numbers of an action without names are counted from 0.
+
+        Raises:
+            InputError: there is no such number of an action, no such field, or it isn't observed.
+        """
+        names, pairs = self.action_names, []
+        for name, place in named.items():
+            if name not in names and (names or not PLACE.fullmatch(name)):
+                known = f"they are {', '.join(names)}" if names else "the contract has no names, count from 0"
+                raise InputError(f"relative: no number of an action is {name!r:.40}: {known}")
+            pairs.append((names.index(name) if names else int(name), self._column(place)))
+        return tuple(pairs)
+
+    def _column(self, place: str) -> int:
+        """The column of the observation vector that is a number of a field: ``state.0``."""
+        key, _, number = place.rpartition(".")
+        first = 0
+        for field in self.observation:
+            assert field.size is not None and field.shape is not None
+            there = range(math.prod(field.shape))[field.start : field.stop]
+            if field.key == key and PLACE.fullmatch(number) and int(number) in there:
+                return first + there.index(int(number))
+            first += field.size
+        raise InputError(
+            f"relative: {place!r:.60} isn't observed: name a field and the place of a number in it, as "
+            f"{self.observation[0].key}.0"
+        )
+
     def vector(self, observation: Mapping[str, Any]) -> NDArray[np.float64]:
         """The observation vector ``[O]`` of a dict of fields.
 
@@ -250,6 +292,46 @@ class Contract:
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"the observation and action contract is malformed ({error})")
+
+
+def check_relative(relative: Any, contract: Contract, obs_dim: int, action_dim: int) -> None:
+    """Makes sure that numbers of an action can be relative to columns of the observation.
+
+    Raises:
+        InputError: these aren't pairs of them, or a difference of the two has no meaning.
+    """
+    pairs = relative if isinstance(relative, tuple) else (relative,)
+    if not all(isinstance(pair, tuple) and [type(place) for place in pair] == [int, int] for pair in pairs):
+        raise InputError(f"relative={relative!r:.60} must be pairs of whole numbers, as [[0, 18], [1, 19]]")
+    for dimension, column in relative:
+        if not (0 <= dimension < action_dim and 0 <= column < obs_dim):
+            raise InputError(
+                f"relative={relative!r:.60}: the pair {dimension, column} isn't a number of an action, below "
+                f"{action_dim}, and a column of the observation, below {obs_dim}"
+            )
+        if not contract.mixed(obs_dim)[column]:
+            raise InputError(
+                f"relative: column {column} of the observation is a quaternion's, and a difference of two "
+                "rotations' numbers is no rotation: leave it out"
+            )
+        name = contract.action_names[dimension] if contract.action_names else ""
+        if ROTATION_WORDS & words(name):
+            raise InputError(
+                f"relative: {name!r:.40} is a rotation's number, and a difference of two rotations' numbers "
+                "is no rotation: leave it out"
+            )
+    if len({dimension for dimension, _ in relative}) < len(relative):
+        raise InputError(f"relative={relative!r:.60} names a number of an action twice")
+    if relative and contract.is_relative:
+        raise InputError(
+            f"relative={relative!r:.60}: the contract says that actions are of the kind "
+            f"{contract.action_kind}, which is relative already: leave it empty"
+        )
+
+
+def words(name: str) -> set[str]:
+    """The words of a name, in small letters: ``arm_0/qx`` has arm, 0 and qx."""
+    return set(re.split(r"[^a-z0-9]+", name.lower()))
 
 
 def contract_size(fields: Sequence[ObservationField]) -> int | None:

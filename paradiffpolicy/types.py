@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, is_number, nearest, require_within
-from .task import Contract, contract_size
+from .task import Contract, Relative, check_relative, contract_size
 
 LARGEST = {
     "obs_dim": 10**6,
@@ -44,8 +44,9 @@ class PolicySpec:
     a name in ``NETWORKS``, whose builder may read ``network_options``; ``schedule`` is one in ``SCHEDULES``,
     with its ``schedule_options``.  ``encoder``, a name in ``ENCODERS`` with ``encoder_options``, makes
     ``image_features`` numbers of each step's pictures, where the contract has cameras.  ``contract`` says
-    what the observation's and the action's numbers are.  ``dataclasses.asdict`` and ``from_dict`` take a spec
-    to JSON and back.
+    what the observation's and the action's numbers are.  ``relative`` are pairs of a number of an action and
+    the column of the observation that it is relative to (``data.relative``).  ``dataclasses.asdict`` and
+    ``from_dict`` take a spec to JSON and back.
 
     Raises:
         InputError: a value has the wrong type or is out of range; the message names it.
@@ -81,6 +82,7 @@ class PolicySpec:
     contract: Contract = field(default_factory=Contract)
     sampler: dict[str, Any] = field(default_factory=dict, hash=False)
     schedule_options: dict[str, Any] = field(default_factory=dict, hash=False)
+    relative: Relative = ()
 
     def __post_init__(self) -> None:
         for name, most in LARGEST.items():
@@ -130,6 +132,7 @@ class PolicySpec:
                 f"the contract names {len(self.contract.action_names)} numbers of an action, "
                 f"action_dim={self.action_dim}"
             )
+        check_relative(self.relative, self.contract, self.obs_dim, self.action_dim)
         times = self.student_timesteps
         if not isinstance(times, tuple) or not all(
             is_number(t) and 0 <= t < self.n_train_steps for t in times
@@ -182,6 +185,7 @@ class PolicySpec:
             for name in ("down_dims", "student_timesteps"):
                 if isinstance(given.get(name), list):
                     given[name] = tuple(given[name])
+            given["relative"] = tuple(map(tuple, given.get("relative", ())))
             if not isinstance(given.get("contract", Contract()), Contract):
                 given["contract"] = Contract.from_dict(given["contract"])
             return PolicySpec(**given)
@@ -333,12 +337,14 @@ class Plan(Batched):
         solution: how they were sampled, in normalised units.
         residual: ``[batch]``, by how much a last iteration changed the executed action that it changed
             most, in the environment's units; None: not measured.
+        reference: ``[batch, A]`` float64, what the solution is relative to, unlike ``actions``; or None.
     """
 
     actions: Tensor
     executed: slice
     solution: Solution
     residual: Tensor | None = None
+    reference: Tensor | None = None
 
     def __repr__(self) -> str:
         executed = f"executed {self.executed.start} to {self.executed.stop - 1}"

@@ -29,13 +29,15 @@ from paradiffpolicy.export.onnx_model import onnx_model
 from paradiffpolicy.export.plan import plan_program
 from paradiffpolicy.history import History
 from paradiffpolicy.interchange.reading import read_checkpoint
+from paradiffpolicy.models.networks import build_network
+from paradiffpolicy.models.pictures import jitter_factors, jittered, resizing
 from paradiffpolicy.models.vision import (
     FrozenBatchNorm,
     PictureEncoder,
     ResNet18,
     ResNetOptions,
+    Sight,
     VisualNetwork,
-    resizing,
 )
 from paradiffpolicy.observation import InvalidObservationError
 from paradiffpolicy.planning.inline import InlinePlanner
@@ -47,6 +49,7 @@ from paradiffpolicy.sampling.spec import spec_sampler
 from paradiffpolicy.serving.remote import RemotePolicy
 from paradiffpolicy.task import Camera, Contract, ObservationField
 from paradiffpolicy.telemetry.recorder import DatasetRecorder
+from paradiffpolicy.training.objective import WHOLE
 from paradiffpolicy.training.settings import TrainSettings
 from paradiffpolicy.training.train import Trainer
 from paradiffpolicy.types import Noise, PolicySpec
@@ -241,6 +244,70 @@ def test_pictures_are_resized_then_cropped():
     assert_close(seen[0], x[:, :, 2:37, 0:36], atol=1e-5)  # torchvision rounds 1.5 to 2, and 0.5 to 0
 
 
+def test_jittered_colours_are_by_the_formulas():
+    """Pixel by pixel, with the mean over the picture: brightness, then contrast, then saturation."""
+    picture = torch.randint(0, 256, (2, 2, 3, 4, 5), generator=torch.Generator().manual_seed(0)).float()
+    factors = torch.tensor([[1.4, 0.6, 1.7], [0.3, 1.8, 0.0]])
+    done = jittered(picture, factors)
+
+    def bounded(value: float) -> float:
+        return min(max(value, 0.0), 255.0)
+
+    def grey(pixel: list[float]) -> float:
+        return 0.2989 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2]
+
+    for row, (brightness, contrast, saturation) in enumerate(factors.tolist()):
+        for step in range(2):
+            pixels = picture[row, step].flatten(1).T.tolist()
+            pixels = [[bounded(brightness * value) for value in pixel] for pixel in pixels]
+            mean = sum(map(grey, pixels)) / len(pixels)
+            pixels = [[bounded(contrast * v + (1 - contrast) * mean) for v in pixel] for pixel in pixels]
+            pixels = [[bounded(saturation * v + (1 - saturation) * grey(p)) for v in p] for p in pixels]
+            assert_close(done[row, step].flatten(1).T, torch.tensor(pixels), atol=1e-3)
+    assert (done[1, :, 0] - done[1, :, 2]).abs().max() < 1e-3  # without saturation all is grey
+    assert_close(jittered(picture, torch.ones(2, 3)), picture, atol=1e-3)
+
+
+def test_factors_are_around_one():
+    drawn = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.5, 0.5, 0.25]])
+    factors = torch.tensor([[0.7, 1.0, 0.0], [1.3, 1.0, 3.0], [1.0, 1.0, 0.75]])
+    assert_close(jitter_factors((0.3, 0.0, 2.0), drawn), factors)
+
+
+JITTERED = replace(SEEING, encoder_options={**SEEING.encoder_options, "jitter": [0.3, 0.4, 0.5]})
+
+
+@pytest.mark.parametrize("resize", [None, [38, 37]], ids=str)
+def test_each_camera_of_a_row_has_its_own_colours(resize):
+    spec = replace(JITTERED, encoder_options={**JITTERED.encoder_options, "resize": resize})
+    encoder, plain = (build_network(each).encoder for each in (spec, replace(spec, encoder_options={})))
+    assert isinstance(encoder, PictureEncoder) and isinstance(plain, PictureEncoder)
+    pixels = torch.from_numpy(
+        np.stack([records(2), records(2, 1)]).view(np.uint8).reshape(2, 2, -1)[..., 16:]
+    )
+    colours = torch.full((2, 2, 3), 0.5)
+    as_it_is, usual = encoder(pixels), encoder(pixels, None, colours)
+    assert_close(usual, as_it_is, atol=1e-4)
+    changed = colours.clone()
+    changed[1, 0] = 0.0  # the second row's first camera
+    other = (encoder(pixels, None, changed) - as_it_is).abs().amax(dim=1)  # over both steps
+    assert other[0].max() < 1e-4 and other[1, 16:].max() < 1e-4 < 1e-2 < other[1, :16].max()
+
+
+def test_plans_and_validation_see_the_colours_as_they_are():
+    jittering, plain = seeing(JITTERED), seeing(SEEING)
+    assert torch.equal(jittering.condition(observations(2)), plain.condition(observations(2)))
+
+
+@pytest.mark.parametrize(
+    "jitter", [[0.1, 0.2], [0.1, 0.2, -0.3], [0.1, 0.2, True], 0.3, [0.1, 0.2, math.nan]]
+)
+def test_a_jitter_is_three_strengths(jitter):
+    options = {**SEEING.encoder_options, "jitter": jitter}
+    with pytest.raises(InputError, match=r"must be \[brightness, contrast, saturation\], each from 0 to 10"):
+        tiny_checkpoint(replace(SEEING, encoder_options=options))
+
+
 def test_a_shared_encoder_sees_all_cameras():
     spec = replace(SEEING, encoder_options={**SEEING.encoder_options, "shared": True})
     policy, dicts = seeing(spec), observations(2)
@@ -399,9 +466,29 @@ def test_training_that_was_interrupted_ends_with_the_same_weights(store, tmp_pat
         assert not torch.equal(whole.weights[name], began[name])
 
 
-def fresh(spec: PolicySpec) -> dict[str, torch.Tensor]:
-    from paradiffpolicy.models.networks import build_network
+def test_jitter_is_drawn_by_the_step(store, tmp_path):
+    """A resumed run draws what one that was left alone draws; without jitter all else is as it was."""
+    training = TrainSettings(n_steps=2, batch_size=2, save_every=1, log_every=1, precision="float32")
+    data, ends = windows_of(store), {}
+    for name, spec in (("plain", SEEING), ("jittered", JITTERED)):
+        seen: list[Sight] = []
+        trainer = Trainer(data, spec, training, tmp_path / name)
+        trainer.network.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[2]))
+        first = trainer.objective(trainer.network, 0, False)
+        assert torch.equal(first, trainer.objective(trainer.network, 0, False))
+        halves = [trainer.objective(trainer.network, 0, False, part) for part in WHOLE.split(2)]
+        assert_close(sum(halves), first, atol=1e-5)
+        ends[name] = first, seen[0], trainer.run(progress=False)
+    (loss, sight, _), (jittered_loss, jittered_sight, whole) = ends["plain"], ends["jittered"]
+    assert loss != jittered_loss and torch.equal(sight.places, jittered_sight.places)
+    assert sight.colours is None and jittered_sight.colours.shape == (2, 2, 3)
+    assert len(jittered_sight.colours.unique()) == 12
+    Trainer(data, JITTERED, training, tmp_path / "parts").run(until=1, progress=False)
+    resumed = Trainer(data, JITTERED, training, tmp_path / "parts").run(progress=False)
+    assert all(torch.equal(weight, resumed.weights[name]) for name, weight in whole.weights.items())
 
+
+def fresh(spec: PolicySpec) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return build_network(spec).state_dict()
 

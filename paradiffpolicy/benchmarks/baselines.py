@@ -129,5 +129,6 @@ def baseline_plan(
     loop: Loop, policy: Policy, observation: Observation, generator: torch.Generator
 ) -> tuple[Tensor, int]:
     """Plans by a loop: observations as ``Policy.plan`` takes them to raw actions, and its iterations."""
-    sample, iterations = loop(policy, policy.condition(observation), generator)
-    return policy.action_normalizer.unnormalize(sample), iterations
+    window = policy.checked(observation)
+    sample, iterations = loop(policy, policy.condition(window), generator)
+    return policy.action_frame(window).unnormalize(sample), iterations

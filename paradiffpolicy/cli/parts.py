@@ -174,6 +174,10 @@ class NetworkConfig:
         "epsilon", "what the network predicts", choices=lazily("diffusion.denoiser", "PREDICTIONS")
     )
     clip: float | None = setting(1.0, "bound of normalized actions; null: none", above=0)
+    relative: dict[str, str] = setting(
+        {},
+        "numbers of an action that are relative to observed ones, as {x: state.0}: field and place in it",
+    )
     condition_dropout: float = setting(
         0.0, "share of windows trained without observation, for guidance", minimum=0, below=1
     )

@@ -195,12 +195,14 @@ def training_data(cfg: TrainConfig) -> tuple[WindowDataset, dict[str, Any], Poli
     network = vars(cfg.policy) | {"down_dims": tuple(cfg.policy.down_dims)}
     network["image_features"] *= len(cfg.task.cameras)
     data, about, fields, cameras = dataset_windows(cfg, network)
+    agreed = replace(contract(cfg.task), observation=fields, cameras=cameras)
+    network["relative"] = agreed.relative_pairs(cfg.policy.relative)
     spec = PolicySpec(
         task=cfg.task.name,
         obs_dim=data.observations.shape[1],
         action_dim=data.actions.shape[1],
         control_hz=task_rate(cfg),
-        contract=replace(contract(cfg.task), observation=fields, cameras=cameras),
+        contract=agreed,
         **network,
     )
     return data, about, spec

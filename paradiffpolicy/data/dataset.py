@@ -25,8 +25,14 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..task import NUMBERS, Camera, Contract, ObservationField
+from ..types import Relative
+from .normalizer import Normalizer
 from .pictures import picture_bytes
+from .relative import references
 from .replay_buffer import ReplayBuffer, require_finite
+
+RANGE_AT_ONCE = 2**20
+"""Numbers of windows' actions that are in memory at a time while their range is looked for."""
 
 
 def recorded_fields(
@@ -101,6 +107,8 @@ class WindowDataset:
         pixels: ``[n_pictures, P]`` uint8, the cameras' pictures ``[H, W, 3]`` of a step one after the other;
             None: there are no cameras.
         pictured: ``[n_steps]`` int64, which row of ``pixels`` shows a step; None: its own.
+        references: ``[n_steps, A]`` float64, what the actions of a plan from a step on are relative to; None:
+            they are absolute.
     """
 
     observations: Tensor
@@ -110,6 +118,7 @@ class WindowDataset:
     episode_ends: Tensor | None = None
     pixels: Tensor | None = None
     pictured: Tensor | None = None
+    references: Tensor | None = None
 
     @staticmethod
     def of(
@@ -154,7 +163,50 @@ class WindowDataset:
     def batch(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Observations ``[batch, To, O]`` and actions ``[batch, T, A]`` of windows ``[batch]``."""
         steps = self.steps[windows]
-        return self.observations[steps[:, : self.n_obs_steps]], self.actions[steps]
+        actions, reference = self.actions[steps], self.reference(windows)
+        if reference is not None:
+            actions = (actions - reference[:, None]).to(self.observations.dtype)
+        return self.observations[steps[:, : self.n_obs_steps]], actions
+
+    def reference(self, windows: Tensor) -> Tensor | None:
+        """What the actions of windows ``[batch]`` are relative to, ``[batch, A]``; None: nothing."""
+        newest = self.steps[windows, self.n_obs_steps - 1]
+        return None if self.references is None else self.references[newest]
+
+    def relative_to(self, relative: Relative) -> WindowDataset:
+        """The same windows, of raw units, with actions relative to observations (``data.relative``)."""
+        if not relative:
+            return self
+        found = references(self.observations, relative, self.actions.shape[-1])
+        return replace(self, references=found)
+
+    def action_range(self) -> Tensor:
+        """The lowest and the highest actions ``[2, A]`` of all windows, relative ones if they are."""
+        at_once = max(1, RANGE_AT_ONCE // (self.steps.shape[1] * self.actions.shape[1]))
+        parts = (self.batch(part)[1].flatten(0, 1) for part in torch.arange(len(self)).split(at_once))
+        low, high = zip(*(part.aminmax(dim=0) for part in parts), strict=True)
+        return torch.stack((torch.stack(low).amin(dim=0), torch.stack(high).amax(dim=0)))
+
+    def action_normalizer(self) -> Normalizer:
+        """A normalizer of the windows' actions; of absolute ones, of all steps'."""
+        return Normalizer.fit(self.actions if self.references is None else self.action_range())
+
+    def normalized(
+        self, observations: Normalizer, actions: Normalizer, device: torch.device | str = "cpu"
+    ) -> WindowDataset:
+        """The windows of raw units, normalised, on a device."""
+        if self.references is None:
+            normal, moved = actions.normalize(self.actions), None
+        else:  # in float64 until the difference is taken
+            normal = (self.actions.double() - actions.middle) * actions.scale
+            moved = (self.references * actions.scale).to(device)
+        return replace(
+            self,
+            observations=observations.normalize(self.observations).to(device),
+            actions=normal.to(device),
+            steps=self.steps.to(device),
+            references=moved,
+        )
 
     def records(self, windows: Tensor, contract: Contract) -> NDArray[Any]:
         """Observation windows as a robot would give them: ``[batch, To, O]``, or records ``[batch, To]``."""

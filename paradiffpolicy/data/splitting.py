@@ -60,5 +60,6 @@ def _steps(data: WindowDataset, chosen: torch.Tensor) -> WindowDataset:
         actions=data.actions[chosen],
         steps=moved[data.steps[chosen[data.steps[:, 0]]]],
         episode_ends=moved[last[chosen[last]]] + 1,
+        references=None if data.references is None else data.references[chosen],
         pictured=(torch.arange(len(chosen)) if data.pictured is None else data.pictured)[chosen],
     )

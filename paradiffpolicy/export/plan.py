@@ -46,6 +46,11 @@ def state_names(policy: Policy) -> tuple[str, ...]:
     """
     sampler = policy.sampler
     remedy = "choose another sampler, as rti, renoised, student or ddim"
+    if policy.spec.relative:
+        raise InputError(
+            "a policy of relative actions doesn't export, since a model in float32 would round them: run it "
+            "with paradiffpolicy, or serve it"
+        )
     if policy.device.type != "cpu":
         raise InputError("a policy is exported from the CPU: load it with device=cpu")
     if is_auto(sampler):

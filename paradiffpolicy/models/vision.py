@@ -21,6 +21,7 @@ from ..errors import InputError, nearest
 from ..registry import Registry
 from ..task import Camera
 from ..types import PolicySpec
+from .pictures import jitter_factors, jittered, require_strengths, resizing
 
 CHANNELS_PER_GROUP = 16
 """Of group normalization, as diffusion_policy and LeRobot have them."""
@@ -164,6 +165,7 @@ class ResNetOptions:
         resize: ``(H, W)`` to which pictures are resized first, bilinear.
         antialias: whether that averages over all pixels of a picture that becomes smaller.
         crop: ``(h, w)`` that is cut out after that: at random in training, else from the middle.
+        jitter: strengths of changes of brightness, contrast and saturation in training (``jittered``).
         mean, std: that pictures, in [0, 1], are normalized with: a number per channel, or that per camera.
     """
 
@@ -175,6 +177,7 @@ class ResNetOptions:
     resize: tuple[int, int] | None = None
     antialias: bool = True
     crop: tuple[int, int] | None = None
+    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
     mean: tuple[Any, ...] = (0.5, 0.5, 0.5)
     std: tuple[Any, ...] = (0.5, 0.5, 0.5)
 
@@ -190,6 +193,7 @@ class ResNetOptions:
             two = isinstance(value, tuple) and len(value) == 2
             if value is not None and not (two and all(type(n) is int and 1 <= n <= 4096 for n in value)):
                 raise InputError(f"encoder option {name}={value!r:.40} must be [height, width] in pixels")
+        require_strengths(self.jitter)
         NORMS.named(self.norm)
         if self.pool not in ("spatial_softmax", "average"):
             raise InputError(f"encoder option pool={self.pool!r:.40} must be spatial_softmax or average")
@@ -268,13 +272,14 @@ class PictureEncoder(nn.Module):
             raise InputError(f"crop={list(crop)} is larger than pictures of {camera.key!r}, {list(whole)}")
         return crop
 
-    def forward(self, pixels: Tensor, places: Tensor | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, places: Tensor | None = None, colours: Tensor | None = None) -> Tensor:
         """Features ``[rows, To, cameras F]`` of pictures.
 
         Args:
             pixels: ``[rows, To, P]`` uint8, the cameras' pictures ``[H, W, 3]`` one after the other.
             places: ``[rows, cameras, 2]``, each from 0 to 1: how far down and to the right crops are cut;
                 None: from the middle.
+            colours: ``[rows, cameras, 3]``, each from 0 to 1, for ``jitter_factors``; None: they stay.
         """
         rows, features = len(pixels), []
         sizes = [math.prod(camera.shape) for camera in self.cameras]
@@ -285,6 +290,8 @@ class PictureEncoder(nn.Module):
             if not resized:  # bytes are quicker to move than floats
                 picture = self._cropped(picture, camera, None if places is None else places[:, index])
             x = rearrange(picture, "b t h w c -> b t c h w").to(self.scale.dtype)
+            if colours is not None and any(self.options.jitter):
+                x = jittered(x, jitter_factors(self.options.jitter, colours[:, index]))
             x = x * self.scale[index] + self.shift[index]
             if resized:
                 tall, wide = (cast(Tensor, getattr(self, f"resize_{index}_{axis}")) for axis in range(2))
@@ -331,15 +338,6 @@ def camera_encoder(options: ResNetOptions, size: tuple[int, int], features: int)
     return CameraEncoder(backbone, pool, out)
 
 
-def resizing(old: int, new: int, antialias: bool = True) -> Tensor:
-    """The matrix ``[new, old]`` that resizes one axis, bilinear, as torchvision's ``Resize`` does: it is
-    linear, and one axis after the other."""
-    # Two columns: of one alone, PyTorch 2.13 repeats the first row.
-    units = torch.eye(old, device="cpu")[None, :, :, None].repeat(1, 1, 1, 2)
-    resized = nn.functional.interpolate(units, (new, 2), mode="bilinear", antialias=antialias)
-    return resized[0, :, :, 0].T.contiguous()
-
-
 def build_resnet18(spec: PolicySpec) -> PictureEncoder:
     """The ResNet-18 encoder of a spec, with fresh weights.
 
@@ -367,6 +365,7 @@ class Sight(NamedTuple):
         places: of random crops, as ``PictureEncoder`` takes them; None: from the middle.
         kept: ``[rows]``, 0 where the whole condition is blanked, else 1; None: all are kept.
         delay: ``[rows, To, D]``, of ``diffusion.prefix``; None: the network knows of no delays.
+        colours: of colour jitter, as ``PictureEncoder`` takes them; None: there is none.
     """
 
     numbers: Tensor
@@ -374,6 +373,7 @@ class Sight(NamedTuple):
     places: Tensor | None = None
     kept: Tensor | None = None
     delay: Tensor | None = None
+    colours: Tensor | None = None
 
 
 class VisualNetwork(nn.Module):
@@ -388,16 +388,16 @@ class VisualNetwork(nn.Module):
         self.encoder: PictureEncoder = encoder
         self.head = head
 
-    def encode(self, numbers: Tensor, pixels: Tensor, places: Tensor | None = None) -> Tensor:
+    def encode(self, numbers: Tensor, pixels: Tensor, places: Tensor | None = None, *drawn: Tensor) -> Tensor:
         """Conditions ``[rows, To (O + F)]``: of every step the numbers, then the cameras' features; for the
-        arguments see ``Sight``."""
-        features = self.encoder(pixels, places).to(numbers.dtype)
+        arguments see ``Sight``; ``drawn`` are its colours, if it has any."""
+        features = self.encoder(pixels, places, *drawn).to(numbers.dtype)
         return torch.cat((numbers, features), dim=-1).flatten(1)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | Sight) -> Tensor:
         if isinstance(condition, Sight):
-            kept, delay = condition.kept, condition.delay
-            condition = self.encode(*condition[:3])
+            kept, delay, colours = condition.kept, condition.delay, condition.colours
+            condition = self.encode(*condition[:3], *([] if colours is None else [colours]))
             condition = condition if kept is None else condition * kept[:, None]
             condition = condition if delay is None else with_delay(condition, delay)
         return cast(Tensor, self.head(x, t, condition))

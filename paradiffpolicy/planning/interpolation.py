@@ -14,7 +14,6 @@ An interpolation of one's own is a callable that takes a policy's spec and the t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..registry import Registry
+from ..task import words
 from ..types import PolicySpec
 from .interpolants import INTERPOLANTS, Between, Interpolant
 
@@ -164,16 +164,16 @@ def smooth_parts(spec: PolicySpec, smooth: str) -> list[str]:
 
 def _pose_part(names: Sequence[str], smooth: str) -> tuple[int, str]:
     """How many of the first numbers belong together, and their interpolant."""
-    for words, part in ROTATIONS.items():
-        if len(names) >= len(words) and all(
-            word in _words(name) for word, name in zip(words, names, strict=False)
+    for rotation, part in ROTATIONS.items():
+        if len(names) >= len(rotation) and all(
+            word in words(name) for word, name in zip(rotation, names, strict=False)
         ):
-            return len(words), part
+            return len(rotation), part
     if names and _is_gripper(names[0]):
         return 1, "hold"
-    if names and POSITIONS & _words(names[0]):
+    if names and POSITIONS & words(names[0]):
         return 1, smooth
-    known = "; ".join(" ".join(words) for words in (sorted(POSITIONS), *ROTATIONS, ["gripper"]))
+    known = "; ".join(" ".join(each) for each in (sorted(POSITIONS), *ROTATIONS, ["gripper"]))
     what = f"{names[0]!r}" if names else "a number without a name"
     raise InputError(
         f"interpolation={smooth}: actions are poses, and {what} isn't known as a position's, rotation's or "
@@ -181,12 +181,8 @@ def _pose_part(names: Sequence[str], smooth: str) -> tuple[int, str]:
     )
 
 
-def _words(name: str) -> set[str]:
-    return set(re.split(r"[^a-z0-9]+", name.lower()))
-
-
 def _is_gripper(name: str) -> bool:
-    return any(word.startswith("grip") for word in _words(name))
+    return any(word.startswith("grip") for word in words(name))
 
 
 INTERPOLATIONS: Registry[Callable[..., Interpolator]] = Registry(

@@ -7,7 +7,8 @@ server keeps nothing of it, and any server with the same policy answers it alike
 other kind, which openpi's clients send, are in ``session``.)
 
 A plan travels as its tensors: ``actions``, ``sample``, ``x0_hats``, ``x_T``, ``iterations``, ``nfe``
-and, only for a solver that adds noise, ``z`` and ``u``: an ODE solver's are zero.
+and, only for a solver that adds noise, ``z`` and ``u``: an ODE solver's are zero; only of relative actions,
+``reference``.
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ class PlanFormat:
         solution, noise = plan.solution, plan.solution.noise
         sent = {name: getattr(solution, name) for name in ("sample", "x0_hats", "iterations", "nfe")}
         sent |= {"actions": plan.actions, "x_T": noise.x_T}
+        sent |= {} if plan.reference is None else {"reference": plan.reference}
         return sent | {"z": noise.z, "u": noise.u} if self.stochastic else sent
 
     def plan_of(self, value: Any, where: str, batch: int) -> Plan:
@@ -158,12 +160,14 @@ class PlanFormat:
         every = (self.n_nodes, *each)
         shapes = {"actions": each, "sample": each, "x0_hats": every, "x_T": each}
         shapes |= {"iterations": each[:1], "nfe": each[:1]}
+        if self.spec.relative:
+            shapes["reference"] = (batch, self.spec.action_dim)
         if self.stochastic:
             shapes |= {"z": every, "u": every[:2]}
         got, zero = _tensors(value, where, shapes), torch.zeros(())
         noise = Noise(got["x_T"], got.get("z", zero.expand(every)), got.get("u", zero.expand(every[:2])))
         solution = Solution(got["sample"], got["x0_hats"], noise, got["iterations"], got["nfe"])
-        return Plan(got["actions"], self.spec.executed, solution)
+        return Plan(got["actions"], self.spec.executed, solution, reference=got.get("reference"))
 
     @staticmethod
     def committed_map(committed: Committed) -> dict[str, Any]:
@@ -182,7 +186,8 @@ def _tensors(value: Any, where: str, shapes: Mapping[str, tuple[int, ...]]) -> d
 
 
 def _tensor(value: Any, where: str, shape: tuple[int, ...]) -> Tensor:
-    dtype = np.int64 if where.endswith(("iterations", "nfe")) else np.float32
+    dtype: type = np.int64 if where.endswith(("iterations", "nfe")) else np.float32
+    dtype = np.float64 if where.endswith("reference") else dtype
     dtypes = (dtype, np.float64) if where.endswith("actions") else (dtype,)  # see Normalizer.raw_dtype
     if not isinstance(value, np.ndarray) or value.dtype not in dtypes or value.shape != shape:
         got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

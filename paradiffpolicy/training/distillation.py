@@ -141,6 +141,9 @@ class Distillation:
         noise = [torch.randn(shape, generator=generator).to(device) for _ in range(2)]
         cold = self._solved(before, Noise.of_flow(noise[0], n), None)
         moved = torch.where(follows[:, None, None], moved_along(cold.plan, self.executed), cold.plan)
+        references = data.reference(before), data.reference(windows)
+        if references[0] is not None and references[1] is not None:  # 0 apart for the same window
+            moved = moved + (references[0] - references[1])[:, None].to(moved)
         return cold, self._solved(windows, Noise.of_flow(noise[1], n), moved.expand(n, *moved.shape))
 
     def _solved(self, windows: Tensor, noise: Noise, guess: Tensor | None) -> Trajectories:

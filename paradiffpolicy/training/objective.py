@@ -111,7 +111,11 @@ class Denoising:
             condition = condition * kept[:, None]
         if pixels is not None:
             places = part.rows(torch.rand((n, len(self.spec.contract.cameras), 2), generator=generator))
-            condition = Sight(observations, pixels.to(device), places.to(device), kept)
+            colours = None
+            if "jitter" in self.spec.encoder_options:
+                colours = torch.rand((n, len(self.spec.contract.cameras), 3), generator=generator)
+                colours = part.rows(colours).to(device)
+            condition = Sight(observations, pixels.to(device), places.to(device), kept, colours=colours)
         drawn = [t, eps]
         if self.spec.prefix_steps:
             delays = torch.randint(self.spec.prefix_steps + 1, (n,), generator=generator)

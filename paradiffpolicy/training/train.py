@@ -97,13 +97,9 @@ class Trainer:
         self.observation_normalizer = (
             init.observation_normalizer if init else Normalizer.fit(data.observations)
         )
-        self.action_normalizer = init.action_normalizer if init else Normalizer.fit(data.actions)
-        self.data = replace(
-            data,
-            observations=self.observation_normalizer.normalize(data.observations).to(self.device),
-            actions=self.action_normalizer.normalize(data.actions).to(self.device),
-            steps=data.steps.to(self.device),
-        )
+        data = data.relative_to(spec.relative)
+        self.action_normalizer = init.action_normalizer if init else data.action_normalizer()
+        self.data = data.normalized(self.observation_normalizer, self.action_normalizer, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.network = build_network(spec).to(self.device)

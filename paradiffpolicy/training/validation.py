@@ -55,7 +55,7 @@ class Validation:
         """Loss and action error of a batch of windows, float64 ``[2]``."""
         observations, actions = self.held_out.batch(windows)
         window = Window(observations, self.held_out.pictures(windows))
-        target = policy.action_normalizer.normalize(actions.to(policy.device))
+        target = policy.action_frame(policy.checked(window)).normalize(actions.to(policy.device))
         generator = torch.Generator().manual_seed(seed)
         t = policy.schedule.draw(len(target), generator).to(policy.device)
         eps = torch.randn(target.shape, generator=generator).to(policy.device)
