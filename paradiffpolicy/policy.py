@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
+from .conditioning import plan_inputs
 from .data.normalizer import Normalizer
 from .data.relative import ActionFrame, references
 from .diffusion.denoiser import (
@@ -26,16 +26,16 @@ from .diffusion.denoiser import (
     unbounded,
 )
 from .diffusion.guidance import check_scale
-from .diffusion.prefix import clean_steps, committed_delays, delay_numbers, with_delay
+from .diffusion.prefix import with_delay
 from .diffusion.schedule import NoiseSchedule
-from .errors import LARGEST, InputError, nearest, require_count
+from .errors import InputError, nearest, require_count
 from .models.networks import OWN, network_with, usable_device, usable_network
 from .models.precision import FINEST_TOLERANCE, Model
-from .observation import InvalidObservationError, Observation, Window, observation_window
+from .observation import Observation, Window, observation_window
 from .sampling.capture.backends import CaptureSettings
 from .sampling.capture.executor import EagerProgram, Executor
 from .sampling.capture.fingerprint import fingerprint
-from .sampling.capture.network import CLEAN, COMMITTED, DELAY, PIXELS, DenoiserNetwork
+from .sampling.capture.network import DELAY, PIXELS, DenoiserNetwork
 from .sampling.capture.program import Backend, CapturedProgram
 from .sampling.driver import Driver
 from .sampling.noise import Seed, generators_for
@@ -285,8 +285,7 @@ class Policy:
 
     @property
     def programs(self) -> list[CapturedProgram | EagerProgram]:
-        """How plans have been run: ``method``, and the memory that is kept, ``nbytes``.  After a fallback
-        they say so: their method is ``eager``."""
+        """How plans have been run: ``method`` (``eager`` after a fallback), and ``nbytes`` that are kept."""
         return self.executor.programs
 
     def release(self) -> None:
@@ -363,9 +362,7 @@ class Policy:
         solution = self.executor.run(inputs, noise.to(self.device), guess)
         actions = frame.unnormalize(solution.sample)
         if not actions.isfinite().all():
-            raise InvalidPlanError(
-                "the plan has NaN or infinity: the weights, or the observation, are far off"
-            )
+            raise InvalidPlanError("the plan has NaN or infinity: weights or observation are far off")
         return Plan(actions, spec.executed, solution, reference=frame.reference)
 
     def action_frame(self, window: Window) -> ActionFrame:
@@ -375,39 +372,12 @@ class Policy:
         return ActionFrame(self.action_normalizer, reference)
 
     def _inputs(self, window: Window, committed: Committed | None) -> dict[str, Tensor]:
-        """The network's conditions."""
-        normalized = self.observation_normalizer.normalize(window.numbers)
-        far = normalized.abs() > LARGEST
-        if far.any():
-            b, step, column = (int(i[0]) for i in torch.where(far))
-            raise InvalidObservationError(
-                f"observation window {b} is too far from the training data at step {step}, column {column} "
-                f"({float(normalized[b, step, column]):.0e} of their half range): check the sensor"
-            )
-        condition = rearrange(normalized, "b t o -> b (t o)")
-        inputs = {"condition": condition}
-        if window.pixels is not None:
-            inputs[PIXELS] = window.pixels
-        if self.guidance_scale is not None:
-            scale = torch.as_tensor(self.guidance_scale, dtype=condition.dtype, device=self.device)
-            if scale.ndim and scale.shape not in ((1,), condition.shape[:1]):
-                raise InputError(f"{len(scale)} guidance scales for a batch of {len(condition)}")
-            inputs["scale"] = scale.expand(len(condition))
+        """The network's inputs."""
+        kept = None
         if committed is not None:
             actions = self.action_frame(window).normalize(committed.actions.to(self.device))
-            weight = committed.weight.to(self.device, torch.float32)
-            inputs |= dict(zip(COMMITTED, (actions, weight), strict=True))
-        return inputs | self._delay_inputs(len(condition), inputs.get(COMMITTED[1]))
-
-    def _delay_inputs(self, batch: int, commitment: Tensor | None) -> dict[str, Tensor]:
-        """What a policy that was trained with delays is told about them."""
-        spec = self.spec
-        if not spec.prefix_steps:
-            return {}
-        if commitment is None:
-            return {DELAY: delay_numbers(spec, torch.zeros(batch, dtype=torch.int64, device=self.device))}
-        delays = committed_delays(spec, commitment)
-        return {DELAY: delay_numbers(spec, delays), CLEAN: clean_steps(spec, delays).float()}
+            kept = actions, committed.weight.to(self.device, torch.float32)
+        return plan_inputs(self.spec, self.observation_normalizer, window, self.guidance_scale, kept)
 
     @torch.inference_mode()
     def condition(self, observation: Observation | Window) -> Tensor:

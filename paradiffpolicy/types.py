@@ -39,7 +39,7 @@ class PolicySpec:
     meant to be sampled with; empty: DDPM's.
     ``condition_dropout`` is the share of training windows whose observation was blanked: a policy
     with some can be guided (``diffusion.guidance``).  ``prefix_steps`` is the longest delay in steps that was
-    simulated in training (``diffusion.prefix``); 0: none was.  ``student_timesteps``, falling, are all that a
+    simulated in training (``diffusion.prefix``).  ``student_timesteps``, falling, are all that a
     distilled network was trained at (``training.distillation``); empty: it wasn't distilled.  ``network`` is
     a name in ``NETWORKS``, whose builder may read ``network_options``; ``schedule`` is one in ``SCHEDULES``,
     with its ``schedule_options``.  ``encoder``, a name in ``ENCODERS`` with ``encoder_options``, makes
@@ -108,17 +108,14 @@ class PolicySpec:
             raise InputError(f"condition_dropout={self.condition_dropout} must be at least 0 and under 1")
         if self.control_hz == 0:
             raise InputError("control_hz=0 must be above 0")
-        for name in ("network_options", "encoder_options", "schedule_options", "sampler"):
-            if not isinstance(getattr(self, name), dict):
-                raise InputError(f"{name}={getattr(self, name)!r:.40} must be a mapping")
-        if not isinstance(self.contract, Contract):
-            raise InputError(f"contract={self.contract!r:.40} must be a Contract")
+        mappings = ("network_options", "encoder_options", "schedule_options", "sampler")
+        for name, kind in {**dict.fromkeys(mappings, dict), "contract": Contract}.items():
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(f"{name}={getattr(self, name)!r:.40} must be a {kind.__name__}")
         features, cameras = self.image_features, self.contract.cameras
         if type(features) is not int or not 0 <= features <= 10**6 or bool(features) != bool(cameras):
-            raise InputError(
-                f"image_features={features!r:.40} must be a whole number, over 0 with cameras and 0 without; "
-                f"there are {len(cameras)} cameras"
-            )
+            there = f"with {len(cameras)} cameras it must be a number over 0, without any 0"
+            raise InputError(f"image_features={features!r:.40}: {there}")
         if not all(isinstance(name, str) for name in self.schedule_options):
             raise InputError(f"schedule_options={self.schedule_options!r:.40} must be names and values")
         first = self.first_executed
@@ -151,16 +148,14 @@ class PolicySpec:
 
     @property
     def condition_dim(self) -> int:
-        """Numbers that condition the network, G: of every observation of the window, of its pictures, and of
-        the delay (``diffusion.prefix``)."""
+        """Numbers that condition the network, G: of each step's observation, pictures, and delay."""
         return self.n_obs_steps * (self.obs_dim + self.image_features + self.prefix_steps)
 
     @property
     def observation_dtype(self) -> np.dtype[Any]:
         """Of one observation: ``[O]`` float64, or a record with the cameras' pictures."""
-        if self.contract.cameras:
-            return self.contract.record_dtype(self.obs_dim)
-        return np.dtype((np.float64, (self.obs_dim,)))
+        vector = np.dtype((np.float64, (self.obs_dim,)))
+        return self.contract.record_dtype(self.obs_dim) if self.contract.cameras else vector
 
     @property
     def executed(self) -> slice:

@@ -17,6 +17,7 @@ LAYERS = [
     ["checkpoint"],
     ["interchange"],
     ["observation"],
+    ["conditioning"],
     ["policy", "session"],
     ["calibration"],
     ["loading"],

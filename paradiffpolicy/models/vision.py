@@ -244,12 +244,9 @@ class PictureEncoder(nn.Module):
             self.register_buffer(name, values[:, None, :, None, None], persistent=False)
         self.scale: Tensor
         self.shift: Tensor
-        sizes = {self.size_seen(camera) for camera in cameras}
-        if options.shared and len(sizes) > 1:
-            raise InputError(
-                "one encoder is shared by cameras of different sizes: shared=false, or crop them"
-            )
         seen = [self.size_seen(camera) for camera in cameras]
+        if options.shared and len(set(seen)) > 1:
+            raise InputError("cameras of different sizes share an encoder: shared=false, or crop them")
         self.networks = nn.ModuleList(
             camera_encoder(options, size, features) for size in (seen[:1] if options.shared else seen)
         )
