@@ -189,7 +189,7 @@ def test_what_a_file_lacks_is_named(tmp_path, name):
 def test_sizes_that_dont_fit_are_named(tmp_path):
     for encoder, message in (
         (Hybrid(crop=(100, 84)), r"crop=\[100, 84\] is larger than pictures of 'wrist'"),
-        (Images(shared=True, crop=None), "one encoder is shared by cameras of different sizes"),
+        (Images(shared=True, crop=None), "cameras of different sizes share an encoder"),
     ):
         with pytest.raises(InputError, match=message):
             read_checkpoint(encoder.save(tmp_path / "a.ckpt"))

@@ -187,7 +187,7 @@ def test_dicts_as_observations_are_refused_with_their_names(policy, tmp_path, ca
     gymnasium.register("Parts-v0", Parts)
     (tmp_path / "pusht.yaml").write_text("env: {id: Parts-v0}\ncontrol_hz: 10\nname: pusht\n")
     words = [f"task={tmp_path}/pusht.yaml", "checkpoint=checkpoints/pusht_keypoints", "capture=eager"]
-    for command in (["run", "planner=inline"], ["evaluate", "videos=0"], ["collect"]):
+    for command in (["run", "planner=inline"], ["evaluate", "samplers=[rti]", "reference=rti"], ["collect"]):
         assert main([*command, *words, f"out={tmp_path}/out.zarr"]) == 2
         assert said in capsys.readouterr().err
 

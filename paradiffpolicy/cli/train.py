@@ -157,7 +157,7 @@ def publish(checkpoint: Checkpoint, trainer: Trainer, place: str | None) -> None
     print("\n".join(map(str, places)))
 
 
-PLANS_OF_A_CURVE = 16
+PLANS_OF_A_CURVE = 8
 
 
 def curves(cfg: TrainConfig, checkpoint: Checkpoint, data: WindowDataset, device: str) -> dict[str, Any]:
