@@ -108,6 +108,10 @@ def run_script_file(path: Path, *arguments: str) -> None:
     subprocess.run([sys.executable, path, *arguments], check=True, capture_output=True)
 
 
+UNMEASURED = ["sampler.paraddpm.window=10", "sampler.speculative.window=10"]
+"""Settings of ``train`` under which no iterations by window are measured, which takes seconds."""
+
+
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, atol=None, rtol=None, msg="") -> None:
     """``torch.testing.assert_close``, whose first use imports for half a second."""
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), msg

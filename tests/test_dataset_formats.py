@@ -26,6 +26,7 @@ from paradiffpolicy.data.formats.reading import FORMATS, format_of, open_source,
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 
+from .conftest import UNMEASURED
 from .foreign import minari
 from .test_damaged_data import MUTANTS, mutated, refused, v2_store
 
@@ -132,7 +133,10 @@ def test_a_folder_of_npz_files_is_trained_on(tmp_path, monkeypatch, capsys):
     write(dataset, demonstrations(), ABOUT)
     (tmp_path / "mine.yaml").write_text(TASK)
     small = ["policy.down_dims=[8,16]", "training.n_steps=2", "training.batch_size=8", "evaluation.seeds=0"]
-    code = main(["train", "task=mine.yaml", f"dataset={dataset}", "run=run", "capture=eager", *small])
+    small += UNMEASURED
+    code = main(
+        ["train", "task=mine.yaml", f"dataset={dataset}", "run=run", "capture=eager", *small, *UNMEASURED]
+    )
     assert code == 0, capsys.readouterr().err
     assert (tmp_path / "run/checkpoint/policy.json").exists()
 

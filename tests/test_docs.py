@@ -140,7 +140,8 @@ SHORTER = """
 paradiffpolicy() {
     case $1 in
         train)
-            set -- "$@" training.n_steps=5 task.max_steps=8 'policy.down_dims=[16,32]'
+            set -- "$@" training.n_steps=5 task.max_steps=8 'policy.down_dims=[16,32]' \
+                sampler.paraddpm.window=10 sampler.speculative.window=10
             [[ "$*" = *evaluation.seeds=0* ]] || set -- "$@" evaluation.seeds=1 ;;
         evaluate)  # DDPM-100 with the shipped network takes a second per plan
             set -- "$@" seeds=1 task.max_steps=8 latency_plans=1 paced_ticks=1 videos=1

@@ -30,7 +30,7 @@ from paradiffpolicy.sampling.warm_start import STARTS
 from paradiffpolicy.training.train import Trainer
 from paradiffpolicy.types import Committed, Noise
 
-from .conftest import DISTINCT_SOLVERS, FLOW, assert_close, gaussian_denoiser, tiny_checkpoint
+from .conftest import DISTINCT_SOLVERS, FLOW, UNMEASURED, assert_close, gaussian_denoiser, tiny_checkpoint
 from .test_drivers import EXACT, WINDOWED
 from .test_solvers import ORDERS, measured_order
 from .test_training import SETTINGS, assert_same_run, toy_data
@@ -298,7 +298,7 @@ def test_the_command_line_trains_a_flow(capsys, toy_store, tmp_path):
     settings = ["policy.schedule=flow", "policy.prediction=velocity", "policy.down_dims=[16]"]
     settings += ["policy.schedule_options={training_timesteps: beta}", "policy.diffusion_step_embed_dim=16"]
     settings += ["training.n_steps=2", "training.batch_size=4", "evaluation.seeds=0", f"run={tmp_path}"]
-    main(["train", f"dataset={toy_store}", *settings])
+    main(["train", f"dataset={toy_store}", *settings, *UNMEASURED])
     spec = Checkpoint.load(tmp_path / "checkpoint").spec
     assert spec_schedule(spec) == NoiseSchedule.named("flow", 100, training_timesteps="beta")
 

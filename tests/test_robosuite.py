@@ -20,7 +20,7 @@ from paradiffpolicy.envs.robosuite.rotation import absolute_action, pose_action,
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.types import PolicySpec
 
-from .conftest import tiny_checkpoint
+from .conftest import UNMEASURED, tiny_checkpoint
 from .toy_env import ToyEnv, ToyExpert
 
 numbers = st.floats(-1, 1, allow_subnormal=False)
@@ -334,6 +334,7 @@ TINY = [
     "evaluation.sampler=ddim",
     "evaluation.workers=1",
     "task.max_steps=9",
+    *UNMEASURED,
 ]
 
 

@@ -18,7 +18,7 @@ from paradiffpolicy.cli.schema import SCHEMAS
 from paradiffpolicy.cli.settings import declarations, declared, settings_of
 from paradiffpolicy.errors import InputError
 
-from .conftest import make_toy_store, tiny_checkpoint
+from .conftest import UNMEASURED, make_toy_store, tiny_checkpoint
 
 WRONG = [
     "0",
@@ -195,7 +195,7 @@ def test_commands_read_and_write_under_any_name(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setenv("HOME", str(odd))
     monkeypatch.chdir(odd)
-    small = ["policy.down_dims=[8]", "policy.diffusion_step_embed_dim=8", "policy.n_groups=4"]
+    small = ["policy.down_dims=[8]", "policy.diffusion_step_embed_dim=8", "policy.n_groups=4", *UNMEASURED]
     train = ["train", f"task={odd}/own.yaml", *small, "training.n_steps=1", "evaluation.seeds=0"]
     assert main([*train, "run=~/run", f"checkpoint={odd}/2024", f"dataset={odd}/toy.zarr"]) == 0
     assert main([*train, "run=2024/run", "init=~/2024"]) == 0

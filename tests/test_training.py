@@ -34,7 +34,7 @@ from paradiffpolicy.training.environment import check_env
 from paradiffpolicy.training.settings import TrainSettings
 from paradiffpolicy.training.train import Trainer
 
-from .conftest import TINY, make_toy_store
+from .conftest import TINY, UNMEASURED, make_toy_store
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__, "torch._dynamo"])  # processes that need not import everything anew
@@ -468,6 +468,7 @@ def test_without_evaluation_training_needs_no_environment(capsys, toy_store, tmp
     assert main(["train", *settings]) == 2  # before any step
     assert "Nowhere" in capsys.readouterr().err and not (tmp_path / "run").exists()
     small = ["policy.down_dims=[16]", "policy.diffusion_step_embed_dim=16", "training.batch_size=8"]
+    small += UNMEASURED
     assert main(["train", *settings, *small, "training.n_steps=2", "evaluation.seeds=0"]) == 0
     trained = Checkpoint.load(tmp_path / "run" / "checkpoint")
     assert trained.info["training"]["step"] == 2

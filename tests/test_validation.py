@@ -21,7 +21,7 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.training.train import Trainer
 from paradiffpolicy.training.validation import Validation
 
-from .conftest import make_toy_store, tiny_checkpoint
+from .conftest import UNMEASURED, make_toy_store, tiny_checkpoint
 from .test_training import SETTINGS, SMALL, assert_same_run, toy_data
 
 SHORT = replace(SETTINGS, validate_every=4)
@@ -180,7 +180,12 @@ def test_many_windows_are_thinned(parts):
 
 
 def test_train_holds_episodes_out(capsys, toy_store, tmp_path):
-    small = ["policy.down_dims=[16]", "policy.diffusion_step_embed_dim=16", "training.batch_size=8"]
+    small = [
+        "policy.down_dims=[16]",
+        "policy.diffusion_step_embed_dim=16",
+        "training.batch_size=8",
+        *UNMEASURED,
+    ]
     run = [
         *("train", f"dataset={toy_store}", f"run={tmp_path / 'run'}", *small, "training.n_steps=2"),
         *("evaluation.seeds=0", "task.control_hz=10"),
