@@ -102,10 +102,7 @@ def plan_program(
         "f32", policy.device, make_convolution=make_convolution, arithmetic_in_half=True
     )
     network = DenoiserNetwork(policy.denoiser, tableau, torch.zeros(()), trunk, policy.model.encode)
-    scale = None
-    if policy.guidance_scale is not None:
-        scale = torch.as_tensor(policy.guidance_scale, dtype=torch.float32).expand(batch).clone()
-    no_delay = torch.zeros(batch, spec.n_obs_steps, spec.prefix_steps)
+    same = unchanging(policy, batch)
     observed = Affine(policy.observation_normalizer, "the observation's number")
     acted = Affine(policy.action_normalizer, "the action's number")
 
@@ -115,8 +112,7 @@ def plan_program(
         if "executed" in inputs:
             values |= continued(inputs, tableau.n_nodes)
         values["condition"] = observed.normalize(inputs["observation"]).flatten(1)
-        values |= {DELAY: no_delay} if spec.prefix_steps else {}
-        return values if scale is None else values | {"scale": scale}
+        return values | same
 
     inner = sampling_program(network, driver.on(tableau, x_T, warm), tableau, {})
 
@@ -128,6 +124,17 @@ def plan_program(
         return {"actions": actions, **{NEXT + name: solution[name] + 0 for name in kept}}
 
     return replace(inner, init=lambda inputs: inner.init(sampled(inputs)), finish=finish, inputs=inputs)
+
+
+def unchanging(policy: Policy, batch: int) -> State:
+    """The inputs of sampling that all plans share: guidance's scale, and that there is no delay."""
+    spec, same = policy.spec, State()
+    if policy.guidance_scale is not None:
+        scale = torch.as_tensor(policy.guidance_scale, dtype=torch.float32)
+        same["scale"] = scale.expand(batch).clone()
+    if spec.prefix_steps:
+        same[DELAY] = torch.zeros(batch, spec.n_obs_steps, spec.prefix_steps)
+    return same
 
 
 def continued(inputs: State, n: int) -> State:
