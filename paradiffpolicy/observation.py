@@ -73,10 +73,10 @@ def _recorded_window(spec: PolicySpec, given: NDArray[Any]) -> Window:
             f"observation records {given.shape} for task {spec.task!r} must be one, "
             f"[n_obs_steps={spec.n_obs_steps}] or [batch, n_obs_steps]"
         )
-    size = spec.obs_dim * 8
-    content = torch.from_numpy(np.ascontiguousarray(window).view(np.uint8).reshape(*window.shape, -1))
+    window = np.array(window)  # of its own: the caller's may change, or be read-only
+    content = torch.from_numpy(window.view(np.uint8).reshape(*window.shape, -1))
     vectors = torch.from_numpy(np.ascontiguousarray(window[NUMBERS]))
-    return Window(numbers_window(spec, vectors), content[..., size:])
+    return Window(numbers_window(spec, vectors), content[..., spec.obs_dim * 8 :])
 
 
 def numbers_window(spec: PolicySpec, given: Tensor) -> Tensor:

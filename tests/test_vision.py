@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,18 @@ def test_a_window_of_dicts_is_a_window_of_records():
     assert torch.equal(window.numbers[0, 1], torch.from_numpy(dicts[1]["state"][:2]))
     both = np.concatenate([dicts[1][key].reshape(-1) for key in ("img", "wrist")])
     assert np.array_equal(window.pixels[0, 1].numpy(), both)
+
+
+def test_records_that_are_read_only_are_planned_from_as_they_are():
+    """As a planner's process gets them; with warnings as errors."""
+    given, policy = records(2), seeing()
+    fixed = np.frombuffer(given.tobytes(), given.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        window = policy.checked(fixed)
+    own = policy.checked(given)
+    given["img"][:] = 0
+    assert torch.equal(own.pixels, window.pixels) and own.pixels.any()
 
 
 def test_every_camera_and_step_is_seen():
