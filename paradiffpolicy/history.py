@@ -53,16 +53,18 @@ class History:
         # The newest lies on a tick.
         after = self._kept[(self._tick + np.minimum(self._back + 1, 0)) % len(self._kept)]
         if not window.dtype.names:
-            return self._between(window, after, self._part)
+            return self._between(window, after)
         nearest, numbers = np.where(self._part[:, 0] < 0.5, window, after), window.dtype.names[0]
-        nearest[numbers] = self._between(window[numbers], after[numbers], self._part)
+        nearest[numbers] = self._between(window[numbers], after[numbers])
         return nearest
 
-    def _between(self, window: NDArray[Any], after: NDArray[Any], part: NDArray[Any]) -> NDArray[Any]:
-        mix = window + part * (after - window)
+    def _between(self, window: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
+        """Numbers between those at two ticks, ``[To, O]`` each."""
+        assert self._part is not None
+        mix = window + self._part * (after - window)
         if self._mixed is None:
             return mix
-        return np.where(self._mixed, mix, np.where(part < 0.5, window, after))
+        return np.where(self._mixed, mix, np.where(self._part < 0.5, window, after))
 
     @property
     def empty(self) -> bool:
