@@ -20,7 +20,7 @@ from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
 from paradiffpolicy.control.record import Fault
 from paradiffpolicy.control.watchdog import Watchdog
-from paradiffpolicy.data.dataset import WindowDataset
+from paradiffpolicy.data.dataset import WindowDataset, batch_windows
 from paradiffpolicy.data.pictures import agreed_cameras, recorded_cameras
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.data.splitting import split
@@ -50,6 +50,7 @@ from paradiffpolicy.sampling.spec import spec_sampler
 from paradiffpolicy.serving.remote import RemotePolicy
 from paradiffpolicy.task import Camera, Contract, ObservationField
 from paradiffpolicy.telemetry.recorder import DatasetRecorder
+from paradiffpolicy.training.distillation import Distillation, student_spec, teacher_sampler
 from paradiffpolicy.training.objective import WHOLE
 from paradiffpolicy.training.settings import TrainSettings
 from paradiffpolicy.training.train import Trainer
@@ -499,6 +500,21 @@ def test_jitter_is_drawn_by_the_step(store, tmp_path):
     Trainer(data, JITTERED, training, tmp_path / "parts").run(until=1, progress=False)
     resumed = Trainer(data, JITTERED, training, tmp_path / "parts").run(progress=False)
     assert all(torch.equal(weight, resumed.weights[name]) for name, weight in whole.weights.items())
+
+
+def test_a_students_lessons_are_of_what_its_teacher_sees(store):
+    teacher = Policy.from_checkpoint(tiny_checkpoint(SEEING), teacher_sampler(SEEING, 4))
+    data = windows_of(store)
+    normal = data.normalized(teacher.observation_normalizer, teacher.action_normalizer)
+    training = TrainSettings(n_steps=2, batch_size=2)
+    blind = replace(normal, pixels=torch.zeros_like(normal.pixels))
+    lessons, dark = (
+        Distillation(each, student_spec(SEEING, 4), training, teacher=teacher).solved(0)[1]
+        for each in (normal, blind)
+    )
+    windows = batch_windows(len(data), 2, 0, 0)
+    assert_close(lessons.condition, teacher.condition(data.records(windows, CONTRACT)), atol=1e-5)
+    assert not torch.allclose(lessons.plan, dark.plan)
 
 
 def fresh(spec: PolicySpec) -> dict[str, torch.Tensor]:
