@@ -168,6 +168,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         self._window: pygame.Surface | None = None
         self._last_action: pymunk.Vec2d | None = None
         self._n_contacts = 0
+        self._friction = 0.0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -214,6 +215,17 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         if self.render_mode == "human":
             self.render()
         return self._observe(), reward, info["success"], False, info
+
+    def change_friction(self, change: float) -> None:
+        """Gives the contact of pusher and block this coefficient of friction, from the next reset on; they
+        slide on each other without any otherwise.
+
+        Raises:
+            ValueError: it is below 0.
+        """
+        if not 0 <= change < math.inf:
+            raise ValueError("PushT's pusher and block have no friction to lose: 0 or above")
+        self._friction = float(change)
 
     @property
     def hold_action(self) -> NDArray[np.float64]:
@@ -318,6 +330,8 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         bar, stem = pymunk.Poly(self._block, BAR), pymunk.Poly(self._block, STEM)
         self._block.center_of_gravity = (bar.center_of_gravity + stem.center_of_gravity) / 2
         space.add(self._block, bar, stem)
+        for shape in (*self._block.shapes, *self._pusher.shapes):  # a contact has the product of both
+            shape.friction = math.sqrt(self._friction)
         space.on_collision(post_solve=self._count_contacts)
         self._space = space
 

@@ -7,6 +7,7 @@ rate      ``control_hz`` given, the attribute, ``metadata["render_fps"]``     ``
 success   ``info[key]`` that the task names, ``success``, ``is_success``      None: it isn't known
 picture   the method ``picture(size)``, else ``render()``, resized            ``InputError``
 hold      the attribute ``hold_action``                                       None: it can't hold still
+friction  the method ``change_friction(change)``, see ``disturbances``        ``InputError``
 ========  ==================================================================  ===========================
 """
 

@@ -11,7 +11,10 @@ from .conftest import ROOT
 
 LAYERS = [
     ["errors", "files", "registry", "clock", "history", "process"],
-    ["types", "task", "data", "environment", "recorded_env", "envs", "presets", "tables", "provenance"],
+    [
+        *("types", "task", "data", "presets", "tables", "provenance"),
+        *("environment", "recorded_env", "disturbances", "envs"),
+    ],
     ["diffusion", "models"],
     ["sampling"],
     ["checkpoint"],

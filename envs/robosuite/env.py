@@ -184,6 +184,16 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         """The whole state, for ``reset(options={"snapshot": ...})``."""
         return self.simulation.save()
 
+    def change_friction(self, change: float) -> None:
+        """Multiplies the sliding friction of all contacts by ``1 + change``: -0.5 halves it.
+
+        Raises:
+            ValueError: it is below -1.
+        """
+        if not -1 <= change < np.inf:
+            raise ValueError("of its friction a contact can lose all, -1, but not more")
+        self.simulation.scale_friction(1 + change)
+
     @property
     def hold_action(self) -> NDArray[np.float64]:
         """The action that keeps the hands where they are, ``[A]``."""

@@ -70,7 +70,7 @@ class Simulation:
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"robosuite can't make {name!r}: {str(error) or type(error).__name__}")
         self._env.set_xml_processor(self._see_built)
-        self._keeps_scene = False
+        self._keeps_scene, self._friction, self._scaled = False, 1.0, None
         self._model = str(self._env.model.get_xml())
         self._take_over()
 
@@ -236,6 +236,11 @@ class Simulation:
                     f"{part.name}: only OSC_POSE's actions have a meaning in the world"
                 )
 
+    def scale_friction(self, factor: float) -> None:
+        """Multiplies the sliding friction of every contact of robosuite's scenes by a factor, from now on."""
+        self._friction = factor
+        self._scale_friction()
+
     def save(self) -> Snapshot:
         """The whole state, for ``restore``."""
         import mujoco
@@ -304,9 +309,17 @@ class Simulation:
         self._after_building = self._env.rng.bit_generator.state
         return xml
 
+    def _scale_friction(self) -> None:
+        """Of all geoms, since a contact has the larger friction of two."""
+        model = self.mujoco_model
+        if model is not self._scaled:
+            self._scaled, self._own_friction = model, model.geom_friction[:, 0].copy()
+        model.geom_friction[:, 0] = self._friction * self._own_friction
+
     def _take_over(self) -> None:
         """Takes over from robosuite, after each of its resets, the control step and the observables, which
         it would read 25 times per step."""
+        self._scale_friction()
         self._advance = LeanStep(self._env) if fits(self._env) else self._env.step
         self._sensors = dict(self._env._observables)
         self._env._observables = {}

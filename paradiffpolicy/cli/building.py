@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,17 +221,23 @@ def contract(task: TaskConfig) -> Contract:
 
 
 def task_env(
-    task: TaskConfig, plugins: Sequence[str], spec: PolicySpec | None = None, **changes: Any
+    task: TaskConfig,
+    plugins: Sequence[str],
+    spec: PolicySpec | None = None,
+    disturbances: Mapping[str, float] = {},
+    **changes: Any,
 ) -> gymnasium.Env[Any, Any]:
     """Makes the task's environment, also in another process.
 
     Args:
         spec: of a policy, whose observations and actions it must have; None: any.
+        disturbances: their strengths, by name.
         changes: other arguments of ``gymnasium.make``.
 
     Raises:
         InputError: the task names none, it can't be made, or it has other sizes.
     """
+    from ..disturbances import disturbed
     from ..environment import make_env, require_vectors
     from ..recorded_env import RecordedEnv
 
@@ -241,7 +247,7 @@ def task_env(
     env = make_env(task.env.id, **{"max_episode_steps": task.max_steps, **task.env.kwargs, **changes})
     try:
         if spec is not None and spec.contract.cameras:
-            return RecordedEnv(env, spec.contract, task.env.renamed)
+            return disturbed(RecordedEnv(env, spec.contract, task.env.renamed), disturbances)
         if spec is not None:
             require_vectors(env)
             found = [space.shape for space in (env.observation_space, env.action_space)]
@@ -250,23 +256,23 @@ def task_env(
                     f"{task.env.id} has observations {found[0]} and actions {found[1]}, but the policy of "
                     f"task {task.name!r} has obs_dim={spec.obs_dim}, action_dim={spec.action_dim}"
                 )
+        return disturbed(env, disturbances)
     except InputError:
         env.close()
         raise
-    return env
 
 
-def env_maker(cfg: TaskedConfig, spec: PolicySpec | None = None) -> MakeEnv:
-    """Makes the task's environment, also in another process, and compares it with a policy's sizes."""
-    return functools.partial(task_env, cfg.task, tuple(cfg.plugins), spec)
+def env_maker(cfg: TaskedConfig, spec: PolicySpec | None = None, **disturbances: float) -> MakeEnv:
+    """Makes the task's environment, disturbed, also in another process; compares it with a policy's sizes."""
+    return functools.partial(task_env, cfg.task, tuple(cfg.plugins), spec, disturbances)
 
 
-def env_maker_at(cfg: TaskedConfig, spec: PolicySpec | None = None) -> MakeEnvAt:
-    """Makes the task's environment for a control rate, without an end."""
+def env_maker_at(cfg: TaskedConfig, spec: PolicySpec | None = None, **disturbances: float) -> MakeEnvAt:
+    """Makes the task's environment, disturbed, for a control rate, without an end."""
     from ..environment import control_rate
 
     # -1: an episode's length is a matter of seconds here.
-    make_any: Any = env_maker(cfg, spec)
+    make_any: Any = env_maker(cfg, spec, **disturbances)
     make_env: Any = functools.partial(make_any, max_episode_steps=-1)
 
     def make(rate_hz: float) -> gymnasium.Env[Any, Any]:

@@ -139,7 +139,7 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
     executor = block_executor(cfg)
     comparison = Comparison(
         policies={name: sampling_policy(cfg, name, policy) for name in names},
-        make_env=env_maker(cfg, policy.spec),
+        make_env=env_maker(cfg, policy.spec, **cfg.disturbances),
         seeds=range(cfg.first_seed, cfg.first_seed + cfg.seeds),
         max_steps=cfg.task.max_steps,
         reference=cfg.reference,
@@ -173,6 +173,14 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
     show(tables, [*notes, *paths, *itertools.chain(*report.videos.values())])
 
 
+def report_title(cfg: EvaluateConfig) -> str:
+    """Of a report's tables and pictures."""
+    from ..disturbances import in_title
+
+    about = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint or '').name}"
+    return about + in_title(cfg.disturbances)
+
+
 class UnlimitedReport:
     """Writes the report and the videos of samplers on the same seeds, as far as there are results.
 
@@ -183,7 +191,7 @@ class UnlimitedReport:
 
     def __init__(self, cfg: EvaluateConfig, folder: Path, names: Sequence[str], control_hz: float) -> None:
         self._cfg, self._folder, self._names, self._control_hz = cfg, folder, names, control_hz
-        self.title = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint or '').name}"
+        self.title = report_title(cfg)
         self.videos: dict[str, list[Path]] = {}
 
     def write(
@@ -200,6 +208,7 @@ class UnlimitedReport:
             task=cfg.task.name,
             reference=cfg.reference,
             guidance_scale=cfg.guidance_scale,
+            disturbances=cfg.disturbances,
             capture={"backend": cfg.capture, "precision": cfg.precision, "programs": captured},
             seeds=[cfg.first_seed, cfg.first_seed + cfg.seeds - 1],
             stop_early=cfg.stop_early,
@@ -245,7 +254,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
     folder = out_folder(cfg, "realtime", settings)
     blocks = Blocks(folder, settings)
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
-    title = f"{cfg.task.name}, {cfg.seeds} seeds, {Path(cfg.checkpoint or '').name}, {setting.clock} clock"
+    title = f"{report_title(cfg)}, {setting.clock} clock"
     cases, sweep = realtime_cases(cfg, policy, blocks)
 
     def split(results: Sequence[RealtimeResult]) -> tuple[list[RealtimeResult], list[RealtimeResult]]:
@@ -260,6 +269,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
             task=cfg.task.name,
             seeds=[seeds.start, seeds.stop - 1],
             realtime=asdict(setting),
+            disturbances=cfg.disturbances,
             unfinished=[case.label for case in (*cases, *sweep)[done:]],
         )
         judged_cases, judged_sweep = split(results)
@@ -268,7 +278,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
     with contextlib.closing(block_executor(cfg)) as executor:
         results = compare_realtime(
             [*cases, *sweep],
-            env_maker_at(cfg, policy.spec),
+            env_maker_at(cfg, policy.spec, **cfg.disturbances),
             seeds,
             cfg.task.max_steps / policy.spec.control_hz,
             side_by_side=cfg.side_by_side,

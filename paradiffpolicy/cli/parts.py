@@ -15,6 +15,7 @@ AUGMENTATIONS = lazily("cli.building", "AUGMENTATIONS")
 BACKENDS = lazily("sampling.capture.backends", "BACKENDS")
 PLANNERS = lazily("planning", "PLANNERS")
 PRECISIONS = lazily("models.precision", "CHOICES")
+DISTURBANCES = lazily("disturbances", "require_disturbances")
 BLENDING = lazily("cli.building", "named_blending")
 INTERPOLATION = lazily("cli.building", "named_interpolation")
 
@@ -57,6 +58,12 @@ def interpolation_setting() -> Any:
         "linear as the contract says"
     )
     return setting({"name": "auto"}, text, named=True, check=INTERPOLATION)
+
+
+def disturbances_setting() -> Any:
+    """The environment's disturbances and their strengths."""
+    text = "disturbances of the environment and their strengths, as {action_noise: 0.02}"
+    return setting({}, text, check=DISTURBANCES)
 
 
 def replan_setting(default: int | None = None) -> Any:

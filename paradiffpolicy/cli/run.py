@@ -40,6 +40,7 @@ def run(cfg: RunConfig) -> None:
     from ..clock import MonotonicClock
     from ..control.controller import Controller
     from ..control.rate import ticks_per_step
+    from ..disturbances import in_title
     from ..files import require_writable
     from ..planning import planner_beside
     from ..telemetry.summary import summary, summary_table, write_run
@@ -54,7 +55,7 @@ def run(cfg: RunConfig) -> None:
     stride, n_ticks = ticks_per_step(rate_hz, policy.spec.control_hz), max(1, round(cfg.seconds * rate_hz))
     title = (
         f"{cfg.task.name}, {Path(cfg.checkpoint or '').name}, {cfg.sampler_name}, seed {cfg.seed}, "
-        f"{rate_hz:g} Hz, planner: {cfg.planner}, {cfg.blending['name']}"
+        f"{rate_hz:g} Hz, planner: {cfg.planner}, {cfg.blending['name']}{in_title(cfg.disturbances)}"
     )
     planner = planner_beside(cfg.planner, cfg.scheduling.cores)
     options: dict[str, Any] = {"planner": planner, "blending": blending, "interpolation": interpolation}
@@ -174,6 +175,7 @@ def about(cfg: RunConfig, rate_hz: float) -> dict[str, Any]:
         "blending": cfg.blending,
         "interpolation": cfg.interpolation,
         "replan_every": cfg.replan_every,
+        "disturbances": cfg.disturbances,
         "safety": vars(cfg.safety),
         "scheduling": vars(cfg.scheduling),
         "seed": cfg.seed,
@@ -186,12 +188,16 @@ def build_robot(cfg: RunConfig, spec: PolicySpec, rate_hz: float, clock: Clock) 
     from ..robots import ROBOTS
     from ..robots.robot import RobotSettings
 
+    if cfg.disturbances and cfg.robot != "env":
+        raise InputError(
+            f"disturbances={written(cfg.disturbances)} are of the task's environment: they need robot=env"
+        )
     settings = RobotSettings(
         spec,
         rate_hz,
         clock,
         cfg.seed,
-        make_env=env_maker_at(cfg, spec),
+        make_env=env_maker_at(cfg, spec, **cfg.disturbances),
         success_key=cfg.task.success_key,
         recorded=tuple(cfg.task.record),
         picture_size=cfg.picture_size,

@@ -27,6 +27,7 @@ from .parts import (
     SchedulingConfig,
     TaskedConfig,
     blending_setting,
+    disturbances_setting,
     interpolation_setting,
     replan_setting,
     sampler_names,
@@ -132,6 +133,7 @@ class EvaluateConfig(PolicyConfig):
     side_by_side: int | None = setting(
         25, "episodes at a time: a block, after which results are written; null: all", minimum=1
     )
+    disturbances: dict[str, Any] = disturbances_setting()
     margin: float = setting(0.05, "difference of score that still counts as equivalent", above=0)
     success_margin: float = setting(
         0.1, "difference of the success rate that still counts as equivalent", above=0, maximum=1
@@ -177,6 +179,7 @@ class RunConfig(PolicyConfig):
         check=lazily("robots.udp", "host_and_port"),
     )
     robot_options: dict[str, Any] = setting({}, "options of a robot of your own")
+    disturbances: dict[str, Any] = disturbances_setting()
     seconds: float = setting(30, "length of the run", above=0)
     rate_hz: float | None = setting(
         None, "rate of the loop, the policy's or higher; null: the policy's", above=0
