@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from paradiffpolicy.disturbances import disturbed
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.evaluation.workers import EpisodeSettings, InlineWorkers, ProcessWorkers, make_workers
@@ -106,6 +107,22 @@ def test_side_by_side_bounds_the_open_environments(two):
         for one, other in zip(episodes, together, strict=True):  # batches of other sizes round otherwise
             assert one.n_steps == other.n_steps and len(one.frames) == len(other.frames)
             np.testing.assert_allclose(one.actions, other.actions, atol=0.01)
+
+
+def disturbed_toy():
+    strengths = {"action_noise": 0.02, "dropped_observations": 0.3, "observation_delay": 1}
+    return disturbed(ToyEnv(), strengths)
+
+
+def test_disturbances_are_the_same_in_any_process_and_any_batch(two):
+    policy = tiny_policy(solver="ddim", n_steps=4, driver="rti", iterations=1)
+    run = partial(rollout, policy, disturbed_toy, SEEDS[:2], max_steps=20)
+    together = run()
+    for one, there, alone in zip(together, run(workers=two), run(side_by_side=1), strict=True):
+        np.testing.assert_equal(content(there), content(one))
+        np.testing.assert_allclose(alone.actions, one.actions, atol=0.01)
+    plain = rollout(policy, ToyEnv, SEEDS[:1], max_steps=20)[0]
+    assert not np.allclose(plain.windows, together[0].windows, atol=0.01)
 
 
 def test_an_environment_is_closed_when_its_episode_ends():
