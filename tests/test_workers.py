@@ -14,14 +14,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from paradiffpolicy.disturbances import disturbed
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.evaluation.workers import EpisodeSettings, InlineWorkers, ProcessWorkers, make_workers
 
 from .conftest import ROOT
 from .test_evaluation import tiny_policy
-from .toy_env import ToyEnv, picture
+from .toy_env import ToyEnv, disturbed_toy, picture
 
 SEEDS = [3, 4, 6, 7, 10]  # the second is truncated after 9 steps, two others terminate after 11 and 8
 RECORDED = {
@@ -107,11 +106,6 @@ def test_side_by_side_bounds_the_open_environments(two):
         for one, other in zip(episodes, together, strict=True):  # batches of other sizes round otherwise
             assert one.n_steps == other.n_steps and len(one.frames) == len(other.frames)
             np.testing.assert_allclose(one.actions, other.actions, atol=0.01)
-
-
-def disturbed_toy():
-    strengths = {"action_noise": 0.02, "dropped_observations": 0.3, "observation_delay": 1}
-    return disturbed(ToyEnv(), strengths)
 
 
 def test_disturbances_are_the_same_in_any_process_and_any_batch(two):

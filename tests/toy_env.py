@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from paradiffpolicy.disturbances import disturbed
 from paradiffpolicy.errors import InputError
 
 
@@ -80,6 +81,11 @@ class ToyEnv(gymnasium.Env):
 
     def close(self):
         ToyEnv.n_open -= 1
+
+
+def disturbed_toy() -> gymnasium.Env:
+    strengths = {"action_noise": 0.02, "dropped_observations": 0.3, "observation_delay": 1}
+    return disturbed(ToyEnv(), strengths)
 
 
 class ToyExpert:
