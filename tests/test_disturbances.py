@@ -34,7 +34,7 @@ ALL = {"friction": 0.5, **WITHOUT_FRICTION}
 class CountingEnv(gymnasium.Env):
     """Observes the number of steps, in arrays that it reuses; ``info`` has it, and the action that came."""
 
-    action_space = spaces.Box(np.array([-512.0, -1.0]), np.array([512.0, 1.0]))
+    action_space = spaces.Box(np.array([-512.0, -1.0]), np.array([512.0, 1.0]), dtype=np.float64)
     observation_space = spaces.Dict(
         {"state": spaces.Box(-np.inf, np.inf, (1,)), "img": spaces.Box(0, 255, (2, 2, 3), np.uint8)}
     )
@@ -198,6 +198,7 @@ def test_friction_of_robosuites_contacts_is_scaled_once():
     try:
         for _ in range(2):
             disturbed(env, {"friction": -0.5})
+        assert env.simulation.mujoco_model.geom_friction[:, 0].max() == 0.5 * largest
         np.testing.assert_allclose(frictions(), 0.5 * plain)
     finally:
         env.change_friction(0)
