@@ -44,6 +44,12 @@ def workers_setting(default: int | str = "${task.workers}") -> Any:
     return setting(default, text, minimum=1, choices=among("auto"))
 
 
+def executor_setting() -> Any:
+    """Where blocks of episodes run."""
+    text = "where blocks of episodes run; local: here; ray: on as many Ray workers as 'workers' says"
+    return setting("local", text, choices=lazily("evaluation.executors", "EXECUTORS"))
+
+
 def blending_setting() -> Any:
     """A blending and its options."""
     text = "how plans that overlap make one action; options as +blending.overlap=3"
