@@ -12,6 +12,8 @@ from ..registry import Registry
 from .settings import among, lazily, out_setting, path_setting, setting
 
 AUGMENTATIONS = lazily("cli.building", "AUGMENTATIONS")
+WEIGHTS = lazily("cli.building", "WEIGHTS")
+TRIMS = lazily("cli.building", "TRIMS")
 BACKENDS = lazily("sampling.capture.backends", "BACKENDS")
 PLANNERS = lazily("planning", "PLANNERS")
 PRECISIONS = lazily("models.precision", "CHOICES")
@@ -142,6 +144,11 @@ class TaskConfig:
     augmentation: str | None = setting(
         None, "how the dataset is augmented; null: not at all", choices=AUGMENTATIONS
     )
+    weights: str | None = setting(
+        None, "how much each demonstration counts in training; null: all alike", choices=WEIGHTS
+    )
+    weights_options: dict[str, Any] = setting({}, "options of the weights, as {threshold: 0.9}")
+    trim: str | None = setting(None, "where demonstrations are cut; null: nowhere", choices=TRIMS)
     dataset: str | None = path_setting(None, "the demonstrations")
     checkpoint: str | None = path_setting(None, "the policy's folder")
     workers: int | str = workers_setting(1)
