@@ -724,6 +724,27 @@ def experts(report: Report) -> Rows:
         }
 
 
+@table("docs/reports/pusht_coverage.json", f"{PUSHT}/fresh/report.json")
+def pusht_coverage(demonstrations: Report, report: Report) -> Rows:
+    rows = demonstrations["episodes"]
+    found = {
+        "demonstrations, last recorded state": [row["final"] for row in rows],
+        "demonstrations, largest of the recorded": [row["largest"] for row in rows],
+        "demonstrations, after the last action": [row["replayed"] for row in rows],
+    }
+    for name in ("ddpm", "rti"):  # a score is the largest coverage over 0.95, at most 1
+        scores = report["samplers"][name]["score"]["per_seed"].values()
+        found[f"`{name}`, largest"] = [0.95 * value for value in scores]
+    for name, values in found.items():
+        covered = np.array(values)
+        # Rounded: reports state scores to six digits.
+        shares = {
+            f"at least {least:.0%}": f"{np.mean(covered >= least - 1e-6):.1%}"
+            for least in (0.8, 0.85, 0.9, 0.93, 0.95)
+        }
+        yield {"coverage": name, "n": f"{len(covered)}", "median": f"{np.median(covered):.3f}", **shares}
+
+
 # ----------------------------------------------------------------------------------------------- pages
 
 

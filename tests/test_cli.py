@@ -421,7 +421,7 @@ def test_bench_train_times_steps_beside_the_references(capsys, tmp_path):
     code, out, err = run(
         capsys,
         *("bench", "train", "networks={}", "+networks.small=[8,16]", "+batch_sizes.small=4"),
-        *("precisions=[float32]", "turns=2", f"out={tmp_path / 'train.json'}"),
+        *("precisions=[float32]", "turns=2", "recipe=null", f"out={tmp_path / 'train.json'}"),
     )
     assert code == 0, err
     small = json.loads((tmp_path / "train.json").read_text())["small"]

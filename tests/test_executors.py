@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from paradiffpolicy.clock import VirtualClock
+from paradiffpolicy.collection.collecting import collect_demonstrations, collect_rollouts
+from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.blocks import Blocks
 from paradiffpolicy.evaluation.cases import Case, compare_realtime
@@ -21,7 +23,7 @@ from paradiffpolicy.evaluation.executors import EXECUTORS, BlockTask, LocalExecu
 from paradiffpolicy.evaluation.rollout import rollout
 
 from .test_evaluation import make_env, tiny_policy
-from .toy_env import ToyEnv, picture
+from .toy_env import ToyEnv, ToyExpert, picture
 
 OPTIONS = {"picture": picture, "success_key": "terminated"}
 
@@ -51,6 +53,9 @@ class Shown(contextlib.nullcontext):
         self.n += n
 
     def set_postfix_str(self, text):
+        pass
+
+    def set_postfix(self, **values):
         pass
 
 
@@ -104,6 +109,61 @@ def rated(rate_hz):
     return make_env()
 
 
+def sent_one_by_one(tasks):
+    """An executor of any number of tasks, each pickled, and given back without what stays here."""
+    for task in tasks:
+        run, arguments = pickle.loads(pickle.dumps((task.run, task.arguments)))
+        yield run(**arguments)
+
+
+def collected(path, executor=None, make=ToyEnv, n_episodes=5):
+    """What a store holds after a policy's next rollouts, three at a time, and their scores."""
+    made = collect_rollouts(
+        path, tiny_policy(), make, n_episodes, 12, ["state"], batch=3, executor=executor, progress=Shown
+    )
+    made.buffer.close()
+    return stored(path), made.scores
+
+
+def demonstrated(path, executor=None, make=ToyEnv):
+    """What a store holds after an expert's next four successes."""
+    made = (make, ToyExpert(), 4, 30, ["state"])
+    collect_demonstrations(path, *made, success_key="terminated", executor=executor).buffer.close()
+    return stored(path)
+
+
+def stored(path):
+    with ReplayBuffer.open(path) as buffer:
+        values = {field: buffer.read(field).tobytes() for field in buffer.fields}
+        texts = {name: [buffer.text(name, k) for k in range(buffer.n_episodes)] for name in buffer.texts}
+        return buffer.episode_ends.tolist(), values, texts
+
+
+def test_episodes_collected_elsewhere_are_the_local_ones(tmp_path):
+    """In the same order; also those of a store that is continued, by another executor."""
+    local, elsewhere = tmp_path / "local.zarr", tmp_path / "elsewhere.zarr"
+    first = collected(local)
+    assert collected(elsewhere, sent_one_by_one) == first
+    assert collected(elsewhere) == collected(local) and len(stored(local)[0]) == 10
+    assert {shown.n for shown in SHOWN[-4:]} == {5 * 12}
+    assert demonstrated(tmp_path / "a.zarr", sent_one_by_one) == demonstrated(tmp_path / "b.zarr")
+
+
+def test_a_collection_that_is_cut_off_goes_on_where_it_was(tmp_path):
+    """Blocks that came back before are stored, in order, and no others."""
+
+    def dying(tasks):
+        yield from itertools.islice(sent_one_by_one(tasks), 1)
+        raise InputError("the cluster is gone")
+
+    path = tmp_path / "cut.zarr"
+    with pytest.raises(InputError, match="the cluster is gone"):
+        collected(path, dying)
+    assert len(stored(path)[0]) == 3
+    collected(path, sent_one_by_one, n_episodes=2)
+    assert stored(path) == collected(tmp_path / "whole.zarr")[0]
+
+
 class Killing(ToyEnv):
     """Kills its process in its third step, the first time that any does."""
 
@@ -128,3 +188,7 @@ def test_ray_gives_the_local_episodes_though_a_worker_is_killed(tmp_path):
         with pytest.raises(InputError, match=r"^the toy is broken: repair it$"):
             next(executor([BlockTask(run, {"seeds": [3]})]))
         assert isinstance(executor, RayExecutor)
+        mark.unlink()
+        made = collected(tmp_path / "ray.zarr", executor, partial(Killing, mark))
+        assert mark.exists() and made == collected(tmp_path / "local.zarr")
+        assert demonstrated(tmp_path / "ray_expert.zarr", executor) == demonstrated(tmp_path / "expert.zarr")

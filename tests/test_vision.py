@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paradiffpolicy.benchmarks.training import reading_rows
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
@@ -616,3 +617,11 @@ def test_the_condition_has_the_size_that_the_spec_says():
     assert policy.condition(observations(2)).shape == (1, SEEING.condition_dim)
     assert math.prod(policy.condition(observations(2)).shape) == 2 * (2 + 32)
     assert isinstance(policy.model.whole, VisualNetwork)
+
+
+def test_the_reading_of_a_steps_windows_is_timed_beside_the_step():
+    settings = TrainSettings(1, batch_size=4, precision="float32")
+    row = reading_rows(SEEING, settings, "cpu", MonotonicClock(), lambda: None)
+    assert row["step_ms"]["n"] == row["windows_ms"]["n"] == 1
+    low, middle, high = row["share"]
+    assert 0 < low <= middle <= high

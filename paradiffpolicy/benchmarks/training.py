@@ -1,10 +1,14 @@
-"""Times training steps beside diffusion_policy's, which take turns within one run."""
+"""Times training steps beside diffusion_policy's, and beside the reading of their windows: they take turns
+within one run."""
 
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +20,15 @@ from torch import nn
 
 from ..clock import Clock
 from ..data.dataset import WindowDataset, batch_windows
+from ..data.pictures import mapped_bytes
 from ..models.ema import ema_decay
 from ..models.networks import build_network
-from ..tables import spread, table, tail
+from ..tables import quantiles, spread, table, tail
 from ..training.settings import TrainSettings
 from ..training.train import Trainer
 from ..types import PolicySpec
 from .baselines import schedule_of
-from .timing import interleaved, timings
+from .timing import WARM_UPS, Task, interleaved, percentiles, timings
 
 REFERENCE = "diffusion_policy's step"
 
@@ -36,7 +41,10 @@ def random_windows(spec: PolicySpec, count: int) -> WindowDataset:
         torch.randn(n_steps, size, generator=draw) for size in (spec.obs_dim, spec.action_dim)
     )
     steps = torch.arange(count)[:, None] + torch.arange(spec.horizon)
-    return WindowDataset(observations, actions, steps, spec.n_obs_steps)
+    sizes, pixels = [math.prod(camera.shape) for camera in spec.contract.cameras], None
+    if sizes:  # written: of a file's holes the system would keep nothing
+        pixels = mapped_bytes(n_steps, sum(sizes)).random_(generator=draw)
+    return WindowDataset(observations, actions, steps, spec.n_obs_steps, pixels=pixels)
 
 
 class ReferenceStep:
@@ -68,6 +76,17 @@ class ReferenceStep:
                 average.mul_(decay).add_(weight, alpha=1 - decay)
 
 
+def waiting(step: Callable[[], object], device: str) -> Task:
+    """A task that ends when the device has done a step."""
+
+    def task(_: object) -> None:
+        step()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    return task
+
+
 def training_rows(
     spec: PolicySpec,
     batch_size: int,
@@ -79,15 +98,6 @@ def training_rows(
 ) -> dict[str, dict[str, Any]]:
     """``timings`` of ``REFERENCE`` and of a ``Trainer``'s step in each precision, by name."""
     data = random_windows(spec, 50 * batch_size)
-
-    def waiting(step: Callable[[], object]) -> Callable[[object], None]:
-        def task(_: object) -> None:
-            step()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-
-        return task
-
     with tempfile.TemporaryDirectory() as folder:
         settings = {each: TrainSettings(turns, batch_size, precision=each) for each in precisions}
         trainers = {
@@ -96,9 +106,55 @@ def training_rows(
         }
         moved = next(iter(trainers.values())).data
         reference = ReferenceStep(moved, spec, TrainSettings(turns, batch_size), device)
-        tasks = {name: waiting(trainer.update) for name, trainer in trainers.items()}
-        seconds = interleaved({REFERENCE: waiting(reference), **tasks}, [np.zeros(0)] * turns, clock, on_turn)
+        tasks = {name: waiting(trainer.update, device) for name, trainer in trainers.items()}
+        tasks = {REFERENCE: waiting(reference, device), **tasks}
+        seconds = interleaved(tasks, [np.zeros(0)] * turns, clock, on_turn)
     return {name: timings(each, seconds[REFERENCE]) for name, each in seconds.items()}
+
+
+def reading_rows(
+    spec: PolicySpec,
+    settings: TrainSettings,
+    device: str,
+    clock: Clock,
+    on_turn: Callable[[], object],
+) -> dict[str, Any]:
+    """Times reading a batch's windows, whose pictures are in a file that is mapped into memory and that the
+    system holds there, beside whole training steps.
+
+    Args:
+        settings: of the steps; ``n_steps`` are timed.  Their windows are others than those that are read.
+
+    Returns:
+        ``step_ms`` and ``windows_ms`` as ``quantiles``; ``share``: the quartiles of what the reading is of
+        the step in the same turn.
+    """
+    n, seed = settings.n_steps, settings.seed + 1
+    data = random_windows(spec, 100 * settings.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(data, spec, replace(settings, n_steps=n + WARM_UPS), Path(folder), device=device)
+        steps = count()
+
+        def read(_: object) -> None:
+            windows = batch_windows(len(data), settings.batch_size, next(steps), seed)
+            trainer.data.batch(windows.to(device))
+            trainer.data.pictures(windows)
+
+        tasks: dict[str, Task] = {"step": waiting(trainer.update, device), "windows": read}
+        seconds = interleaved(tasks, [np.zeros(0)] * n, clock, on_turn)
+    share = np.divide(seconds["windows"], seconds["step"])
+    milliseconds = {f"{name}_ms": quantiles(1e3 * np.asarray(each)) for name, each in seconds.items()}
+    return {**milliseconds, "share": percentiles(share, 25, 50, 75)}
+
+
+def reading_table(row: Mapping[str, Any], title: str) -> Table:
+    """One row."""
+    cells = {
+        "step, ms p50": tail(row["step_ms"]),
+        "its windows, ms p50": tail(row["windows_ms"]),
+        "share, % [quartiles]": spread([100 * each for each in row["share"]]),
+    }
+    return table(title, [cells])
 
 
 def training_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:

@@ -27,6 +27,7 @@ from .settings import written
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from rich.table import Table
 
     from ..policy import Policy
     from .bench_schema import (
@@ -306,4 +307,31 @@ def bench_train(cfg: BenchTrainConfig) -> None:
             )
         tables.append(training_table(rows, f"{network} {down_dims}, batch {batch_size}: a training step"))
         content[network] = {"down_dims": down_dims, "batch_size": batch_size, "steps": rows}
+    if cfg.recipe is not None:
+        content["reading"], view = reading(cfg, cfg.recipe, device)
+        tables.append(view)
     publish(tables, content, cfg.out)
+
+
+def reading(cfg: BenchTrainConfig, recipe: str, device: str) -> tuple[dict[str, Any], Table]:
+    """How much of a training step of a recipe with pictures is reading its windows."""
+    from ..benchmarks.training import reading_rows, reading_table
+    from ..clock import MonotonicClock
+    from ..presets import recipes
+    from ..task import Camera, Contract
+    from ..training.settings import TrainSettings
+    from ..types import PolicySpec
+    from .parts import NetworkConfig, TrainingConfig
+
+    parts = recipes()[recipe]
+    policy = vars(NetworkConfig(**parts.get("policy", {})))
+    policy["down_dims"] = tuple(policy["down_dims"])
+    size = cfg.picture_size
+    seen = Contract(cameras=(Camera("camera", (size, size, 3)),))
+    spec = PolicySpec("pusht", obs_dim=2, action_dim=2, contract=seen, **{**policy, "relative": ()})
+    settings = TrainSettings(**{**vars(TrainingConfig(**parts.get("training", {}))), "n_steps": cfg.turns})
+    with bar(recipe, cfg.turns) as turns:
+        row = reading_rows(spec, settings, device, MonotonicClock(), turns.update)
+    about = {"recipe": recipe, "picture_size": size, "batch_size": settings.batch_size}
+    title = f"{recipe}, {size} x {size} pictures, batch {settings.batch_size}: reading a step's windows"
+    return {**about, **row}, reading_table(row, title)

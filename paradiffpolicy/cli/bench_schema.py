@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..presets import recipes
 from .parts import (
     BACKENDS,
     PLANNERS,
@@ -262,7 +263,7 @@ class BenchEnvsConfig(CommandConfig):
 @dataclass
 class BenchTrainConfig(DeviceConfig):
     """Times training steps beside diffusion_policy's (eager float32, AdamW, its average, diffusers' noise),
-    taking turns. Prints tables, then one JSON line.
+    and of a step with pictures, how much is reading them; taking turns. Prints tables, then one JSON line.
 
     Examples:
       paradiffpolicy bench train
@@ -271,6 +272,8 @@ class BenchTrainConfig(DeviceConfig):
           one thread, longer
       paradiffpolicy bench train 'networks={}' '+networks.mine=[128,256]'
           another network
+      paradiffpolicy bench train 'networks={}' picture_size=240
+          reading larger pictures
     """
 
     networks: dict[str, list[int]] = setting(
@@ -278,11 +281,16 @@ class BenchTrainConfig(DeviceConfig):
         "channels of the levels",
         minimum=1,
         maximum=1e5,
-        some=True,
     )
     batch_sizes: dict[str, int] = setting({"shipped": 128, "large": 64}, "windows per step", minimum=1)
     precisions: list[str] = setting(
         ["float32", "bfloat16"], "arithmetic", choices=among("auto", "float32", "bfloat16"), some=True
     )
+    recipe: str | None = setting(
+        "pusht_pixels",
+        "recipe of 'train' with pictures, of whose step the reading is timed; null: none",
+        choices=lambda _: recipes(),
+    )
+    picture_size: int = setting(96, "pixels of its pictures, per side", minimum=1, maximum=4096)
     turns: int = setting(15, "timed steps of each kind", minimum=1)
     out: str | None = json_setting()

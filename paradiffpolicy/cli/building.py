@@ -13,6 +13,7 @@ from ..files import exists
 from ..registry import import_plugins
 from ..tables import bar
 from ..training.augmentation import AUGMENTATIONS
+from ..training.selection import TRIMS, WEIGHTS
 from .locating import locate_checkpoint
 from .settings import lazily
 
@@ -317,6 +318,8 @@ def recorded_windows(cfg: Any, guide: Policy, count: int) -> list[Any]:
 
 
 AUGMENTATIONS.register("pusht_mirror", lazily("envs.pusht", "mirrored"))
+WEIGHTS.register("pusht_final_coverage", lazily("envs.pusht", "final_coverage"))
+TRIMS.register("pusht_best_coverage", lazily("envs.pusht", "until_best_coverage"))
 
 # --------------------------------------------------------------------------------------------- control
 

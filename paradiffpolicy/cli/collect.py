@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..tables import bar
 from .building import env_maker, env_workers, load_policy, sampling_policy, worker_count
+from .executing import block_executor, policy_gpus
 
 if TYPE_CHECKING:
     from ..collection.collecting import Collection
@@ -33,18 +34,23 @@ def demonstrations(cfg: CollectConfig) -> Collection:
     """A scripted expert's successes."""
     from ..collection.collecting import collect_demonstrations
 
-    return collect_demonstrations(
-        Path(cfg.out),
-        env_maker(cfg),
-        named_expert(cfg),
-        cfg.episodes,
-        cfg.task.max_steps,
-        cfg.task.record,
-        first_seed=cfg.first_seed,
-        workers=worker_count(cfg.workers),
-        success_key=cfg.task.success_key,
-        progress=bar,
-    )
+    expert = named_expert(cfg)
+    # Here an expert has processes of its own.
+    executor = None if cfg.executor == "local" else block_executor(cfg)
+    with contextlib.nullcontext() if executor is None else contextlib.closing(executor):
+        return collect_demonstrations(
+            Path(cfg.out),
+            env_maker(cfg),
+            expert,
+            cfg.episodes,
+            cfg.task.max_steps,
+            cfg.task.record,
+            first_seed=cfg.first_seed,
+            workers=worker_count(cfg.workers),
+            success_key=cfg.task.success_key,
+            executor=executor,
+            progress=bar,
+        )
 
 
 def rollouts(cfg: CollectConfig) -> Collection:
@@ -53,7 +59,8 @@ def rollouts(cfg: CollectConfig) -> Collection:
 
     workers = env_workers(cfg.workers)
     policy = sampling_policy(cfg, cfg.sampler_name, load_policy(cfg))
-    with contextlib.closing(workers):
+    executor = block_executor(cfg, policy_gpus(cfg))
+    with contextlib.closing(workers), contextlib.closing(executor):
         return collect_rollouts(
             Path(cfg.out),
             policy,
@@ -65,6 +72,7 @@ def rollouts(cfg: CollectConfig) -> Collection:
             first_seed=cfg.first_seed,
             batch=cfg.batch,
             workers=workers,
+            executor=executor,
             progress=bar,
         )
 

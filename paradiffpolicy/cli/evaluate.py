@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ..provenance import about, describe, in_words, machine
 from ..tables import bar, console
 from .building import (
-    EXTRAS,
     capture_settings,
     env_maker,
     env_maker_at,
@@ -24,10 +23,10 @@ from .building import (
     named_blending,
     named_interpolation,
     recorded_windows,
-    require_extra,
     resized,
     sampling_policy,
 )
+from .executing import block_executor, policy_gpus
 from .locating import locate_checkpoint
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from ..evaluation.blocks import Blocks
     from ..evaluation.cases import Case, RealtimeResult
     from ..evaluation.compare import SamplerResult
-    from ..evaluation.executors import BlockExecutor
     from ..policy import Policy
     from .schema import CaseConfig, EvaluateConfig
 
@@ -111,18 +109,6 @@ def out_folder(cfg: EvaluateConfig, command: str, settings: Mapping[str, Any]) -
     return folder
 
 
-def block_executor(cfg: EvaluateConfig) -> BlockExecutor:
-    """Where blocks of episodes run, with the workers that the config asks for."""
-    from ..evaluation.executors import EXECUTORS, Resources
-    from ..models.networks import usable_device
-
-    if cfg.executor in EXTRAS:
-        require_extra(cfg.executor)
-    workers = None if isinstance(cfg.workers, str) else cfg.workers
-    gpus = float(usable_device(cfg.device).type == "cuda")
-    return EXECUTORS.named(cfg.executor)(Resources(workers, cfg.threads or 1, gpus))
-
-
 def evaluate_unlimited(cfg: EvaluateConfig) -> None:
     """Samplers side by side on the same seeds: reward, iterations, plan error, latency, deadlines."""
     from ..clock import MonotonicClock
@@ -136,7 +122,7 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
     folder = out_folder(cfg, "evaluate", settings)
     blocks, names = Blocks(folder, settings), list(dict.fromkeys([cfg.reference, *cfg.samplers]))
     report = UnlimitedReport(cfg, folder, names, policy.spec.control_hz)
-    executor = block_executor(cfg)
+    executor = block_executor(cfg, policy_gpus(cfg))
     comparison = Comparison(
         policies={name: sampling_policy(cfg, name, policy) for name in names},
         make_env=env_maker(cfg, policy.spec, **cfg.disturbances),
@@ -275,7 +261,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
         judged_cases, judged_sweep = split(results)
         return write_realtime_report(folder, judged_cases, judged_sweep, title, head, pictures=pictures)
 
-    with contextlib.closing(block_executor(cfg)) as executor:
+    with contextlib.closing(block_executor(cfg, policy_gpus(cfg))) as executor:
         results = compare_realtime(
             [*cases, *sweep],
             env_maker_at(cfg, policy.spec, **cfg.disturbances),

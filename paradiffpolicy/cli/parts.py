@@ -12,6 +12,8 @@ from ..registry import Registry
 from .settings import among, lazily, out_setting, path_setting, setting
 
 AUGMENTATIONS = lazily("cli.building", "AUGMENTATIONS")
+WEIGHTS = lazily("cli.building", "WEIGHTS")
+TRIMS = lazily("cli.building", "TRIMS")
 BACKENDS = lazily("sampling.capture.backends", "BACKENDS")
 PLANNERS = lazily("planning", "PLANNERS")
 PRECISIONS = lazily("models.precision", "CHOICES")
@@ -43,6 +45,12 @@ def workers_setting(default: int | str = "${task.workers}") -> Any:
     """How many processes environments live in."""
     text = "processes for environments; 1: none but this; auto: one per core"
     return setting(default, text, minimum=1, choices=among("auto"))
+
+
+def executor_setting() -> Any:
+    """Where blocks of episodes run."""
+    text = "where blocks of episodes run; local: here; ray: on as many Ray workers as 'workers' says"
+    return setting("local", text, choices=lazily("evaluation.executors", "EXECUTORS"))
 
 
 def blending_setting() -> Any:
@@ -143,6 +151,11 @@ class TaskConfig:
     augmentation: str | None = setting(
         None, "how the dataset is augmented; null: not at all", choices=AUGMENTATIONS
     )
+    weights: str | None = setting(
+        None, "how much each demonstration counts in training; null: all alike", choices=WEIGHTS
+    )
+    weights_options: dict[str, Any] = setting({}, "options of the weights, as {threshold: 0.9}")
+    trim: str | None = setting(None, "where demonstrations are cut; null: nowhere", choices=TRIMS)
     dataset: str | None = path_setting(None, "the demonstrations")
     checkpoint: str | None = path_setting(None, "the policy's folder")
     workers: int | str = workers_setting(1)

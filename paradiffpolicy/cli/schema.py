@@ -28,6 +28,7 @@ from .parts import (
     TaskedConfig,
     blending_setting,
     disturbances_setting,
+    executor_setting,
     interpolation_setting,
     replan_setting,
     sampler_names,
@@ -125,11 +126,7 @@ class EvaluateConfig(PolicyConfig):
     seeds: int = setting(50, "episodes per sampler", minimum=1)
     first_seed: int = seed_setting("seed of the first episode")
     workers: int | str = workers_setting()
-    executor: str = setting(
-        "local",
-        "where blocks of episodes run; local: here; ray: on as many Ray workers as 'workers' says",
-        choices=lazily("evaluation.executors", "EXECUTORS"),
-    )
+    executor: str = executor_setting()
     side_by_side: int | None = setting(
         25, "episodes at a time: a block, after which results are written; null: all", minimum=1
     )
@@ -230,6 +227,8 @@ class CollectConfig(PolicyConfig):
           good ones only
       paradiffpolicy collect sampler_name=ddpm first_seed=1000
           another sampler, other seeds
+      paradiffpolicy collect executor=ray workers=auto episodes=2000
+          on all cores of a Ray cluster
     """
 
     sampler_name: str = sampler_setting()
@@ -243,8 +242,9 @@ class CollectConfig(PolicyConfig):
     first_seed: int | None = seed_setting(
         "seed of the first episode; null: goes on after the store's last episode", None
     )
-    batch: int = setting(10, "a policy's episodes side by side", minimum=1)
+    batch: int = setting(10, "a policy's episodes side by side: a block", minimum=1)
     workers: int | str = workers_setting()
+    executor: str = executor_setting()
     min_score: float | None = setting(None, "episodes below it are not written; null: all are")
 
 

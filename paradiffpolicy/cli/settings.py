@@ -96,9 +96,9 @@ def out_setting(default: str | None, text: str, *suffixes: str, writes: str = "f
 def lazily(module: str, name: str) -> Any:
     """A function, or the content of a registry, of the package that is imported when it is called."""
 
-    def call(argument: Any) -> Any:
+    def call(argument: Any, **options: Any) -> Any:
         found = getattr(importlib.import_module(f"..{module}", __package__), name)
-        return found(argument) if callable(found) else found
+        return found(argument, **options) if callable(found) else found
 
     return call
 

@@ -14,6 +14,8 @@ from ..provenance import machine
 from ..tables import bar
 from .building import (
     AUGMENTATIONS,
+    TRIMS,
+    WEIGHTS,
     capture_settings,
     choose_device,
     contract,
@@ -219,9 +221,12 @@ def dataset_windows(
     Raises:
         InputError: there is no dataset, or it has not what the task observes.
     """
+    import torch
+
     from ..data.dataset import WindowDataset, recorded_fields
     from ..data.pictures import agreed_cameras
     from ..data.replay_buffer import augmented
+    from ..data.selection import episode_weights, trimmed
 
     path, agreed = locate(cfg.dataset, "dataset"), contract(cfg.task)
     observed = [field.key for field in agreed.observation] + [camera.key for camera in agreed.cameras]
@@ -234,13 +239,19 @@ def dataset_windows(
             f"observation: [{{key: {next(iter(buffer.fields))}}}]"
         )
     keys = [*observed, "action"]
-    augment = None if cfg.augmentation is None else AUGMENTATIONS.named(cfg.augmentation)
+    chosen = buffer if cfg.trim is None else trimmed(buffer, TRIMS.named(cfg.trim), keys)
     data = WindowDataset.of(
-        buffer if augment is None else augmented(buffer, augment, keys),
+        chosen
+        if cfg.augmentation is None
+        else augmented(chosen, AUGMENTATIONS.named(cfg.augmentation), keys),
         fields,
         **{name: sizes[name] for name in ("n_obs_steps", "horizon", "n_action_steps")},
         cameras=cameras,
     )
+    if cfg.weights is not None:
+        weights = episode_weights(chosen, partial(WEIGHTS.named(cfg.weights), **cfg.weights_options))
+        twins = 1 if cfg.augmentation is None else 2
+        data = data.weighted(torch.from_numpy(weights.repeat(twins)))
     about = {
         "name": path.name,
         "n_episodes": buffer.n_episodes,
@@ -248,6 +259,10 @@ def dataset_windows(
         "fingerprint": buffer.fingerprint(keys),
         "augmentation": cfg.augmentation,
     }
+    if cfg.weights is not None:
+        about |= {"weights": cfg.weights, "weights_options": cfg.weights_options}
+    if cfg.trim is not None:
+        about["trim"] = cfg.trim
     return data, about, fields, cameras
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from ..presets import recipes
 from .parts import (
     AUGMENTATIONS,
+    TRIMS,
     VALIDATION_SEED,
+    WEIGHTS,
     MachineConfig,
     NetworkConfig,
     SamplersConfig,
@@ -41,6 +44,13 @@ class DataConfig(SamplersConfig, MachineConfig, TaskedConfig):
         "how the dataset is augmented; null: not at all",
         choices=AUGMENTATIONS,
     )
+    weights: str | None = setting(
+        "${task.weights}", "how much each demonstration counts; null: all alike", choices=WEIGHTS
+    )
+    weights_options: dict[str, Any] = setting(
+        "${task.weights_options}", "options of the weights, as {threshold: 0.9}"
+    )
+    trim: str | None = setting("${task.trim}", "where demonstrations are cut; null: nowhere", choices=TRIMS)
     training: TrainingConfig = setting(TrainingConfig, "optimization")
     evaluation: TrainEvaluationConfig = setting(TrainEvaluationConfig, "closed-loop evaluation")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.replay_buffer import ReplayBuffer
-from ..environment import require_seed
+from ..environment import recorded, require_seed
 from ..errors import InputError, require_count
 from ..evaluation.compare import Progress, no_progress
 from ..evaluation.episodes import Episode
-from ..evaluation.rollout import rollout
+from ..evaluation.executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor
+from ..evaluation.rollout import in_groups, rollout
 from ..evaluation.workers import MakeEnv, Workers
 from ..policy import Policy
 from .demonstrators import Demonstrator, about, demonstrations
@@ -123,6 +125,7 @@ def collect_demonstrations(
     first_seed: int | None = None,
     workers: int = 1,
     success_key: str | None = None,
+    executor: BlockExecutor | None = None,
     progress: Progress = no_progress,
 ) -> Collection:
     """Appends an expert's next ``n_episodes`` successes to a dataset.
@@ -131,6 +134,7 @@ def collect_demonstrations(
         first_seed: None: goes on after the dataset's last.
         workers: processes.
         success_key: see ``demonstrate``.
+        executor: where episodes are made, which changes none; None: in ``workers`` processes.
 
     Raises:
         InputError: it fails more often than it succeeds.
@@ -138,7 +142,7 @@ def collect_demonstrations(
     made = Collection(path, record)
     first = made.next_seed(first_seed)
     made.prepare(make_env, range(first, first + n_episodes), about, ["rewards"])
-    episodes = demonstrations(make_env, expert, first, max_steps, record, workers, success_key)
+    episodes = demonstrations(make_env, expert, first, max_steps, record, workers, success_key, executor)
     with progress("demonstrations", n_episodes, "episode") as bar, contextlib.closing(episodes):
         for episode in episodes:
             made.add(episode, bool(episode.success), "rewards")
@@ -166,6 +170,7 @@ def collect_rollouts(
     first_seed: int | None = None,
     batch: int = 50,
     workers: Workers | None = None,
+    executor: BlockExecutor | None = None,
     progress: Progress = no_progress,
 ) -> Collection:
     """Appends those of a policy's next ``n_episodes`` rollouts that score at least ``min_score``.
@@ -173,16 +178,38 @@ def collect_rollouts(
     Args:
         first_seed: None: goes on after the dataset's last.
         batch: episodes side by side.
-        workers: see ``rollout``.
+        workers: where the environments of batches live that run in this process; see ``rollout``.
+        executor: where batches run, which changes no episode; None: in this process.
     """
     made = Collection(path, record)
     first = made.next_seed(first_seed)
-    made.prepare(make_env, range(first, first + n_episodes))
+    seeds = range(first, first + n_episodes)
+    made.prepare(make_env, seeds)
+    run, groups = partial(recorded_rollout, policy, make_env, max_steps, record), in_groups(seeds, batch)
     with progress("rollouts", n_episodes * max_steps, "step") as bar:
-        for begin in range(first, first + n_episodes, batch):
-            seeds = range(begin, min(begin + batch, first + n_episodes))
-            options = {"workers": workers, "on_steps": bar.update}
-            for episode in rollout(policy, make_env, seeds, max_steps, keep_infos=True, **options):
+        steps = BlockProgress(bar.update)
+        here = {"workers": workers, "on_steps": steps.steps}
+        execute = LocalExecutor() if executor is None else executor
+        blocks = execute(BlockTask(run, {"seeds": group}, here) for group in groups)
+        for group, episodes in zip(groups, blocks, strict=True):
+            for episode in episodes:
                 made.add(episode, episode.score >= min_score)
+            steps.block_ended(len(group) * max_steps)
             bar.set_postfix(written=made.written, score=f"{made.mean_score:.3f}")
     return made
+
+
+def recorded_rollout(
+    policy: Policy,
+    make_env: MakeEnv,
+    max_steps: int,
+    record: Sequence[str],
+    seeds: Sequence[int],
+    **options: Any,
+) -> list[Episode]:
+    """Runs ``rollout``, and keeps of the episodes only what is stored: they may come from another machine."""
+    episodes = rollout(policy, make_env, seeds, max_steps, keep_infos=True, **options)
+    for episode in episodes:
+        episode.infos = [dict(recorded(info, record)) for info in episode.infos]
+        episode.windows.clear()
+    return episodes

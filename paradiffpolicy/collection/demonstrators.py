@@ -6,10 +6,10 @@ Nothing here imports torch, which would take a process longer than all the rest 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import Any, Protocol
 
 import gymnasium
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..environment import finite_reward, recorded, succeeded
 from ..errors import InputError
 from ..evaluation.episodes import Episode
+from ..evaluation.executors import BlockExecutor, BlockTask
 from ..evaluation.workers import MakeEnv
 from ..process import RemoteObject, end_all
 
@@ -115,21 +116,36 @@ def demonstrations(
     record: Sequence[str],
     workers: int,
     success_key: str | None = None,
+    executor: BlockExecutor | None = None,
 ) -> Generator[Episode, None, None]:
-    """Yields episodes of one seed after the other, without an end; ``workers`` processes work ahead.
+    """Yields episodes of one seed after the other, without an end; ``workers`` processes, or an executor's,
+    work ahead.
 
     The episodes don't depend on their number.  ``make_env`` and ``demonstrator`` are pickled.
     """
     make = partial(Demonstrating, make_env, demonstrator, max_steps, record, success_key)
+    chunks = (range(first, first + CHUNK) for first in count(first_seed, CHUNK))
+    if executor is None:
+        with contextlib.closing(in_processes(make, chunks, workers)) as made:
+            yield from chain.from_iterable(made)
+    else:
+        run = make().all
+        yield from chain.from_iterable(executor(BlockTask(run, {"seeds": seeds}) for seeds in chunks))
+
+
+def in_processes(
+    make: Callable[[], Demonstrating], chunks: Iterator[range], workers: int
+) -> Generator[list[Episode], None, None]:
+    """Yields the episodes of an endless row of chunks of seeds, which processes make by turns."""
     remotes: list[RemoteObject] = []
     try:
         for k in range(workers):
             name = f"demonstrations-{k + 1}"
             remotes.append(RemoteObject(make, name=name, remedy="fewer workers need less memory"))
-        for chunk in count():
-            remote, first = remotes[chunk % workers], first_seed + CHUNK * chunk
-            done = remote.answer() if chunk >= workers else []
-            remote.ask("all", range(first, first + CHUNK))
-            yield from done
+        for turn, seeds in enumerate(chunks):
+            remote = remotes[turn % workers]
+            done = remote.answer() if turn >= workers else []
+            remote.ask("all", seeds)
+            yield done
     finally:
         end_all(remotes)

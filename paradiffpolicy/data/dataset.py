@@ -109,6 +109,7 @@ class WindowDataset:
         pictured: ``[n_steps]`` int64, which row of ``pixels`` shows a step; None: its own.
         references: ``[n_steps, A]`` float64, what the actions of a plan from a step on are relative to; None:
             they are absolute.
+        weights: ``[n_windows]`` float64, how often a window is drawn, relative to others; None: all alike.
     """
 
     observations: Tensor
@@ -119,6 +120,7 @@ class WindowDataset:
     pixels: Tensor | None = None
     pictured: Tensor | None = None
     references: Tensor | None = None
+    weights: Tensor | None = None
 
     @staticmethod
     def of(
@@ -159,6 +161,16 @@ class WindowDataset:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def drawn(self, batch_size: int, step: int, seed: int) -> Tensor:
+        """Window indices ``[batch_size]`` of a training step: see ``batch_windows``."""
+        return batch_windows(len(self), batch_size, step, seed, self.weights)
+
+    def weighted(self, weights: Tensor) -> WindowDataset:
+        """The same windows, drawn as often as the weights ``[n_episodes]`` of their episodes say."""
+        assert self.episode_ends is not None
+        episodes = torch.searchsorted(self.episode_ends, self.steps[:, 0].contiguous(), right=True)
+        return replace(self, weights=weights.double()[episodes])
 
     def batch(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Observations ``[batch, To, O]`` and actions ``[batch, T, A]`` of windows ``[batch]``."""
@@ -226,18 +238,30 @@ class WindowDataset:
         return self.pixels[steps if self.pictured is None else self.pictured[steps]]
 
 
-def batch_windows(n_windows: int, batch_size: int, step: int, seed: int) -> Tensor:
+def batch_windows(
+    n_windows: int, batch_size: int, step: int, seed: int, weights: Tensor | None = None
+) -> Tensor:
     """Window indices ``[batch_size]`` of training step ``step`` (0-based).
 
     A pure function, so that a resumed run continues exactly: each epoch is a permutation seeded by (seed,
-    epoch), without its incomplete last batch.
+    epoch), without its incomplete last batch.  With ``weights`` ``[n_windows]`` an epoch has a window as
+    often as its share of all weights times ``n_windows`` says, rounded up or down by chance.
     """
     batch_size = min(batch_size, n_windows)
     epoch, position = divmod(step, n_windows // batch_size)
-    order = _epoch_order(n_windows, epoch, seed)
+    order = _epoch_order(n_windows, epoch, seed, weights)
     return torch.from_numpy(order[position * batch_size : (position + 1) * batch_size].copy())
 
 
-@lru_cache(maxsize=1)  # ten million windows take a second to permute
-def _epoch_order(n_windows: int, epoch: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(n_windows)
+@lru_cache(maxsize=1)  # ten million windows take a second to permute; a tensor's hash is its identity
+def _epoch_order(n_windows: int, epoch: int, seed: int, weights: Tensor | None) -> NDArray[np.int64]:
+    draw = np.random.default_rng((seed, epoch))
+    order = draw.permutation(n_windows)
+    if weights is None:
+        return order
+    # Systematic sampling: a comb of n_windows equal teeth, moved by chance, over the weights side by side.
+    ends = np.cumsum(weights.cpu().numpy())
+    comb = (np.arange(n_windows) + draw.uniform()) * (ends[-1] / n_windows)
+    # The last tooth may be rounded up to the end, beyond which there is no window of any weight.
+    last = np.searchsorted(ends, ends[-1])
+    return np.minimum(np.searchsorted(ends, comb, side="right"), last)[order]

@@ -74,10 +74,8 @@ def picture_bytes(buffer: ReplayBuffer, cameras: Sequence[Camera]) -> Tensor:
     """
     sizes = [math.prod(camera.shape) for camera in cameras]
     starts = np.cumsum([0, *sizes])
-    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
-        file.truncate(max(1, buffer.n_steps * int(starts[-1])))
-        # The mapping keeps the file, which has no name any more.
-        mapped = np.memmap(file, np.uint8, "r+", shape=(buffer.n_steps, int(starts[-1])))
+    pixels = mapped_bytes(buffer.n_steps, int(starts[-1]))
+    mapped = pixels.numpy()
     with tqdm(total=buffer.n_steps, unit="picture", delay=2, dynamic_ncols=True, leave=False) as bar:
         piece = max(1, PIECE // (4 * int(starts[-1])))
         for first in range(0, buffer.n_steps, piece):
@@ -87,7 +85,19 @@ def picture_bytes(buffer: ReplayBuffer, cameras: Sequence[Camera]) -> Tensor:
                 part = as_bytes(buffer.read(camera.key, first, stop), where)
                 mapped[first:stop, start : start + size] = part.reshape(stop - first, size)
             bar.update(stop - first)
-    return torch.from_numpy(mapped)
+    return pixels
+
+
+def mapped_bytes(n_rows: int, size: int) -> Tensor:
+    """Zeros ``[n_rows, size]`` uint8 in a temporary file that is mapped into memory.
+
+    Raises:
+        InputError: the disk for temporary files is full.
+    """
+    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
+        file.truncate(max(1, n_rows * size))
+        # The mapping keeps the file, which has no name any more.
+        return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(n_rows, size)))
 
 
 def as_bytes(pictures: NDArray[np.generic], where: str) -> NDArray[np.uint8]:

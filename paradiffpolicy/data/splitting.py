@@ -61,5 +61,6 @@ def _steps(data: WindowDataset, chosen: torch.Tensor) -> WindowDataset:
         steps=moved[data.steps[chosen[data.steps[:, 0]]]],
         episode_ends=moved[last[chosen[last]]] + 1,
         references=None if data.references is None else data.references[chosen],
+        weights=None if data.weights is None else data.weights[chosen[data.steps[:, 0]]],
         pictured=(torch.arange(len(chosen)) if data.pictured is None else data.pictured)[chosen],
     )

@@ -7,8 +7,9 @@ same function makes the same episodes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 from ..errors import InputError, first_line
@@ -72,8 +73,9 @@ class Resources:
 class BlockExecutor(Protocol):
     """Runs blocks."""
 
-    def __call__(self, tasks: Sequence[BlockTask]) -> Iterator[list[Episode]]:
-        """The episodes of every block, in the blocks' order."""
+    def __call__(self, tasks: Iterable[BlockTask]) -> Iterator[list[Episode]]:
+        """Gives the episodes of every block, in the blocks' order.  It takes no more tasks than it has room
+        for, so there may be any number of them."""
 
     def close(self) -> None:
         """Ends what was started."""
@@ -82,7 +84,7 @@ class BlockExecutor(Protocol):
 class LocalExecutor:
     """Runs each block in this process, when its episodes are asked for."""
 
-    def __call__(self, tasks: Sequence[BlockTask]) -> Iterator[list[Episode]]:
+    def __call__(self, tasks: Iterable[BlockTask]) -> Iterator[list[Episode]]:
         return (task.run(**task.arguments, **task.here) for task in tasks)
 
     def close(self) -> None:
@@ -137,15 +139,25 @@ class RayExecutor:
         cores = int(has.get("CPU", 0) // threads)
         return min(cores, int(has.get("GPU", 0) // gpus)) if gpus else cores
 
-    def __call__(self, tasks: Sequence[BlockTask]) -> Iterator[list[Episode]]:
+    def __call__(self, tasks: Iterable[BlockTask]) -> Iterator[list[Episode]]:
         from ray.util import ActorPool
 
-        runs = {id(task.run): [self._ray.put(task.run)] for task in tasks}  # a policy goes there once
-        pool = ActorPool(self._actors)
-        for task in tasks:
-            pool.submit(lambda actor, task: actor.run.remote(runs[id(task.run)], task.arguments), task)
-        for _ in tasks:
-            yield self._next(pool)
+        pool, waiting = ActorPool(self._actors), iter(tasks)
+        sent: dict[int, tuple[Any, list[Any]]] = {}  # with the function, whose id would be another's without
+
+        def submit(task: BlockTask) -> None:
+            if id(task.run) not in sent:  # a policy goes there once
+                sent[id(task.run)] = task.run, [self._ray.put(task.run)]
+            _, reference = sent[id(task.run)]
+            pool.submit(lambda actor, arguments: actor.run.remote(reference, arguments), task.arguments)
+
+        for task in islice(waiting, len(self._actors)):
+            submit(task)
+        while pool.has_next():
+            episodes = self._next(pool)
+            for task in islice(waiting, 1):
+                submit(task)
+            yield episodes
 
     def _next(self, pool: Any) -> list[Episode]:
         try:
@@ -155,7 +167,7 @@ class RayExecutor:
         except self._ray.exceptions.RayError as error:
             raise InputError(
                 f"the Ray worker of a block of episodes died {1 + self.RETRIES} times ({first_line(error)}): "
-                "a smaller side_by_side needs less memory; finished blocks are kept"
+                "fewer episodes at a time (side_by_side, batch) need less memory; finished blocks are kept"
             )
         return episodes
 

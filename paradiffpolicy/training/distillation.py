@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..data.dataset import WindowDataset, batch_windows
+from ..data.dataset import WindowDataset
 from ..diffusion.denoiser import Denoiser, unbounded
 from ..errors import InputError
 from ..policy import Policy
@@ -131,7 +131,7 @@ class Distillation:
         """Teacher plans from pure noise for a batch of windows, and such as go on from them, where the plan
         will have been executed, or for the same window at an episode's start."""
         data, device = self.data, self.data.observations.device
-        windows = batch_windows(len(data), self.settings.batch_size, index, self.settings.seed).to(device)
+        windows = data.drawn(self.settings.batch_size, index, self.settings.seed).to(device)
         before = (windows - self.executed).clamp(min=0)
         # Windows of one episode overlap.
         follows = (data.steps[before, -1] >= data.steps[windows, 0]) & (before < windows)

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..data.dataset import WindowDataset, batch_windows
+from ..data.dataset import WindowDataset
 from ..diffusion.denoiser import check_prediction, denoising_loss
 from ..diffusion.prefix import clean_steps, delay_numbers, with_delay
 from ..models.vision import Sight
@@ -99,7 +99,7 @@ class Denoising:
 
     def __call__(self, network: nn.Module, step: int, bfloat16: bool, part: Part = WHOLE) -> Tensor:
         settings, device = self.settings, self.data.actions.device
-        windows = batch_windows(len(self.data), settings.batch_size, step, settings.seed)
+        windows = self.data.drawn(settings.batch_size, step, settings.seed)
         n, generator = len(windows), seeded(settings, step)
         observations, actions = self.data.batch(part.rows(windows).to(device))
         t = self.schedule.draw(n, generator)
