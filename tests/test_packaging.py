@@ -30,6 +30,7 @@ LAYERS = [
     ["benchmarks"],
     ["evaluation"],
     ["collection"],
+    ["study"],
     ["cli", "__main__"],
 ]
 """Rooms of the house, from the ground up: each imports only from its own floor and those below."""
