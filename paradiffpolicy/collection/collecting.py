@@ -163,6 +163,7 @@ def collect_rollouts(
     record: Sequence[str],
     *,
     min_score: float = -np.inf,
+    scoring: str = "max",
     first_seed: int | None = None,
     batch: int = 50,
     workers: Workers | None = None,
@@ -171,6 +172,7 @@ def collect_rollouts(
     """Appends those of a policy's next ``n_episodes`` rollouts that score at least ``min_score``.
 
     Args:
+        scoring: see ``rollout``.
         first_seed: None: goes on after the dataset's last.
         batch: episodes side by side.
         workers: see ``rollout``.
@@ -181,7 +183,7 @@ def collect_rollouts(
     with progress("rollouts", n_episodes * max_steps, "step") as bar:
         for begin in range(first, first + n_episodes, batch):
             seeds = range(begin, min(begin + batch, first + n_episodes))
-            options = {"workers": workers, "on_steps": bar.update}
+            options = {"workers": workers, "scoring": scoring, "on_steps": bar.update}
             for episode in rollout(policy, make_env, seeds, max_steps, keep_infos=True, **options):
                 made.add(episode, episode.score >= min_score)
             bar.set_postfix(written=made.written, score=f"{made.mean_score:.3f}")

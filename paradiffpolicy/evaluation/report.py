@@ -52,9 +52,10 @@ def error_cell(values: Mapping[str, Any] | None) -> str:
 
 def _cells(result: Outcome) -> dict[str, str]:
     values = result.compared()
+    scoring = "" if result.scoring == "max" else f"\n({result.scoring} reward)"
     return {
         "seeds": str(len(result.episodes)),
-        "score ± s.e.": mean_cell(values["score"]),
+        f"score ± s.e.{scoring}": mean_cell(values["score"]),
         "success\n[95 %]": mean_cell(values["success"], percent=True) if values["success"] else "unknown",
     }
 
