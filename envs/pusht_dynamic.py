@@ -8,7 +8,7 @@ after the idea of a dynamic PushT (arXiv 2603.01953); a policy sees it move, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +51,8 @@ class DriftSchedule:
     """
 
     rate: float = 0.3
-    duration: tuple[float, float] = (1.0, 3.0)
-    speed: tuple[float, float] = (20.0, 60.0)
+    duration: Sequence[float] = (1.0, 3.0)
+    speed: Sequence[float] = (20.0, 60.0)
     spin: float = 0.3
 
     def __post_init__(self) -> None:
@@ -84,12 +84,13 @@ class PushTDynamicEnv(PushTEnv):
 
     As ``PushTEnv``, but:
 
-    - now and then the block drifts, by a ``DriftSchedule`` that is drawn at the reset: it depends on the seed,
-      not on actions, nor on ``control_hz``, so that all policies meet the same drifts.  The block is pushed,
-      and stopped by walls and by the pusher, while it drifts.
+    - now and then the block drifts, by a ``DriftSchedule`` that is drawn at the reset: it depends on the
+      seed, not on actions, nor on ``control_hz``, so that all policies meet the same drifts.  Walls and the
+      pusher stop the drifting block and push it, as at any time.
     - ``moved="goal"``: the target drifts in its place, and stops at the walls.  Only pictures show it.
-    - the episode doesn't terminate (``terminates=False``): drifts come after a success too.  What tells policies
-      apart is the mean of the rewards, the coverage over time; the largest forgives all that came later.
+    - the episode doesn't terminate (``terminates=False``): drifts come after a success too.  What tells
+      policies apart is the mean of the rewards, the coverage over time; the largest forgives all that came
+      later.
 
     ``info`` has ``drift`` ``[3]`` too: the velocity by which it is being moved, px/s and rad/s, as of the
     last step of the physics; zeros at rest.
@@ -105,8 +106,8 @@ class PushTDynamicEnv(PushTEnv):
         self,
         *,
         rate: float = DriftSchedule.rate,
-        duration: tuple[float, float] = DriftSchedule.duration,
-        speed: tuple[float, float] = DriftSchedule.speed,
+        duration: Sequence[float] = DriftSchedule.duration,
+        speed: Sequence[float] = DriftSchedule.speed,
         spin: float = DriftSchedule.spin,
         moved: str = "block",
         terminates: bool = False,
@@ -115,7 +116,7 @@ class PushTDynamicEnv(PushTEnv):
         moves = {"block": self._move_block, "goal": self._move_goal}
         if moved not in moves:
             raise ValueError(f"{moved=} must be one of {sorted(moves)}")
-        self.schedule = DriftSchedule(rate, tuple(duration), tuple(speed), spin)
+        self.schedule = DriftSchedule(rate, duration, speed, spin)
         self._move = moves[moved]
         self._begin(iter(()))
         super().__init__(terminates=terminates, **options)
@@ -141,21 +142,21 @@ class PushTDynamicEnv(PushTEnv):
         moving = self._drift is not None and self._drift.start <= now
         self._velocity = self._drift.velocity if self._drift is not None and moving else AT_REST
         if moving:
-            self._move(*self._velocity.tolist(), dt)
+            self._move(self._velocity, dt)
         super()._advance(dt)
         self._n_physics += 1
 
-    def _move_block(self, x: float, y: float, spin: float, dt: float) -> None:
+    def _move_block(self, velocity: NDArray[np.float64], dt: float) -> None:
         """Pushes the block so that it has this velocity in the next step, if nothing is in its way: the
         space's damping leaves nothing of the velocity that it had."""
-        block = self._block
+        block, (x, y, spin) = self._block, velocity.tolist()
         block.force = x * block.mass / dt, y * block.mass / dt
         block.torque = spin * block.moment / dt
 
-    def _move_goal(self, x: float, y: float, spin: float, dt: float) -> None:
+    def _move_goal(self, velocity: NDArray[np.float64], dt: float) -> None:
         """Moves the target, unless it would cross a wall."""
-        pose = self._goal_pose
-        moved = pose[0] + x * dt, pose[1] + y * dt, pose[2] + spin * dt
+        x, y, angle = (self._goal_pose + velocity * dt).tolist()
+        moved = x, y, angle
         left, top, right, bottom = placed_t(*moved).bounds
         if min(left, top) > WALLS[1][0] and max(right, bottom) < WALLS[3][0]:
             self._place_goal(moved)

@@ -103,6 +103,11 @@ class Simulation:
         mujoco.mj_kinematics(self.mujoco_model, self.mujoco_data)
         return float(self._env.reward(action))
 
+    def push(self, joint: str, velocity: NDArray[np.float64]) -> None:
+        """Adds to the velocity of the body of a free joint ``[2]``, horizontally, in m/s."""
+        first = self.mujoco_model.joint(joint).dofadr[0]
+        self.mujoco_data.qvel[first : first + 2] += velocity
+
     def require_size(self, shape: tuple[int, ...]) -> None:
         """Raises ``ValueError`` unless it is the shape of an action."""
         if shape != (self.action_dim,):

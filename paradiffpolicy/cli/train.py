@@ -310,7 +310,7 @@ def evaluation(
     def evaluate(checkpoint: Checkpoint) -> dict[str, float | None]:
         policy = Policy.from_checkpoint(checkpoint, sampler, device).captured(**capture)
         with contextlib.closing(workers):  # until the next evaluation
-            how = {"success_key": cfg.task.success_key, "scoring": cfg.task.scoring}
+            how: dict[str, Any] = {"success_key": cfg.task.success_key, "scoring": cfg.task.scoring}
             episodes = rollout(policy, make_env, seeds, cfg.task.max_steps, workers=workers, **how)
         outcome = Outcome(name=setting.sampler, episodes=episodes)
         return {

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -145,8 +144,7 @@ def realtime_rollout(
     """
     n_ticks, latency = round(seconds * rate_hz), drawn_from(latencies)
     contract = policy.spec.contract
-    options: dict[str, Any] = {"success_key": success_key, "scoring": scoring}
-    robot = partial(EnvRobot, control_hz=rate_hz, contract=contract, **options)
+    robot = partial(EnvRobot, control_hz=rate_hz, contract=contract, success_key=success_key, scoring=scoring)
 
     def started(seed: int, clock: Clock, batch: Batch) -> tuple[EnvRobot, Controller]:
         controller = Controller(

@@ -8,7 +8,8 @@ stretches of one length, at one rate, are compared: ``stretches`` cuts a run int
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,25 +74,38 @@ def _speed(positions: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.linalg.norm(np.diff(positions, axis=0), axis=1)
 
 
-def commanded_positions(record: Record, contract: Contract) -> NDArray[np.float64]:
-    """Where the actions of a run led, tick by tick, ``[n, D]``; NaN at ticks without an action, or missed.
+def stretches(record: Record, contract: Contract, rate_hz: float) -> Iterator[NDArray[np.float64]]:
+    """Where the actions of a run led, ``[n, D]`` for every ``STRETCH`` seconds, one after the other; those
+    in which a tick was missed or had no action are left out, and so is the rest at the end.
 
-    Numbers that the contract's names tell to be a rotation's or a gripper's are left out; deltas and
-    velocities are added up, which gives positions up to a scale and a start.
+    The numbers of an action are its position's: those that the contract's names tell to be a rotation's or a
+    gripper's are left out.  Deltas and velocities are added up, which gives positions up to a scale and a
+    start.
     """
-    ticks = record.ticks
-    index, actions = ticks["index"], ticks["action"][:, contract.positions(ticks["action"].shape[1])]
-    if not len(index):
-        return actions
-    positions = np.full((index[-1] - index[0] + 1, actions.shape[1]), np.nan)
-    positions[index - index[0]] = actions
-    return np.cumsum(positions, axis=0) if contract.is_relative else positions
+    index, actions = record.ticks["index"], record.ticks["action"]
+    actions = actions[:, contract.positions(actions.shape[1])]
+    length = max(1, round(STRETCH * rate_hz))
+    for first in range(0, len(actions) - length + 1, length):
+        rows = slice(first, first + length)
+        if np.ptp(index[rows]) == length - 1 and np.isfinite(actions[rows]).all():
+            yield np.cumsum(actions[rows], axis=0) if contract.is_relative else actions[rows]
 
 
-def stretches(positions: NDArray[np.float64], length: int) -> Iterator[NDArray[np.float64]]:
-    """Cuts positions ``[n, D]`` into stretches ``[length, D]``, one after the other, without those that hold
-    NaN and without the rest."""
-    for first in range(0, len(positions) - length + 1, length):
-        stretch = positions[first : first + length]
-        if np.isfinite(stretch).all():
-            yield stretch
+def smoothness(records: Sequence[Record], contract: Contract, rate_hz: float) -> dict[str, Any]:
+    """``ldlj`` and ``sparc`` of all stretches of some runs: of each ``n``, the ``median`` and, of 200 or
+    more, ``p5``, than which one in twenty is less smooth; those that have none are left out."""
+    parts = [part for record in records for part in stretches(record, contract, rate_hz)]
+    found = {
+        "ldlj": [log_dimensionless_jerk(part) for part in parts],
+        "sparc": [spectral_arc_length(part, rate_hz) for part in parts],
+    }
+    return {"stretch_seconds": STRETCH, **{name: _lower_half(values) for name, values in found.items()}}
+
+
+def _lower_half(values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    return {
+        "n": len(known),
+        "median": float(np.median(known)) if known else None,
+        "p5": float(np.percentile(known, 5)) if len(known) >= 200 else None,
+    }
