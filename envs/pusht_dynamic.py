@@ -50,9 +50,9 @@ class DriftSchedule:
         ValueError: a number isn't finite, is below 0, or a range's end is below its start.
     """
 
-    rate: float = 0.3
-    duration: Sequence[float] = (1.0, 3.0)
-    speed: Sequence[float] = (20.0, 60.0)
+    rate: float = 0.2
+    duration: Sequence[float] = (0.5, 1.5)
+    speed: Sequence[float] = (20.0, 40.0)
     spin: float = 0.3
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ Lengths are in metres, in the world's frame, angles in radians, times in seconds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from .camera import SceneCamera, View
-from .pushes import Push, PushSchedule
+from .pushes import Push, PushRange
 from .rotation import pose_action, six_d
 from .simulation import Simulation, Snapshot, import_robosuite
 
@@ -113,8 +113,8 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     ``reset(options={"model": MJCF, "states": [...]})`` to a state that robomimic recorded.
     ``info`` has what demonstrations record, the observation's parts by name and ``states``; and ``success``.
 
-    ``pushes``: of Lift, arguments of a ``PushSchedule``, by which the cube is pushed now and then; None: it
-    never is.  The schedule is drawn at the reset: it depends on the seed, not on actions.
+    ``push``: of Lift, arguments of a ``PushRange``, from which a push is drawn at the reset: the cube gets it
+    when the hand first comes near; None: none is given.
 
     Raises:
         MissingRobosuiteError: robosuite isn't installed.
@@ -132,7 +132,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         render_mode: str | None = None,
         render_size: int = 256,
         obs_type: str = "lowdim",
-        pushes: Mapping[str, Any] | None = None,
+        push: Mapping[str, Any] | None = None,
     ) -> None:
         if task not in TASKS:
             raise ValueError(f"{task=} must be one of {sorted(TASKS)}")
@@ -144,10 +144,10 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
             )
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"{render_mode=} must be one of {self.metadata['render_modes']} or None")
-        if pushes is not None and TASKS[task].pushed is None:
-            raise ValueError(f"{pushes=}: nothing of {task} can be pushed, only lift's cube")
-        self._schedule = PushSchedule(**(pushes or {"rate": 0}))
-        self._begin(iter(()))
+        if push is not None and TASKS[task].pushed is None:
+            raise ValueError(f"{push=}: nothing of {task} can be pushed, only lift's cube")
+        self._pushes = None if push is None else PushRange(**push)
+        self._push: Push | None = None
         self.task, self.action_type, self.control_hz = task, action_type, float(control_hz)
         self.metadata = {**self.metadata, "render_fps": control_hz}
         self.render_mode, self.render_size = render_mode, render_size
@@ -181,7 +181,8 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
             self.simulation.reset_to(options["model"], np.asarray(options["states"]))
         else:
             self.simulation.reset(seed if seed is not None else int(self.np_random.integers(2**31)))
-        self._begin(self._schedule.pushes(np.random.default_rng(self.np_random.integers(2**63))))
+        if self._pushes is not None:
+            self._push = self._pushes.draw(self.np_random)
         info = self._info()
         return self._observe(info), info
 
@@ -190,7 +191,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         if action.shape != self._bound.shape or not np.isfinite(action).all():
             raise ValueError(f"action must be {len(self._bound)} finite numbers, got {action}")
         self._grippers = action.reshape(self._n_arms, -1)[:, -1].clip(-1, 1)
-        self._advance_pushes()
+        self._push_object()
         self.simulation.step(self.command(action))
         info = self._info()
         return self._observe(info), float(info["success"]), info["success"], False, info
@@ -227,16 +228,15 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         arms[:, 3:9] = action.reshape(-1, 10)[:, 3:9]  # only their directions count
         return pose_action(arms.reshape(-1))
 
-    def _begin(self, pushes: Iterator[Push]) -> None:
-        """Starts the schedule's time."""
-        self._pushes, self._push, self._n_steps = pushes, next(pushes, None), 0
-
-    def _advance_pushes(self) -> None:
-        """Gives the pushes that fall into the next control step, at its beginning."""
-        self._n_steps += 1
-        while self._push is not None and self._push.time < self._n_steps / self.control_hz:
-            self.simulation.push(TASKS[self.task].pushed or "", self._push.velocity)
-            self._push = next(self._pushes, None)
+    def _push_object(self) -> None:
+        """Gives the push, if the hand is near enough."""
+        joint = TASKS[self.task].pushed
+        if self._push is None or joint is None:
+            return
+        (hand, _), *_ = self.simulation.hands()
+        if np.linalg.norm(hand - self.simulation.position(joint)) < self._push.distance:
+            self.simulation.push(joint, self._push.velocity)
+            self._push = None
 
     def _info(self) -> dict[str, Any]:
         seen, simulation = self.simulation.observations(), self.simulation
