@@ -1,4 +1,4 @@
-"""PushT whose block, or target, drifts: by the seed alone, stopped by walls, and told by the mean of rewards."""
+"""PushT whose block, or target, drifts: by the seed alone, and stopped by walls."""
 
 from __future__ import annotations
 
@@ -117,7 +117,12 @@ def test_success_ends_an_episode_only_where_it_should():
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.floats(0.01, 50), st.floats(0, 5), st.floats(0, 5), st.floats(0, 100), st.floats(0, 100), st.floats(0, 3)
+    st.floats(0.01, 50),
+    st.floats(0, 5),
+    st.floats(0, 5),
+    st.floats(0, 100),
+    st.floats(0, 100),
+    st.floats(0, 3),
 )
 def test_schedules_are_in_order_and_within_their_ranges(rate, short, longer, slow, faster, spin):
     schedule = DriftSchedule(rate, (short, short + longer), (slow, slow + faster), spin)

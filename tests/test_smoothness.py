@@ -25,7 +25,7 @@ DIRECTION = np.array([3.0, -4.0])
 
 
 def reach(n, parts=1):
-    """``[n, 2]``: minimum-jerk movements, one after the other, all in one direction (Flash and Hogan 1985)."""
+    """``[n, 2]``: minimum-jerk movements in one direction, one after the other (Flash and Hogan 1985)."""
     t = np.linspace(0, parts, n)
     whole = np.minimum(np.floor(t), parts - 1)
     s = t - whole
@@ -92,7 +92,9 @@ def record_of(actions, indices=None):
     return record
 
 
-POSE = Contract(action_kind="pose", action_names=("x", "y", "r11", "r12", "r13", "r21", "r22", "r23", "gripper"))
+POSE = Contract(
+    action_kind="pose", action_names=("x", "y", "r11", "r12", "r13", "r21", "r22", "r23", "gripper")
+)
 
 
 def test_only_positions_count():
@@ -135,5 +137,9 @@ def test_runs_have_medians_or_nothing():
     }
     assert values["sparc"]["n"] == 2 and values["sparc"]["median"] < -1
     nothing = {"n": 0, "median": None, "p5": None}
-    assert smoothness(records[1:], Contract(), 10) == {"stretch_seconds": 2.0, "ldlj": nothing, "sparc": nothing}
+    assert smoothness(records[1:], Contract(), 10) == {
+        "stretch_seconds": 2.0,
+        "ldlj": nothing,
+        "sparc": nothing,
+    }
     assert smoothness([record_of(reach(2000))] * 2, Contract(), 10)["sparc"]["p5"] is not None

@@ -27,7 +27,7 @@ class Push:
 class PushRange:
     """How near, how hard and where to: each is uniform, directions too.
 
-    On Lift's table friction stops the cube within 0.1 s: it slides some 2 cm at 0.6 m/s, 5 cm at 1 m/s.
+    On Lift's table friction stops the cube within 0.1 s: it slides some 2 cm at 0.6 m/s, 3 cm at 0.8 m/s.
 
     Attributes:
         distance: range of a push's distance, metres.
@@ -37,8 +37,8 @@ class PushRange:
         ValueError: a range isn't two finite numbers, not below 0, in their order.
     """
 
-    distance: Sequence[float] = (0.05, 0.15)
-    speed: Sequence[float] = (0.6, 1.2)
+    distance: Sequence[float] = (0.06, 0.12)
+    speed: Sequence[float] = (0.6, 0.8)
 
     def __post_init__(self) -> None:
         for name in ("distance", "speed"):
