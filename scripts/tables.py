@@ -619,6 +619,22 @@ def blendings(report: Report) -> Rows:
         }
 
 
+@table(*(f"docs/reports/latency_{name}.json" for name in ("static", "static_mean", "drifting")))
+def where_latency_costs(*reports: Report) -> Rows:
+    for largest, mean, drifting in zip(*(report["sweep"] for report in reports), strict=True):
+        smooth = [drifting["smoothness"][name]["median"] for name in ("ldlj", "sparc")]
+        yield {
+            "latency, ms": f"{drifting['latency_ms']['p50']:g}",
+            "PushT, largest reward": score(largest),
+            "PushT, mean reward": score(mean),
+            "drifting PushT, mean reward": score(drifting),
+            "its difference to unlimited time [tested interval]": difference_cell(
+                drifting["difference_to_unlimited"]
+            ),
+            "its smoothness, LDLJ / SPARC": slashed(smooth, ".1f"),
+        }
+
+
 # ------------------------------------------------------------------------------------------- robosuite
 
 

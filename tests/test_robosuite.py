@@ -318,12 +318,13 @@ def test_the_cube_is_pushed_once_when_the_hand_comes_near(monkeypatch):
     still = coming_near(env, 1)[1]
     assert np.ptp(still[4:], axis=0).max() < 1e-3
     settings = compose("train", ["task=lift_pushed"]).task.env.kwargs
-    monkeypatch.setattr(env, "_pushes", PushRange(**settings["push"]))
+    push = PushRange(**settings["push"])
+    monkeypatch.setattr(env, "_pushes", push)
     ends = []
     for seed in (1, 1, 2):
         distances, places = coming_near(env, seed)
-        (moved,) = np.flatnonzero(np.linalg.norm(np.diff(places, axis=0), axis=1)[3:] > 0.01) + 3
-        assert distances[moved] < 0.12 and distances[:moved].min() > 0.06
+        (moved,) = np.flatnonzero(np.linalg.norm(np.diff(places, axis=0), axis=1) > 0.012)
+        assert distances[moved] < push.distance[1] and distances[:moved].min(initial=1) > push.distance[0]
         ends.append((places[-1] - places[moved])[:2])
     np.testing.assert_array_equal(ends[0], ends[1])
     assert not np.allclose(ends[0], ends[2]) and all(0.015 < np.linalg.norm(end) < 0.05 for end in ends)

@@ -37,7 +37,7 @@ class PushRange:
         ValueError: a range isn't two finite numbers, not below 0, in their order.
     """
 
-    distance: Sequence[float] = (0.06, 0.12)
+    distance: Sequence[float] = (0.1, 0.2)
     speed: Sequence[float] = (0.6, 0.8)
 
     def __post_init__(self) -> None:
