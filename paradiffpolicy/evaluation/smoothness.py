@@ -37,7 +37,7 @@ def log_dimensionless_jerk(positions: NDArray[np.float64]) -> float | None:
         None: there are fewer than four, nothing moves, or there is no jerk.
     """
     jerk, speed = np.diff(positions, 3, axis=0), _speed(positions)
-    if not len(jerk) or not speed.max() > 0 or not jerk.any():
+    if not len(jerk) or not speed.max() > 0:
         return None
     share = (np.square(jerk / speed.max())).sum(1).mean()
     return float(-np.log((len(positions) - 1) ** 4 * share)) if share > 0 else None
