@@ -41,13 +41,13 @@ class DriftSchedule:
     Directions are uniform, and so are numbers within a range.
 
     Attributes:
-        rate: drifts that begin per second of rest; 0: none ever does.
+        rate: drifts that begin per second of rest, 0 to 100; 0: none ever does.
         duration: range of a drift's seconds.
         speed: range of its speed, px/s.
         spin: largest speed of its rotation, rad/s, either way.
 
     Raises:
-        ValueError: a number isn't finite, is below 0, or a range's end is below its start.
+        ValueError: a number isn't finite or is out of its range, or a range's end is below its start.
     """
 
     rate: float = 0.2
@@ -60,9 +60,10 @@ class DriftSchedule:
             values = getattr(self, name)
             if len(values) != 2 or not 0 <= values[0] <= values[1] < math.inf:
                 raise ValueError(f"{name}={values} must be two numbers, not below 0, in their order")
-        for name in ("rate", "spin"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be a number, not below 0")
+        if not 0 <= self.rate <= PHYSICS_HZ:  # else a step of the physics could pass over drifts without end
+            raise ValueError(f"rate={self.rate} must be a number from 0 to {PHYSICS_HZ}")
+        if not 0 <= self.spin < math.inf:
+            raise ValueError(f"spin={self.spin} must be a number, not below 0")
 
     def drifts(self, draw: np.random.Generator) -> Iterator[Drift]:
         """Draws drifts without end, in their order."""
