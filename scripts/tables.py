@@ -729,6 +729,21 @@ def training(report: Report) -> Rows:
             }
 
 
+@table("docs/reports/latency_pushed.json")
+def pushed_cube(report: Report) -> Rows:
+    unlimited, *_ = report["cases"]
+    for cell in (unlimited, *report["sweep"]):
+        yield {
+            "latency, ms": f"{cell['latency_ms']['p50']:g}",
+            "delay, ticks": number(cell["delay_ticks"], ".1f"),
+            "success [95 %]": success(cell),
+            "fallback active": f"{cell['fallback_share']:.0%}",
+            "success against unlimited time [tested interval]": difference_cell(
+                cell["success_difference_to_unlimited"], percent=True
+            ),
+        }
+
+
 @table("docs/reports/experts.json")
 def experts(report: Report) -> Rows:
     for row in report["rows"]:
