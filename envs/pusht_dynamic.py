@@ -67,17 +67,14 @@ class DriftSchedule:
 
     def drifts(self, draw: np.random.Generator) -> Iterator[Drift]:
         """Draws drifts without end, in their order."""
-        stop = 0.0
+        stop, (shortest, longest), (slowest, fastest) = 0.0, self.duration, self.speed
         while self.rate:
             start = stop + draw.exponential(1 / self.rate)
-            stop = start + draw.uniform(*self.duration)
-            direction, speed = draw.uniform(0, 2 * math.pi), draw.uniform(*self.speed)
+            stop = start + draw.uniform(shortest, longest)
+            direction, speed = draw.uniform(0, 2 * math.pi), draw.uniform(slowest, fastest)
             spin = draw.uniform(-self.spin, self.spin)
-            yield Drift(
-                start,
-                stop,
-                np.array([speed * math.cos(direction), speed * math.sin(direction), spin]),
-            )
+            velocity = np.array([speed * math.cos(direction), speed * math.sin(direction), spin])
+            yield Drift(start, stop, velocity)
 
 
 class PushTDynamicEnv(PushTEnv):

@@ -48,6 +48,7 @@ class PushRange:
 
     def draw(self, rng: np.random.Generator) -> Push:
         """Draws a push."""
-        distance, speed = rng.uniform(*self.distance), rng.uniform(*self.speed)
+        (nearest, farthest), (slowest, fastest) = self.distance, self.speed
+        distance, speed = rng.uniform(nearest, farthest), rng.uniform(slowest, fastest)
         direction = rng.uniform(0, 2 * math.pi)
         return Push(distance, speed * np.array([math.cos(direction), math.sin(direction)]))
