@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gymnasium
 
-gymnasium.register(
-    id="paradiffpolicy/PushT-v0",
-    entry_point="paradiffpolicy.envs.pusht:PushTEnv",
-    max_episode_steps=300,
-)
+for _name, _class in (("PushT", "pusht:PushTEnv"), ("PushTDynamic", "pusht_dynamic:PushTDynamicEnv")):
+    gymnasium.register(
+        id=f"paradiffpolicy/{_name}-v0",
+        entry_point=f"paradiffpolicy.envs.{_class}",
+        max_episode_steps=300,
+    )
 
 for _name, _task, _max_steps in (
     ("Lift", "lift", 400),

@@ -164,7 +164,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
             are, and ``agent_pos`` ``[2]``.
 
     Reward: the share of the target that the block covers, over 0.95, at most 1; the episode
-    terminates when the share is over 0.95.
+    terminates when the share is over 0.95, unless ``terminates`` is False.
 
     ``control_hz`` is the rate of actions; the physics don't depend on it.
 
@@ -181,7 +181,9 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         render_mode: str | None = None,
         render_size: int = 96,
         control_hz: float = CONTROL_HZ,
+        terminates: bool = True,
     ) -> None:
+        self.terminates = terminates
         self.control_hz = float(control_hz)
         if control_hz <= 0 or (PHYSICS_HZ / control_hz) % 1:
             raise ValueError(f"{control_hz=} must divide the physics' {PHYSICS_HZ} Hz")
@@ -193,7 +195,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
             raise ValueError(f"{render_mode=} must be one of {self.metadata['render_modes']} or None")
         self.render_mode = render_mode
         self.render_size = render_size
-        self._goal = placed_t(*GOAL_POSE)
+        self._place_goal(GOAL_POSE)
         self._window: pygame.Surface | None = None
         self._last_action: pymunk.Vec2d | None = None
         self._n_contacts = 0
@@ -210,6 +212,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         if state.shape != (5,) or not np.isfinite(state).all():
             raise ValueError(f"state must be 5 finite numbers (pusher x, y, block x, y, angle), got {state}")
         self._build()
+        self._place_goal(GOAL_POSE)
         self._place(state)
         # One step, as the original takes it: the solver's first step has no previous one to warm-start
         # from, and replays of the recorded demonstrations drift without it.  It may push bodies that
@@ -238,12 +241,12 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         for _ in range(self._substeps):
             acceleration = K_P * (target - self._pusher.position) - K_V * self._pusher.velocity
             self._pusher.velocity += acceleration * dt
-            self._space.step(dt)
+            self._advance(dt)
         info = self._info()
         reward = min(1.0, info["coverage"] / SUCCESS_COVERAGE)
         if self.render_mode == "human":
             self.render()
-        return self._observe(), reward, info["success"], False, info
+        return self._observe(), reward, self.terminates and info["success"], False, info
 
     def change_friction(self, change: float) -> None:
         """Gives the contact of pusher and block this coefficient of friction, from the next reset on; they
@@ -367,6 +370,14 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     def _count_contacts(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
         self._n_contacts += len(arbiter.contact_point_set.points)
 
+    def _advance(self, dt: float) -> None:
+        """Takes one step of the physics, ``dt`` seconds."""
+        self._space.step(dt)
+
+    def _place_goal(self, pose: tuple[float, float, float]) -> None:
+        """Puts the target to a pose: x, y, angle."""
+        self._goal_pose, self._goal = pose, placed_t(*pose)
+
     def _place(self, state: NDArray[np.float64]) -> None:
         self._pusher.position = float(state[0]), float(state[1])
         # Angle first: turning the body about its center of gravity moves its position.
@@ -380,7 +391,7 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         surface = pygame.Surface((WORLD, WORLD))
         surface.fill(COLORS["background"])
         for part in (BAR, STEM):
-            corners = to_world(np.array(part), *GOAL_POSE)
+            corners = to_world(np.array(part), *self._goal_pose)
             pygame.draw.polygon(surface, COLORS["goal"], np.rint(corners).tolist())
         for a, b in zip(WALLS, [*WALLS[1:], WALLS[0]], strict=True):
             thick_line(surface, COLORS["wall"], np.array(a), np.array(b))

@@ -13,13 +13,13 @@ friction  the method ``change_friction(change)``, see ``disturbances``        ``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import InputError
-from .registry import find_modules_here
+from .registry import Registry, find_modules_here
 
 if TYPE_CHECKING:
     import gymnasium
@@ -104,6 +104,29 @@ def succeeded(terminated: bool, info: Mapping[str, Any], key: str | None = None)
         if known in info:
             return bool(np.any(info[known]))
     return None
+
+
+Scoring = Callable[[float, float, int], float]
+"""The score of n > 1 rewards, given that of the first n - 1, the n-th reward, and n."""
+
+SCORINGS: Registry[Scoring] = Registry(
+    "scoring",
+    {
+        "max": lambda score, reward, n: max(score, reward),
+        "mean": lambda score, reward, n: score + (reward - score) / n,
+    },
+)
+"""Ways to make an episode's score of its steps' rewards; the score of one reward is that reward."""
+
+
+def scored(scoring: str, score: float, reward: float, n: int) -> float:
+    """The score after an episode's n-th reward, 1-based, given the score before it.
+
+    Raises:
+        InputError: there is no such scoring in ``SCORINGS``.
+    """
+    added = SCORINGS.named(scoring)
+    return reward if n == 1 else added(score, reward, n)
 
 
 def finite_reward(reward: Any) -> float:

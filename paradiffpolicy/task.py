@@ -185,6 +185,12 @@ class Contract:
         """Whether actions are known to be deltas or velocities, so that zero holds still."""
         return self.action_kind in ("delta", "velocity")
 
+    def positions(self, action_dim: int) -> NDArray[np.bool_]:
+        """``[A]``, which numbers of an action are a position's: all whose names don't say that they are a
+        rotation's or a gripper's."""
+        names = self.action_names or ("",) * action_dim
+        return np.array([not (is_gripper(name) or ROTATION_WORDS & words(name)) for name in names])
+
     def mixed(self, obs_dim: int) -> NDArray[np.bool_]:
         """``[O]``, which numbers of an observation may be interpolated linearly: all but fields whose unit or
         key says that they are quaternions, since q and -q are one rotation."""
@@ -332,6 +338,11 @@ def check_relative(relative: Any, contract: Contract, obs_dim: int, action_dim: 
 def words(name: str) -> set[str]:
     """The words of a name, in small letters: ``arm_0/qx`` has arm, 0 and qx."""
     return set(re.split(r"[^a-z0-9]+", name.lower()))
+
+
+def is_gripper(name: str) -> bool:
+    """Whether a number of this name is a gripper's."""
+    return any(word.startswith("grip") for word in words(name))
 
 
 def contract_size(fields: Sequence[ObservationField]) -> int | None:

@@ -641,6 +641,22 @@ def blendings(report: Report) -> Rows:
         }
 
 
+@table(*(f"docs/reports/latency_{name}.json" for name in ("static", "static_mean", "drifting")))
+def where_latency_costs(*reports: Report) -> Rows:
+    for largest, mean, drifting in zip(*(report["sweep"] for report in reports), strict=True):
+        smooth = [drifting["smoothness"][name]["median"] for name in ("ldlj", "sparc")]
+        yield {
+            "latency, ms": f"{drifting['latency_ms']['p50']:g}",
+            "PushT, largest reward": score(largest),
+            "PushT, mean reward": score(mean),
+            "drifting PushT, mean reward": score(drifting),
+            "its difference to unlimited time [tested interval]": difference_cell(
+                drifting["difference_to_unlimited"]
+            ),
+            "its smoothness, LDLJ / SPARC": slashed(smooth, ".1f"),
+        }
+
+
 # ------------------------------------------------------------------------------------------- robosuite
 
 
@@ -733,6 +749,21 @@ def training(report: Report) -> Rows:
                 "ms p50": tail(row["ms"]),
                 "times faster [quartiles]": spread(row["speedup"], digits=2),
             }
+
+
+@table("docs/reports/latency_pushed.json")
+def pushed_cube(report: Report) -> Rows:
+    unlimited, *_ = report["cases"]
+    for cell in (unlimited, *report["sweep"]):
+        yield {
+            "latency, ms": f"{cell['latency_ms']['p50']:g}",
+            "delay, ticks": number(cell["delay_ticks"], ".1f"),
+            "success [95 %]": success(cell),
+            "fallback active": f"{cell['fallback_share']:.0%}",
+            "success against unlimited time [tested interval]": difference_cell(
+                cell["success_difference_to_unlimited"], percent=True
+            ),
+        }
 
 
 @table("docs/reports/experts.json")

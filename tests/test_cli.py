@@ -98,7 +98,7 @@ def test_every_sampler_can_be_built():
 def test_every_task_agrees_with_its_environment(name):
     cfg = compose("evaluate", [f"task={name}"])
     fields = contract(cfg.task).observation
-    env = env_maker(cfg)() if name.startswith("pusht") else shared_env(name)
+    env = env_maker(cfg)() if name.startswith("pusht") else shared_env(cfg.task.variant_of or name)
     if cameras := contract(cfg.task).cameras:
         env = RecordedEnv(env, contract(cfg.task), cfg.task.env.renamed)
     observation, info = env.reset(seed=0)

@@ -61,7 +61,7 @@ def copied(outs):
 
 
 def test_all_are_registered():
-    tasks = ("PushT", "Lift", "Can", "Square", "Transport", "ToolHang")
+    tasks = ("PushT", "PushTDynamic", "Lift", "Can", "Square", "Transport", "ToolHang")
     assert sorted(f"paradiffpolicy/{task}-v0" for task in tasks) == IDS
 
 

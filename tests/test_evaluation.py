@@ -31,7 +31,7 @@ from paradiffpolicy.cli.train_schema import TrainEvaluationConfig
 from paradiffpolicy.clock import MonotonicClock, VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.control.loop import ControlLoop
-from paradiffpolicy.environment import succeeded
+from paradiffpolicy.environment import SCORINGS, succeeded
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.blocks import Blocks, kept_settings
 from paradiffpolicy.evaluation.cases import Case, compare_realtime
@@ -704,6 +704,34 @@ def test_scores_may_be_negative_and_success_is_not_a_reward():
     values = result.compared()
     assert values["score"]["mean"] == -0.5 and values["difference_to_reference"]["mean"] == 0.5
     assert values["success"] is values["success_rate"] is values["success_difference_to_reference"] is None
+
+
+@pytest.mark.parametrize(("scoring", "score"), [("max", 0.5), ("mean", -0.75), ("last_but_more", -0.5)])
+def test_a_score_is_made_of_rewards_as_the_task_says(monkeypatch, scoring, score):
+    """However the rewards come; also in the caller's own way; reports name it."""
+    monkeypatch.setitem(SCORINGS._choices, "last_but_more", lambda before, reward, n: reward + n / 8)
+    episode = Episode(3, scoring=scoring)
+    episode.add([-2.0, 0.5], None)
+    episode.add([-0.5, -1.0], None)
+    assert episode.score == score
+    result = SamplerResult(name="a", episodes=[episode])
+    assert result.compared()["score"] | {"scoring": scoring, "mean": score} == result.compared()["score"]
+    row = replace(result, episodes=[replace(toy_episode(0, 1.0, 3), scoring=scoring)])
+    headings = [column.header for column in sampler_table([row], "t").columns]
+    heading = "score ± s.e." if scoring == "max" else f"score ± s.e.\n({scoring} reward)"
+    assert heading in headings
+
+
+def test_an_unknown_scoring_is_refused():
+    with pytest.raises(InputError, match="unknown scoring 'maxx'; did you mean 'max'"):
+        Episode(3, scoring="maxx").add([1.0], None)
+
+
+def test_rollouts_score_as_they_are_told():
+    for scoring in ("max", "mean"):
+        (episode,) = rollout(tiny_policy(), make_env, [5], 12, scoring=scoring)
+        made = {"max": max, "mean": np.mean}[scoring](episode.rewards)
+        assert episode.score == pytest.approx(made, abs=1e-12) and episode.scoring == scoring
 
 
 def test_an_environment_that_terminates_has_not_succeeded():

@@ -62,13 +62,15 @@ def actions_of(episode):
     return episode.record.ticks["action"].tolist()
 
 
-def test_without_latency_it_is_the_rollout_that_waits_for_every_plan():
+@pytest.mark.parametrize("scoring", ["max", "mean"])
+def test_without_latency_it_is_the_rollout_that_waits_for_every_plan(scoring):
     policy = tiny_policy(**REALTIME)
-    waited = rollout(policy, partial(make_env, 10), [3, 4], 40)
-    live = realtime_rollout(policy, make_env, [3, 4], 4.0, rate_hz=10)
+    waited = rollout(policy, partial(make_env, 10), [3, 4], 40, scoring=scoring)
+    live = realtime_rollout(policy, make_env, [3, 4], 4.0, rate_hz=10, scoring=scoring)
     for expected, episode in zip(waited, live, strict=True):
         np.testing.assert_allclose(actions_of(episode), expected.actions, atol=1e-3)
         assert episode.score == pytest.approx(expected.score, abs=1e-4)
+        assert episode.scoring == expected.scoring == scoring
 
 
 @pytest.mark.parametrize(
@@ -248,6 +250,10 @@ def test_the_report_says_what_happened(tmp_path):
     assert third["difference_to_unlimited"]["mean"] == third["success_difference_to_unlimited"]["mean"] == 0
     assert second["latency_ms"]["p50"] == 200
     assert 0 < second["fallback_share"] < 0.2 and first["fallback_share"] == 0
+    smooth = second["smoothness"]
+    assert smooth["ldlj"]["n"] == smooth["sparc"]["n"] == 0  # 20 ticks, of which two have no action
+    smooth = third["smoothness"]
+    assert smooth["ldlj"]["n"] == smooth["sparc"]["n"] == 2 and smooth["ldlj"]["median"] < -5
     assert len(content["sweep"]) == 4 and paths[1].stat().st_size > 10_000
     legend = realtime_figure(content, "t").axes[0].get_legend().get_texts()
     labels = {text.get_text() for text in legend}
@@ -301,6 +307,7 @@ def test_the_command_in_virtual_time(tmp_path, checkpoint, capsys):
     sweep = ["realtime.sweep.latency_ms=[0,200]", "~realtime.sweep.blendings.temporal_ensemble"]
     out = tmp_path / "out"
     options = [*FAST, *cases, *sweep, "realtime.rates_hz=[10,25]", "realtime.blending={name: rtc}"]
+    options += ["task=pusht_dynamic"]  # PushT's policies drive it
     assert main(["evaluate", checkpoint, *options, f"out={out}"]) == 0
     content = json.loads((out / "report.json").read_text())
     assert content["unfinished"] == [] and not (out / "unfinished").exists()
@@ -308,6 +315,7 @@ def test_the_command_in_virtual_time(tmp_path, checkpoint, capsys):
         *(("fast", 10), ("fast", 25), ("given", 10), ("given", 25)),
     ]
     assert {c["case"] for c in content["cases"][:2]} == {"rti, unlimited", "ddim, unlimited"}
+    assert content["task"] == "pusht_dynamic" and content["cases"][0]["score"]["scoring"] == "mean"
     assert [(c["blending"], c["latency_ms"]["p50"]) for c in content["sweep"]] == [
         *(("latest", 0), ("latest", 200), ("rtc", 0), ("rtc", 200)),
     ]

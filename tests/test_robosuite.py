@@ -68,6 +68,7 @@ from paradiffpolicy.collection.demonstrators import demonstrate  # noqa: E402
 from paradiffpolicy.envs.robosuite.env import TASKS, RobosuiteEnv  # noqa: E402
 from paradiffpolicy.envs.robosuite.experts import EXPERTS  # noqa: E402
 from paradiffpolicy.envs.robosuite.motion import LED, SceneView, coming_down, up  # noqa: E402
+from paradiffpolicy.envs.robosuite.pushes import PushRange  # noqa: E402
 
 from .robosuite_envs import deltas, episode_and_picture, shared_env  # noqa: E402
 
@@ -294,6 +295,49 @@ def test_demonstrations_differ_and_repeat():
         columns["action"][:, 2], others["action"][:, 2], atol=1e-3
     )
     assert columns["rewards"][-1] == 1 and columns["rewards"][0] == 0
+
+
+def coming_near(env, seed, n=24):
+    """Distances of the hand to the cube, and the cube's positions, before and after every step of an approach
+    from above."""
+    _, info = env.reset(seed=seed)
+    distances, places = [], []
+    for k in range(n + 1):
+        places.append(env.simulation.position("cube_joint0"))
+        distances.append(np.linalg.norm(info["robot0_eef_pos"] - places[-1]))
+        action = env.hold_action
+        action[:3] = places[0] + up(0.08)
+        if k < n:
+            *_, info = env.step(action)
+    return np.array(distances), np.array(places)
+
+
+def test_the_cube_is_pushed_once_when_the_hand_comes_near(monkeypatch):
+    """As the task says, and by the seed: elsewhere with another; not without it."""
+    env = shared_env("lift")
+    still = coming_near(env, 1)[1]
+    assert np.ptp(still[4:], axis=0).max() < 1e-3
+    settings = compose("train", ["task=lift_pushed"]).task.env.kwargs
+    push = PushRange(**settings["push"])
+    monkeypatch.setattr(env, "_pushes", push)
+    ends = []
+    for seed in (1, 1, 2):
+        distances, places = coming_near(env, seed)
+        steps = np.linalg.norm(np.diff(places[:, :2], axis=0), axis=1)  # it falls onto the table at first
+        moved = int(np.argmax(steps > 0.01))
+        assert 0 < moved < len(steps) - 6 and steps[:moved].max() < 1e-3 > steps[moved + 4 :].max()
+        assert distances[moved] < push.distance[1] and distances[:moved].min(initial=1) > push.distance[0]
+        ends.append((places[-1] - places[moved])[:2])
+    np.testing.assert_array_equal(ends[0], ends[1])
+    assert not np.allclose(ends[0], ends[2]) and all(0.015 < np.linalg.norm(end) < 0.05 for end in ends)
+
+
+def test_only_the_cube_can_be_pushed():
+    with pytest.raises(ValueError, match="nothing of can can be pushed"):
+        RobosuiteEnv("can", push={})
+    for bad in ({"speed": (2, 1)}, {"distance": (-1, 1)}, {"speed": (1,)}, {"speed": (0, float("nan"))}):
+        with pytest.raises(ValueError, match="must be two numbers"):
+            PushRange(**bad)
 
 
 @pytest.mark.parametrize(("aside", "wanted"), [(0.0, 0.0), (0.015, 0.05), (0.02, 0.1), (0.1, 0.1)])

@@ -35,7 +35,7 @@ from paradiffpolicy.planning.request import PlanMaker
 from paradiffpolicy.policy import Policy
 from paradiffpolicy.process import ChildProcess
 from paradiffpolicy.robots import ROBOTS
-from paradiffpolicy.robots.env import PacedEnvRobot
+from paradiffpolicy.robots.env import EnvRobot, PacedEnvRobot
 from paradiffpolicy.sampling.sampler import make_sampler
 from paradiffpolicy.sampling.spec import spec_schedule
 from paradiffpolicy.telemetry.caption import captioned, episode_lines
@@ -340,6 +340,18 @@ def test_a_robots_score_is_its_best_rewards_even_below_zero():
     clock.advance(0.3)
     robot.observe()
     assert (robot.score, robot.best_step, robot.reward, robot.n_steps) == (-1.0, 2, -2.0, 3)
+
+
+def test_a_robots_score_may_be_the_mean_reward_beside_its_best():
+    rewards = iter([0.5, 1.0, 0.0])
+    clock = VirtualClock()
+    env = gymnasium.make("paradiffpolicy/PushT-v0", obs_type="keypoints")
+    env = gymnasium.wrappers.TransformReward(env, lambda _: next(rewards))
+    robot = EnvRobot(env, 3, clock, scoring="mean")
+    clock.advance(0.3)
+    robot.observe()
+    assert (robot.score, robot.best, robot.best_step) == (0.5, 1.0, 2)
+    assert (robot.progress().best, robot.progress().best_at) == (1.0, 0.2)
 
 
 def test_a_picture_is_drawn_once_per_step():

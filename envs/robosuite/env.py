@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from .camera import SceneCamera, View
+from .pushes import Push, PushRange
 from .rotation import pose_action, six_d
 from .simulation import Simulation, Snapshot, import_robosuite
 
@@ -38,16 +39,20 @@ class RobosuiteTask:
         view: of ``picture``: shows what the task is about, from the front.
         n_arms: one Panda each.
         cameras: of robomimic's image observation, beside those in the hands.
+        pushed: the joint of the object that can be pushed, if any.
     """
 
     name: str
     view: str | View
     n_arms: int = 1
     cameras: tuple[str, ...] = ("agentview",)
+    pushed: str | None = None
 
 
 TASKS = {
-    "lift": RobosuiteTask("Lift", View((-0.02, 0.0, 0.89), 0.7, azimuth=180, elevation=-10)),
+    "lift": RobosuiteTask(
+        "Lift", View((-0.02, 0.0, 0.89), 0.7, azimuth=180, elevation=-10), pushed="cube_joint0"
+    ),
     "can": RobosuiteTask("PickPlaceCan", View((0.1, 0.05, 0.88), 1.5, azimuth=180, elevation=-30)),
     "square": RobosuiteTask("NutAssemblySquare", View((0.08, 0.08, 0.88), 1.1, azimuth=215, elevation=-20)),
     "transport": RobosuiteTask("TwoArmTransport", "frontview", 2, ("shouldercamera0", "shouldercamera1")),
@@ -108,6 +113,9 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
     ``reset(options={"model": MJCF, "states": [...]})`` to a state that robomimic recorded.
     ``info`` has what demonstrations record, the observation's parts by name and ``states``; and ``success``.
 
+    ``push``: of Lift, arguments of a ``PushRange``, from which a push is drawn at the reset: the cube gets it
+    when the hand first comes near; None: none is given.
+
     Raises:
         MissingRobosuiteError: robosuite isn't installed.
         MissingGLError: a picture can't be drawn: neither EGL nor OSMesa can be used.
@@ -124,6 +132,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         render_mode: str | None = None,
         render_size: int = 256,
         obs_type: str = "lowdim",
+        push: Mapping[str, Any] | None = None,
     ) -> None:
         if task not in TASKS:
             raise ValueError(f"{task=} must be one of {sorted(TASKS)}")
@@ -135,6 +144,10 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
             )
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"{render_mode=} must be one of {self.metadata['render_modes']} or None")
+        if push is not None and TASKS[task].pushed is None:
+            raise ValueError(f"{push=}: nothing of {task} can be pushed, only lift's cube")
+        self._pushes = None if push is None else PushRange(**push)
+        self._push: Push | None = None
         self.task, self.action_type, self.control_hz = task, action_type, float(control_hz)
         self.metadata = {**self.metadata, "render_fps": control_hz}
         self.render_mode, self.render_size = render_mode, render_size
@@ -168,6 +181,8 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
             self.simulation.reset_to(options["model"], np.asarray(options["states"]))
         else:
             self.simulation.reset(seed if seed is not None else int(self.np_random.integers(2**31)))
+        if self._pushes is not None:
+            self._push = self._pushes.draw(self.np_random)
         info = self._info()
         return self._observe(info), info
 
@@ -176,6 +191,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         if action.shape != self._bound.shape or not np.isfinite(action).all():
             raise ValueError(f"action must be {len(self._bound)} finite numbers, got {action}")
         self._grippers = action.reshape(self._n_arms, -1)[:, -1].clip(-1, 1)
+        self._push_object()
         self.simulation.step(self.command(action))
         info = self._info()
         return self._observe(info), float(info["success"]), info["success"], False, info
@@ -221,6 +237,16 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float64]]):
         arms = action.clip(-self._bound, self._bound).reshape(-1, 10)
         arms[:, 3:9] = action.reshape(-1, 10)[:, 3:9]  # only their directions count
         return pose_action(arms.reshape(-1))
+
+    def _push_object(self) -> None:
+        """Gives the push, if the hand is near enough."""
+        joint = TASKS[self.task].pushed
+        if self._push is None or joint is None:
+            return
+        (hand, _), *_ = self.simulation.hands()
+        if np.linalg.norm(hand - self.simulation.position(joint)) < self._push.distance:
+            self.simulation.push(joint, self._push.velocity)
+            self._push = None
 
     def _info(self) -> dict[str, Any]:
         seen, simulation = self.simulation.observations(), self.simulation

@@ -103,6 +103,16 @@ class Simulation:
         mujoco.mj_kinematics(self.mujoco_model, self.mujoco_data)
         return float(self._env.reward(action))
 
+    def position(self, joint: str) -> NDArray[np.float64]:
+        """Where the body of a free joint is, in the world, ``[3]``."""
+        first = self.mujoco_model.joint(joint).qposadr[0]
+        return np.array(self.mujoco_data.qpos[first : first + 3])
+
+    def push(self, joint: str, velocity: NDArray[np.float64]) -> None:
+        """Adds to the velocity of the body of a free joint ``[2]``, horizontally, in m/s."""
+        first = self.mujoco_model.joint(joint).dofadr[0]
+        self.mujoco_data.qvel[first : first + 2] += velocity
+
     def require_size(self, shape: tuple[int, ...]) -> None:
         """Raises ``ValueError`` unless it is the shape of an action."""
         if shape != (self.action_dim,):

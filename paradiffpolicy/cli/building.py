@@ -43,7 +43,7 @@ def load_policy(cfg: PolicyConfig) -> Policy:
     device = choose_device(cfg)
     checkpoint = task_checkpoint(cfg.checkpoint, cfg.task)
     spec = checkpoint.spec
-    if spec.task != cfg.task.name:
+    if spec.task not in (cfg.task.name, cfg.task.variant_of):
         raise InputError(
             f"the checkpoint is for task {spec.task!r}, not {cfg.task.name!r}: another checkpoint or task"
         )

@@ -69,6 +69,7 @@ def rollouts(cfg: CollectConfig) -> Collection:
             cfg.task.max_steps,
             cfg.task.record,
             min_score=-math.inf if cfg.min_score is None else cfg.min_score,
+            scoring=cfg.task.scoring,
             first_seed=cfg.first_seed,
             batch=cfg.batch,
             workers=workers,

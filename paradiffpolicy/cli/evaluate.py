@@ -144,6 +144,7 @@ def evaluate_unlimited(cfg: EvaluateConfig) -> None:
         options={
             "picture": functools.partial(picture, size=cfg.video_size),
             "success_key": cfg.task.success_key,
+            "scoring": cfg.task.scoring,
         },
     )
     with contextlib.closing(workers), contextlib.closing(executor):
@@ -276,6 +277,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
             replan_every=setting.replan_every,
             interpolation=named_interpolation(setting.interpolation),
             success_key=cfg.task.success_key,
+            scoring=cfg.task.scoring,
         )
     paths = write(results, pictures=True)
     blocks.remove()

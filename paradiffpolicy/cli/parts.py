@@ -132,9 +132,15 @@ class TaskConfig:
     """The task's file."""
 
     name: str = setting("???", "the task's name; the file's, unless it says another")
+    variant_of: str | None = setting(
+        None, "a task of the same observations and actions, whose policies drive this one too"
+    )
     env: EnvConfig = setting(EnvConfig, "the environment")
     success_key: str | None = setting(
         None, "key of the environment's info, or terminated; null: success, is_success, or unknown"
+    )
+    scoring: str = setting(
+        "max", "how an episode's score is made of its rewards", choices=lazily("environment", "SCORINGS")
     )
     max_steps: int = setting(300, "control steps per episode", minimum=1)
     control_hz: float | None = setting(None, "control steps per second; null: the environment's", above=0)

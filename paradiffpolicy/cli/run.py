@@ -199,6 +199,7 @@ def build_robot(cfg: RunConfig, spec: PolicySpec, rate_hz: float, clock: Clock) 
         cfg.seed,
         make_env=env_maker_at(cfg, spec, **cfg.disturbances),
         success_key=cfg.task.success_key,
+        scoring=cfg.task.scoring,
         recorded=tuple(cfg.task.record),
         picture_size=cfg.picture_size,
         address=cfg.robot_address,

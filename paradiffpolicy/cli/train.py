@@ -325,8 +325,8 @@ def evaluation(
     def evaluate(checkpoint: Checkpoint) -> dict[str, float | None]:
         policy = Policy.from_checkpoint(checkpoint, sampler, device).captured(**capture)
         with contextlib.closing(workers):  # until the next evaluation
-            success_key, max_steps = cfg.task.success_key, cfg.task.max_steps
-            episodes = rollout(policy, make_env, seeds, max_steps, workers=workers, success_key=success_key)
+            how: dict[str, Any] = {"success_key": cfg.task.success_key, "scoring": cfg.task.scoring}
+            episodes = rollout(policy, make_env, seeds, cfg.task.max_steps, workers=workers, **how)
         outcome = Outcome(name=setting.sampler, episodes=episodes)
         return {
             "score": round(sum(outcome.scores) / len(episodes), 4),

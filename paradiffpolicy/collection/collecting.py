@@ -167,6 +167,7 @@ def collect_rollouts(
     record: Sequence[str],
     *,
     min_score: float = -np.inf,
+    scoring: str = "max",
     first_seed: int | None = None,
     batch: int = 50,
     workers: Workers | None = None,
@@ -176,6 +177,7 @@ def collect_rollouts(
     """Appends those of a policy's next ``n_episodes`` rollouts that score at least ``min_score``.
 
     Args:
+        scoring: see ``rollout``.
         first_seed: None: goes on after the dataset's last.
         batch: episodes side by side.
         workers: where the environments of batches live that run in this process; see ``rollout``.
@@ -185,7 +187,8 @@ def collect_rollouts(
     first = made.next_seed(first_seed)
     seeds = range(first, first + n_episodes)
     made.prepare(make_env, seeds)
-    run, groups = partial(recorded_rollout, policy, make_env, max_steps, record), in_groups(seeds, batch)
+    run = partial(recorded_rollout, policy, make_env, max_steps, record, scoring=scoring)
+    groups = in_groups(seeds, batch)
     with progress("rollouts", n_episodes * max_steps, "step") as bar:
         steps = BlockProgress(bar.update)
         here = {"workers": workers, "on_steps": steps.steps}

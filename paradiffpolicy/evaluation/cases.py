@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from ..control.record import total_faults
 from ..planning.blending import Blending, Latest
 from ..policy import Policy
+from ..task import Contract
 from .blocks import Blocks
 from .compare import Progress, no_progress
 from .episodes import Episode, Outcome
 from .executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor
 from .realtime import MakeEnvAt, boundary_jumps, realtime_rollout, wall_rollout
 from .rollout import in_groups
+from .smoothness import smoothness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +30,14 @@ class RealtimeResult(Outcome):
     Attributes:
         rate_hz: of control.
         blending: of chunks, by name.
+        contract: says which numbers of an action are positions.
     """
 
     against: ClassVar = "unlimited"
 
     rate_hz: float
     blending: str
+    contract: Contract = field(default_factory=Contract)
 
     @property
     def row_name(self) -> str:
@@ -62,6 +66,7 @@ class RealtimeResult(Outcome):
             "jump_at_boundaries": _median_p95(at),
             "change_within_plans": _median_p95(within),
             "jerk": _median_p95(jerk),
+            "smoothness": smoothness(records, self.contract, self.rate_hz),
             "faults": total_faults(records),
         }
 
@@ -168,6 +173,7 @@ def compare_realtime(
                     reference=None if case.reference is None else done[case.reference].episodes,
                     rate_hz=case.rate_hz,
                     blending=case.blending_name,
+                    contract=case.policy.spec.contract,
                 )
                 on_result(list(done.values()))
         if last[id(case.policy)] is case:

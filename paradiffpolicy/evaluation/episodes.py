@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..environment import recorded
+from ..environment import recorded, scored
 from ..errors import InputError
 from ..tables import quantiles
 from .statistics import PairedDifference, holm, is_proportion, paired_difference, standard_error, wilson
@@ -26,7 +26,7 @@ class Episode:
 
     Attributes:
         seed: of the environment and of the plans' noise.
-        score: the largest reward of any step, which may be negative; -inf before the first.
+        score: of its rewards, by ``scoring``; may be negative; -inf before the first.
         success: the task was done; None: the environment doesn't say.
         n_steps: its length in control steps.
         rewards: per step.
@@ -37,6 +37,7 @@ class Episode:
         frames: if asked for, a picture before every action, and one of the end.
         texts: about it, by name.
         record: every tick and plan, if a controller ran it.
+        scoring: a name in ``environment.SCORINGS``; max: the score is the largest reward of any step.
     """
 
     seed: int
@@ -52,12 +53,14 @@ class Episode:
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     record: Record | None = None
+    scoring: str = "max"
 
     def add(self, rewards: Sequence[float], success: bool | None) -> None:
         """Notes further steps: their rewards, and whether the task was done after one of them."""
+        for reward in rewards:
+            self.n_steps += 1
+            self.score = scored(self.scoring, self.score, reward, self.n_steps)
         self.rewards += rewards
-        self.n_steps += len(rewards)
-        self.score = max(self.score, *rewards)
         if success is not None:
             self.success = success or bool(self.success)
 
@@ -116,6 +119,11 @@ class Outcome:
         return [episode.score for episode in self.episodes]
 
     @property
+    def scoring(self) -> str:
+        """How scores are made of rewards: see ``Episode``."""
+        return self.episodes[0].scoring
+
+    @property
     def successes(self) -> list[float] | None:
         """1 and 0 per episode; None: the environment doesn't say."""
         return _successes(self.episodes)
@@ -138,7 +146,11 @@ class Outcome:
         """Score, success and differences as plain values, for report.json."""
         found = {name: difference.to_dict() for name, difference in self.differences.items()}
         return {
-            "score": {**described(self.scores), "per_seed": self._per_seed(self.scores)},
+            "score": {
+                **described(self.scores),
+                "scoring": self.scoring,
+                "per_seed": self._per_seed(self.scores),
+            },
             "success": self.successes
             and {**described(self.successes), "per_seed": self._per_seed(self.successes)},
             "success_rate": self.success_rate,

@@ -122,6 +122,7 @@ def realtime_rollout(
     replan_every: int | None = None,
     side_by_side: int | None = None,
     success_key: str | None = None,
+    scoring: str = "max",
     on_ticks: Callable[[int], object] = lambda ticks: None,
 ) -> list[Episode]:
     """Runs one episode per seed in virtual time.
@@ -134,6 +135,7 @@ def realtime_rollout(
         blending, interpolation, replan_every: see ``Controller``.
         side_by_side: episodes at a time, where an environment takes much memory; None: all.
         success_key: of the environment's info; see ``environment.succeeded``.
+        scoring: how a score is made of rewards; see ``Episode``.
         on_ticks: told how many ticks of all episodes together went by, or were spared by an early end.
 
     Raises:
@@ -142,7 +144,7 @@ def realtime_rollout(
     """
     n_ticks, latency = round(seconds * rate_hz), drawn_from(latencies)
     contract = policy.spec.contract
-    robot = partial(EnvRobot, control_hz=rate_hz, contract=contract, success_key=success_key)
+    robot = partial(EnvRobot, control_hz=rate_hz, contract=contract, success_key=success_key, scoring=scoring)
 
     def started(seed: int, clock: Clock, batch: Batch) -> tuple[EnvRobot, Controller]:
         controller = Controller(
@@ -201,7 +203,7 @@ def _run_together(
 
 
 def _episode(seed: int, robot: EnvRobot, record: Record) -> Episode:
-    return Episode(seed, robot.score, robot.success, robot.n_steps, record=record)
+    return Episode(seed, robot.score, robot.success, robot.n_steps, record=record, scoring=robot.scoring)
 
 
 def boundary_jumps(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -230,6 +232,7 @@ def wall_rollout(
     interpolation: Interpolation = automatic,
     replan_every: int | None = None,
     success_key: str | None = None,
+    scoring: str = "max",
     on_ticks: Callable[[int], object] = lambda ticks: None,
 ) -> list[Episode]:
     """Runs one episode per seed at the real rate, planning beside every loop.
@@ -264,6 +267,7 @@ def wall_rollout(
                 control_hz=rate_hz,
                 contract=policy.spec.contract,
                 success_key=success_key,
+                scoring=scoring,
             )
             loop = ControlLoop(controller, robot, observers=[lambda tick: on_ticks(1 + tick.missed)])
             record = loop.run(n_ticks, until=lambda: robot.finished)

@@ -52,9 +52,10 @@ def error_cell(values: Mapping[str, Any] | None) -> str:
 
 def _cells(result: Outcome) -> dict[str, str]:
     values = result.compared()
+    scoring = "" if result.scoring == "max" else f"\n({result.scoring} reward)"
     return {
         "seeds": str(len(result.episodes)),
-        "score ± s.e.": mean_cell(values["score"]),
+        f"score ± s.e.{scoring}": mean_cell(values["score"]),
         "success\n[95 %]": mean_cell(values["success"], percent=True) if values["success"] else "unknown",
     }
 
@@ -148,6 +149,11 @@ def sampler_table(results: Sequence[SamplerResult], title: str) -> Table:
     return table(title, rows)
 
 
+def _given_or_tail(values: Mapping[str, float | None]) -> str:
+    """Milliseconds: one value stands for all, since it was given."""
+    return f"{values['p50']:g}" if values["n"] == 1 else tail(values, 0)
+
+
 def realtime_table(results: Sequence[RealtimeResult], title: str) -> Table:
     """One row per case and rate."""
     rows = []
@@ -155,17 +161,19 @@ def realtime_table(results: Sequence[RealtimeResult], title: str) -> Table:
         values = result.to_dict()
         jump, delay = values["jump_at_boundaries"], values["delay_ticks"]
         jumps = (f"{jump[name]:.1f}" for name in ("median", "p95") if jump[name] is not None)
+        smooth = (values["smoothness"][name]["median"] for name in ("ldlj", "sparc"))
         rows.append(
             {
                 "case": result.name,
                 "Hz": f"{result.rate_hz:g}",
                 "blending": result.blending,
-                "latency\nms": tail(result.latency_ms, 0),
+                "latency\nms": _given_or_tail(result.latency_ms),
                 "delay\nticks": "-" if delay is None else f"{delay:.1f}",
                 **_cells(result),
                 "requests\nunfinished": f"{values['unfinished_requests']} of {values['requests']}",
                 "fallback\nactive": f"{values['fallback_share']:.1%}",
                 "jump at boundaries\nmedian / p95": " / ".join(jumps) or "-",
+                "smoothness\nLDLJ / SPARC": " / ".join("-" if s is None else f"{s:.1f}" for s in smooth),
             }
         )
     return table(title, rows, left=("blending",))

@@ -32,6 +32,7 @@ def rollout(
     workers: Workers | None = None,
     side_by_side: int | None = None,
     success_key: str | None = None,
+    scoring: str = "max",
     on_steps: Callable[[int], object] = lambda steps: None,
     on_stage: Callable[[str], object] = lambda stage: None,
 ) -> list[Episode]:
@@ -49,6 +50,7 @@ def rollout(
         workers: where the environments live, which changes no bit of the result; None: in this process.
         side_by_side: episodes at a time, where an environment takes much memory; None: all.
         success_key: of the environment's info; see ``environment.succeeded``.
+        scoring: how a score is made of rewards; see ``Episode``.
         on_steps: told how many environment steps (or steps spared by an early end) went by.
         on_stage: told what is starting, since it may take a minute; "" when all goes on.
 
@@ -58,7 +60,7 @@ def rollout(
     """
     require_count(max_steps=max_steps)
     settings = EpisodeSettings(make_env, max_steps, keep_infos, picture, n_pictured, success_key)
-    episodes = [Episode(require_seed(seed)) for seed in seeds]
+    episodes = [Episode(require_seed(seed), scoring=scoring) for seed in seeds]
     with contextlib.closing(InlineWorkers()) as here:
         for group in in_groups(list(enumerate(episodes)), side_by_side):
             homes = here if workers is None else workers

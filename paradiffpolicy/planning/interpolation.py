@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..registry import Registry
-from ..task import words
+from ..task import is_gripper, words
 from ..types import PolicySpec
 from .interpolants import INTERPOLANTS, Between, Interpolant
 
@@ -152,7 +152,7 @@ def smooth_parts(spec: PolicySpec, smooth: str) -> list[str]:
         )
     names = contract.action_names
     if contract.action_kind != "pose":
-        return ["hold" if _is_gripper(name) else smooth for name in names] or [smooth] * spec.action_dim
+        return ["hold" if is_gripper(name) else smooth for name in names] or [smooth] * spec.action_dim
     parts: list[str] = []
     at = 0
     while at < spec.action_dim:
@@ -169,7 +169,7 @@ def _pose_part(names: Sequence[str], smooth: str) -> tuple[int, str]:
             word in words(name) for word, name in zip(rotation, names, strict=False)
         ):
             return len(rotation), part
-    if names and _is_gripper(names[0]):
+    if names and is_gripper(names[0]):
         return 1, "hold"
     if names and POSITIONS & words(names[0]):
         return 1, smooth
@@ -179,10 +179,6 @@ def _pose_part(names: Sequence[str], smooth: str) -> tuple[int, str]:
         f"interpolation={smooth}: actions are poses, and {what} isn't known as a position's, rotation's or "
         f"gripper's ({known}): name the action's numbers so, or say interpolation=per_dimension with parts"
     )
-
-
-def _is_gripper(name: str) -> bool:
-    return any(word.startswith("grip") for word in words(name))
 
 
 INTERPOLATIONS: Registry[Callable[..., Interpolator]] = Registry(

@@ -36,11 +36,12 @@ class EnvRobot:
             was an action; else the last one.
         contract: says what its actions are.
         success_key: see ``environment.succeeded``.
+        scoring: how a score is made of rewards, a name in ``environment.SCORINGS``.
 
     Attributes:
         info: the environment's, at the last observation.
-        score: the largest reward so far; NaN before the first step.
-        best_step: the step that had it.
+        score: of the rewards so far, by ``scoring``; NaN before the first step.
+        best, best_step: the largest reward so far, and the step that had it.
         reward: of the last step; NaN before the first.
         success: the task was done at some step; None: the environment doesn't say.
         finished: it terminated, or was truncated.
@@ -62,9 +63,10 @@ class EnvRobot:
         hold: Callable[[], Any] | None = None,
         contract: Contract = Contract(),  # noqa: B008  frozen
         success_key: str | None = None,
+        scoring: str = "max",
     ) -> None:
         self.env, self._clock, self._hold, self._success_key = env, clock, hold, success_key
-        self._contract = contract
+        self._contract, self.scoring = contract, scoring
         environment.require_vectors(env)
         self.control_hz = environment.control_rate(env, control_hz)
         self._drawn: dict[int, tuple[int, NDArray[np.uint8]]] = {}
@@ -74,7 +76,7 @@ class EnvRobot:
         """Begins another episode, now."""
         self._observation, self._info = self.env.reset(seed=environment.require_seed(seed))
         self.info = self._info
-        self.score = self.reward = math.nan
+        self.score = self.reward = self.best = math.nan
         self.success: bool | None = None
         self.finished, self.n_steps, self.best_step = False, 0, 0
         space = self.env.action_space
@@ -99,8 +101,9 @@ class EnvRobot:
             self._observation, reward, terminated, truncated, self._info = self.env.step(self._action)
             self.n_steps += 1
             self.reward = environment.finite_reward(reward)
-            if not self.reward <= self.score:
-                self.score, self.best_step = self.reward, self.n_steps
+            self.score = environment.scored(self.scoring, self.score, self.reward, self.n_steps)
+            if not self.reward <= self.best:
+                self.best, self.best_step = self.reward, self.n_steps
             done = environment.succeeded(terminated, self._info, self._success_key)
             self.success = self.success if done is None else done or bool(self.success)
             self.finished = terminated or truncated
@@ -126,7 +129,7 @@ class EnvRobot:
     def progress(self) -> EpisodeProgress:
         """How the episode goes."""
         seconds, best_at = self.n_steps / self.control_hz, self.best_step / self.control_hz
-        return EpisodeProgress(seconds, self.reward, self.score, best_at, self.finished)
+        return EpisodeProgress(seconds, self.reward, self.best, best_at, self.finished)
 
     def picture(self, size: int) -> NDArray[np.uint8]:
         """``[size, size, 3]`` RGB; drawn once per step of the world."""
@@ -164,7 +167,7 @@ def build_env(settings: RobotSettings) -> RobotSetup:
         raise InputError("robot=env drives the task's environment, and this task has none")
     env, rate, size = settings.make_env(settings.rate_hz), settings.rate_hz, settings.picture_size
     options: dict[str, Any] = {"control_hz": rate, "success_key": settings.success_key}
-    options["contract"] = settings.spec.contract
+    options |= {"scoring": settings.scoring, "contract": settings.spec.contract}
     robot = PacedEnvRobot(env, settings.seed, settings.clock, **options)
     space: Any = env.action_space
 
@@ -179,6 +182,10 @@ def build_env(settings: RobotSettings) -> RobotSetup:
         project=project if space.shape == (2,) else None,
         finished=lambda: robot.finished,
         progress=robot.progress,
-        outcome=lambda: {"score": robot.score if robot.n_steps else None, "success": robot.success},
+        outcome=lambda: {
+            "score": robot.score if robot.n_steps else None,
+            "scoring": robot.scoring,
+            "success": robot.success,
+        },
         close=env.close,
     )

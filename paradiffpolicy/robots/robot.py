@@ -46,6 +46,7 @@ class RobotSettings:
         seed: of a simulated robot.
         make_env: makes the task's environment for a control rate in Hz; None: the task has none.
         success_key: of the environment's info; see ``environment.succeeded``.
+        scoring: how a score is made of rewards, a name in ``environment.SCORINGS``.
         recorded: names in the environment's info that recordings hold.
         picture_size: of pictures, in pixels.
         address: of a robot in the network, ``HOST:PORT``.
@@ -58,6 +59,7 @@ class RobotSettings:
     seed: int = 0
     make_env: Callable[[float], gymnasium.Env[Any, Any]] | None = None
     success_key: str | None = None
+    scoring: str = "max"
     recorded: tuple[str, ...] = ()
     picture_size: int = 256
     address: str | None = None
