@@ -13,7 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
-from paradiffpolicy.envs.pusht import PushTEnv, coverages
+from paradiffpolicy.envs.pusht import PushTEnv
+from paradiffpolicy.envs.pusht_episodes import coverages
 from paradiffpolicy.tables import pairs, publish
 
 

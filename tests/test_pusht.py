@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
-from paradiffpolicy.envs.pusht import COLORS, GOAL_POSE, KEYPOINTS, PushTEnv, lighter, mirrored
+from paradiffpolicy.envs.pusht import COLORS, GOAL_POSE, KEYPOINTS, PushTEnv, lighter
+from paradiffpolicy.envs.pusht_episodes import mirrored
 
 
 @pytest.mark.parametrize("obs_type", ["state", "keypoints", "image"])

@@ -18,7 +18,8 @@ from paradiffpolicy.data.dataset import batch_windows
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.data.selection import episode_weights, trimmed
 from paradiffpolicy.data.splitting import split
-from paradiffpolicy.envs.pusht import GOAL_POSE, PushTEnv, coverages, final_coverage, until_best_coverage
+from paradiffpolicy.envs.pusht import GOAL_POSE, PushTEnv
+from paradiffpolicy.envs.pusht_episodes import coverages, final_coverage, until_best_coverage
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.training.settings import TrainSettings
 from paradiffpolicy.training.train import Trainer

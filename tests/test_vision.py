@@ -25,7 +25,7 @@ from paradiffpolicy.data.dataset import WindowDataset, batch_windows
 from paradiffpolicy.data.pictures import agreed_cameras, recorded_cameras
 from paradiffpolicy.data.replay_buffer import ReplayBuffer
 from paradiffpolicy.data.splitting import split
-from paradiffpolicy.envs.pusht import mirrored
+from paradiffpolicy.envs.pusht_episodes import mirrored
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.export.onnx_model import onnx_model
 from paradiffpolicy.export.plan import plan_program

@@ -317,9 +317,9 @@ def recorded_windows(cfg: Any, guide: Policy, count: int) -> list[Any]:
     return [episode.windows[k % len(episode.windows)] for k in range(count)]
 
 
-AUGMENTATIONS.register("pusht_mirror", lazily("envs.pusht", "mirrored"))
-WEIGHTS.register("pusht_final_coverage", lazily("envs.pusht", "final_coverage"))
-TRIMS.register("pusht_best_coverage", lazily("envs.pusht", "until_best_coverage"))
+AUGMENTATIONS.register("pusht_mirror", lazily("envs.pusht_episodes", "mirrored"))
+WEIGHTS.register("pusht_final_coverage", lazily("envs.pusht_episodes", "final_coverage"))
+TRIMS.register("pusht_best_coverage", lazily("envs.pusht_episodes", "until_best_coverage"))
 
 # --------------------------------------------------------------------------------------------- control
 
