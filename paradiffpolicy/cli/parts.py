@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import LARGEST
 from ..registry import Registry
 from .settings import among, lazily, out_setting, path_setting, setting
 
@@ -120,6 +121,11 @@ class TaskConfig:
     env: EnvConfig = setting(EnvConfig, "the environment")
     success_key: str | None = setting(
         None, "key of the environment's info, or terminated; null: success, is_success, or unknown"
+    )
+    reward_range: list[float] | None = setting(
+        None,
+        "[low, high] of all rewards, which a study of scores needs; null: unknown",
+        minimum=-LARGEST,
     )
     max_steps: int = setting(300, "control steps per episode", minimum=1)
     control_hz: float | None = setting(None, "control steps per second; null: the environment's", above=0)

@@ -1,0 +1,449 @@
+"""Studies: questions about samplers, policies and latencies, asked of fresh seeds until they are decided."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..provenance import about, describe
+from ..tables import bar
+from .building import (
+    env_maker,
+    env_maker_at,
+    env_workers,
+    load_policy,
+    named_blending,
+    recorded_windows,
+    sampling_policy,
+)
+from .composing import task_values
+from .evaluate import block_executor, quiet, report_folder, show, student_hashes
+from .locating import locate_checkpoint
+from .parts import PolicyConfig, TaskConfig
+from .settings import build
+from .study_schema import NONE, QuestionConfig
+
+if TYPE_CHECKING:
+    from ..evaluation.blocks import Blocks
+    from ..evaluation.workers import Workers
+    from ..policy import Policy
+    from ..study.design import Arm, Question
+    from ..study.report import ArmFacts
+    from ..study.running import ArmRun, Progressed
+    from .study_schema import StudyConfig
+
+KEPT = "blocks"
+"""The folder of finished blocks, in the report's: with them a study goes on, and films its episodes."""
+NOT_DECIDING = {
+    "out",
+    "workers",
+    "executor",
+    "plugins",
+    "checkpoints",
+    "title",
+    "budget",
+    "latency_plans",
+    "paced_ticks",
+    "videos",
+    "video_size",
+}
+"""Settings that change no episode and no claim; the weights' hash stands for a checkpoint.  More seeds may be
+added to a study at any time: its claims hold at all times."""
+
+
+def study(cfg: StudyConfig) -> None:
+    """Runs a study; writes its report after blocks, and prints verdicts and arms at the end."""
+    with quiet("paradiffpolicy.control"):
+        _study(cfg)
+
+
+def _study(cfg: StudyConfig) -> None:
+    from ..evaluation.blocks import Blocks
+    from ..study.design import arms_of, require_margin, require_seeds
+    from ..study.report import arm_table, verdict_table
+    from ..study.running import Study
+
+    seeds = require_seeds(cfg.first_seed, cfg.budget, cfg.block, validation_seeds(cfg))
+    tasks = study_tasks(cfg)
+    questions = study_questions(cfg, tasks)
+    for question in questions:
+        require_margin(question, reward_range(tasks[question.arm.task]))
+    arms = arms_of(questions)
+    places = {arm.place: study_place(cfg, arm, arms, tasks) for arm in arms}
+    settings = deciding(cfg, tasks, arms, places)
+    folder = report_folder(cfg.out, Path(f"outputs/study/{Path(cfg.study).stem}"), settings, KEPT)
+    blocks = Blocks(folder, settings, KEPT)
+    with contextlib.ExitStack() as stack:
+        executor = stack.enter_context(contextlib.closing(block_executor(cfg)))
+        homes = functools.cache(lambda count: stack.enter_context(contextlib.closing(env_workers(count))))
+        taken = {place: measurements(cfg, each, blocks) for place, each in places.items()}
+        runs = {arm: arm_run(cfg, places[arm.place], arm, homes, taken[arm.place]) for arm in arms}
+        report = StudyReport(cfg, folder, places, taken)
+        progressed = Study(
+            questions=questions,
+            runs=runs,
+            seeds=seeds,
+            block=cfg.block,
+            error=cfg.error,
+            blocks=blocks,
+            executor=executor,
+            on_block=report.write,
+            progress=bar,
+        ).run()
+    files = videos(cfg, folder, progressed, runs) if cfg.videos else {}
+    paths, values = report.write(progressed, files)
+    tables = [verdict_table(values, values["title"]), arm_table(values, "Arms")]
+    show(tables, [f"on {describe(values['machine'])}", *paths])
+
+
+# ------------------------------------------------------------------------------------------ questions
+
+
+def study_tasks(cfg: StudyConfig) -> dict[str, TaskConfig]:
+    """Every task of the study by its name.
+
+    Raises:
+        InputError: there is no such task, or two have one name.
+    """
+    named: dict[str, tuple[str, TaskConfig]] = {}
+    for place in dict.fromkeys(task for each in asked(cfg).values() for task in each.tasks or []):
+        task: TaskConfig = build(TaskConfig, task_values(place), config=None)
+        if cfg.max_steps is not None:
+            task.max_steps = cfg.max_steps
+        if task.name in named:
+            raise InputError(
+                f"tasks {named[task.name][0]} and {place} have one name, {task.name!r}: write name: in one"
+            )
+        named[task.name] = place, task
+    return {name: task for name, (_, task) in named.items()}
+
+
+def asked(cfg: StudyConfig) -> dict[str, QuestionConfig]:
+    """The questions by name, each with all of its settings."""
+    names = [each.name for each in fields(QuestionConfig)]
+    usual = {name: getattr(cfg, name) for name in names}
+    given = {key: vars(each) for key, each in cfg.questions.items()} or {Path(cfg.study).stem: {}}
+    return {
+        key: QuestionConfig(**usual | {name: value for name, value in own.items() if value is not None})
+        for key, own in given.items()
+    }
+
+
+def study_questions(cfg: StudyConfig, tasks: Mapping[str, TaskConfig]) -> list[Question]:
+    """All that the study asks.
+
+    Raises:
+        InputError: a reference isn't in its question, or a question is asked twice.
+    """
+    from ..study.design import product
+
+    found: dict[str, Question] = {}
+    by_place = {place: name for name in tasks for place in (name,)}
+    for key, each in asked(cfg).items():
+        axes: dict[str, Sequence[Any]] = {
+            "task": [task_name(place, by_place) for place in each.tasks or []],
+            "checkpoint": each.checkpoints or [None],
+            "sampler": each.samplers or [],
+            "latency": each.latencies or [],
+            "rate_hz": each.rates_hz or [None],
+            "blending": [plain(name) for name in each.blendings or []],
+            "replan_every": each.replan_every or [None],
+            "disturbance": [plain(name) for name in each.disturbances or []],
+        }
+        given = each.reference
+        reference = {"sampler": given} if isinstance(given, str) else dict(given or {})
+        reference = {name: plain(value) for name, value in reference.items()}
+        for question in product(
+            axes, reference, str(each.measure), float(each.margin or 0), f"question {key}"
+        ):
+            if question.name in found:
+                raise InputError(f"question {key}: {question.name!r} is asked twice: leave one out")
+            found[question.name] = question
+    return list(found.values())
+
+
+def plain(value: Any) -> Any:
+    """None for what is the usual: no disturbance, and the blending ``latest``."""
+    return None if value in (NONE, "latest") else value
+
+
+def task_name(place: str, known: Mapping[str, str]) -> str:
+    """The name of a task that is given by its name or file."""
+    return known.get(place) or str(task_values(place)["name"])
+
+
+def reward_range(task: TaskConfig) -> tuple[float, float] | None:
+    """The bounds of a task's rewards; None: unknown.
+
+    Raises:
+        InputError: they are none.
+    """
+    if task.reward_range is None:
+        return None
+    if len(task.reward_range) != 2 or not task.reward_range[0] < task.reward_range[1]:
+        raise InputError(
+            f"reward_range={task.reward_range} of task {task.name!r} must be [low, high], as [0, 1]"
+        )
+    low, high = task.reward_range
+    return low, high
+
+
+def validation_seeds(cfg: StudyConfig) -> tuple[int, int]:
+    """The first and the last seed that settings are chosen on.
+
+    Raises:
+        InputError: they are none.
+    """
+    given = cfg.validation_seeds
+    if len(given) != 2 or given[0] > given[1]:
+        raise InputError(f"validation_seeds={given} must be [first, last], as [200000, 299999]")
+    return given[0], given[1]
+
+
+# ----------------------------------------------------------------------------------------------- arms
+
+
+@dataclass(frozen=True)
+class Place:
+    """A task and a policy for it.
+
+    Attributes:
+        cfg: of both.
+        policies: by sampler.
+        head: what ``provenance.about`` says of the checkpoint.
+    """
+
+    cfg: PolicyConfig
+    policies: Mapping[str, Policy]
+    head: Mapping[str, Any]
+
+    @property
+    def policy(self) -> Policy:
+        """Any of the policies."""
+        return next(iter(self.policies.values()))
+
+
+def study_place(cfg: StudyConfig, arm: Arm, arms: Sequence[Arm], tasks: Mapping[str, TaskConfig]) -> Place:
+    """The place of an arm, with the samplers of all arms there."""
+    task = tasks[arm.task]
+    samplers = dict.fromkeys(each.sampler for each in arms if each.place == arm.place)
+    shared = {each.name: getattr(cfg, each.name) for each in fields(PolicyConfig) if hasattr(cfg, each.name)}
+    shared["sampler"] = {name: cfg.sampler[name] for name in samplers}
+    own = PolicyConfig(**shared, task=task, checkpoint=arm.checkpoint or task.checkpoint)
+    policy = load_policy(own)
+    policies = {name: sampling_policy(own, name, policy) for name in samplers}
+    return Place(own, policies, about(locate_checkpoint(own.checkpoint)))
+
+
+def deciding(
+    cfg: StudyConfig,
+    tasks: Mapping[str, TaskConfig],
+    arms: Sequence[Arm],
+    places: Mapping[tuple[str, str | None], Place],
+) -> dict[str, Any]:
+    """All that decides the claims, as plain values: settings, tasks, weights, versions of code and packages."""
+    settings = {name: value for name, value in asdict(cfg).items() if name not in NOT_DECIDING}
+    if any(arm.latency == "measured" for arm in arms):
+        settings["latency_plans"] = cfg.latency_plans
+    head = about(None)
+    not_deciding = ("workers", "dataset", "checkpoint")
+    plain_tasks = {name: asdict(task) for name, task in tasks.items()}
+    return settings | {
+        "tasks": {
+            name: {key: value for key, value in task.items() if key not in not_deciding}
+            for name, task in plain_tasks.items()
+        },
+        "weights_sha256": {place_name(place): each.head["weights_sha256"] for place, each in places.items()},
+        "student_sha256": {place_name(place): student_hashes(each.cfg) for place, each in places.items()},
+        **{name: head[name] for name in ("code_sha256", "versions")},
+    }
+
+
+def place_name(place: tuple[str, str | None]) -> str:
+    """A place in one word."""
+    return "/".join(part for part in place if part is not None)
+
+
+def arm_run(
+    cfg: StudyConfig,
+    place: Place,
+    arm: Arm,
+    homes: Callable[[int | str], Workers],
+    taken: Mapping[str, Any],
+) -> ArmRun:
+    """How the episodes of an arm are made.
+
+    Raises:
+        InputError: the policy's actions can't be given at its rate, or its latency wasn't measured.
+    """
+    from ..evaluation.rollout import rollout
+    from ..study.running import ArmRun
+
+    policy, task = place.policies[arm.sampler], disturbed(cfg, place.cfg.task, arm)
+    own = replace(place.cfg, task=task)
+    if not arm.waits:
+        return timed_run(cfg, policy, own, arm, taken)
+    run = functools.partial(rollout, policy, max_steps=task.max_steps, success_key=task.success_key)
+    here = {"workers": homes(task.workers if cfg.workers is None else cfg.workers)}
+    make_env, rate_hz = env_maker(own, policy.spec), policy.spec.control_hz
+    return ArmRun(policy, run, make_env, rate_hz, task.max_steps, here=here, bounds=reward_range(task))
+
+
+def timed_run(
+    cfg: StudyConfig, policy: Policy, own: PolicyConfig, arm: Arm, taken: Mapping[str, Any]
+) -> ArmRun:
+    """How the episodes of an arm are made while simulated time goes on."""
+    from ..control.rate import ticks_per_step
+    from ..evaluation.realtime import realtime_rollout
+    from ..planning.interpolation import automatic
+    from ..study.running import ArmRun
+
+    if arm.latency == "measured":
+        if not cfg.latency_plans:
+            raise InputError("latencies=measured need latency_plans above 0")
+        latencies = taken["latencies"][arm.sampler]
+    else:
+        latencies = [float(arm.latency) / 1e3]
+    rate_hz = arm.rate_hz or policy.spec.control_hz
+    automatic(policy.spec, ticks_per_step(rate_hz, policy.spec.control_hz))  # before hours of other arms
+    run = functools.partial(
+        realtime_rollout,
+        policy,
+        seconds=own.task.max_steps / policy.spec.control_hz,
+        rate_hz=rate_hz,
+        latencies=latencies,
+        blending=named_blending(cfg.blending[arm.blending or "latest"], policy.spec),
+        replan_every=arm.replan_every,
+        success_key=own.task.success_key,
+    )
+    n_ticks = round(own.task.max_steps / policy.spec.control_hz * rate_hz)
+    make_env, bounds = env_maker_at(own, policy.spec), reward_range(own.task)
+    return ArmRun(policy, run, make_env, rate_hz, n_ticks, "on_ticks", bounds=bounds)
+
+
+def disturbed(cfg: StudyConfig, task: TaskConfig, arm: Arm) -> TaskConfig:
+    """The task of an arm, with its disturbance."""
+    if arm.disturbance is None:
+        return task
+    return replace(
+        task, env=replace(task.env, kwargs={**task.env.kwargs, **cfg.disturbance[arm.disturbance]})
+    )
+
+
+def measurements(cfg: StudyConfig, place: Place, blocks: Blocks) -> dict[str, Any]:
+    """What is timed on this machine, of every sampler of a place, once per study, and kept: ``latencies`` of
+    plans that take turns, and the ``timelines`` of paced runs.  Their episodes are on a validation seed."""
+    from ..benchmarks.timing import plan_latencies
+    from ..clock import MonotonicClock
+    from ..evaluation.compare import paced_run
+    from ..study.report import lateness
+
+    clock, seed, policies = MonotonicClock(), validation_seeds(cfg)[0], place.policies
+    name = f"{place.cfg.task.name} {place.cfg.checkpoint}"
+
+    def latencies() -> dict[str, list[float]]:
+        windows = recorded_windows(place.cfg, place.policy, cfg.latency_plans, seed)
+        with bar(f"latency on {place.cfg.task.name}", len(windows)) as turns:
+            return plan_latencies(policies, windows, clock, turns.update)
+
+    def timelines() -> dict[str, Any]:
+        make_env, found = env_maker(place.cfg, place.policy.spec), {}
+        with bar("at the real rate", len(policies), "sampler") as shown:
+            for sampler, policy in policies.items():
+                record = paced_run(policy, make_env, seed, cfg.paced_ticks, clock)
+                found[sampler] = lateness(record, policy.spec.control_hz)
+                shown.update(1)
+        return found
+
+    taken: dict[str, Any] = {"latencies": {}, "timelines": {}}
+    if cfg.latency_plans:
+        taken["latencies"] = blocks.values(f"latencies of {cfg.latency_plans} plans, {name}", latencies)
+    if cfg.paced_ticks:
+        taken["timelines"] = blocks.values(f"timelines of {cfg.paced_ticks} ticks, {name}", timelines)
+    for policy in policies.values():
+        policy.release()
+    return taken
+
+
+# --------------------------------------------------------------------------------------------- report
+
+
+class StudyReport:
+    """Writes report.json and report.html, as far as the study has come."""
+
+    def __init__(
+        self,
+        cfg: StudyConfig,
+        folder: Path,
+        places: Mapping[tuple[str, str | None], Place],
+        taken: Mapping[tuple[str, str | None], Mapping[str, Any]],
+    ) -> None:
+        self._cfg, self._folder, self._places, self._taken = cfg, folder, places, taken
+        self._head = about(
+            None,
+            name=Path(cfg.study).stem,
+            title=cfg.title or Path(cfg.study).stem,
+            error=cfg.error,
+            budget=cfg.budget,
+            block=cfg.block,
+            first_seed=cfg.first_seed,
+            validation_seeds=cfg.validation_seeds,
+        )
+
+    def write(
+        self, progressed: Progressed, files: Mapping[str, Mapping[str, str]] | None = None
+    ) -> tuple[list[Path], dict[str, Any]]:
+        """Writes both; returns their paths, and the content."""
+        from ..files import write_json
+        from ..study.report import report_values
+
+        command = self._head["command"]
+        if not files:
+            command = re.sub(r"\s+videos=\S+", "", command) + " videos=8"
+        facts = {arm: self._facts(arm) for arm in progressed.episodes}
+        values = report_values(self._head, facts, progressed, {"command": command, "files": files or {}})
+        write_json(self._folder / "report.json", values)
+        return [self._folder / "report.json"], values
+
+    def _facts(self, arm: Arm) -> ArmFacts:
+        from ..study.report import ArmFacts
+
+        cfg, place, taken = self._cfg, self._places[arm.place], self._taken[arm.place]
+        spec, latencies = place.policy.spec, taken["latencies"].get(arm.sampler, ())
+        given = {"unlimited": None, "measured": [1e3 * seconds for seconds in latencies]}
+        bounds = reward_range(place.cfg.task)
+        settings = {
+            "task": arm.task,
+            "checkpoint": str(place.cfg.checkpoint),
+            "weights_sha256": place.head["weights_sha256"],
+            "student_sha256": student_hashes(place.cfg).get(arm.sampler),
+            "data_sha256": (place.head["data"] or {}).get("fingerprint"),
+            "sampler": arm.sampler,
+            "sampler_config": cfg.sampler[arm.sampler],
+            "control_hz": spec.control_hz,
+            "rate_hz": None if arm.waits else arm.rate_hz or spec.control_hz,
+            "latency_ms": given[arm.latency] if isinstance(arm.latency, str) else [arm.latency],
+            "blending": None if arm.waits else arm.blending or "latest",
+            "replan_every": arm.replan_every,
+            "disturbance": None if arm.disturbance is None else cfg.disturbance[arm.disturbance],
+            "reward_range": None if bounds is None else list(bounds),
+        }
+        return ArmFacts(settings, latencies, taken["timelines"].get(arm.sampler))
+
+
+def videos(
+    cfg: StudyConfig, folder: Path, progressed: Progressed, runs: Mapping[Arm, ArmRun]
+) -> dict[str, dict[str, str]]:
+    """The paths of the videos, which are made where they aren't there."""
+    from ..environment import picture
+    from ..study.filming import film
+
+    shown_in = functools.partial(picture, size=cfg.video_size)
+    with bar("videos", cfg.videos * len(runs), "video") as shown:
+        return film(progressed, runs, cfg.block, cfg.videos, folder, shown_in, shown.update)
