@@ -71,7 +71,7 @@ def _study(cfg: StudyConfig) -> None:
 
     seeds = require_seeds(cfg.first_seed, cfg.budget, cfg.block, validation_seeds(cfg))
     tasks = study_tasks(cfg)
-    questions = study_questions(cfg, tasks)
+    questions = study_questions(cfg)
     for question in questions:
         require_margin(question, reward_range(tasks[question.arm.task]))
     arms = arms_of(questions)
@@ -135,7 +135,7 @@ def asked(cfg: StudyConfig) -> dict[str, QuestionConfig]:
     }
 
 
-def study_questions(cfg: StudyConfig, tasks: Mapping[str, TaskConfig]) -> list[Question]:
+def study_questions(cfg: StudyConfig) -> list[Question]:
     """All that the study asks.
 
     Raises:
@@ -144,10 +144,9 @@ def study_questions(cfg: StudyConfig, tasks: Mapping[str, TaskConfig]) -> list[Q
     from ..study.design import product
 
     found: dict[str, Question] = {}
-    by_place = {place: name for name in tasks for place in (name,)}
     for key, each in asked(cfg).items():
         axes: dict[str, Sequence[Any]] = {
-            "task": [task_name(place, by_place) for place in each.tasks or []],
+            "task": [str(task_values(place)["name"]) for place in each.tasks or []],
             "checkpoint": each.checkpoints or [None],
             "sampler": each.samplers or [],
             "latency": each.latencies or [],
@@ -159,9 +158,7 @@ def study_questions(cfg: StudyConfig, tasks: Mapping[str, TaskConfig]) -> list[Q
         given = each.reference
         reference = {"sampler": given} if isinstance(given, str) else dict(given or {})
         reference = {name: plain(value) for name, value in reference.items()}
-        for question in product(
-            axes, reference, str(each.measure), float(each.margin or 0), f"question {key}"
-        ):
+        for question in product(axes, reference, str(each.measure), each.margin or 0.0, f"question {key}"):
             if question.name in found:
                 raise InputError(f"question {key}: {question.name!r} is asked twice: leave one out")
             found[question.name] = question
@@ -171,11 +168,6 @@ def study_questions(cfg: StudyConfig, tasks: Mapping[str, TaskConfig]) -> list[Q
 def plain(value: Any) -> Any:
     """None for what is the usual: no disturbance, and the blending ``latest``."""
     return None if value in (NONE, "latest") else value
-
-
-def task_name(place: str, known: Mapping[str, str]) -> str:
-    """The name of a task that is given by its name or file."""
-    return known.get(place) or str(task_values(place)["name"])
 
 
 def reward_range(task: TaskConfig) -> tuple[float, float] | None:
@@ -247,7 +239,7 @@ def deciding(
     arms: Sequence[Arm],
     places: Mapping[tuple[str, str | None], Place],
 ) -> dict[str, Any]:
-    """All that decides the claims, as plain values: settings, tasks, weights, versions of code and packages."""
+    """All that decides the claims, as plain values: settings, tasks, weights, versions of code, packages."""
     settings = {name: value for name, value in asdict(cfg).items() if name not in NOT_DECIDING}
     if any(arm.latency == "measured" for arm in arms):
         settings["latency_plans"] = cfg.latency_plans

@@ -12,7 +12,6 @@ from .parts import (
     SamplersConfig,
     sampler_names,
     seed_setting,
-    workers_setting,
 )
 from .settings import among, lazily, out_setting, path_setting, setting
 
@@ -38,7 +37,7 @@ TEXT = {
     "blendings": "blendings of plans, where the world doesn't wait",
     "replan_every": "steps from plan to plan, where the world doesn't wait; []: n_action_steps",
     "disturbances": "disturbances, of those that 'disturbance' names; none: none",
-    "reference": "what is compared with: a sampler, or settings as {latency: unlimited}; others are the arm's",
+    "reference": "what is compared with: a sampler, or settings of arms as {latency: unlimited}",
     "measure": "what is compared: score or success",
     "margin": "difference that still counts as equal",
 }
@@ -72,8 +71,8 @@ class QuestionConfig:
 
 @dataclass
 class StudyConfig(SamplersConfig, MachineConfig):
-    """Asks whether samplers, checkpoints or latencies do as well as a reference, on fresh seeds, block by block
-    until that is decided. Writes report.json and report.html.
+    """Asks whether samplers, checkpoints or latencies do as well as a reference, on fresh seeds, block by
+    block until that is decided. Writes report.json and report.html.
 
     Examples:
       paradiffpolicy study
@@ -115,12 +114,17 @@ class StudyConfig(SamplersConfig, MachineConfig):
     max_steps: int | None = setting(None, "control steps per episode; null: the task's", minimum=1)
     budget: int = setting(1000, "seeds of an arm, at most", minimum=1)
     block: int = setting(20, "seeds that run side by side, after which all questions are judged", minimum=1)
-    error: float = setting(0.05, "chance that anything that is claimed is false", above=0, below=1)
+    error: float = setting(0.05, "chance that a study ever makes a false claim of a kind", above=0, below=0.5)
     first_seed: int = seed_setting("seed of the first episode", REPORT_SEED)
     validation_seeds: list[int] = setting(
         [VALIDATION_SEED, 299_999], "[first, last] of the seeds that settings are chosen on", minimum=0
     )
-    workers: int | str | None = workers_setting(None)
+    workers: int | str | None = setting(
+        None,
+        "processes for environments; auto: one per core; null: the task's",
+        minimum=1,
+        choices=among("auto"),
+    )
     executor: str = setting(
         "local", "where blocks of episodes run", choices=lazily("evaluation.executors", "EXECUTORS")
     )

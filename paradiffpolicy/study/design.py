@@ -18,8 +18,8 @@ from typing import Any
 from ..errors import InputError, is_number, nearest
 
 UNLIMITED, MEASURED = "unlimited", "measured"
-"""Latencies beside numbers of milliseconds: the world waits for every plan; or plans take as long as they were
-timed to take on this machine."""
+"""Latencies beside numbers of milliseconds: the world waits for every plan; or plans take as long as they
+were timed to take on this machine."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def product(
         if value not in axes[name]:
             listed = ", ".join(map(str, axes[name]))
             raise InputError(
-                f"{where}: the reference {name} {value!r} isn't in the question, which has {listed}: add it there"
+                f"{where}: the reference {name} {value!r} isn't in the question, which has {listed}: "
+                "add it there"
             )
     arms = [
         Arm(**dict(zip(axes, values, strict=True))).plain() for values in itertools.product(*axes.values())
@@ -155,8 +156,8 @@ def require_margin(question: Question, bounds: tuple[float, float] | None) -> tu
         bounds = (0.0, 1.0)
     elif bounds is None:
         raise InputError(
-            f"task {question.arm.task!r} doesn't say how large a reward can be, which a question about its score "
-            "needs: write reward_range: [0, 1] in the task's file, or ask about success"
+            f"task {question.arm.task!r} doesn't say how large a reward can be, which a question about its "
+            "score needs: write reward_range: [0, 1] in the task's file, or ask about success"
         )
     low, high = bounds
     if not is_number(question.margin) or not 0 < question.margin < high - low:

@@ -17,7 +17,7 @@ from ..evaluation.statistics import wilson
 from ..tables import quantiles, table, tail
 from .design import Arm, Question
 from .running import Progressed
-from .verdicts import Finding
+from .verdicts import Answer
 
 FORMAT = 1
 """Of report.json."""
@@ -85,7 +85,7 @@ def arm_values(facts: ArmFacts, episodes: Sequence[Episode], captured: Mapping[s
     }
 
 
-def question_values(question: Question, finding: Finding, stopped: str) -> dict[str, Any]:
+def question_values(question: Question, answer: Answer, stopped: str) -> dict[str, Any]:
     """A question in report.json."""
     return {
         "name": question.name,
@@ -93,17 +93,17 @@ def question_values(question: Question, finding: Finding, stopped: str) -> dict[
         "reference": question.reference.name,
         "measure": question.measure,
         "margin": question.margin,
-        "n": finding.n,
-        "mean": finding.mean,
-        "interval": list(finding.interval),
-        "confidence": finding.confidence,
-        "claim": finding.claim,
-        "verdict": finding.verdict,
-        "decided": finding.decided,
-        "seeds_needed": finding.seeds_needed,
+        "n": answer.n,
+        "mean": answer.mean,
+        "interval": list(answer.interval),
+        "confidence": answer.confidence,
+        "claim": answer.claim,
+        "verdict": answer.verdict,
+        "decided": answer.decided,
+        "seeds_needed": answer.seeds_needed,
         "stopped": stopped,
-        "fixed_n": finding.fixed_n,
-        "p_values": dict(finding.p_values),
+        "fixed_n": answer.fixed_n,
+        "p_values": dict(answer.p_values),
     }
 
 
@@ -127,8 +127,8 @@ def report_values(
             for arm, episodes in progressed.episodes.items()
         },
         "questions": [
-            question_values(question, finding, progressed.stopped(question))
-            for question, finding in progressed.findings.items()
+            question_values(question, answer, progressed.stopped(question))
+            for question, answer in progressed.answers.items()
         ],
         "videos": videos,
         "unfinished": [arm.name for arm in progressed.running],
@@ -162,7 +162,8 @@ def arm_table(report: Mapping[str, Any], title: str) -> Table:
     """One row per arm."""
     rows = []
     for name, arm in report["arms"].items():
-        n, success, latency = arm["score"]["n"], arm["success"], arm["plan_latency_ms"]
+        n, success = arm["score"]["n"], arm["success"]
+        latency = {key: value for key, value in (arm["plan_latency_ms"] or {}).items() if key != "values"}
         score = {**arm["score"], "interval_95": None}
         rows.append(
             {

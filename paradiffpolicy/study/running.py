@@ -23,7 +23,7 @@ from ..policy import Policy
 from ..provenance import programs
 from .betting import BoundedMean
 from .design import Arm, Question, arms_of
-from .verdicts import Finding, judge
+from .verdicts import Answer, judge
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,18 @@ class Progressed:
     Attributes:
         episodes: of every arm, in the seeds' order.
         captured: the programs of every arm that ran here, as ``provenance.programs`` describes them.
-        findings: about every question.
+        answers: about every question.
         running: arms that go on.
     """
 
     episodes: Mapping[Arm, Sequence[Episode]]
     captured: Mapping[Arm, Mapping[str, Any]]
-    findings: Mapping[Question, Finding]
+    answers: Mapping[Question, Answer]
     running: Sequence[Arm]
 
     def stopped(self, question: Question) -> str:
         """Why a question's arms don't go on: ``decided`` or ``budget``; or ``unfinished``."""
-        if self.findings[question].decided:
+        if self.answers[question].decided:
             return "decided"
         return "unfinished" if question.arm in self.running else "budget"
 
@@ -83,7 +83,7 @@ class Study:
         runs: of every arm.
         seeds: of all blocks.
         block: seeds in each.
-        error: the chance that anything that is claimed is false.
+        error: the chance of a false claim of a kind in the whole study.
         blocks: keeps the episodes of finished blocks.
         executor: where blocks run, which changes no episode.
         on_block: called after a block, if ``report_is_due``.
@@ -156,21 +156,21 @@ class Study:
         """Judges all questions with the k-th block; frees the programs of arms that end."""
         before = self._now
         for question, mean in zip(self.questions, self._means, strict=True):
-            if question not in before.findings or not before.findings[question].decided:
+            if question not in before.answers or not before.answers[question].decided:
                 pair = (question.arm, question.reference)
                 values, others = (
                     measured(question, arm, before.episodes[arm][k * self.block :]) for arm in pair
                 )
                 mean.add([value - other for value, other in zip(values, others, strict=True)])
         margins = [question.margin for question in self.questions]
-        findings = dict(zip(self.questions, judge(self._means, margins, self.error), strict=True))
-        undecided = [question for question, finding in findings.items() if not finding.decided]
+        answers = dict(zip(self.questions, judge(self._means, margins, self.error), strict=True))
+        undecided = [question for question, answer in answers.items() if not answer.decided]
         going_on = arms_of(undecided) if k + 1 < len(self._groups) else []
         used = {id(self.runs[arm].policy) for arm in going_on}
         for arm in before.running:
             if id(self.runs[arm].policy) not in used:
                 self.runs[arm].policy.release()
-        self._now = replace(before, findings=findings, running=going_on)
+        self._now = replace(before, answers=answers, running=going_on)
 
 
 def slim_episodes(run: Callable[..., list[Episode]], **arguments: Any) -> list[Episode]:
@@ -195,7 +195,7 @@ def require_within_bounds(arm: Arm, episodes: Sequence[Episode], bounds: tuple[f
     for episode in episodes:
         if bounds is not None and not bounds[0] <= episode.score <= bounds[1]:
             raise InputError(
-                f"seed {episode.seed} of {arm.name} has a reward of {episode.score:g}, which isn't in the task's "
+                f"seed {episode.seed} of {arm.name} has a score of {episode.score:g}, which isn't in the task's "
                 f"reward_range={list(bounds)}: correct it in the task's file"
             )
 

@@ -176,7 +176,10 @@ def _seeds_needed(sequence: BoundedMean, margin: float, levels: Mapping[str, flo
     sides: tuple[tuple[str, Side], ...] = (("non_inferior", "above"), ("worse", "below"))
     needed = math.inf
     for claim, side in sides:
-        missing, growth = -math.log(levels[claim]) - sequence.log_e(-margin, side), sequence.growth(-margin, side)
+        missing, growth = (
+            -math.log(levels[claim]) - sequence.log_e(-margin, side),
+            sequence.growth(-margin, side),
+        )
         if growth > 0:
             needed = min(needed, missing / growth)
     return max(1, math.ceil(needed)) if needed <= MOST_SEEDS else None
