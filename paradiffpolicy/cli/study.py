@@ -76,6 +76,7 @@ def _study(cfg: StudyConfig) -> None:
         require_margin(question, reward_range(tasks[question.arm.task]))
     arms = arms_of(questions)
     places = {arm.place: study_place(cfg, arm, arms, tasks) for arm in arms}
+    require_times(cfg, arms, places)
     settings = deciding(cfg, tasks, arms, places)
     folder = report_folder(cfg.out, Path(f"outputs/study/{Path(cfg.study).stem}"), settings, KEPT)
     blocks = Blocks(folder, settings, KEPT)
@@ -269,11 +270,7 @@ def arm_run(
     homes: Callable[[int | str], Workers],
     taken: Mapping[str, Any],
 ) -> ArmRun:
-    """How the episodes of an arm are made.
-
-    Raises:
-        InputError: the policy's actions can't be given at its rate, or its latency wasn't measured.
-    """
+    """How the episodes of an arm are made."""
     from ..evaluation.rollout import rollout
     from ..study.running import ArmRun
 
@@ -287,23 +284,32 @@ def arm_run(
     return ArmRun(policy, run, make_env, rate_hz, task.max_steps, here=here, bounds=reward_range(task))
 
 
+def require_times(
+    cfg: StudyConfig, arms: Sequence[Arm], places: Mapping[tuple[str, str | None], Place]
+) -> None:
+    """Raises ``InputError`` if a policy's actions can't be given at an arm's rate, or if latencies are to be
+    measured of no plans: before hours of other arms."""
+    from ..control.rate import ticks_per_step
+    from ..planning.interpolation import automatic
+
+    for arm in arms:
+        spec = places[arm.place].policy.spec
+        automatic(spec, ticks_per_step(arm.rate_hz or spec.control_hz, spec.control_hz))
+        named_blending(cfg.blending[arm.blending or "latest"], spec)
+        if arm.latency == "measured" and not cfg.latency_plans:
+            raise InputError("latencies=measured need latency_plans above 0")
+
+
 def timed_run(
     cfg: StudyConfig, policy: Policy, own: PolicyConfig, arm: Arm, taken: Mapping[str, Any]
 ) -> ArmRun:
     """How the episodes of an arm are made while simulated time goes on."""
-    from ..control.rate import ticks_per_step
     from ..evaluation.realtime import realtime_rollout
-    from ..planning.interpolation import automatic
     from ..study.running import ArmRun
 
-    if arm.latency == "measured":
-        if not cfg.latency_plans:
-            raise InputError("latencies=measured need latency_plans above 0")
-        latencies = taken["latencies"][arm.sampler]
-    else:
-        latencies = [float(arm.latency) / 1e3]
+    measured = arm.latency == "measured"
+    latencies = taken["latencies"][arm.sampler] if measured else [float(arm.latency) / 1e3]
     rate_hz = arm.rate_hz or policy.spec.control_hz
-    automatic(policy.spec, ticks_per_step(rate_hz, policy.spec.control_hz))  # before hours of other arms
     run = functools.partial(
         realtime_rollout,
         policy,

@@ -162,8 +162,8 @@ def require_margin(question: Question, bounds: tuple[float, float] | None) -> tu
     low, high = bounds
     if not is_number(question.margin) or not 0 < question.margin < high - low:
         raise InputError(
-            f"margin={question.margin:g} of {question.measure} on task {question.arm.task!r} must be above 0 and "
-            f"below {high - low:g}, the largest difference that there can be"
+            f"margin={question.margin:g} of {question.measure} on task {question.arm.task!r} must be above 0 "
+            f"and below {high - low:g}, the largest difference that there can be"
         )
     return low, high
 
@@ -182,7 +182,7 @@ def require_seeds(first: int, budget: int, block: int, validation: Sequence[int]
     seeds = range(first, first + budget)
     if low <= seeds[-1] and seeds[0] <= high:
         raise InputError(
-            f"seeds {seeds[0]} to {seeds[-1]} of the study hold some of the validation seeds {low} to {high}, "
-            f"which settings are chosen on: first_seed={high + 1}, or above"
+            f"seeds {seeds[0]} to {seeds[-1]} of the study hold some of the validation seeds {low} to {high}, which "
+            f"settings are chosen on: first_seed={high + 1}, or above"
         )
     return seeds

@@ -102,7 +102,7 @@ class Study:
     def __post_init__(self) -> None:
         self._groups = in_groups(self.seeds, self.block)
         arms = arms_of(self.questions)
-        self._now = Progressed({arm: [] for arm in arms}, dict.fromkeys(arms, {}), {}, arms)
+        self._now = Progressed({arm: [] for arm in arms}, {arm: {} for arm in arms}, {}, arms)
         self._slim = {
             arm: partial(slim_episodes, run.run, make_env=run.make_env) for arm, run in self.runs.items()
         }
@@ -195,8 +195,8 @@ def require_within_bounds(arm: Arm, episodes: Sequence[Episode], bounds: tuple[f
     for episode in episodes:
         if bounds is not None and not bounds[0] <= episode.score <= bounds[1]:
             raise InputError(
-                f"seed {episode.seed} of {arm.name} has a score of {episode.score:g}, which isn't in the task's "
-                f"reward_range={list(bounds)}: correct it in the task's file"
+                f"seed {episode.seed} of {arm.name} has a score of {episode.score:g}, which isn't in the "
+                f"task's reward_range={list(bounds)}: correct it in the task's file"
             )
 
 
