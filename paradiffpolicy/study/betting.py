@@ -1,28 +1,29 @@
 """Confidence sequences for the mean of bounded values, by betting.
 
-Against the hypothesis that a mean is at most m, a gambler stakes the share f of a capital of 1 on every value x,
-at odds that are fair where the mean is m. With all values moved to [0, 1], each multiplies the capital by
+Against the hypothesis that a mean is at most m, a gambler stakes the share f of a capital of 1 on every
+value x, at odds that are fair where the mean is m.  With the values moved to [0, 1], each multiplies the
+capital by
 
     1 - f + f x / m,    0 < f <= 1
 
-Where the hypothesis is true the capital's expectation never grows, so by Ville's inequality the chance that it *ever*
-reaches 1/a is at most a, however often one looks and for whatever reason one stops. Which share is best depends on
-a spread that isn't known, so the capital is spread over ``SHARES`` beforehand, and its sum is what is tested:
-a mixture, which is an e-process as each of its parts is. The means that are not refuted are a confidence sequence.
+Where the hypothesis is true the capital isn't expected to grow, so by Ville's inequality the chance that it
+*ever* reaches 1/a is at most a, however often one looks and for whatever reason one stops.  Which share is
+best depends on a spread that isn't known: so the capital is spread over ``SHARES`` beforehand.  Its sum, a
+mixture, is an e-process as each of its parts is.  The means that it doesn't refute are a confidence sequence.
 
-The stakes don't depend on the values seen before, so the capital doesn't depend on their order, and it falls as m
-rises: the means that are refuted lie on one side of those that aren't.
+The shares don't depend on the values seen before, so the capital doesn't depend on their order; and it falls
+as m rises, so that what it doesn't refute is an interval.
 
-No test of the mean of values in [0, 1] is quicker, without further assumptions, than -log(a) / -log(1 - d / m)
-values for a distance d, even where all are equal: one value in a few at the bound would move the mean by d.
+*Least n.*  Even where all values are equal, a distance d to the hypothesis (of a range of 1) takes some
+-log(a) m / d values.  No test that is valid for all values in bounds does with less: rare values at the bound
+may not have been seen yet.  Tests that take the values for normal are quicker there, and wrong for such.
 
-Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by betting"; Cover (1991), "Universal
-portfolios".
+Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by betting"; Cover (1991),
+"Universal portfolios".
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -34,39 +35,42 @@ Floats = NDArray[np.float64]
 Side = Literal["above", "below"]
 
 SHARES = 2.0 ** -np.arange(7)
-"""Shares that are staked: from all, best where values hardly vary, to little, best where they differ as much as
-they can."""
+"""Shares that are staked: all is best where values hardly vary, little where they are at both bounds.  The
+best one is about the distance to the hypothesis over the variance; one that is off by sqrt(2) loses a sixth
+of the growth."""
 
-WEIGHTS = np.full(len(SHARES), 1 / len(SHARES))
-"""The part of the capital that begins with each share; they sum to one."""
+WEIGHTS = 0.7 ** np.arange(len(SHARES)) / (0.7 ** np.arange(len(SHARES))).sum()
+"""The part of the capital that begins with each share.  Where large shares are best, tests are short, and the
+capital that other shares hold costs the most."""
 
 _STEPS = 50
-"""Halvings of the range in search for an interval's end."""
+"""Halvings of the range in search of an interval's end."""
 
 
-def log_capitals(ratios: NDArray[Any]) -> Floats:
-    """Logarithms of what a capital of 1 has become by each share.
+def log_capitals(ratios: NDArray[Any], starts: Sequence[int]) -> Floats:
+    """Logarithms of what a capital of 1 has become after each look, by each share.
 
     Args:
         ratios: x / m of each value, ``[..., n]``, not negative.
+        starts: index of the first value of each look, ascending from 0.
 
     Returns:
-        ``[..., shares]``.
+        ``[..., looks, shares]``.
     """
     with np.errstate(divide="ignore"):  # all is lost where all was staked and the value is 0
-        return np.log1p(SHARES * (np.asarray(ratios)[..., None] - 1)).sum(axis=-2)
+        looks = [np.add.reduceat(np.log(1 + f * (ratios - 1)), starts, axis=-1) for f in SHARES]
+    return np.stack(looks, axis=-1).cumsum(axis=-2)
 
 
 def log_mixture(capitals: Floats) -> Floats:
-    """Logarithm of the whole capital, of ``log_capitals``' sum over all values: ``[..., shares]`` to ``[...]``."""
+    """Logarithm of the sum of the capitals: ``[..., shares]`` to ``[...]``."""
     return np.logaddexp.reduce(capitals + np.log(WEIGHTS), axis=-1)
 
 
 class BoundedMean:
     """Anytime-valid inference for the mean of values within known bounds.
 
-    Each call of ``add`` is a look. Where the mean is a running maximum or intersection, it is over the looks: the
-    order of the values of one call doesn't matter.
+    Each call of ``add`` is a look; the order of its values doesn't matter.
 
     Args:
         low, high: bounds of each value; -1 and 1 for differences of scores in [0, 1].
@@ -80,7 +84,7 @@ class BoundedMean:
             raise ValueError(f"bounds of values must be finite, the lower one first: {low=:g}, {high=:g}")
         self.low, self.high = float(low), float(high)
         self._values: Floats = np.empty(0)
-        self._looks: list[int] = []  # where the values of each look begin
+        self._starts: list[int] = []
 
     def add(self, values: Sequence[float]) -> None:
         """Adds values, and looks once; without values, it does nothing.
@@ -93,7 +97,7 @@ class BoundedMean:
         if len(wrong):
             raise ValueError(f"value {wrong[0]:g} is out of its bounds, [{self.low:g}, {self.high:g}]")
         if len(new):
-            self._looks.append(self.n)
+            self._starts.append(self.n)
             self._values = np.concatenate([self._values, new])
 
     @property
@@ -112,35 +116,53 @@ class BoundedMean:
         return float(self._values.std(ddof=1)) if self.n > 1 else math.nan
 
     def log_e(self, bound: float, side: Side) -> float:
-        """Log of the e-process now, against the hypothesis that the mean is at most ("above"), or at least
-        ("below"), ``bound``.
+        """Log of the e-process at the last look, against a mean of at most ("above") or at least ("below")
+        ``bound``; 0 without values.
 
         Raises:
             ValueError: ``bound`` is not between the bounds of the values.
         """
-        return float(log_mixture(self._capitals(bound, side)[-1]))
+        return float(log_mixture(self._capitals(bound, side))[-1])
 
     def log_p(self, bound: float, side: Side) -> float:
-        """Log of the anytime-valid p-value of that hypothesis: 1 over the e-process's largest value at any look, or 1.
+        """Log of the anytime-valid p-value of the same hypothesis: of 1 over the e-process's maximum over all
+        looks, and at most 0.
 
         Raises:
             ValueError: as ``log_e``.
         """
-        return -max(0.0, float(log_mixture(self._capitals(bound, side)).max()))
+        return -float(log_mixture(self._capitals(bound, side)).max())
 
-    def growth(self, bound: float, side: Side) -> float:
-        """Growth of the log capital per value, by the share that has been the best so far; NaN without values.
+    def more_needed(self, bound: float, side: Side, log_level: float, most: int) -> int | None:
+        """Further values until the same hypothesis is refuted at a level, if values stay as they are.
+
+        Each share's log capital grows per value as it did so far.
+
+        Args:
+            log_level: log of the level.
+            most: the largest number that is worth naming.
+
+        Returns:
+            None: more than ``most``, or never.
 
         Raises:
             ValueError: as ``log_e``.
         """
-        return float(self._capitals(bound, side)[-1].max()) / self.n if self.n else math.nan
+        capitals = self._capitals(bound, side)[-1]
+        low, high = 0, most
+        while low < high:  # the mixture is convex in time: from below the level, it crosses it once
+            middle = (low + high) // 2
+            if log_mixture(capitals * (1 + middle / max(1, self.n))) >= -log_level:
+                high = middle
+            else:
+                low = middle + 1
+        return low if log_mixture(capitals * (1 + low / max(1, self.n))) >= -log_level else None
 
     def interval(self, error: float) -> tuple[float, float]:
         """The means that no look has refuted, at ``error / 2`` on each side.
 
-        At all looks together it misses the mean with a chance of at most ``error``. Where the looks contradict
-        each other none is left, which is no more likely; it then lies between the ends that refute each other.
+        At all looks together it misses the mean with a chance of at most ``error``.  No more likely is it that
+        looks contradict each other and refute all: then it lies between the two ends, which are swapped.
 
         Raises:
             ValueError: ``error`` is not in (0, 1).
@@ -151,10 +173,12 @@ class BoundedMean:
         return min(ends), max(ends)
 
     def _end(self, side: Side, log_level: float) -> float:
-        """The mean next to those that are refuted."""
+        """The refuted mean that is the nearest to those that aren't; a bound where none is."""
         refuted, allowed = (self.low, self.high) if side == "above" else (self.high, self.low)
         for _ in range(_STEPS):
             middle = (refuted + allowed) / 2
+            if not self.low < middle < self.high:  # within rounding of a bound
+                break
             if self.log_p(middle, side) <= log_level:
                 refuted = middle
             else:
@@ -162,10 +186,12 @@ class BoundedMean:
         return refuted
 
     def _capitals(self, bound: float, side: Side) -> Floats:
-        """Log capitals after each look, and before the first: ``[1 + looks, shares]``."""
+        """Log capitals before the first look and after each: ``[1 + looks, shares]``."""
         if not self.low < bound < self.high:
             raise ValueError(f"a mean of {bound:g} is not between its bounds, {self.low:g} and {self.high:g}")
+        before = np.zeros((1, len(SHARES)))
+        if not self.n:
+            return before
         origin = self.low if side == "above" else self.high
         ratios = (self._values - origin) / (bound - origin)
-        parts = [log_capitals(ratios[start:end]) for start, end in itertools.pairwise([*self._looks, self.n])]
-        return np.cumsum([np.zeros(len(SHARES)), *parts], axis=0)
+        return np.concatenate([before, log_capitals(ratios, self._starts)])

@@ -1,23 +1,25 @@
 """Verdicts on paired differences while they come in, of all questions of a study together.
 
-A question's mean difference is tested for four claims on a margin, by the one-sided tests of ``betting.py``:
+A question's mean difference is tested for four claims, by the one-sided tests of ``betting.py``:
 
-    equivalent     it lies within ± margin (both sides refuted)
+    equivalent     it lies within ± margin: both sides are refuted
     better         it is above 0
     non-inferior   it is above -margin
     worse          it is below -margin
 
-The p-values are valid at any time: the study may look after every block, and stop when it likes.
+The p-values are valid at any time: a study may look after every block, and stop for whatever reason.
 
 *Many questions* are tested by Holm's step-down procedure, each kind of claim for itself, as in
-``evaluation/statistics.py``: the chance that a study ever makes a false claim of a kind is at most ``error``. Holm asks
-nothing of how the questions depend on each other, which share seeds and references. Averages of e-values
-would show that *some* question has an effect; a study wants to know which. The p-values only fall, and with them
-Holm's levels only rise: no claim is taken back.
+``evaluation/statistics.py``: ``error`` is the largest chance that a study ever makes a false claim of a kind.
+Holm asks nothing of how questions depend on each other, and they do: they share seeds and references.  (The
+average of the questions' e-values shows only that *some* question has an effect.)  p-values only fall with
+time, hence Holm's levels only rise: no claim is taken back.
 
-*The interval* is the one of the two tests for equivalence: at Holm's level a for that claim each of its ends is refuted
-at a, so its confidence is 1 - 2a at all times, 90 % for a single question at 5 %. A question is equivalent just
-when its interval lies within ± margin.
+*The interval* is the one of the two tests for equivalence.  Each refutes what lies beyond its end at Holm's
+level a for that claim, so the interval's confidence is 1 - 2a, at all times: 90 % for a single question at
+5 %.  A question is equivalent just when its interval lies within ± margin.
+
+Snyder et al. (2025), arXiv 2503.10966, and (2026), arXiv 2603.13616, compare robot policies sequentially.
 """
 
 from __future__ import annotations
@@ -36,7 +38,15 @@ CLAIMS = {
     "non_inferior": FIXED_CLAIMS["non_inferior"],
     "worse": FIXED_CLAIMS["worse"],
 }
-"""What may be claimed of a difference and its margin; the first that is shown is the verdict. Each decides."""
+"""What may be claimed of a difference: each decides on the margin, the first that is shown is the verdict."""
+
+TESTS: dict[str, tuple[tuple[int, Side], ...]] = {
+    "equivalent": ((-1, "above"), (1, "below")),
+    "better": ((0, "above"),),
+    "non_inferior": ((-1, "above"),),
+    "worse": ((-1, "below"),),
+}
+"""Per claim, the one-sided tests that must all reject: the bound in margins, and the side that is claimed."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +94,8 @@ class Answer:
 def judge(sequences: Sequence[BoundedMean], margins: Sequence[float], error: float = 0.05) -> list[Answer]:
     """All questions of a study together, in order.
 
-    ``seeds_needed`` is the number of further seeds after which the capital of the test that is nearest to a claim on
-    -margin would suffice, if it grew as it did so far with the best of the stakes: about one study in
-    two then has its verdict.
+    ``seeds_needed`` is the number of further seeds that decide on -margin, if differences stay as they are: they
+    do in about every second study.
 
     Args:
         sequences: of each question, its differences.
@@ -109,8 +118,10 @@ def judge(sequences: Sequence[BoundedMean], margins: Sequence[float], error: flo
 
 
 def holm_levels(p_values: Sequence[float], error: float) -> list[float]:
-    """The level that each is tested at by Holm's step-down procedure (1979): a hypothesis is rejected where its
-    p-value is at most its level."""
+    """The level of each test by Holm's step-down procedure (1979).
+
+    A hypothesis is rejected where its p-value is at most its level.
+    """
     levels = [0.0] * len(p_values)
     level = error / max(1, len(p_values))
     for rank, k in enumerate(sorted(range(len(p_values)), key=lambda k: p_values[k])):
@@ -121,10 +132,12 @@ def holm_levels(p_values: Sequence[float], error: float) -> list[float]:
 
 
 def fixed_size(distance: float, deviation: float, level: float) -> int | None:
-    """Seeds after which one look at a paired one-sided test decides with a chance of 80 %.
+    """Seeds with which a one-sided paired test that looks once decides with a chance of ``POWER``.
+
+    Values are taken for normal, as planning for such a test does.
 
     Args:
-        distance: from the mean to the margin that is refuted.
+        distance: from the mean to what is refuted.
         deviation: of the differences.
         level: of the test.
 
@@ -142,12 +155,9 @@ def fixed_size(distance: float, deviation: float, level: float) -> int | None:
 def _p_values(sequence: BoundedMean, margin: float) -> dict[str, float]:
     if not margin > 0:
         raise ValueError(f"a margin must be positive: {margin:g}")
-    above = math.exp(sequence.log_p(-margin, "above"))
     return {
-        "equivalent": max(above, math.exp(sequence.log_p(margin, "below"))),
-        "better": math.exp(sequence.log_p(0.0, "above")),
-        "non_inferior": above,
-        "worse": math.exp(sequence.log_p(-margin, "below")),
+        claim: max(math.exp(sequence.log_p(bound * margin, side)) for bound, side in tests)
+        for claim, tests in TESTS.items()
     }
 
 
@@ -172,14 +182,9 @@ def _answer(
 
 
 def _seeds_needed(sequence: BoundedMean, margin: float, levels: Mapping[str, float]) -> int | None:
-    """Capital that is missing over its growth per seed, for the claim that needs the fewest seeds."""
-    sides: tuple[tuple[str, Side], ...] = (("non_inferior", "above"), ("worse", "below"))
-    needed = math.inf
-    for claim, side in sides:
-        missing, growth = (
-            -math.log(levels[claim]) - sequence.log_e(-margin, side),
-            sequence.growth(-margin, side),
-        )
-        if growth > 0:
-            needed = min(needed, missing / growth)
-    return max(1, math.ceil(needed)) if needed <= MOST_SEEDS else None
+    """Of the claim on -margin that is the nearest."""
+    found = []
+    for claim in ("non_inferior", "worse"):
+        ((bound, side),) = TESTS[claim]
+        found.append(sequence.more_needed(bound * margin, side, math.log(levels[claim]), MOST_SEEDS))
+    return min((more for more in found if more is not None), default=None)
