@@ -26,6 +26,7 @@ LAYERS = [
     ["serving", "telemetry"],
     ["benchmarks"],
     ["evaluation"],
+    ["study"],
     ["collection"],
     ["cli", "__main__"],
 ]
