@@ -28,7 +28,6 @@ LAYERS = [
     ["evaluation"],
     ["study"],
     ["collection"],
-    ["study"],
     ["cli", "__main__"],
 ]
 """Rooms of the house, from the ground up: each imports only from its own floor and those below."""

@@ -205,7 +205,8 @@ def test_scores_out_of_range_and_unknown_success_are_refused():
 def test_seeds_where_arms_disagree_come_first():
     def episodes(**outcomes):
         return [
-            Episode(seed, score, success) for seed, (score, success) in enumerate(zip(*outcomes.values()))
+            Episode(seed, score, success)
+            for seed, (score, success) in enumerate(zip(*outcomes.values(), strict=True))
         ]
 
     arms = {
@@ -241,8 +242,8 @@ def mine(tmp_path) -> Path:
     """A study of an untrained policy, in a file."""
     tiny_checkpoint().save(tmp_path / "tiny")
     (tmp_path / "mine.yaml").write_text(
-        f"title: Mine\nsamplers: [ddim, rti]\nreference: ddim\ncheckpoints: ['{tmp_path}/tiny']\nmargin: 0.5\n"
-        "max_steps: 8\nfirst_seed: 900000\nbudget: 4\nblock: 2\ncapture: eager\nlatency_plans: 2\n"
+        f"title: Mine\nsamplers: [ddim, rti]\nreference: ddim\ncheckpoints: ['{tmp_path}/tiny']\n"
+        "margin: 0.5\nmax_steps: 8\nfirst_seed: 900000\nbudget: 4\nblock: 2\ncapture: eager\nlatency_plans: 2\n"
         "paced_ticks: 2\n"
     )
     return tmp_path / "mine.yaml"
@@ -269,6 +270,7 @@ def test_a_study_writes_its_report(capsys, mine, tmp_path):
         arm["rate_hz"] == 10 and report["arms"][name]["rate_hz"] is None and len(arm["weights_sha256"]) == 64
     )
     assert arm["iterations"]["values"] and report["arms"][name]["nfe"]["values"]
+    assert "<html" in (tmp_path / "out" / "report.html").read_text()
     assert len(report["questions"]) == 2 and report["videos"]["command"].endswith(" videos=8")
     again = said(capsys, *given, "latencies=[unlimited,measured]", "videos=1", "video_size=32", "budget=5")
     assert "report.json" in again

@@ -399,6 +399,7 @@ class StudyReport:
     ) -> tuple[list[Path], dict[str, Any]]:
         """Writes both; returns their paths, and the content."""
         from ..files import write_json
+        from ..study.page import write_page
         from ..study.report import report_values
 
         command = self._head["command"]
@@ -406,8 +407,10 @@ class StudyReport:
             command = re.sub(r"\s+videos=\S+", "", command) + " videos=8"
         facts = {arm: self._facts(arm) for arm in progressed.episodes}
         values = report_values(self._head, facts, progressed, {"command": command, "files": files or {}})
-        write_json(self._folder / "report.json", values)
-        return [self._folder / "report.json"], values
+        paths = [self._folder / "report.json", self._folder / "report.html"]
+        write_json(paths[0], values)
+        write_page(values, paths[1], videos_from=self._folder)
+        return paths, values
 
     def _facts(self, arm: Arm) -> ArmFacts:
         from ..study.report import ArmFacts

@@ -182,7 +182,7 @@ def require_seeds(first: int, budget: int, block: int, validation: Sequence[int]
     seeds = range(first, first + budget)
     if low <= seeds[-1] and seeds[0] <= high:
         raise InputError(
-            f"seeds {seeds[0]} to {seeds[-1]} of the study hold some of the validation seeds {low} to {high}, which "
-            f"settings are chosen on: first_seed={high + 1}, or above"
+            f"seeds {seeds[0]} to {seeds[-1]} of the study hold some of the validation seeds {low} to "
+            f"{high}, which settings are chosen on: first_seed={high + 1}, or above"
         )
     return seeds

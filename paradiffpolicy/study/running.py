@@ -210,7 +210,7 @@ def measured(question: Question, arm: Arm, episodes: Sequence[Episode]) -> list[
         return [episode.score for episode in episodes]
     if any(episode.success is None for episode in episodes):
         raise InputError(
-            f"the environment of task {arm.task!r} doesn't say whether an episode succeeded: write success_key in "
-            "the task's file, or ask about the score"
+            f"the environment of task {arm.task!r} doesn't say whether an episode succeeded: write "
+            "success_key in the task's file, or ask about the score"
         )
     return [float(bool(episode.success)) for episode in episodes]
