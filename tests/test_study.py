@@ -242,7 +242,7 @@ def mine(tmp_path) -> Path:
     """A study of an untrained policy, in a file."""
     tiny_checkpoint().save(tmp_path / "tiny")
     (tmp_path / "mine.yaml").write_text(
-        f"title: Mine\nsamplers: [ddim, rti]\nreference: ddim\ncheckpoints: ['{tmp_path}/tiny']\n"
+        f"title: Mine\nsamplers: [rti_5, rti]\nreference: rti_5\ncheckpoints: ['{tmp_path}/tiny']\n"
         "margin: 0.5\nmax_steps: 8\nfirst_seed: 900000\nbudget: 4\nblock: 2\ncapture: eager\nlatency_plans: 2\n"
         "paced_ticks: 2\n"
     )
@@ -289,7 +289,7 @@ def test_a_study_writes_its_report(capsys, mine, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["samplers=[ddim,rtj]"], "unknown sampler 'rtj'"),
+        (["samplers=[rti_5,rtj]"], "unknown sampler 'rtj'"),
         (["tasks=[pushd]"], "unknown task 'pushd'"),
         (["study=quik"], "unknown study 'quik'; did you mean 'quick'?"),
         (["reference=ddpm"], "question mine: the reference sampler 'ddpm' isn't in the question"),

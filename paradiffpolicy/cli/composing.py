@@ -116,6 +116,8 @@ def given_value(setting: Setting | None, text: str) -> Any:
         if isinstance(value, list):
             return value
         return [text] if setting.rule.path else text.strip("[]" * listed).split(",")
+    if setting.is_text_or_dict and not text.startswith("{"):
+        return text
     value = parsed(text)
     return {"name": value} if setting.is_named and isinstance(value, str) else value
 

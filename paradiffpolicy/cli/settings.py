@@ -141,6 +141,12 @@ class Setting:
         return set(self.types) <= {str, type(None)}
 
     @property
+    def is_text_or_dict(self) -> bool:
+        """Whether it takes text, or names and values, or null."""
+        kinds = {typing.get_origin(hint) or hint for hint in self.types}
+        return {str, dict} <= kinds <= {str, dict, type(None)}
+
+    @property
     def is_named(self) -> bool:
         """Whether a name alone stands for ``{name: NAME}``."""
         return self.rule.named and typing.get_origin(self.hint) is dict

@@ -203,7 +203,7 @@ def validation_seeds(cfg: StudyConfig) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Place:
+class TaskPolicies:
     """A task and a policy for it.
 
     Attributes:
@@ -222,7 +222,9 @@ class Place:
         return next(iter(self.policies.values()))
 
 
-def study_place(cfg: StudyConfig, arm: Arm, arms: Sequence[Arm], tasks: Mapping[str, TaskConfig]) -> Place:
+def study_place(
+    cfg: StudyConfig, arm: Arm, arms: Sequence[Arm], tasks: Mapping[str, TaskConfig]
+) -> TaskPolicies:
     """The place of an arm, with the samplers of all arms there."""
     task = tasks[arm.task]
     samplers = dict.fromkeys(each.sampler for each in arms if each.place == arm.place)
@@ -231,14 +233,14 @@ def study_place(cfg: StudyConfig, arm: Arm, arms: Sequence[Arm], tasks: Mapping[
     own = PolicyConfig(**shared, task=task, checkpoint=arm.checkpoint or task.checkpoint)
     policy = load_policy(own)
     policies = {name: sampling_policy(own, name, policy) for name in samplers}
-    return Place(own, policies, about(locate_checkpoint(own.checkpoint)))
+    return TaskPolicies(own, policies, about(locate_checkpoint(own.checkpoint)))
 
 
 def deciding(
     cfg: StudyConfig,
     tasks: Mapping[str, TaskConfig],
     arms: Sequence[Arm],
-    places: Mapping[tuple[str, str | None], Place],
+    places: Mapping[tuple[str, str | None], TaskPolicies],
 ) -> dict[str, Any]:
     """All that decides the claims, as plain values: settings, tasks, weights, versions of code, packages."""
     settings = {name: value for name, value in asdict(cfg).items() if name not in NOT_DECIDING}
@@ -265,7 +267,7 @@ def place_name(place: tuple[str, str | None]) -> str:
 
 def arm_run(
     cfg: StudyConfig,
-    place: Place,
+    place: TaskPolicies,
     arm: Arm,
     homes: Callable[[int | str], Workers],
     taken: Mapping[str, Any],
@@ -285,7 +287,7 @@ def arm_run(
 
 
 def require_times(
-    cfg: StudyConfig, arms: Sequence[Arm], places: Mapping[tuple[str, str | None], Place]
+    cfg: StudyConfig, arms: Sequence[Arm], places: Mapping[tuple[str, str | None], TaskPolicies]
 ) -> None:
     """Raises ``InputError`` if a policy's actions can't be given at an arm's rate, or if latencies are to be
     measured of no plans: before hours of other arms."""
@@ -334,7 +336,7 @@ def disturbed(cfg: StudyConfig, task: TaskConfig, arm: Arm) -> TaskConfig:
     )
 
 
-def measurements(cfg: StudyConfig, place: Place, blocks: Blocks) -> dict[str, Any]:
+def measurements(cfg: StudyConfig, place: TaskPolicies, blocks: Blocks) -> dict[str, Any]:
     """What is timed on this machine, of every sampler of a place, once per study, and kept: ``latencies`` of
     plans that take turns, and the ``timelines`` of paced runs.  Their episodes are on a validation seed."""
     from ..benchmarks.timing import plan_latencies
@@ -379,7 +381,7 @@ class StudyReport:
         self,
         cfg: StudyConfig,
         folder: Path,
-        places: Mapping[tuple[str, str | None], Place],
+        places: Mapping[tuple[str, str | None], TaskPolicies],
         taken: Mapping[tuple[str, str | None], Mapping[str, Any]],
     ) -> None:
         self._cfg, self._folder, self._places, self._taken = cfg, folder, places, taken

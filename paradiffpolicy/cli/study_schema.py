@@ -52,7 +52,7 @@ def of_question(name: str, default: Any, **rule: Any) -> Any:
 class QuestionConfig:
     """Questions about every combination of settings."""
 
-    tasks: list[str] | None = of_question("tasks", None, path=True, some=True)
+    tasks: list[str] | None = of_question("tasks", None, some=True)
     checkpoints: list[str] | None = of_question("checkpoints", None, path=True)
     samplers: list[str] | None = of_question("samplers", None, choices=sampler_names, some=True)
     latencies: list[float | str] | None = of_question(
@@ -85,7 +85,7 @@ class StudyConfig(SamplersConfig, MachineConfig):
 
     study: str = path_setting("quick", "a study: a shipped one's name, or a file as ./mine.yaml")
     title: str = setting("", "title of the report")
-    tasks: list[str] = of_question("tasks", ["pusht"], path=True, some=True)
+    tasks: list[str] = of_question("tasks", ["pusht"], some=True)
     checkpoints: list[str] = of_question("checkpoints", [], path=True)
     samplers: list[str] = of_question("samplers", ["ddpm", "rti"], choices=sampler_names, some=True)
     latencies: list[float | str] = of_question(
@@ -107,6 +107,7 @@ class StudyConfig(SamplersConfig, MachineConfig):
         {name: {"name": name} for name in ("latest", "rtc", "temporal_ensemble", "prefix")},
         "blendings and their options by name",
         check=BLENDING,
+        some=True,
     )
     disturbance: dict[str, dict[str, Any]] = setting(
         {}, "disturbances by name: what environments are made with beside the task's, as {late: {push: {}}}"

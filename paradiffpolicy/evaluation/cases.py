@@ -16,7 +16,7 @@ from ..policy import Policy
 from .blocks import Blocks
 from .compare import Progress, no_progress
 from .episodes import Episode, Outcome
-from .executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor, block_episodes
+from .executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor
 from .realtime import MakeEnvAt, boundary_jumps, realtime_rollout, wall_rollout
 from .rollout import in_groups
 
@@ -154,13 +154,12 @@ def compare_realtime(
         n_ticks = round(seconds * case.rate_hz)
         with progress(case.label, len(seeds) * n_ticks, "tick") as shown:
             ticks = BlockProgress(shown.update)
-            tell = {"on_ticks": ticks.steps}
-            tasks = [BlockTask(run, {"seeds": group}, tell) for group in groups]
+            missing = [group for k, group in enumerate(groups) if not blocks.has(case.label, k)]
             execute = here if executor is None or case.latencies is None else executor
-            turns = [(case.label, k) for k in range(len(groups))]
-            for _, k, made in block_episodes(turns, lambda _, k, tasks=tasks: tasks[k], blocks, execute):
-                episodes += made
-                ticks.block_ended(len(groups[k]) * n_ticks)
+            made = execute([BlockTask(run, {"seeds": group}, {"on_ticks": ticks.steps}) for group in missing])
+            for k, group in enumerate(groups):
+                episodes += blocks.episodes(case.label, k, partial(next, made))
+                ticks.block_ended(len(group) * n_ticks)
                 taken = [float(s) for e in episodes if e.record for s in e.record.plans["latency"]]
                 done[case.label] = RealtimeResult(
                     name=case.name,
