@@ -27,7 +27,7 @@ from scipy.special import stdtrit
 
 from paradiffpolicy.evaluation.episodes import Episode, Outcome, described, judged
 from paradiffpolicy.evaluation.report import difference_cell, error_cell, mean_cell
-from paradiffpolicy.evaluation.statistics import holm, paired_difference
+from paradiffpolicy.evaluation.statistics import POWER, holm, paired_difference
 from paradiffpolicy.tables import spread, tail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -372,6 +372,28 @@ def digits(report: Report) -> Rows:
             "images": f"{report['images']}",
             "iterations": f"{row['iterations']:.4g}",
             "largest error of a pixel to the sequential sample": errors.get(row["sampler"], error),
+        }
+
+
+@table("docs/reports/betting.json")
+def betting(report: Report) -> Rows:
+    def seeds(values: Report) -> str:
+        median = values["median"]
+        return f"{number(median, '.0f') or 'none'} ({values['decided'] * 100:.0f} %)"
+
+    for row in report["rows"]:
+        score, betting, fixed = row["measure"] == "score", row["betting"], row["fixed_n"]
+        more = betting["mean"] - fixed if betting["decided"] >= POWER else None
+        yield {
+            "measure, margin": f"{row['measure']}, {row['margin']:g}",
+            "spread": f"s.d. {row['spread']:g}"
+            if score
+            else f"{row['spread'] * 100:g} % of the seeds differ",
+            "true difference": f"{row['difference']:g}",
+            "fixed number": f"{fixed:,}",
+            "betting: median (decided)": seeds(betting),
+            "betting, mean: more than fixed": number(more, "+.0f"),
+            "`stop_early`: median (decided)": seeds(row["shares"]),
         }
 
 

@@ -50,39 +50,63 @@ def sample_arm(
     late = milliseconds - 100 + 4 * rng.normal(size=240) + 30 * (rng.random(240) < 0.03)
     plans = np.maximum(1, iterations + (rng.normal(size=2000) * (3 if sampler == "paraddpm" else 0)).round())
     return {
-        "task": task, "checkpoint": f"checkpoints/{task}_keypoints", "weights_sha256": digest(task),
-        "data_sha256": digest(task + "data"), "sampler": sampler,
-        "sampler_config": {"solver": "ddpm", "nodes": iterations}, "control_hz": 10, "rate_hz": 10 if delay else None,
-        "latency_ms": [delay] if delay else None, "blending": "rtc" if delay else None, "disturbance": None,
+        "task": task,
+        "checkpoint": f"checkpoints/{task}_keypoints",
+        "weights_sha256": digest(task),
+        "data_sha256": digest(task + "data"),
+        "sampler": sampler,
+        "sampler_config": {"solver": "ddpm", "nodes": iterations},
+        "control_hz": 10,
+        "rate_hz": 10 if delay else None,
+        "latency_ms": [delay] if delay else None,
+        "blending": "rtc" if delay else None,
+        "disturbance": None,
         "reward_range": [0, 1],
         "score": {"n": n, "mean": float(score.mean()), "standard_error": float(score.std() / n**0.5)},
         "success": {"n": n, "mean": share, "interval_95": [max(0, share - half), min(1, share + half)]},
         "plan_latency_ms": {
-            "n": 400, "p50": float(np.median(latency)), "p99": float(np.quantile(latency, 0.99)),
-            "max": float(latency.max()), "values": latency.round(4).tolist(),
+            "n": 400,
+            "p50": float(np.median(latency)),
+            "p99": float(np.quantile(latency, 0.99)),
+            "max": float(latency.max()),
+            "values": latency.round(4).tolist(),
         },
         "timeline": {"period_ms": 100, "lateness_ms": late.round(3).tolist(), "missed": int((late > 0).sum())}
-        if sampler in ("rti", "ddpm", "paraddpm") and delay is None else None,
-        "iterations": counted(plans.astype(int)), "nfe": counted((plans * nfe / iterations).round().astype(int)),
+        if sampler in ("rti", "ddpm", "paraddpm") and delay is None
+        else None,
+        "iterations": counted(plans.astype(int)),
+        "nfe": counted((plans * nfe / iterations).round().astype(int)),
         "smoothness": {"jump_median": 0.21 + 0.1 * rng.random(), "jerk": 14.2, "sparc": -3.1},
         "episodes": {
-            "seed": list(range(500000, 500000 + n)), "score": score.round(6).tolist(),
-            "success": success.tolist(), "n_steps": rng.integers(80, 300, size=n).tolist(),
+            "seed": list(range(500000, 500000 + n)),
+            "score": score.round(6).tolist(),
+            "success": success.tolist(),
+            "n_steps": rng.integers(80, 300, size=n).tolist(),
         },
-    }  # fmt: skip
+    }
 
 
 def sample_question(task: str, arm: str, n: int) -> dict[str, Any]:
     reference, measure, margin, mean, half, claim, needed, fixed_n = QUESTIONS[arm]
     verdicts = {"equivalent": "equivalent within 0.03", "non_inferior": "non-inferior within 0.03"}
     return {
-        "name": f"{task}/{arm} against {task}/{reference}, {measure}", "arm": f"{task}/{arm}",
-        "reference": f"{task}/{reference}", "measure": measure, "margin": margin, "n": n, "mean": mean,
-        "interval": [mean - half, mean + half], "confidence": 0.98, "claim": claim,
+        "name": f"{task}/{arm} against {task}/{reference}, {measure}",
+        "arm": f"{task}/{arm}",
+        "reference": f"{task}/{reference}",
+        "measure": measure,
+        "margin": margin,
+        "n": n,
+        "mean": mean,
+        "interval": [mean - half, mean + half],
+        "confidence": 0.98,
+        "claim": claim,
         "verdict": verdicts.get(str(claim), claim or f"inconclusive: about {needed} more seeds would decide"),
-        "decided": claim is not None, "seeds_needed": needed, "stopped": "decided" if claim else "budget",
-        "fixed_n": fixed_n, "p_values": {"equivalent": 0.01},
-    }  # fmt: skip
+        "decided": claim is not None,
+        "seeds_needed": needed,
+        "stopped": "decided" if claim else "budget",
+        "fixed_n": fixed_n,
+        "p_values": {"equivalent": 0.01},
+    }
 
 
 def sample_report(n: int = 240, tasks: tuple[str, ...] = ("pusht", "lift"), seed: int = 0) -> dict[str, Any]:
@@ -95,14 +119,34 @@ def sample_report(n: int = 240, tasks: tuple[str, ...] = ("pusht", "lift"), seed
             arms[f"{task}/{sampler}"] = sample_arm(rng, task, sampler, hardness)
         arms[f"{task}/rti 300 ms"] = sample_arm(rng, task, "rti", hardness, delay=300)
     return {
-        "format": 1, "name": "samplers", "title": "Fast samplers against DDPM-100", "date": "2026-11-27",
+        "format": 1,
+        "name": "samplers",
+        "title": "Fast samplers against DDPM-100",
+        "date": "2026-11-27",
         "command": "paradiffpolicy study study=samplers 'tasks=[pusht,lift]' budget=1000",
-        "machine": {"paradiffpolicy": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "cpu": "AMD EPYC 9R14", "cores": 2,
-                    "threads": 2, "gpu": None},
-        "versions": {"numpy": "2.4.6", "pymunk": "7.3.1", "openvino": "2026.4.1"}, "code_sha256": digest("code"),
-        "error": 0.05, "budget": 1000, "block": 20, "first_seed": 500000, "validation_seeds": [200000, 299999],
-        "arms": arms, "questions": [sample_question(task, arm, n) for task in tasks for arm in QUESTIONS],
-        "videos": {"command": "paradiffpolicy study study=samplers 'tasks=[pusht,lift]' budget=1000 videos=8",
-                   "files": {f"{tasks[0]}/{arm}": {"500003": f"videos/pusht_{arm}_500003.mp4"} for arm in ("rti", "ddpm")}},
+        "machine": {
+            "paradiffpolicy": "0.1.0",
+            "python": "3.11.2",
+            "torch": "2.13.0",
+            "cpu": "AMD EPYC 9R14",
+            "cores": 2,
+            "threads": 2,
+            "gpu": None,
+        },
+        "versions": {"numpy": "2.4.6", "pymunk": "7.3.1", "openvino": "2026.4.1"},
+        "code_sha256": digest("code"),
+        "error": 0.05,
+        "budget": 1000,
+        "block": 20,
+        "first_seed": 500000,
+        "validation_seeds": [200000, 299999],
+        "arms": arms,
+        "questions": [sample_question(task, arm, n) for task in tasks for arm in QUESTIONS],
+        "videos": {
+            "command": "paradiffpolicy study study=samplers 'tasks=[pusht,lift]' budget=1000 videos=8",
+            "files": {
+                f"{tasks[0]}/{arm}": {"500003": f"videos/pusht_{arm}_500003.mp4"} for arm in ("rti", "ddpm")
+            },
+        },
         "unfinished": [],
-    }  # fmt: skip
+    }

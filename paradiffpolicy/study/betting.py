@@ -161,8 +161,8 @@ class BoundedMean:
     def interval(self, error: float) -> tuple[float, float]:
         """The means that no look has refuted, at ``error / 2`` on each side.
 
-        At all looks together it misses the mean with a chance of at most ``error``.  No more likely is it that
-        looks contradict each other and refute all: then it lies between the two ends, which are swapped.
+        At all looks together it misses the mean with a chance of at most ``error``.  Where looks contradict
+        each other and refute all, which is no more likely, it lies between the two ends, swapped.
 
         Raises:
             ValueError: ``error`` is not in (0, 1).

@@ -80,7 +80,11 @@ def shown(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **report,
         "arms": arms,
-        "videos": {"command": videos.get("command"), "files": dict(videos.get("files") or {}), "embedded": {}},
+        "videos": {
+            "command": videos.get("command"),
+            "files": dict(videos.get("files") or {}),
+            "embedded": {},
+        },
     }
 
 
@@ -198,7 +202,9 @@ def check_arm(where: str, arm: Any) -> None:
         need(f"{where}: plan_latency_ms", arm["plan_latency_ms"], {"p50": is_number})
     if arm.get("success") is not None:
         require(is_mapping(arm["success"]), f"{where}: success isn't a mapping")
-        need(f"{where}: success", arm["success"], {"mean": maybe(is_number), "interval_95": list_of(is_number)})
+        need(
+            f"{where}: success", arm["success"], {"mean": maybe(is_number), "interval_95": list_of(is_number)}
+        )
 
 
 def check_question(where: str, question: Any, arms: Mapping[str, Any]) -> None:
@@ -217,7 +223,9 @@ def check_videos(report: Mapping[str, Any]) -> None:
     require(is_mapping(files_of) and all(map(is_mapping, files_of.values())), "videos aren't by arm and seed")
     for arm, seed, name in videos(report):
         inside = is_text(name) and not name.startswith(("/", "\\")) and ".." not in Path(name).parts
-        require(inside and not urlsplit(name).scheme, f"the video of {arm!r}, seed {seed}, isn't a relative path")
+        require(
+            inside and not urlsplit(name).scheme, f"the video of {arm!r}, seed {seed}, isn't a relative path"
+        )
 
 
 def need(where: str, values: Mapping[str, Any], kinds: Mapping[str, Callable[[Any], bool]]) -> None:

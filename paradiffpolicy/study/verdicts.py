@@ -94,8 +94,8 @@ class Answer:
 def judge(sequences: Sequence[BoundedMean], margins: Sequence[float], error: float = 0.05) -> list[Answer]:
     """All questions of a study together, in order.
 
-    ``seeds_needed`` is the number of further seeds that decide on -margin, if differences stay as they are: they
-    do in about every second study.
+    ``seeds_needed`` is the number of further seeds that decide on -margin in about every second study, if
+    differences stay as they are.
 
     Args:
         sequences: of each question, its differences.

@@ -103,7 +103,7 @@ function verdictItem(q) {
 
 function drawVerdicts() {
   const place = section("verdicts", "Verdicts",
-    h("p", { class: "lead" }, "Every sampler of a question ran the same seeds as its reference. The interval holds the true mean difference at the confidence that it names, however often the study looked; the margin is the largest difference that doesn\u2019t matter. ", link("reading", "More on how to read this"), "."));
+    h("p", { class: "lead" }, "Every sampler of a question ran the same seeds as its reference. The interval holds the true mean difference with the confidence that is named, however often the study looked; the margin is the largest difference that doesn\u2019t matter. ", link("reading", "More on how to read this"), "."));
   if (REPORT.unfinished?.length) {
     place.append(h("p", { class: "notice" }, `This study isn\u2019t finished: ${REPORT.unfinished.join(", ")} would go on. The same command continues it.`));
   }
@@ -263,14 +263,20 @@ function drawCost() {
     words: `mean ${short(countedMean(arm[key]))}`,
   }));
   const add = (name, title, rows, label, log, about) => rows.length && figure(place, { name, title, about, draw: distributionsPlot(rows, { label, log }) });
-  add("iterations", "Iterations per plan", counted("iterations"), "iterations: network calls that wait for the one before", false, "How often a plan took so many iterations; every row has its own height. The upright line is the median.");
-  add("nfe", "Network function evaluations per plan", counted("nfe"), "NFE: nodes that went through the network", false, "Parallel samplers trade more evaluations for fewer iterations.");
-  add("plan_latency", "Latency of a plan", latencyRows(), "latency of a plan for one robot, ms", true, "The upright line is the median.");
+  add("iterations", "Iterations per plan", counted("iterations"), "iterations: network calls that wait for the one before", spans("iterations"), "How often a plan took so many iterations; every row has its own height. The triangle is the median.");
+  add("nfe", "Network function evaluations per plan", counted("nfe"), "NFE: nodes that went through the network", spans("nfe"), "Parallel samplers trade more evaluations for fewer iterations.");
+  add("plan_latency", "Latency of a plan", latencyRows(), "latency of a plan for one robot, ms", true, "Every plan that was timed. The triangle is the median.");
   const timelines = ARMS.filter((arm) => arm.timeline?.lateness_ms.length);
   if (timelines.length) {
     figure(place, { name: "deadlines", title: "Deadlines of the control loop", draw: deadlinesPlot(timelines),
       about: "When each tick\u2019s action was ready, in milliseconds after its deadline: below zero is in time; \u2715 marks ticks that were late, in the shaded zone." });
   }
+}
+
+/** Whether counts span so much that only a log axis shows the small ones. */
+function spans(key) {
+  const [low, high] = extent(ARMS.flatMap((arm) => arm[key]?.values ?? []));
+  return low >= 1 && high > 20 * low;
 }
 
 function latencyRows() {
@@ -300,8 +306,8 @@ function numbersTable() {
 /** A table that scrolls by itself where it is too wide. */
 function table(label, columns, rows) {
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", {},
-    h("thead", {}, h("tr", {}, columns.map(([words]) => h("th", { scope: "col" }, words)))),
-    h("tbody", {}, rows.map((row) => h("tr", {}, columns.map(([, cell], k) => h(k ? "td" : "th", k ? {} : { scope: "row" }, cell(row))))))));
+    h("thead", {}, h("tr", {}, columns.map(([words, , kind]) => h("th", { scope: "col", class: kind }, words)))),
+    h("tbody", {}, rows.map((row) => h("tr", {}, columns.map(([, cell, kind], k) => h(k ? "td" : "th", k ? { class: kind } : { scope: "row" }, cell(row))))))));
 }
 
 // ---------------------------------------------------------------------------------- what was run, reading
@@ -316,11 +322,13 @@ function drawRun() {
     Code: REPORT.code_sha256, ...named("Machine", REPORT.machine), Versions: Object.entries(REPORT.versions ?? {}).map(([name, version]) => `${name} ${version}`).join(", "),
   };
   place.append(h("dl", { class: "run" }, Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", { class: name === "Code" ? "hash" : null }, String(value))])));
-  const said = (value) => (value === null || value === undefined ? "\u2013" : typeof value === "object" ? JSON.stringify(value) : String(value));
+  const said = (value) => (value === null || value === undefined ? "\u2013" : Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : String(value));
+  const optional = [["Plans, Hz", "rate_hz"], ["Latency, ms", "latency_ms"], ["Blending", "blending"], ["Disturbance", "disturbance"]];
   const hash = (value) => (value ? h("code", { title: value }, value.slice(0, 12)) : "\u2013");
   place.append(h("h3", {}, "Arms"), table("Arms", [
-    ["Arm", (arm) => arm.name], ["Sampler", (arm) => arm.sampler], ["Checkpoint", (arm) => said(arm.checkpoint)], ["Weights", (arm) => hash(arm.weights_sha256)], ["Data", (arm) => hash(arm.data_sha256)],
-    ["Control, Hz", (arm) => said(arm.control_hz)], ["Plans, Hz", (arm) => said(arm.rate_hz)], ["Latency, ms", (arm) => said(arm.latency_ms)], ["Blending", (arm) => said(arm.blending)], ["Disturbance", (arm) => said(arm.disturbance)],
+    ["Arm", (arm) => arm.name], ["Sampler", (arm) => arm.sampler, "words"], ["Checkpoint", (arm) => said(arm.checkpoint), "words"],
+    ["Weights", (arm) => hash(arm.weights_sha256), "words"], ["Data", (arm) => hash(arm.data_sha256), "words"], ["Control, Hz", (arm) => said(arm.control_hz)],
+    ...optional.filter(([, key]) => ARMS.some((arm) => (arm[key] ?? null) !== null)).map(([words, key]) => [words, (arm) => said(arm[key])]),
   ], ARMS));
   place.append(h("details", {}, h("summary", {}, "Settings of the samplers, and whole hashes"), h("pre", { tabindex: 0, "aria-label": "Settings" }, JSON.stringify(Object.fromEntries(ARMS.map((arm) => [arm.name, { weights_sha256: arm.weights_sha256, data_sha256: arm.data_sha256, sampler: arm.sampler_config }])), null, 2))));
 }

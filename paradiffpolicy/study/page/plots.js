@@ -8,21 +8,21 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 function differencesPlot(questions) {
   return (width) => {
     const wide = width >= 640;
-    const groups = Map.groupBy ? Map.groupBy(questions, (q) => q.task) : groupBy(questions, (q) => q.task);
+    const groups = groupBy(questions, (q) => q.task);
     const names = questions.map((q) => `${q.short} \u2212 ${q.shortReference}, ${q.measure}`);
     const left = wide ? Math.min(Math.max(...names.map((name) => widthOf(name))) + 24, width * 0.4) : 12;
     const right = wide ? width - 190 : width - 12;
     const limit = differenceLimit(questions);
     const x = linear(-limit, limit, left, right);
-    const rowHeight = wide ? 34 : 52, headHeight = 34;
+    const rowHeight = wide ? 34 : 52, headHeight = 40;
     const height = 12 + groups.size * headHeight + questions.length * rowHeight + 50;
     const svg = canvasOf(width, height, `Paired differences of ${questions.length} questions with their intervals`);
     let y = 12;
     const bottom = height - 44;
     x.ticks(wide ? 8 : 4).forEach((tick) => svg.append(line(x(tick), 12, x(tick), bottom, tick === 0 ? "zero" : "grid"),
-      text(x(tick), bottom + 16, signed(tick, limit < 0.1 ? 2 : limit < 1 ? 2 : 1), "tick", "middle")));
+      text(x(tick), bottom + 16, signed(tick, limit < 0.02 ? 3 : limit < 1 ? 2 : 1), "tick", "middle")));
     for (const [task, members] of groups) {
-      svg.append(text(0, y + 20, taskTitle(task), "group"));
+      svg.append(text(0, y + 26, taskTitle(task), "group"));
       y += headHeight;
       for (const q of members) {
         drawDifference(svg, q, x, y, rowHeight, { wide, left, right, width });
@@ -144,14 +144,14 @@ function distributionsPlot(rows, { label, log }) {
     const right = wide ? width - 170 : width - 12;
     const [low, high] = extent(rows.flatMap((row) => row.bins.flatMap((bin) => [bin[0], bin[1]])));
     const x = (log ? logarithmic : linear)(low, high === low ? low + 1 : high, left, right);
-    const rowHeight = wide ? 36 : 56, headHeight = 32;
+    const rowHeight = wide ? 36 : 56, headHeight = 38;
     const height = groups.size * headHeight + rows.length * rowHeight + 54;
     const svg = canvasOf(width, height, label);
     const bottom = height - 44;
     x.ticks(wide ? 8 : 5).filter((tick) => tick >= low && tick <= high).forEach((tick) => svg.append(line(x(tick), 8, x(tick), bottom, "grid"), text(x(tick), bottom + 16, whole(tick), "tick", "middle")));
     let y = 0;
     for (const [task, members] of groups) {
-      svg.append(text(0, y + 22, taskTitle(task), "group"));
+      svg.append(text(0, y + 26, taskTitle(task), "group"));
       y += headHeight;
       for (const row of members) {
         drawDistribution(svg, row, x, y, rowHeight, { wide, left, right, width });
@@ -171,9 +171,9 @@ function drawDistribution(svg, row, x, y, rowHeight, { wide, left, right, width 
   svg.append(line(left, base, right, base, "axis faint"));
   for (const [from, to, share] of row.bins) {
     const size = Math.max(1, (share / most) * tall), start = x(from);
-    svg.append(rect(start, base - size, Math.max(x(to) - start - 0.5, 2), size, `bin colour${row.kind % 8}`));
+    svg.append(rect(start, base - size, Math.max(x(to) - start - 0.5, 3), size, `bin colour${row.kind % 8}`));
   }
-  if (row.median !== null) svg.append(line(x(row.median), base - tall - 1, x(row.median), base + 3, "median"));
+  if (row.median !== null) svg.append(s("path", { d: `M${round(x(row.median))},${base + 1}l-4,6h8Z`, class: "median" }));
 }
 
 /** Bins of counted whole numbers: one per value, or as many as are seen. */
@@ -208,35 +208,37 @@ function countedMedian({ values, counts }) {
 
 // --------------------------------------------------------------------------------------------- deadlines
 
+const LATE_LEFT = 44;
+
 /** How late every tick's action was, of each arm that ran on a real clock. */
 function deadlinesPlot(arms) {
   return (width) => {
     const rowHeight = 104, height = arms.length * rowHeight + 40;
     const svg = canvasOf(width, height, "Lateness of every tick of the control loop");
     const most = Math.max(...arms.map((arm) => arm.timeline.lateness_ms.length * (arm.timeline.every ?? 1)));
-    const x = linear(0, most, 48, width - 8);
+    const x = linear(0, most, LATE_LEFT, width - 8);
     arms.forEach((arm, index) => drawDeadlines(svg, arm, x, index * rowHeight, rowHeight, width));
     x.ticks(width > 640 ? 8 : 4).forEach((tick) => svg.append(text(x(tick), height - 24, whole(tick), "tick", "middle")));
-    svg.append(text((48 + width) / 2, height - 6, "tick", "tick", "middle"));
+    svg.append(text((LATE_LEFT + width) / 2, height - 6, "tick", "tick", "middle"));
     return svg;
   };
 }
 
 function drawDeadlines(svg, arm, x, top, rowHeight, width) {
-  const { lateness_ms: late, missed, period_ms: period, every = 1 } = arm.timeline;
+  const { lateness_ms: late, missed, every = 1 } = arm.timeline;
   const [low, high] = extent(late), spread = Math.max(high - low, 1);
   const y = linear(Math.min(low, 0) - spread * 0.06, Math.max(high, 0) + spread * 0.12, top + rowHeight - 10, top + 30);
   svg.append(text(0, top + 18, arm.full, "label strong"));
   svg.append(text(width, top + 18, `${missed ? `\u2715 ${plural(missed, "missed tick")}` : "none missed"} of ${whole(late.length * every)}`, missed ? "number late" : "number", "end"));
-  svg.append(rect(48, top + 30, width - 56, Math.max(y(0) - top - 30, 0), "lateZone"));
-  svg.append(line(48, y(0), width - 8, y(0), "deadline"), text(42, y(0) + 4, "0", "tick", "end"));
+  svg.append(rect(LATE_LEFT, top + 30, width - 8 - LATE_LEFT, Math.max(y(0) - top - 30, 0), "lateZone"));
+  svg.append(line(LATE_LEFT, y(0), width - 8, y(0), "deadline"), text(LATE_LEFT - 6, y(0) + 4, "0", "tick", "end"));
   const lowest = Math.round(low);
-  if (y(lowest) - y(0) > 14) svg.append(text(42, y(lowest) + 4, `${minus(String(lowest))} ms`, "tick", "end"));
-  if (high > 0 && y(0) - y(high) > 14) svg.append(text(42, y(high) + 4, `+${short(high)}`, "tick", "end"));
+  if (y(lowest) - y(0) > 14) svg.append(text(LATE_LEFT - 6, y(lowest) + 4, minus(String(lowest)), "tick", "end"));
+  if (high > 0 && y(0) - y(high) > 14) svg.append(text(LATE_LEFT - 6, y(high) + 4, `+${Math.round(high)}`, "tick", "end"));
   const points = late.map((value, index) => `${round(x(index * every))},${round(y(value))}`);
   svg.append(s("polyline", { points: points.join(" "), class: `trace colour${arm.kind % 8}` }));
+  const r = round(clamp((x(every) - x(0)) * 0.4, 1.2, 3.2));
   late.forEach((value, index) => {
-    if (value > 0) svg.append(s("path", { d: `M${round(x(index * every))},${round(y(value))}m-3,-3l6,6m0,-6l-6,6`, class: "missed" }));
+    if (value > 0) svg.append(s("path", { d: `M${round(x(index * every))},${round(y(value))}m${-r},${-r}l${2 * r},${2 * r}m0,${-2 * r}l${-2 * r},${2 * r}`, class: "missed" }));
   });
-  void period;
 }

@@ -146,24 +146,27 @@ function figure(parent, { name, title, about, draw, controls = [] }) {
     h("figcaption", {}, heading, about ? h("p", {}, about) : null),
     controls.length ? h("div", { class: "controls" }, controls) : null,
     plot, h("div", { class: "saving" }, save("svg"), save("png"))));
-  const made = { plot, draw, width: 0, redraw: () => redraw(made, true) };
+  const made = { plot, draw, width: 0, redraw: () => plot.replaceChildren(draw(made.width)) };
   FIGURES.push(made);
   return made;
 }
 
-function redraw(made, always = false) {
-  const width = Math.max(260, Math.floor(made.plot.clientWidth));
-  if (!always && width === made.width) return;
-  made.width = width;
-  made.plot.replaceChildren(made.draw(width));
+/** Draws the figures whose width changed; all widths are asked for first, since each drawing changes the layout. */
+function fitFigures() {
+  const widths = FIGURES.map((made) => Math.max(260, Math.floor(made.plot.clientWidth)));
+  FIGURES.forEach((made, k) => {
+    if (made.width === widths[k]) return;
+    made.width = widths[k];
+    made.redraw();
+  });
 }
 
 function watchWidths() {
   let asked = 0;
-  FIGURES.forEach((made) => redraw(made));
+  fitFigures();
   new ResizeObserver(() => {
     cancelAnimationFrame(asked);
-    asked = requestAnimationFrame(() => FIGURES.forEach((made) => redraw(made)));
+    asked = requestAnimationFrame(fitFigures);
   }).observe(document.querySelector("main"));
 }
 
