@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paradiffpolicy.cli.asking import study_questions, study_tasks
 from paradiffpolicy.cli.composing import compose, config_files
 from paradiffpolicy.cli.main import main
-from paradiffpolicy.cli.study import study_questions, study_tasks
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.blocks import Blocks
 from paradiffpolicy.evaluation.episodes import Episode
@@ -243,8 +243,8 @@ def mine(tmp_path) -> Path:
     tiny_checkpoint().save(tmp_path / "tiny")
     (tmp_path / "mine.yaml").write_text(
         f"title: Mine\nsamplers: [rti_5, rti]\nreference: rti_5\ncheckpoints: ['{tmp_path}/tiny']\n"
-        "margin: 0.5\nmax_steps: 8\nfirst_seed: 900000\nbudget: 4\nblock: 2\ncapture: eager\nlatency_plans: 2\n"
-        "paced_ticks: 2\n"
+        "margin: 0.5\nmax_steps: 8\nfirst_seed: 900000\nbudget: 4\nblock: 2\ncapture: eager\n"
+        "latency_plans: 2\npaced_ticks: 2\n"
     )
     return tmp_path / "mine.yaml"
 
