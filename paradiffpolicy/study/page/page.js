@@ -263,8 +263,8 @@ function drawCost() {
     words: `mean ${short(countedMean(arm[key]))}`,
   }));
   const add = (name, title, rows, label, log, about) => rows.length && figure(place, { name, title, about, draw: distributionsPlot(rows, { label, log }) });
-  add("iterations", "Iterations per plan", counted("iterations"), "iterations: network calls that wait for the one before", spans("iterations"), "How often a plan took so many iterations; every row has its own height. The triangle is the median.");
-  add("nfe", "Network function evaluations per plan", counted("nfe"), "NFE: nodes that went through the network", spans("nfe"), "Parallel samplers trade more evaluations for fewer iterations.");
+  add("iterations", "Iterations per plan", counted("iterations"), "iterations per plan", spans("iterations"), "An iteration is a network call that waits for the one before. The bars say how often a plan took so many; every row has its own height. The triangle is the median.");
+  add("nfe", "Network function evaluations per plan", counted("nfe"), "NFE per plan", spans("nfe"), "NFE counts the nodes that went through the network. Parallel samplers trade more evaluations for fewer iterations.");
   add("plan_latency", "Latency of a plan", latencyRows(), "latency of a plan for one robot, ms", true, "Every plan that was timed. The triangle is the median.");
   const timelines = ARMS.filter((arm) => arm.timeline?.lateness_ms.length);
   if (timelines.length) {

@@ -163,15 +163,15 @@ function distributionsPlot(rows, { label, log }) {
   };
 }
 
-function drawDistribution(svg, row, x, y, rowHeight, { wide, left, right, width }) {
+function drawDistribution(svg, row, x, y, rowHeight, { wide: beside, left, right, width }) {
   const base = y + rowHeight - 6, tall = 24;
   const most = Math.max(...row.bins.map((bin) => bin[2]));
-  svg.append(wide ? text(left - 14, base - 4, row.label, "label", "end") : text(8, y + 16, row.label, "label"));
-  svg.append(wide ? text(width, base - 4, row.words, "number", "end") : text(width - 8, y + 16, row.words, "number", "end"));
+  svg.append(beside ? text(left - 14, base - 4, row.label, "label", "end") : text(8, y + 16, row.label, "label"));
+  svg.append(beside ? text(width, base - 4, row.words, "number", "end") : text(width - 8, y + 16, row.words, "number", "end"));
   svg.append(line(left, base, right, base, "axis faint"));
   for (const [from, to, share] of row.bins) {
-    const size = Math.max(1, (share / most) * tall), start = x(from);
-    svg.append(rect(start, base - size, Math.max(x(to) - start - 0.5, 3), size, `bin colour${row.kind % 8}`));
+    const size = Math.max(1, (share / most) * tall), wide = clamp(x(to) - x(from) - 0.5, 3, 14);
+    svg.append(rect((x(from) + x(to) - wide) / 2, base - size, wide, size, `bin colour${row.kind % 8}`));
   }
   if (row.median !== null) svg.append(s("path", { d: `M${round(x(row.median))},${base + 1}l-4,6h8Z`, class: "median" }));
 }
