@@ -90,9 +90,17 @@ def opened(browser, path, width, scheme="light"):
     shown.on("console", lambda message: seen.errors.append(message.text))
     shown.on("pageerror", lambda error: seen.errors.append(str(error)))
     shown.on("request", lambda request: seen.requests.append(request.url))
-    shown.set_default_timeout(10_000)
+    shown.set_default_timeout(20_000)
+    seen.measure = context.new_cdp_session(shown)
+    seen.measure.send("Performance.enable", {"timeDomain": "threadTicks"})
     shown.goto(path.as_uri())
     return shown, seen
+
+
+def seconds_of_page(seen):
+    """Time on a processor that loading and drawing took, which doesn't depend on what else runs."""
+    metrics = seen.measure.send("Performance.getMetrics")["metrics"]
+    return next(metric["value"] for metric in metrics if metric["name"] == "ThreadTime")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +116,7 @@ def wide(browser, folder):
 def narrow(browser, folder):
     shown, seen = opened(browser, folder / "report.html", 380, scheme="dark")
     yield shown
-    assert seen.errors == []
+    assert [error for error in seen.errors if "ERR_FILE_NOT_FOUND" not in error] == []  # the missing video
 
 
 # ------------------------------------------------------------------------------------------ in a browser
@@ -221,13 +229,11 @@ def test_the_keyboard_opens_and_closes_a_video(wide):
     wide.keyboard.press("Escape")
 
 
-def test_a_video_that_is_missing_shows_its_command(browser, folder, tmp_path):
-    alone = tmp_path / "report.html"
-    shutil.copy(folder / "report.html", alone)
-    shown, _ = opened(browser, alone, 700)
-    shown.locator("[aria-label^='seed 500003, rti:']").click()
-    shown.locator("dialog code").wait_for()
-    assert "isn\u2019t beside this page" in shown.locator("dialog").inner_text()
+def test_a_video_that_is_missing_shows_its_command(narrow):
+    narrow.locator("[aria-label^='seed 500003, ddpm:']").click()
+    narrow.locator("dialog code").wait_for()
+    assert "isn\u2019t beside this page" in narrow.locator("dialog").inner_text()
+    narrow.locator("dialog").get_by_role("button", name="Close").click()
 
 
 def test_figures_are_downloaded(wide):
@@ -259,11 +265,7 @@ def test_a_thousand_seeds_of_fifteen_arms_are_shown_fast(browser, tmp_path):
     path = write_page(report, tmp_path / "report.html")
     assert path.stat().st_size < study_page.LARGEST_PAGE
     shown, seen = opened(browser, path, 1280)
-    built = [int(shown.evaluate("document.documentElement.dataset.builtMs"))]
-    while min(built) >= 1000 and len(built) < 3:  # another process may have had the core
-        shown.reload()
-        built.append(int(shown.evaluate("document.documentElement.dataset.builtMs")))
-    assert min(built) < 1000
+    assert 0 < seconds_of_page(seen) < 1
     assert shown.locator(".cell").count() < 700
     shown.locator("[data-row='0'][data-column='0']").focus()
     shown.keyboard.press("Control+End")
