@@ -241,7 +241,7 @@ def test_figures_are_downloaded(wide):
     assert figures.count() == 6
     for k in range(figures.count()):
         drawing = figures.nth(k).locator(".plot > svg")
-        size = [int(drawing.get_attribute(side)) for side in ("width", "height")]
+        size = [32 + int(drawing.get_attribute(side)) for side in ("width", "height")]
         with wide.expect_download() as download:
             figures.nth(k).locator("[data-save=svg]").click()
         text = download.value.path().read_text()

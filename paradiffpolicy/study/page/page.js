@@ -145,7 +145,7 @@ function drawLatency() {
     name: "latency", title: "Reward against latency of a plan",
     about: "Upright bars are 95 % intervals of the arm\u2019s own mean (the differences above are more precise, since they are paired). The thin line to the right ends at the 99th percentile of the latency.",
     controls: ARMS.some((arm) => arm.success) ? [h("span", { class: "legendWord" }, "Show"), choice("score", "score"), choice("success", "success")] : [],
-    draw: (width) => latencyPlot(ARMS, (arm) => MEASURES[chosen](arm))(width),
+    draw: (width) => latencyPlot(ARMS, MEASURES[chosen], chosen)(width),
   });
   const untimed = ARMS.filter((arm) => !arm.latency).map((arm) => arm.name);
   if (untimed.length) place.append(h("p", { class: "note" }, `Not timed: ${untimed.join(", ")}.`));
