@@ -59,6 +59,15 @@ CONTRAST = """() => {
 """The lowest contrast of every kind of text to the nearest opaque background."""
 
 
+PLAYABLE = """() => new Promise((done) => {
+  const video = document.querySelector("dialog video");
+  if (!video || video.readyState >= 2) done(Boolean(video));
+  video?.addEventListener("loadeddata", () => done(true));
+  video?.addEventListener("error", () => done(false));
+})"""
+"""Whether the dialog's video can be played."""
+
+
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
@@ -219,7 +228,7 @@ def test_the_keyboard_opens_and_closes_a_video(wide):
     assert wide.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     wide.keyboard.press("Enter")
     assert wide.locator("#episode-title").inner_text() == "PushT \u00b7 rti, seed 500003"
-    wide.wait_for_function("document.querySelector('dialog video').readyState >= 2")
+    assert wide.evaluate(PLAYABLE)
     wide.keyboard.press("Escape")
     assert not wide.locator("dialog").is_visible()
     assert wide.evaluate(focused).startswith("seed 500003, rti: ")
