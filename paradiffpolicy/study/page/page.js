@@ -130,7 +130,7 @@ function drawDifferences() {
 }
 
 const MEASURES = {
-  score: (arm) => arm.score.mean === null ? null : { mean: arm.score.mean, low: arm.score.mean - MARGIN_95 * (arm.score.standard_error ?? 0), high: arm.score.mean + MARGIN_95 * (arm.score.standard_error ?? 0) },
+  score: (arm) => arm.score.mean === null ? null : { mean: arm.score.mean, low: arm.score.mean - NORMAL_95 * (arm.score.standard_error ?? 0), high: arm.score.mean + NORMAL_95 * (arm.score.standard_error ?? 0) },
   success: (arm) => arm.success && { mean: arm.success.mean, low: arm.success.interval_95[0], high: arm.success.interval_95[1] },
 };
 
@@ -179,7 +179,7 @@ function tabs(place, panels) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    const next = (buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length;
+    const next = (buttons.indexOf(event.target) + step + buttons.length) % buttons.length;
     show(next);
     buttons[next].focus();
   } }, buttons);

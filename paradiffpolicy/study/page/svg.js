@@ -1,7 +1,7 @@
 // SVG by hand: elements, scales, ticks, numbers in words, figures with their downloads.
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARGIN_95 = 1.96;
+const NORMAL_95 = 1.96; // standard errors on both sides of a mean
 
 /** An HTML element; strings among the children become text, never markup. */
 function h(tag, attributes = {}, ...children) {
