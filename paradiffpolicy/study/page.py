@@ -10,7 +10,7 @@ import base64
 import html
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def write_page(report: Mapping[str, Any], path: Path, *, videos_from: Path | Non
     content = shown(report)
     text = render(content)
     if videos_from is not None:
-        content["videos"]["embedded"] = embedded(report, videos_from, LARGEST_PAGE - len(text))
+        content["videos"]["embedded"] = embedded(report, videos_from, LARGEST_PAGE - len(text.encode()))
         text = render(content)
     write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
     return path
@@ -153,6 +153,8 @@ def videos(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 # --------------------------------------------------------------------------------------------- the checks
 
+MEASURES = ("score", "success")
+"""What a question may compare."""
 REMEDY = "write it again with paradiffpolicy study"
 
 
@@ -202,16 +204,14 @@ def check_arm(where: str, arm: Any) -> None:
         need(f"{where}: plan_latency_ms", arm["plan_latency_ms"], {"p50": is_number})
     if arm.get("success") is not None:
         require(is_mapping(arm["success"]), f"{where}: success isn't a mapping")
-        need(
-            f"{where}: success", arm["success"], {"mean": maybe(is_number), "interval_95": list_of(is_number)}
-        )
+        kinds = {"mean": maybe(is_number), "interval_95": list_of(is_number)}
+        need(f"{where}: success", arm["success"], kinds)
 
 
 def check_question(where: str, question: Any, arms: Mapping[str, Any]) -> None:
     """Raises ``InputError`` that begins with ``where`` unless it is a question about these arms."""
     require(isinstance(question, Mapping), f"{where} isn't a mapping")
-    known: Callable[[Any], bool] = lambda name: is_text(name) and name in arms  # noqa: E731
-    need(where, question, {"arm": known, "reference": known, "measure": {"score", "success"}.__contains__})
+    need(where, question, {"arm": one_of(arms), "reference": one_of(arms), "measure": one_of(MEASURES)})
     need(where, question, {"margin": is_number, "n": is_whole, "mean": maybe(is_number), "verdict": is_text})
     need(where, question, {"interval": list_of(maybe(is_number)), "confidence": is_number})
     require(len(question["interval"]) == 2, f"{where}: interval isn't two numbers")
@@ -219,7 +219,9 @@ def check_question(where: str, question: Any, arms: Mapping[str, Any]) -> None:
 
 def check_videos(report: Mapping[str, Any]) -> None:
     """Raises ``InputError`` unless all paths of videos are relative ones that stay in their folder."""
-    files_of = (report.get("videos") or {}).get("files") or {}
+    listed = report.get("videos") or {}
+    require(is_mapping(listed), "videos isn't a mapping")
+    files_of = listed.get("files") or {}
     require(is_mapping(files_of) and all(map(is_mapping, files_of.values())), "videos aren't by arm and seed")
     for arm, seed, name in videos(report):
         inside = is_text(name) and not name.startswith(("/", "\\")) and ".." not in Path(name).parts
@@ -244,6 +246,11 @@ def is_mapping(value: Any) -> bool:
 
 def is_truth(value: Any) -> bool:
     return isinstance(value, bool) or value in (0, 1)
+
+
+def one_of(names: Collection[str]) -> Callable[[Any], bool]:
+    """A check for a name that is known."""
+    return lambda value: is_text(value) and value in names
 
 
 def maybe(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:

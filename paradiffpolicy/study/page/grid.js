@@ -2,7 +2,7 @@
 
 const ROW = 30;
 const SEED_WIDTH = 92;
-const CELL_WIDTH = 84;
+const CELL_WIDTH = 96;
 
 /** What the grid shows of a task: `columns` are its arms, `rows` its seeds with an episode or null per arm. */
 function gridModel(task, arms) {

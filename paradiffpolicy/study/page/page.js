@@ -130,7 +130,7 @@ function drawDifferences() {
 }
 
 const MEASURES = {
-  score: (arm) => arm.score.mean === null ? null : { mean: arm.score.mean, low: arm.score.mean - MARGIN_95 * (arm.score.standard_error ?? 0), high: arm.score.mean + MARGIN_95 * (arm.score.standard_error ?? 0) },
+  score: (arm) => arm.score.mean === null ? null : { mean: arm.score.mean, low: arm.score.mean - NORMAL_95 * (arm.score.standard_error ?? 0), high: arm.score.mean + NORMAL_95 * (arm.score.standard_error ?? 0) },
   success: (arm) => arm.success && { mean: arm.success.mean, low: arm.success.interval_95[0], high: arm.success.interval_95[1] },
 };
 
@@ -145,7 +145,7 @@ function drawLatency() {
     name: "latency", title: "Reward against latency of a plan",
     about: "Upright bars are 95 % intervals of the arm\u2019s own mean (the differences above are more precise, since they are paired). The thin line to the right ends at the 99th percentile of the latency.",
     controls: ARMS.some((arm) => arm.success) ? [h("span", { class: "legendWord" }, "Show"), choice("score", "score"), choice("success", "success")] : [],
-    draw: (width) => latencyPlot(ARMS, (arm) => MEASURES[chosen](arm))(width),
+    draw: (width) => latencyPlot(ARMS, MEASURES[chosen], chosen)(width),
   });
   const untimed = ARMS.filter((arm) => !arm.latency).map((arm) => arm.name);
   if (untimed.length) place.append(h("p", { class: "note" }, `Not timed: ${untimed.join(", ")}.`));
@@ -179,7 +179,7 @@ function tabs(place, panels) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    const next = (buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length;
+    const next = (buttons.indexOf(event.target) + step + buttons.length) % buttons.length;
     show(next);
     buttons[next].focus();
   } }, buttons);
@@ -263,8 +263,8 @@ function drawCost() {
     words: `mean ${short(countedMean(arm[key]))}`,
   }));
   const add = (name, title, rows, label, log, about) => rows.length && figure(place, { name, title, about, draw: distributionsPlot(rows, { label, log }) });
-  add("iterations", "Iterations per plan", counted("iterations"), "iterations: network calls that wait for the one before", spans("iterations"), "How often a plan took so many iterations; every row has its own height. The triangle is the median.");
-  add("nfe", "Network function evaluations per plan", counted("nfe"), "NFE: nodes that went through the network", spans("nfe"), "Parallel samplers trade more evaluations for fewer iterations.");
+  add("iterations", "Iterations per plan", counted("iterations"), "iterations per plan", spans("iterations"), "An iteration is a network call that waits for the one before. The bars say how often a plan took so many; every row has its own height. The triangle is the median.");
+  add("nfe", "Network function evaluations per plan", counted("nfe"), "NFE per plan", spans("nfe"), "NFE counts the nodes that went through the network. Parallel samplers trade more evaluations for fewer iterations.");
   add("plan_latency", "Latency of a plan", latencyRows(), "latency of a plan for one robot, ms", true, "Every plan that was timed. The triangle is the median.");
   const timelines = ARMS.filter((arm) => arm.timeline?.lateness_ms.length);
   if (timelines.length) {

@@ -73,7 +73,7 @@ function groupBy(values, key) {
 // --------------------------------------------------------------------------------- reward against latency
 
 /** One panel per task: reward against the median latency of a plan. */
-function latencyPlot(arms, measure) {
+function latencyPlot(arms, measure, word) {
   return (width) => {
     const timed = arms.filter((arm) => arm.latency && (measure(arm)?.mean ?? null) !== null);
     const groups = [...groupBy(timed, (arm) => arm.task)];
@@ -84,7 +84,7 @@ function latencyPlot(arms, measure) {
     const [low, high] = extent(timed.map((arm) => arm.latency.p50));
     groups.forEach(([task, members], index) => {
       const group = s("g", { transform: `translate(${(index % columns) * (panel + gap)},${Math.floor(index / columns) * panelHeight})` });
-      drawLatencyPanel(group, task, members, measure, { width: panel, height: panelHeight, low: low / 1.6, high: high * 1.6 });
+      drawLatencyPanel(group, `${taskTitle(task)}, ${word}`, members, measure, { width: panel, height: panelHeight, low: low / 1.6, high: high * 1.6 });
       svg.append(group);
     });
     if (!groups.length) svg.append(text(0, 30, "No plan was timed.", "label"));
@@ -92,12 +92,12 @@ function latencyPlot(arms, measure) {
   };
 }
 
-function drawLatencyPanel(svg, task, arms, measure, { width, height, low, high }) {
+function drawLatencyPanel(svg, title, arms, measure, { width, height, low, high }) {
   const points = arms.map((arm) => ({ arm, value: measure(arm) }));
   const [bottomValue, topValue] = extent(points.flatMap(({ value }) => [value.low, value.high]));
   const pad = Math.max((topValue - bottomValue) * 0.12, 0.02);
   const x = logarithmic(low, high, 40, width - 12), y = linear(bottomValue - pad, topValue + pad, height - 52, 40);
-  svg.append(text(0, 18, taskTitle(task), "group"));
+  svg.append(text(0, 18, title, "group"));
   y.ticks(5).forEach((tick) => svg.append(line(40, y(tick), width - 12, y(tick), "grid"), text(34, y(tick) + 4, fixed(tick, y.high - y.low < 0.2 ? 2 : 1 + (y.high - y.low < 0.5)), "tick", "end")));
   x.ticks(width > 420 ? 9 : 5).forEach((tick) => svg.append(line(x(tick), height - 52, x(tick), height - 47, "axis"), text(x(tick), height - 32, whole(tick), "tick", "middle")));
   svg.append(line(40, height - 52, width - 12, height - 52, "axis"), text(width / 2, height - 10, "median latency of a plan, ms (log scale)", "tick", "middle"));
@@ -163,15 +163,15 @@ function distributionsPlot(rows, { label, log }) {
   };
 }
 
-function drawDistribution(svg, row, x, y, rowHeight, { wide, left, right, width }) {
+function drawDistribution(svg, row, x, y, rowHeight, { wide: beside, left, right, width }) {
   const base = y + rowHeight - 6, tall = 24;
   const most = Math.max(...row.bins.map((bin) => bin[2]));
-  svg.append(wide ? text(left - 14, base - 4, row.label, "label", "end") : text(8, y + 16, row.label, "label"));
-  svg.append(wide ? text(width, base - 4, row.words, "number", "end") : text(width - 8, y + 16, row.words, "number", "end"));
+  svg.append(beside ? text(left - 14, base - 4, row.label, "label", "end") : text(8, y + 16, row.label, "label"));
+  svg.append(beside ? text(width, base - 4, row.words, "number", "end") : text(width - 8, y + 16, row.words, "number", "end"));
   svg.append(line(left, base, right, base, "axis faint"));
   for (const [from, to, share] of row.bins) {
-    const size = Math.max(1, (share / most) * tall), start = x(from);
-    svg.append(rect(start, base - size, Math.max(x(to) - start - 0.5, 3), size, `bin colour${row.kind % 8}`));
+    const size = Math.max(1, (share / most) * tall), wide = clamp(x(to) - x(from) - 0.5, 3, 14);
+    svg.append(rect((x(from) + x(to) - wide) / 2, base - size, wide, size, `bin colour${row.kind % 8}`));
   }
   if (row.median !== null) svg.append(s("path", { d: `M${round(x(row.median))},${base + 1}l-4,6h8Z`, class: "median" }));
 }

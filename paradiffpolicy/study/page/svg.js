@@ -1,7 +1,7 @@
 // SVG by hand: elements, scales, ticks, numbers in words, figures with their downloads.
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARGIN_95 = 1.96;
+const NORMAL_95 = 1.96; // standard errors on both sides of a mean
 
 /** An HTML element; strings among the children become text, never markup. */
 function h(tag, attributes = {}, ...children) {
@@ -173,6 +173,12 @@ function watchWidths() {
 const INLINED = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "stroke-linejoin",
   "font-family", "font-size", "font-weight", "text-anchor", "paint-order"];
 
+const PADDING = 16;
+
+function paddedSize(drawing) {
+  return [drawing.width, drawing.height].map((side) => side.baseVal.value + 2 * PADDING);
+}
+
 /** The drawing with its styles written into it, so that it looks the same elsewhere. */
 function standalone(drawing) {
   const copy = drawing.cloneNode(true);
@@ -183,7 +189,9 @@ function standalone(drawing) {
     element.removeAttribute("class");
   });
   const background = getComputedStyle(document.body).backgroundColor;
-  copy.prepend(s("rect", { width: "100%", height: "100%", fill: background }));
+  const [width, height] = paddedSize(drawing);
+  fill(copy, { width, height, viewBox: `${-PADDING} ${-PADDING} ${width} ${height}` }, []);
+  copy.prepend(s("rect", { x: -PADDING, y: -PADDING, width, height, fill: background }));
   copy.setAttribute("xmlns", SVG);
   return new XMLSerializer().serializeToString(copy);
 }
@@ -191,7 +199,7 @@ function standalone(drawing) {
 async function download(drawing, name, kind) {
   const written = standalone(drawing);
   let blob = new Blob([written], { type: "image/svg+xml" });
-  if (kind === "png") blob = await rastered(written, drawing.width.baseVal.value, drawing.height.baseVal.value);
+  if (kind === "png") blob = await rastered(written, ...paddedSize(drawing));
   const address = URL.createObjectURL(blob);
   const study = REPORT.name.replace(/[^\w.-]+/g, "_");
   h("a", { href: address, download: `${study}_${name}.${kind}` }).click();
