@@ -175,6 +175,7 @@ def test_steps_work_as_printed(tmp_path):
     build = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True)
     shutil.unpack_archive(next(tmp_path.glob("*.whl")), site, "zip")
+    assert (site / "paradiffpolicy/study/page/page.html").exists()  # what isn't Python is shipped, too
     script = [SHORTER]
     for page in MADE:
         here = tmp_path / Path(page).stem

@@ -29,8 +29,8 @@ LAYERS = [
     ["serving", "telemetry"],
     ["benchmarks"],
     ["evaluation"],
-    ["collection"],
     ["study"],
+    ["collection"],
     ["cli", "__main__"],
 ]
 """Rooms of the house, from the ground up: each imports only from its own floor and those below."""

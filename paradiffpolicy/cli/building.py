@@ -309,11 +309,13 @@ def worker_count(count: int | str) -> int:
     return usable_cores() if isinstance(count, str) else count
 
 
-def recorded_windows(cfg: Any, guide: Policy, count: int) -> list[Any]:
-    """Observation windows ``[To, O]`` of an episode that ``guide`` runs, again from its start if short."""
+def recorded_windows(cfg: Any, guide: Policy, count: int, seed: int | None = None) -> list[Any]:
+    """Observation windows ``[To, O]`` of an episode that ``guide`` runs, again from its start if short; of
+    the config's ``first_seed``, unless another is given."""
     from ..evaluation.rollout import rollout
 
-    episode = rollout(guide, env_maker(cfg, guide.spec), [cfg.first_seed], cfg.task.max_steps)[0]
+    seeds = [cfg.first_seed if seed is None else seed]
+    episode = rollout(guide, env_maker(cfg, guide.spec), seeds, cfg.task.max_steps)[0]
     return [episode.windows[k % len(episode.windows)] for k in range(count)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib import resources
@@ -53,6 +54,10 @@ def compose(command: str, overrides: list[str], **given: Any) -> Any:
         optional = type(None) in known["task"].types
         task = tasks[-1] if tasks else ("null" if optional else "pusht")
         values["task"] = None if optional and task == "null" else task_values(task)
+    if command == "study":
+        studies = [override.removeprefix("study=") for override in overrides if override.startswith("study=")]
+        values = study_values(studies[-1] if studies else values["study"], values)
+        overrides = [override for override in overrides if not override.startswith("study=")]
     if "recipe" in known:
         for recipe in (each.removeprefix("recipe=") for each in overrides if each.startswith("recipe=")):
             values = merged(values, recipes().get(recipe, values))
@@ -111,6 +116,8 @@ def given_value(setting: Setting | None, text: str) -> Any:
         if isinstance(value, list):
             return value
         return [text] if setting.rule.path else text.strip("[]" * listed).split(",")
+    if setting.is_text_or_dict and not text.startswith("{"):
+        return text
     value = parsed(text)
     return {"name": value} if setting.is_named and isinstance(value, str) else value
 
@@ -148,8 +155,38 @@ def resolved(values: Mapping[str, Any]) -> Any:
 
 def task_files() -> dict[str, Path]:
     """The shipped tasks' files, by name."""
-    folder = Path(str(resources.files("paradiffpolicy.configs"))) / "task"
+    return config_files("task")
+
+
+def config_files(kind: str) -> dict[str, Path]:
+    """The shipped files of a kind, ``task`` or ``study``, by name."""
+    folder = Path(str(resources.files("paradiffpolicy.configs"))) / kind
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+@contextmanager
+def config_file(kind: str, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The path and the values of a shipped file, or of any YAML file; what is wrong with them is said with
+    the path.
+
+    Raises:
+        InputError: there is no such file, or it can't be read.
+    """
+    known = config_files(kind)
+    path = known.get(name, Path(name).expanduser())
+    if not path.is_file():
+        raise InputError(f"unknown {kind} {name!r}{nearest(name, known)}; or a file, as {kind}=./mine.yaml")
+    try:
+        require_regular(path, LARGEST_TASK)
+        require_small(yaml.safe_load(path.read_text(encoding="utf-8")))
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        if not isinstance(values, dict):
+            raise InputError("it must hold names and values, as name: reach")
+        yield path, {str(key): value for key, value in values.items()}
+    except InputError as error:
+        raise InputError(f"{path}: {error}")
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{path} can't be read as YAML ({' '.join(str(error).split())})")
 
 
 def task_values(task: str) -> dict[str, Any]:
@@ -161,27 +198,25 @@ def task_values(task: str) -> dict[str, Any]:
     Raises:
         InputError: there is no such task, or its file has a value that isn't allowed.
     """
-    known = task_files()
-    path = known.get(task, Path(task).expanduser())
-    if not path.is_file():
-        raise InputError(f"unknown task {task!r}{nearest(task, known)}; or a file, as task=./mine.yaml")
-    try:
-        require_regular(path, LARGEST_TASK)
-        require_small(yaml.safe_load(path.read_text(encoding="utf-8")))
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-        if not isinstance(values, dict):
-            raise InputError("it must hold names and values, as name: reach")
+    with config_file("task", task) as (path, values):
         values["dataset"] = first_there(values.get("dataset"), path.parent)
         content = asdict(build(TaskConfig, {"name": path.stem, **values}))
-    except InputError as error:
-        raise InputError(f"{path}: {error}")
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{path} can't be read as YAML ({' '.join(str(error).split())})")
     for name in ("dataset", "checkpoint"):
         place = content[name]
         if place is not None and not Path(place).exists() and (path.parent / place).exists():
             content[name] = str(path.parent / place)
     return content
+
+
+def study_values(study: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The study command's values, with those of a shipped study by name, or of any YAML file, over them.
+
+    Raises:
+        InputError: there is no such study, or its file has a value that isn't allowed.
+    """
+    with config_file("study", study) as (_, own):
+        composed = merged(values, own) | {"study": study}
+        return asdict(build(SCHEMAS["study"], composed))
 
 
 def first_there(places: Any, folder: Path) -> Any:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..evaluation.cases import Case, RealtimeResult
     from ..evaluation.compare import SamplerResult
     from ..policy import Policy
+    from .parts import PolicyConfig
     from .schema import CaseConfig, EvaluateConfig
 
 
@@ -80,7 +81,7 @@ def deciding(cfg: EvaluateConfig) -> dict[str, Any]:
     return settings | {name: head[name] for name in ("weights_sha256", "code_sha256", "versions")}
 
 
-def student_hashes(cfg: EvaluateConfig) -> dict[str, str]:
+def student_hashes(cfg: PolicyConfig) -> dict[str, str]:
     """The hash of the weights of every sampler that has some of its own."""
     from ..checkpoint import METADATA, read_description
     from ..files import exists
@@ -93,7 +94,15 @@ def student_hashes(cfg: EvaluateConfig) -> dict[str, str]:
 
 
 def out_folder(cfg: EvaluateConfig, command: str, settings: Mapping[str, Any]) -> Path:
-    """The report's folder: as given; else where the same evaluation was cut off; else named by the time.
+    """The report's folder; see ``report_folder``."""
+    return report_folder(cfg.out, Path(f"outputs/{command}/{cfg.task.name}"), settings)
+
+
+def report_folder(out: str | None, parent: Path, settings: Mapping[str, Any], *kept: str) -> Path:
+    """A report's folder: as given; else where blocks of the same settings are kept; else named by the time.
+
+    Args:
+        kept: the name of the folder that they are kept in, if it isn't the usual one.
 
     Raises:
         InputError: it can't be written.
@@ -101,10 +110,9 @@ def out_folder(cfg: EvaluateConfig, command: str, settings: Mapping[str, Any]) -
     from ..evaluation.blocks import kept_settings
     from ..files import require_writable
 
-    parent = Path(f"outputs/{command}/{cfg.task.name}")
-    cut_off = [] if cfg.out else [path for path in parent.glob("*") if kept_settings(path) == settings]
+    cut_off = [] if out else [path for path in parent.glob("*") if kept_settings(path, *kept) == settings]
     now = parent / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-    folder = Path(cfg.out) if cfg.out else max(cut_off, default=now)
+    folder = Path(out) if out else max(cut_off, default=now)
     require_writable(out=folder / "report.json")
     return folder
 

@@ -9,9 +9,12 @@ from .building import EXTRAS, require_extra
 if TYPE_CHECKING:
     from ..evaluation.executors import BlockExecutor
     from .schema import CollectConfig, EvaluateConfig
+    from .study_schema import StudyConfig
+
+    Config = EvaluateConfig | CollectConfig | StudyConfig
 
 
-def block_executor(cfg: EvaluateConfig | CollectConfig, gpus: float = 0.0) -> BlockExecutor:
+def block_executor(cfg: Config, gpus: float = 0.0) -> BlockExecutor:
     """The executor that the config names, with the workers that it asks for.
 
     Args:
@@ -28,7 +31,7 @@ def block_executor(cfg: EvaluateConfig | CollectConfig, gpus: float = 0.0) -> Bl
     return EXECUTORS.named(cfg.executor)(Resources(workers, cfg.threads or 1, gpus))
 
 
-def policy_gpus(cfg: EvaluateConfig | CollectConfig) -> float:
+def policy_gpus(cfg: Config) -> float:
     """How many GPUs a worker takes that computes plans on the config's device."""
     from ..models.networks import usable_device
 

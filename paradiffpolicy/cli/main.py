@@ -39,6 +39,7 @@ from .run import StoppedError, run
 from .schema import SCHEMAS
 from .serve import serve
 from .settings import require_outputs
+from .study import study
 from .sweeping import FLAGS, SWEPT, multirun
 from .train import distill, train
 
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "train": train,
     "distill": distill,
     "evaluate": evaluate,
+    "study": study,
     "run": run,
     "collect": collect,
     "download": download,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import LARGEST
 from ..registry import Registry
 from .settings import among, lazily, out_setting, path_setting, setting
 
@@ -141,6 +142,11 @@ class TaskConfig:
     )
     scoring: str = setting(
         "max", "how an episode's score is made of its rewards", choices=lazily("environment", "SCORINGS")
+    )
+    reward_range: list[float] | None = setting(
+        None,
+        "[low, high] of all rewards, which a study of scores needs; null: unknown",
+        minimum=-LARGEST,
     )
     max_steps: int = setting(300, "control steps per episode", minimum=1)
     control_hz: float | None = setting(None, "control steps per second; null: the environment's", above=0)

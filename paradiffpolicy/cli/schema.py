@@ -37,6 +37,7 @@ from .parts import (
     workers_setting,
 )
 from .settings import among, lazily, out_setting, path_setting, setting
+from .study_schema import StudyConfig
 from .train_schema import DistillConfig, TrainConfig
 
 
@@ -336,6 +337,7 @@ SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
+    "study": StudyConfig,
     "run": RunConfig,
     "collect": CollectConfig,
     "download": DownloadConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import functools
@@ -108,6 +109,9 @@ def among(*names: str) -> Choices:
     return lambda config: names
 
 
+UNIONS = (typing.Union, types.UnionType)
+
+
 class _MisfitError(Exception):
     """A value isn't of a type that a setting may have."""
 
@@ -124,8 +128,7 @@ class Setting:
     @property
     def types(self) -> tuple[Any, ...]:
         """The types that its value may have."""
-        union = typing.get_origin(self.hint) in (typing.Union, types.UnionType)
-        return typing.get_args(self.hint) if union else (self.hint,)
+        return typing.get_args(self.hint) if typing.get_origin(self.hint) in UNIONS else (self.hint,)
 
     @property
     def is_list(self) -> bool:
@@ -136,6 +139,12 @@ class Setting:
     def is_text(self) -> bool:
         """Whether it takes nothing but text, or null."""
         return set(self.types) <= {str, type(None)}
+
+    @property
+    def is_text_or_dict(self) -> bool:
+        """Whether it takes text, or names and values, or null."""
+        kinds = {typing.get_origin(hint) or hint for hint in self.types}
+        return {str, dict} <= kinds <= {str, dict, type(None)}
 
     @property
     def is_named(self) -> bool:
@@ -176,15 +185,22 @@ class Setting:
         Raises:
             InputError: it is of another type, out of range or none of the choices; or something in it is.
         """
+        try:
+            return self._as_any(config)
+        except _MisfitError:
+            raise InputError(f"{self.name}={written(self.value)} must be {self.allowed(config)}")
+
+    def _as_any(self, config: Any) -> Any:
+        """Its value, of the first type that it fits."""
         for hint in self.types:
-            try:
+            with contextlib.suppress(_MisfitError):
                 return self._as(hint, config)
-            except _MisfitError:
-                continue
-        raise InputError(f"{self.name}={written(self.value)} must be {self.allowed(config)}")
+        raise _MisfitError
 
     def _as(self, hint: Any, config: Any) -> Any:
         value, kind, inner = self.value, typing.get_origin(hint) or hint, typing.get_args(hint)
+        if kind in UNIONS:  # of a list's entries
+            return replace(self, hint=hint)._as_any(config)
         if is_dataclass(kind) and (isinstance(value, dict) or is_dataclass(value)):
             return build(hint, value, f"{self.name}.", config)
         if kind is list and isinstance(value, list) and len(value) >= self.rule.some:

@@ -37,20 +37,27 @@ class Blocks:
     Args:
         folder: of the report; None: nothing is kept.
         settings: plain values that decide the results.
+        kept: the name of the folder in it that they lie in.
 
     Raises:
         InputError: the folder holds blocks of other settings.
     """
 
-    def __init__(self, folder: Path | None = None, settings: Mapping[str, Any] | None = None) -> None:
-        self._folder = None if folder is None else folder / FOLDER
-        if self._folder is None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        kept: str = FOLDER,
+    ) -> None:
+        self._folder = None if folder is None else folder / kept
+        if folder is None or self._folder is None:
             return
-        known, given = kept_settings(self._folder.parent), json.loads(json.dumps(plain_json(settings or {})))
+        known, given = kept_settings(folder, kept), json.loads(json.dumps(plain_json(settings or {})))
         if known is not None and known != given:
             names = sorted(name for name in {*known, *given} if known.get(name) != given.get(name))
+            what = "an unfinished evaluation" if kept == FOLDER else "blocks of an evaluation"
             raise InputError(
-                f"out={folder} has an unfinished evaluation with other settings ({', '.join(names)}): finish "
+                f"out={folder} has {what} with other settings ({', '.join(names)}): finish "
                 f"it with those, name another folder, or delete {self._folder}"
             )
         self._settings = given
@@ -105,10 +112,10 @@ def _file_name(name: str) -> str:
     return f"{readable}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
-def kept_settings(folder: Path) -> Any:
+def kept_settings(folder: Path, kept: str = FOLDER) -> Any:
     """The settings of an unfinished evaluation in a report's folder; None: there is none."""
     try:
-        return json.loads((folder / FOLDER / "settings.json").read_text())
+        return json.loads((folder / kept / "settings.json").read_text())
     except (OSError, ValueError):
         return None
 

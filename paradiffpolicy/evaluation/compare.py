@@ -26,7 +26,7 @@ from ..tables import bar
 from ..types import Plan
 from .blocks import Blocks
 from .episodes import Episode, Outcome, judged
-from .executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor
+from .executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor, block_episodes
 from .rollout import in_groups, rollout
 from .workers import MakeEnv, Workers
 
@@ -206,10 +206,9 @@ class Comparison:
             on_stage = {"on_stage": lambda stage: shown.set_postfix_str(f"{name} {stage}".strip())}
             return BlockTask(runs[name], {"seeds": group, "n_pictured": pictured}, here | on_stage)
 
-        made = self.executor([task(name, k) for name, k in turns if not self.blocks.has(name, k)])
-        for name, k in turns:
+        for name, k, episodes in block_episodes(turns, task, self.blocks, self.executor):
             row = self._rows[name]
-            row.episodes += self.blocks.episodes(name, k, partial(next, made))
+            row.episodes += episodes
             progress.block_ended(len(self._groups[k]) * self.max_steps)
             row.captured = programs({name: self.policies[name]})[name]
             if report_is_due(k, len(self._groups)):

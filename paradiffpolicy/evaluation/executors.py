@@ -7,13 +7,15 @@ same function makes the same episodes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
 from ..errors import InputError, first_line
 from ..registry import Registry
+from .blocks import Blocks
 from .episodes import Episode
 from .workers import usable_cores
 
@@ -79,6 +81,23 @@ class BlockExecutor(Protocol):
 
     def close(self) -> None:
         """Ends what was started."""
+
+
+def block_episodes(
+    turns: Sequence[tuple[str, int]],
+    task: Callable[[str, int], BlockTask],
+    blocks: Blocks,
+    executor: BlockExecutor,
+) -> Iterator[tuple[str, int, list[Episode]]]:
+    """Blocks and their episodes in order: kept ones; others are run, whatever comes of each other, and kept.
+
+    Args:
+        turns: whose block, and which.
+        task: what makes it.
+    """
+    made = executor([task(name, k) for name, k in turns if not blocks.has(name, k)])
+    for name, k in turns:
+        yield name, k, blocks.episodes(name, k, partial(next, made))
 
 
 class LocalExecutor:
