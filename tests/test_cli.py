@@ -25,16 +25,9 @@ import zarr
 from paradiffpolicy import __version__
 from paradiffpolicy.benchmarks.baselines import BASELINES
 from paradiffpolicy.cli.bench import per_network
-from paradiffpolicy.cli.building import (
-    AUGMENTATIONS,
-    EXTRAS,
-    contract,
-    env_maker,
-    load_policy,
-    named_sampler,
-    sampling_policy,
-)
+from paradiffpolicy.cli.building import EXTRAS, load_policy, named_sampler, sampling_policy
 from paradiffpolicy.cli.composing import check, compose, task_files
+from paradiffpolicy.cli.environments import AUGMENTATIONS, contract, env_maker
 from paradiffpolicy.cli.main import COMMANDS, main
 from paradiffpolicy.cli.schema import SCHEMAS, CaseConfig
 from paradiffpolicy.cli.settings import settings_of
@@ -170,7 +163,7 @@ def test_a_tasks_file_is_checked(tmp_path, content, message):
 
 def test_modules_of_the_current_folder_are_found(tmp_path, monkeypatch):
     (tmp_path / "mine_for_cli.py").write_text(
-        "from paradiffpolicy.cli.building import AUGMENTATIONS\n"
+        "from paradiffpolicy.cli.environments import AUGMENTATIONS\n"
         "AUGMENTATIONS.register('mine', lambda episode: dict(episode))\n"
     )
     monkeypatch.chdir(tmp_path)

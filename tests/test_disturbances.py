@@ -11,8 +11,8 @@ import pytest
 from gymnasium import spaces
 
 from paradiffpolicy import environment
-from paradiffpolicy.cli.building import env_maker, env_maker_at
 from paradiffpolicy.cli.composing import compose
+from paradiffpolicy.cli.environments import env_maker, env_maker_at
 from paradiffpolicy.cli.evaluate import deciding
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.cli.run import build_robot

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from paradiffpolicy.cli.building import contract
 from paradiffpolicy.cli.composing import compose
+from paradiffpolicy.cli.environments import contract
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.cli.run import noted_signals
 from paradiffpolicy.clock import VirtualClock

@@ -16,12 +16,12 @@ from .building import (
     load_policy,
     named_blending,
     named_interpolation,
-    recorded_windows,
     require_extra,
     resized,
     sampled,
     sampling_policy,
 )
+from .environments import recorded_windows
 from .locating import locate_checkpoint
 from .settings import written
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..tables import bar
-from .building import env_maker, env_workers, load_policy, sampling_policy, worker_count
+from .building import load_policy, sampling_policy
+from .environments import env_maker, env_workers, worker_count
 from .executing import block_executor, policy_gpus
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .building import task_env
+from .environments import task_env
 from .locating import locate_checkpoint
 
 if TYPE_CHECKING:

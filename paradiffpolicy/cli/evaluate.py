@@ -16,16 +16,13 @@ from ..provenance import about, describe, in_words, machine
 from ..tables import bar, console
 from .building import (
     capture_settings,
-    env_maker,
-    env_maker_at,
-    env_workers,
     load_policy,
     named_blending,
     named_interpolation,
-    recorded_windows,
     resized,
     sampling_policy,
 )
+from .environments import env_maker, env_maker_at, env_workers, recorded_windows
 from .executing import block_executor, policy_gpus
 from .locating import locate_checkpoint
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..provenance import machine
 from ..tables import console, pairs, table
-from .building import choose_device, contract, task_env
+from .building import choose_device
+from .environments import contract, task_env
 from .locating import locate, locate_checkpoint
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from ..errors import LARGEST
 from ..registry import Registry
 from .settings import among, lazily, out_setting, path_setting, setting
 
-AUGMENTATIONS = lazily("cli.building", "AUGMENTATIONS")
-WEIGHTS = lazily("cli.building", "WEIGHTS")
-TRIMS = lazily("cli.building", "TRIMS")
+AUGMENTATIONS = lazily("cli.environments", "AUGMENTATIONS")
+WEIGHTS = lazily("cli.environments", "WEIGHTS")
+TRIMS = lazily("cli.environments", "TRIMS")
 BACKENDS = lazily("sampling.capture.backends", "BACKENDS")
 PLANNERS = lazily("planning", "PLANNERS")
 PRECISIONS = lazily("models.precision", "CHOICES")

@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import InputError
 from ..provenance import describe, machine
 from ..tables import console
-from .building import (
-    env_maker_at,
-    load_policy,
-    named_blending,
-    named_interpolation,
-    sampling_policy,
-)
+from .building import load_policy, named_blending, named_interpolation, sampling_policy
+from .environments import env_maker_at
 from .settings import written
 
 if TYPE_CHECKING:

@@ -14,15 +14,8 @@ from ..errors import InputError
 from ..provenance import about, describe
 from ..tables import bar
 from .asking import reward_range, study_questions, study_tasks, validation_seeds
-from .building import (
-    env_maker,
-    env_maker_at,
-    env_workers,
-    load_policy,
-    named_blending,
-    recorded_windows,
-    sampling_policy,
-)
+from .building import load_policy, named_blending, sampling_policy
+from .environments import env_maker, env_maker_at, env_workers, recorded_windows
 from .evaluate import quiet, report_folder, show, student_hashes
 from .executing import block_executor, policy_gpus
 from .locating import locate_checkpoint

@@ -12,18 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..provenance import machine
 from ..tables import bar
-from .building import (
-    AUGMENTATIONS,
-    TRIMS,
-    WEIGHTS,
-    capture_settings,
-    choose_device,
-    contract,
-    env_maker,
-    env_workers,
-    named_sampler,
-    task_checkpoint,
-)
+from .building import capture_settings, choose_device, named_sampler, task_checkpoint
+from .environments import AUGMENTATIONS, TRIMS, WEIGHTS, contract, env_maker, env_workers
 from .locating import locate, locate_checkpoint
 from .processes import joined_processes
 
