@@ -271,7 +271,12 @@ def test_a_snapshot_of_another_task_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "seeds"),
-    {"lift": range(50_000, 50_005), "can": range(50_000, 50_003), "square": [50_000, 72_040, 72_072]}.items(),
+    {
+        "lift": range(50_000, 50_005),
+        "can": range(50_000, 50_003),
+        "square": [50_000, 72_040, 72_072],
+        "tool_hang": [50_000],
+    }.items(),
 )
 def test_experts_succeed(task, seeds):
     """On seeds that nothing was tuned on; 'collect' counts many more.  In two of square's the wrist has far

@@ -28,6 +28,7 @@ from .motion import (
     while_fingers_move,
     yaw,
 )
+from .tool_hang import tool_hang
 
 EAGER = 2.0
 """Factor on a manner's gains, with which the controller hangs off by half as much."""
@@ -232,5 +233,6 @@ EXPERTS: dict[str, Callable[[], Expert]] = {
     "lift": partial(Expert, lift, noise=(0.02, 0.12)),
     "can": partial(Expert, can, noise=(0.005, 0.03), start=partial(above, "Can")),
     "square": partial(Expert, square, noise=(0.005, 0.03), start=partial(above, "SquareNut")),
+    "tool_hang": partial(Expert, tool_hang, noise=(0.005, 0.03)),
 }
 """Makes a task's expert."""
