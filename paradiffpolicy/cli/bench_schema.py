@@ -268,8 +268,6 @@ class BenchTrainConfig(DeviceConfig):
     Examples:
       paradiffpolicy bench train
           two networks, a minute
-      paradiffpolicy bench train turns=50 threads=1
-          one thread, longer
       paradiffpolicy bench train 'networks={}' '+networks.mine=[128,256]'
           another network
       paradiffpolicy bench train 'networks={}' picture_size=240

@@ -226,8 +226,6 @@ class CollectConfig(PolicyConfig):
           50 PushT episodes to outputs/collect/pusht.zarr
       paradiffpolicy collect out=my.zarr episodes=200 min_score=0.9
           good ones only
-      paradiffpolicy collect sampler_name=ddpm first_seed=1000
-          another sampler, other seeds
       paradiffpolicy collect executor=ray workers=auto episodes=2000
           on all cores of a Ray cluster
     """
