@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import InputError, first_line
 from ..registry import Registry
-from .blocks import Blocks
 from .episodes import Episode
 from .workers import usable_cores
+
+if TYPE_CHECKING:  # it imports torch, which a process of demonstrations doesn't need
+    from .blocks import Blocks
 
 
 @dataclass(frozen=True)
