@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/*.md", "checkpoints/README.md")
 BLOCK = re.compile(r"<!-- table: (?P<name>\w+)(?P<hashes>.*?) -->\n(?P<rows>.*?)<!-- end -->", re.DOTALL)
 
-PUSHT = "checkpoints/pusht_keypoints"
+PUSHT, PIXELS = "checkpoints/pusht_keypoints", "checkpoints/pusht_pixels"
 ROBOSUITE = ("lift", "can", "square")
 
 Report = Mapping[str, Any]
@@ -215,6 +215,13 @@ def summary(report: Report, latency: Report) -> Rows:
             },
             **both(found.get(name), "`ddpm`"),
         }
+
+
+@table(f"{PIXELS}/report/report.json")
+def pixels(report: Report) -> Rows:
+    found = against(report, "ddpm", report["samplers"])
+    for name, values in report["samplers"].items():
+        yield {**rewarded(name, report), **plan_error(values, report), **both(found.get(name), "`ddpm`")}
 
 
 HOW = {
