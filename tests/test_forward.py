@@ -3,13 +3,13 @@ commands that are committed until then, and all that counts a plan's steps count
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
+from paradiffpolicy.cli.main import main
 from paradiffpolicy.clock import VirtualClock
 from paradiffpolicy.control.controller import Controller
 from paradiffpolicy.errors import InputError
@@ -129,7 +129,7 @@ def test_rtc_keeps_what_runs_before_the_plan_begins():
 
 def test_an_ensemble_has_a_plan_from_its_tick_on():
     blending = partial(TemporalEnsemble, decay=0.0)
-    asked, actions, _ = ran(0.2, 20, forward=STATE, blending=blending, replan_every=4)
+    _, actions, _ = ran(0.2, 20, forward=STATE, blending=blending, replan_every=4)
     assert actions[5] == [0, 4] and actions[6] == [2, 3]  # step 5 of the first and 1 of the next
 
 
@@ -194,3 +194,12 @@ def test_a_state_that_the_actions_do_not_move_is_refused(spec, forward, words):
     with pytest.raises(InputError, match=words) as raised:
         Forward(spec, forward)
     assert "\n" not in str(raised.value)
+
+
+def test_commands_take_it_and_refuse_what_is_not_observed(capsys):
+    for command in (
+        ["run", "forward={x: nothing.0}", "seconds=1"],
+        ["evaluate", "mode=realtime", "realtime.forward={x: nothing.0}", "seeds=1"],
+    ):
+        assert main(command) == 2
+        assert "forward: 'nothing.0' isn't observed" in capsys.readouterr().err
