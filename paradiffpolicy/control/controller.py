@@ -292,8 +292,7 @@ class Controller:
     def _ask(self, now: float, observed: int) -> None:
         kept = weight = None
         last = self._index + self._watchdog.seconds_left(self._blender.plan, now) * self.rate_hz
-        window = self._forward.window(self._history, self._blender, observed, self._index, last)
-        begin = observed + self._forward.ahead
+        window, begin = self._forward.window(self._history, self._blender, observed, self._index, last)
         if self._blender.commits:
             kept, weight = self._blender.commit(begin, observed + self._forward.delay - begin)
         if self._index >= self._due:

@@ -108,9 +108,9 @@ class Forward:
 
     def window(
         self, history: History, blender: Blender, observed: int, now: int, last: float
-    ) -> NDArray[Any]:
-        """The window of the tick at which the plan will begin: ``ahead`` ticks after ``observed``, as many as
-        the expected delay, or fewer if the blender's plans end before.
+    ) -> tuple[NDArray[Any], int]:
+        """The window ``[To, O]`` of the tick at which the plan will begin, and that tick: as many after
+        ``observed`` as the expected delay, or fewer if the blender's plans end before.
 
         Args:
             history: its newest observation is of the tick ``observed``.
@@ -119,7 +119,7 @@ class Forward:
         """
         window, self.ahead = history.window(), 0
         if not self:
-            return window
+            return window, observed
         numbers = window[NUMBERS] if window.dtype.names else window
         ahead, vector = history.numbers(), numbers[-1].copy()
         for tick in range(observed, observed + self.delay):
@@ -130,7 +130,7 @@ class Forward:
             self.ahead += 1
             ahead.push(vector, observed + self.ahead)
         numbers[:, self._columns] = ahead.window()[:, self._columns]
-        return window
+        return window, observed + self.ahead
 
     def _command_at(self, tick: int, now: int, blender: Blender, last: float) -> NDArray[np.float64] | None:
         """The command of a tick; a tick that was left out has that of the one before it."""
