@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,12 @@ class History:
         nearest, numbers = np.where(self._part[:, 0] < 0.5, window, after), window.dtype.names[0]
         nearest[numbers] = self._between(window[numbers], after[numbers])
         return nearest
+
+    def numbers(self) -> History:
+        """A copy that goes on by itself, of the vectors alone where observations have pictures."""
+        other, names = copy.copy(self), self._kept.dtype.names
+        other._kept = (self._kept[names[0]] if names else self._kept).copy()
+        return other
 
     def _between(self, window: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
         """Numbers between those at two ticks, ``[To, O]`` each."""

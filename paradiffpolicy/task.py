@@ -199,9 +199,10 @@ class Contract:
             return np.ones(obs_dim, dtype=bool)
         return np.repeat([not field.is_quaternion for field in self.observation], np.array(sizes, dtype=int))
 
-    def relative_pairs(self, named: Mapping[str, str]) -> Relative:
+    def relative_pairs(self, named: Mapping[str, str], setting: str = "relative") -> Relative:
         """A spec's ``relative`` by names: ``{x: state.0}`` makes the number ``x`` of an action relative to
-        number 0 of the field ``state``.  Numbers of an action without names are counted from 0.
+        number 0 of the field ``state``.  Numbers of an action without names are counted from 0.  Errors
+        name the ``setting``.
 
         Raises:
             InputError: there is no such number of an action, no such field, or it isn't observed.
@@ -210,11 +211,11 @@ class Contract:
         for name, place in named.items():
             if name not in names and (names or not PLACE.fullmatch(name)):
                 known = f"they are {', '.join(names)}" if names else "the contract has no names, count from 0"
-                raise InputError(f"relative: no number of an action is {name!r:.40}: {known}")
-            pairs.append((names.index(name) if names else int(name), self._column(place)))
+                raise InputError(f"{setting}: no number of an action is {name!r:.40}: {known}")
+            pairs.append((names.index(name) if names else int(name), self._column(str(place), setting)))
         return tuple(pairs)
 
-    def _column(self, place: str) -> int:
+    def _column(self, place: str, setting: str) -> int:
         """The column of the observation vector that is a number of a field: ``state.0``."""
         key, _, number = place.rpartition(".")
         first = 0
@@ -225,7 +226,7 @@ class Contract:
                 return first + there.index(int(number))
             first += field.size
         raise InputError(
-            f"relative: {place!r:.60} isn't observed: name a field and the place of a number in it, as "
+            f"{setting}: {place!r:.60} isn't observed: name a field and the place of a number in it, as "
             f"{self.observation[0].key}.0"
         )
 

@@ -281,6 +281,7 @@ def evaluate_realtime(cfg: EvaluateConfig) -> None:
             progress=bar,
             replan_every=setting.replan_every,
             interpolation=named_interpolation(setting.interpolation),
+            forward=setting.forward,
             success_key=cfg.task.success_key,
             scoring=cfg.task.scoring,
         )
@@ -299,9 +300,11 @@ def realtime_cases(cfg: EvaluateConfig, policy: Policy, blocks: Blocks) -> tuple
     """Every sampler with unlimited time, then the cases at every rate; and the sweep."""
     from ..control.rate import ticks_per_step
     from ..evaluation.cases import Case
+    from ..planning.forward import moved_pairs
 
     setting = cfg.realtime
     rates = setting.rates_hz or [policy.spec.control_hz]
+    moved_pairs(policy.spec, setting.forward)
     for rate in rates:  # before hours of other cases
         named_interpolation(setting.interpolation)(policy.spec, ticks_per_step(rate, policy.spec.control_hz))
     virtual, blending = setting.clock == "virtual", named_blending(setting.blending, policy.spec)

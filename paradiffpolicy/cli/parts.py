@@ -69,6 +69,15 @@ def interpolation_setting() -> Any:
     return setting({"name": "auto"}, text, named=True, check=INTERPOLATION)
 
 
+def forward_setting() -> Any:
+    """Which numbers of an observation are rolled forward."""
+    text = (
+        "observed numbers that the actions move, as {x: state.0}: rolled forward to when a plan will begin; "
+        "{}: none"
+    )
+    return setting({}, text)
+
+
 def disturbances_setting() -> Any:
     """The environment's disturbances and their strengths."""
     text = "disturbances of the environment and their strengths, as {action_noise: 0.02}"

@@ -54,7 +54,13 @@ def run(cfg: RunConfig) -> None:
     )
     planner = planner_beside(cfg.planner, cfg.scheduling.cores)
     options: dict[str, Any] = {"planner": planner, "blending": blending, "interpolation": interpolation}
-    options |= {"replan_every": cfg.replan_every, "generator": cfg.seed, "clock": clock, "capacity": n_ticks}
+    options |= {
+        "forward": cfg.forward,
+        "replan_every": cfg.replan_every,
+        "generator": cfg.seed,
+        "clock": clock,
+        "capacity": n_ticks,
+    }
     controller = Controller(policy, rate_hz, **options, **vars(cfg.safety))
 
     def finish() -> tuple[dict[str, Any], list[Path]]:
@@ -169,6 +175,7 @@ def about(cfg: RunConfig, rate_hz: float) -> dict[str, Any]:
         "budget_ms": cfg.budget_ms,
         "blending": cfg.blending,
         "interpolation": cfg.interpolation,
+        "forward": cfg.forward,
         "replan_every": cfg.replan_every,
         "disturbances": cfg.disturbances,
         "safety": vars(cfg.safety),

@@ -29,6 +29,7 @@ from .parts import (
     blending_setting,
     disturbances_setting,
     executor_setting,
+    forward_setting,
     interpolation_setting,
     replan_setting,
     sampler_names,
@@ -88,6 +89,7 @@ class RealtimeConfig:
     rates_hz: list[float] = setting("${task.rates_hz}", "control rates; []: the policy's", above=0)
     blending: dict[str, Any] = blending_setting()
     interpolation: dict[str, Any] = interpolation_setting()
+    forward: dict[str, str] = forward_setting()
     replan_every: int | None = replan_setting()
     cases: dict[str, CaseConfig] = setting(
         {
@@ -185,6 +187,7 @@ class RunConfig(PolicyConfig):
     planner: str = setting("process", "where plans are made; inline: the loop waits", choices=PLANNERS)
     blending: dict[str, Any] = blending_setting()
     interpolation: dict[str, Any] = interpolation_setting()
+    forward: dict[str, str] = forward_setting()
     budget_ms: float | None = setting(
         None,
         "milliseconds per plan: by the first of 'anytime' that fits, or as many iterations as do",

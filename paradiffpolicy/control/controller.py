@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from ..errors import InputError, is_number, require_count, require_positive
 from ..history import History
 from ..planning import PLANNERS
 from ..planning.blending import BLENDINGS, ROUNDING, Blending, Grid
+from ..planning.forward import Forward
 from ..planning.interpolation import INTERPOLATIONS, Interpolation
 from ..planning.progress import Progress
 from ..planning.request import MakePlanner, PlanReply, PlanRequest, Plans
@@ -37,9 +38,6 @@ from .record import Fault, Record, Tick
 from .watchdog import Limits, Watchdog
 
 log = logging.getLogger(__name__)
-
-DELAYS = 8
-"""How many plans' delays are remembered; the longest is expected of the next plan."""
 
 
 class Controller:
@@ -65,6 +63,8 @@ class Controller:
         interpolation: what the command is between a plan's steps: a name in ``INTERPOLATIONS``, or a
             callable; ``auto`` holds an action where a step is a whole number of ticks, and else does as the
             policy's contract says.
+        forward: which numbers of the observation the robot's actions move, as ``{"x": "state.0"}``; they are
+            rolled forward to when the plan will begin to act (``planning.forward``).
         clock: whose seconds count.
         policy_hz: steps of a plan per second; None: the demonstrations'.
         replan_every: steps from one request to the next; None: Ta; 0: always, back to back.
@@ -100,6 +100,7 @@ class Controller:
         planner: str | MakePlanner = "thread",
         blending: str | Blending = "latest",
         interpolation: str | Interpolation = "auto",
+        forward: Mapping[str, str] = {},
         clock: Clock | None = None,
         policy_hz: float | None = None,
         replan_every: int | None = None,
@@ -123,25 +124,19 @@ class Controller:
         if fallback is not None and not callable(fallback):
             raise InputError(f"{fallback=} must be a function of the last action and the faults")
         age = spec.n_action_steps / policy_hz if max_observation_age is None else max_observation_age
-        self._watchdog = Watchdog(
-            spec,
-            limits=limits,
-            max_observation_age=age,
-            frozen_after=frozen_after,
-            max_plan_age=max_plan_age,
-            planner_timeout=planner_timeout,
-        )
+        ages: Any = {"max_observation_age": age, "frozen_after": frozen_after, "max_plan_age": max_plan_age}
+        self._watchdog = Watchdog(spec, limits=limits, planner_timeout=planner_timeout, **ages)
         self.spec, self.rate_hz, self.clock = spec, rate_hz, clock or MonotonicClock()
         self._grid = Grid(spec, stride, INTERPOLATIONS.resolve(interpolation)(spec, stride))
         self._ask_every = max(1, math.ceil(replan_every * stride - ROUNDING))
         self._planner = PLANNERS.resolve(planner)(policy, generators_for(generator, 1)[0], self.clock)
+        self._forward = Forward(spec, forward)
         self._blender = BLENDINGS.resolve(blending)(self._grid)
         self._history = History(spec.n_obs_steps, stride, mixed=spec.contract.mixed(spec.obs_dim))
         self._fallback, self._capacity = fallback or default_fallback(spec.contract), capacity
         self._fallback_timeout = fallback_timeout
         self._lock = threading.RLock()
         self._session = 0
-        self._delays: deque[int] = deque(maxlen=DELAYS)
         self._action = np.zeros(spec.action_dim)
         self.started = False
         self.reset()
@@ -205,6 +200,7 @@ class Controller:
             self._session, self._origin = self._session + 1, origin
             self._history.clear()
             self._blender.clear()
+            self._forward.clear()
             self._watchdog.reset()
             self._index, self._ticked, self._due = 0, -1, 0
             self._progress = Progress()
@@ -273,9 +269,12 @@ class Controller:
             self._history.push(observation, observed)
         if not self._watchdog.is_fresh(now):
             faults |= Fault.OBSERVATION_STALE
+        if self._forward:  # before its commands move a window
+            faults |= self._take_plan(self._index, now)
         self._sensed, self._found = (now, observation), faults
         # A request that still waits for the planner is renewed: the newest observation counts.
-        if not faults and (self._index >= self._due or self._watchdog.queued):
+        known = not (self._forward and (self._watchdog.waiting or self._forward.waiting))
+        if not faults and known and (self._index >= self._due or self._watchdog.queued):
             try:
                 self._ask(now, observed)
             except BaseException:  # as a planner of the caller's own may raise
@@ -292,12 +291,14 @@ class Controller:
 
     def _ask(self, now: float, observed: int) -> None:
         kept = weight = None
+        last = self._index + self._watchdog.seconds_left(self._blender.plan, now) * self.rate_hz
+        window, begin = self._forward.window(self._history, self._blender, observed, self._index, last)
         if self._blender.commits:
-            kept, weight = self._blender.commit(observed, max(self._delays, default=0))
+            kept, weight = self._blender.commit(begin, observed + self._forward.delay - begin)
         if self._index >= self._due:
             self._due = self._index + self._ask_every
         self._watchdog.asked(now)
-        step, window = self._grid.steps(self._progress.executed_at(observed))[0], self._history.window()
+        step = self._grid.steps(self._progress.expected_at(begin))[0]
         self._planner.request(PlanRequest(observed, step, self._session, now, window, kept, weight))
         self.record.n_requests += 1
 
@@ -315,6 +316,7 @@ class Controller:
             else:
                 action = self._fall_back(now)
         finally:
+            self._forward.commanded(index, action)
             self._note(action, step, age)  # also when the fallback raises
         return action
 
@@ -375,24 +377,24 @@ class Controller:
             faults = self._watchdog.check_reply(reply, index) or self._take(reply, index)
         if broken := self._watchdog.check_planner(self._planner.alive, now):
             self._planner.restart()
+        if plan := self._forward.due(index):
+            self._blender.add(plan)
         if faults | broken:
             self._due = 0
         return faults | broken
 
     def _take(self, reply: PlanReply, index: int) -> Fault:
-        reply, asked = self._progress.placed(reply), reply.tick
-        self._delays.append(index - asked)
-        # It acts from now until the next plan, which is asked for later, is here.
-        until = asked + self._ask_every + max(self._delays)
-        first, last = (
-            self._grid.steps(tick - reply.tick)[0] + self.spec.executed.start for tick in (index, until - 1)
-        )
-        faults = self._watchdog.check_plan(reply, slice(first, last + 1 + bool(self._grid.between.reach)))
+        asked, reply = reply.tick, self._progress.placed(reply, self._forward.ahead)
+        self._forward.delays.append(index - asked)
+        # It acts from now, or from its tick, until the next plan, which is asked for later, is here.
+        start, next_asked = max(index, reply.tick), asked + self._ask_every
+        stop = max(next_asked, start + 1 if self._forward else 0) + self._forward.delay
+        faults = self._watchdog.check_plan(reply, self._grid.runs(reply, start, stop))
         self.record.add_plan(
-            *(asked, reply.asked, reply.arrived, reply.latency, reply.iterations, reply.residual),
-            *(index - asked, bool(faults)),
+            *(reply.tick - reply.waited, reply.asked, reply.arrived, reply.latency),
+            *(reply.iterations, reply.residual, index - asked, bool(faults)),
         )
         if not faults:
-            self._blender.add(reply)
+            self._forward.waiting = reply
             self._had_plan = True
         return faults

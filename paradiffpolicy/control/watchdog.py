@@ -210,6 +210,10 @@ class Watchdog:
         self.details[Fault.PLAN_REFUSED] = detail
         return Fault.PLAN_REFUSED
 
+    def seconds_left(self, plan: PlanReply | None, now: float) -> float:
+        """For how long a plan may still be acted on."""
+        return self.max_plan_age - (0.0 if plan is None else now - plan.asked)
+
     def is_within(self, action: list[float]) -> bool:
         """Whether an action is finite and within the limits.  Of a list: faster for a few numbers."""
         return all(low <= value <= high for value, (low, high) in zip(action, self._bounds, strict=True))

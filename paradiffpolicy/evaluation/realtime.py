@@ -8,7 +8,7 @@ changes only the time that it takes.  A run is repeated bit by bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -119,6 +119,7 @@ def realtime_rollout(
     latencies: Sequence[float] = (0.0,),
     blending: Blending = Latest,
     interpolation: Interpolation = automatic,
+    forward: Mapping[str, str] = {},
     replan_every: int | None = None,
     side_by_side: int | None = None,
     success_key: str | None = None,
@@ -132,7 +133,7 @@ def realtime_rollout(
         seconds: an episode's length.
         rate_hz: of control; the environment takes actions at it.
         latencies: seconds per plan, to draw from.
-        blending, interpolation, replan_every: see ``Controller``.
+        blending, interpolation, forward, replan_every: see ``Controller``.
         side_by_side: episodes at a time, where an environment takes much memory; None: all.
         success_key: of the environment's info; see ``environment.succeeded``.
         scoring: how a score is made of rewards; see ``Episode``.
@@ -154,6 +155,7 @@ def realtime_rollout(
             planner=batch.planner(latency(np.random.default_rng(seed))),
             blending=blending,
             interpolation=interpolation,
+            forward=forward,
             clock=clock,
             replan_every=replan_every,
             planner_timeout=LARGEST,
@@ -230,6 +232,7 @@ def wall_rollout(
     planner: MakePlanner = ThreadPlanner,
     blending: Blending = Latest,
     interpolation: Interpolation = automatic,
+    forward: Mapping[str, str] = {},
     replan_every: int | None = None,
     success_key: str | None = None,
     scoring: str = "max",
@@ -256,6 +259,7 @@ def wall_rollout(
             planner=planner,
             blending=blending,
             interpolation=interpolation,
+            forward=forward,
             clock=clock,
             replan_every=replan_every,
             capacity=n_ticks,

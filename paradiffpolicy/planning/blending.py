@@ -64,6 +64,13 @@ class Grid:
             return -1, None
         return step, self.between(plan.actions, step, fraction)
 
+    def runs(self, plan: PlanReply, start: int, stop: int) -> slice:
+        """The steps of a plan that commands depend on in the ticks from ``start`` to before ``stop``."""
+        first, last = (
+            self.steps(tick - plan.tick)[0] + self.spec.executed.start for tick in (start, stop - 1)
+        )
+        return slice(first, last + 1 + bool(self.between.reach))
+
     @functools.cached_property
     def between(self) -> Interpolator:
         """The interpolator."""
@@ -87,7 +94,7 @@ class Blender(Protocol):
 
     def act(self, tick: int, out: NDArray[np.float64]) -> int:
         """Writes the action for ``tick`` to ``out`` ``[A]``; returns the plan's step, or -1: there is
-        none."""
+        none.  Where the state is rolled forward (``forward``), it is asked about ticks to come, too."""
         ...
 
     def commit(self, tick: int, delay: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -35,8 +35,14 @@ class Progress:
         start, executed, acting = next(spans, self._spans[0])
         return executed + max(0, tick - start) * acting
 
-    def placed(self, reply: PlanReply) -> PlanReply:
-        """The reply, put off by the ticks since its request's in which no plan was executed."""
-        executed = self.executed_at(self._tick) - self.executed_at(reply.tick)
-        waited = max(0, self._tick - reply.tick - executed)
-        return replace(reply, tick=reply.tick + waited, waited=waited)
+    def expected_at(self, tick: int) -> int:
+        """In how many ticks before ``tick`` plans will have been executed, if one is from now on."""
+        return self.executed_at(min(tick, self._tick)) + max(0, tick - self._tick)
+
+    def placed(self, reply: PlanReply, ahead: int = 0) -> PlanReply:
+        """The reply, put off by the ticks ``ahead`` that its window was moved, and by those since then in
+        which no plan was executed."""
+        begin = reply.tick + ahead
+        executed = self.executed_at(self._tick) - self.executed_at(begin)
+        waited = max(0, self._tick - begin - executed)
+        return replace(reply, tick=begin + waited, waited=waited)

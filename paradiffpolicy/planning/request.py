@@ -36,11 +36,11 @@ class PlanRequest:
 
     Attributes:
         tick: of the window's newest observation.
-        step: how many steps have been executed since the reset; the difference between two requests is how
-            many of the first one's plan were, in between.
+        step: how many steps have been executed since the reset when the plan begins; the difference between
+            two requests is how many of the first one's plan are, in between.
         session: a plan doesn't continue one of another session.
         asked: when, in the clock's seconds.
-        window: ``[To, O]``.
+        window: ``[To, O]``; its state may be rolled forward to when the plan begins (``forward``).
         committed: ``[T, A]``, actions to keep, or None.
         commitment: ``[T]``, their weight, or None.
     """
@@ -68,7 +68,8 @@ class PlanReply:
         arrived: when it was handed out, in the clock's seconds; NaN before.
         waited: ticks from the request to its arrival in which no plan was executed.  ``Controller`` counts
             them, and puts ``tick`` off by as many before a blender takes the plan: the robot stood still, so
-            no action of the plan has been executed in its place.
+            no action of the plan has been executed in its place.  So it does with a plan whose window was
+            rolled forward, by as many ticks as that was.
     """
 
     tick: int
