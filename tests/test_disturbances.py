@@ -289,14 +289,16 @@ def test_unknown_disturbances_and_strengths_are_refused(strengths, message):
 
 def test_environments_that_cant_be_disturbed_so_are_refused():
     """And robots that are none."""
+    frictionless, boundless = ToyEnv(), ToyEnv()
     with pytest.raises(InputError, match="friction: ToyEnv has no change_friction"):
-        disturbed(ToyEnv(), {"friction": 0.5})
+        disturbed(frictionless, {"friction": 0.5})
     with pytest.raises(InputError, match=r"friction=-0.5: PushT's .* have no friction to lose"):
         env_maker(compose("evaluate", []), friction=-0.5)()
-    boundless = ToyEnv()
     boundless.action_space = spaces.Box(-np.inf, np.inf, (2,))
     with pytest.raises(InputError, match="those of ToyEnv are Box"):
         ActionNoise(boundless, 0.1)
+    for env in (frictionless, boundless):
+        env.close()
     cfg = compose("run", ["robot=udp", "disturbances={action_noise: 0.1}"])
     with pytest.raises(InputError, match=r"disturbances=\{action_noise: 0.1\} .* robot=env"):
         build_robot(cfg, TINY, 10, None)
