@@ -8,10 +8,11 @@ changes only the time that it takes.  A run is repeated bit by bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -22,9 +23,7 @@ from ..control.controller import Controller
 from ..control.loop import ControlLoop
 from ..control.record import Record
 from ..errors import LARGEST, InputError
-from ..planning.blending import Blending, Latest
 from ..planning.delayed import DelayedPlanner
-from ..planning.interpolation import Interpolation, automatic
 from ..planning.request import MakePlanner, PlanMaker, PlanReply, PlanRequest, Plans, committed_tensors
 from ..planning.thread import ThreadPlanner
 from ..robots.env import EnvRobot
@@ -117,14 +116,11 @@ def realtime_rollout(
     *,
     rate_hz: float,
     latencies: Sequence[float] = (0.0,),
-    blending: Blending = Latest,
-    interpolation: Interpolation = automatic,
-    forward: Mapping[str, str] = {},
-    replan_every: int | None = None,
     side_by_side: int | None = None,
     success_key: str | None = None,
     scoring: str = "max",
     on_ticks: Callable[[int], object] = lambda ticks: None,
+    **options: Any,
 ) -> list[Episode]:
     """Runs one episode per seed in virtual time.
 
@@ -133,11 +129,11 @@ def realtime_rollout(
         seconds: an episode's length.
         rate_hz: of control; the environment takes actions at it.
         latencies: seconds per plan, to draw from.
-        blending, interpolation, forward, replan_every: see ``Controller``.
         side_by_side: episodes at a time, where an environment takes much memory; None: all.
         success_key: of the environment's info; see ``environment.succeeded``.
         scoring: how a score is made of rewards; see ``Episode``.
         on_ticks: told how many ticks of all episodes together went by, or were spared by an early end.
+        options: ``blending``, ``interpolation``, ``forward`` and ``replan_every``, see ``Controller``.
 
     Raises:
         InputError: the policy's actions can't be given at this rate, a latency is no time, or
@@ -153,13 +149,10 @@ def realtime_rollout(
             rate_hz,
             generator=seed,
             planner=batch.planner(latency(np.random.default_rng(seed))),
-            blending=blending,
-            interpolation=interpolation,
-            forward=forward,
             clock=clock,
-            replan_every=replan_every,
             planner_timeout=LARGEST,
             capacity=n_ticks,
+            **options,
         ).start()
         return robot(make_env(rate_hz), seed, clock), controller
 
@@ -230,13 +223,10 @@ def wall_rollout(
     clock: Clock,
     side_by_side: int = 1,
     planner: MakePlanner = ThreadPlanner,
-    blending: Blending = Latest,
-    interpolation: Interpolation = automatic,
-    forward: Mapping[str, str] = {},
-    replan_every: int | None = None,
     success_key: str | None = None,
     scoring: str = "max",
     on_ticks: Callable[[int], object] = lambda ticks: None,
+    **options: Any,
 ) -> list[Episode]:
     """Runs one episode per seed at the real rate, planning beside every loop.
 
@@ -257,12 +247,9 @@ def wall_rollout(
             rate_hz,
             generator=seed,
             planner=planner,
-            blending=blending,
-            interpolation=interpolation,
-            forward=forward,
             clock=clock,
-            replan_every=replan_every,
             capacity=n_ticks,
+            **options,
         ) as controller:
             robot = EnvRobot(
                 env,
