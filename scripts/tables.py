@@ -451,6 +451,19 @@ def latency_plans(report: Report) -> Rows:
         }
 
 
+@table("docs/reports/latency_pixels.json")
+def latency_pixels(report: Report) -> Rows:
+    for row in report["shipped"]["plans"]:
+        sampler, _, capture = row["name"].partition(", ")
+        if capture == "auto" or not capture:
+            yield {
+                "plan, one robot": f"`{sampler}`, captured" if capture else sampler,
+                f"ms p50, n = {row['ms']['n']}": significant(row["ms"]["p50"]),
+                "iterations": f"{row['iterations']:.1f}",
+                "times DDPM-100 [quartiles]": times(row["speedup"]),
+            }
+
+
 @table("docs/reports/latency_bf16.json")
 def latency_bf16(report: Report) -> Rows:
     return latency_plans(report)
