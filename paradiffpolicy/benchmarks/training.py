@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from ..clock import Clock
-from ..data.dataset import WindowDataset, batch_windows
+from ..data.dataset import WindowDataset
 from ..data.pictures import mapped_bytes
 from ..models.ema import ema_decay
 from ..models.networks import build_network
@@ -60,7 +60,7 @@ class ReferenceStep:
 
     def __call__(self) -> None:
         settings, device = self.settings, self.data.actions.device
-        windows = batch_windows(len(self.data), settings.batch_size, self.step, settings.seed)
+        windows = self.data.drawn(settings.batch_size, self.step, settings.seed)
         observations, actions = self.data.batch(windows.to(device))
         noise = torch.randn(actions.shape, device=device)
         t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(actions),), device=device)
@@ -136,7 +136,7 @@ def reading_rows(
         steps = count()
 
         def read(_: object) -> None:
-            windows = batch_windows(len(data), settings.batch_size, next(steps), seed)
+            windows = data.drawn(settings.batch_size, next(steps), seed)
             trainer.data.batch(windows.to(device))
             trainer.data.pictures(windows)
 
