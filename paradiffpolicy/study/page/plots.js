@@ -17,18 +17,10 @@ function differencesPlot(questions) {
     const rowHeight = wide ? 34 : 52, headHeight = 40;
     const height = 12 + groups.size * headHeight + questions.length * rowHeight + 50;
     const svg = canvasOf(width, height, `Paired differences of ${questions.length} questions with their intervals`);
-    let y = 12;
     const bottom = height - 44;
     x.ticks(wide ? 8 : 4).forEach((tick) => svg.append(line(x(tick), 12, x(tick), bottom, tick === 0 ? "zero" : "grid"),
       text(x(tick), bottom + 16, signed(tick, limit < 0.02 ? 3 : limit < 1 ? 2 : 1), "tick", "middle")));
-    for (const [task, members] of groups) {
-      svg.append(text(0, y + 26, taskTitle(task), "group"));
-      y += headHeight;
-      for (const q of members) {
-        drawDifference(svg, q, x, y, rowHeight, { wide, left, right, width });
-        y += rowHeight;
-      }
-    }
+    drawGroups(svg, groups, 12, headHeight, rowHeight, (q, y) => drawDifference(svg, q, x, y, rowHeight, { wide, left, right, width }));
     svg.append(text((left + right) / 2, height - 8, "lower than the reference  \u2190  difference  \u2192  higher", "tick", "middle"));
     return svg;
   };
@@ -62,6 +54,19 @@ function differenceLimit(questions) {
   const ends = questions.flatMap((q) => q.interval).filter((value) => value !== null).map(Math.abs);
   const means = questions.map((q) => Math.abs(q.mean ?? 0));
   return Math.min(Math.max(...ends, margin) * 1.08, Math.max(5 * margin, 1.6 * Math.max(...means))) || 1;
+}
+
+/** The rows of each task under its heading; `draw` takes a row and where it begins. */
+function drawGroups(svg, groups, top, headHeight, rowHeight, draw) {
+  let y = top;
+  for (const [task, members] of groups) {
+    svg.append(text(0, y + 26, taskTitle(task), "group"));
+    y += headHeight;
+    for (const row of members) {
+      draw(row, y);
+      y += rowHeight;
+    }
+  }
 }
 
 function groupBy(values, key) {
@@ -149,15 +154,7 @@ function distributionsPlot(rows, { label, log }) {
     const svg = canvasOf(width, height, label);
     const bottom = height - 44;
     x.ticks(wide ? 8 : 5).filter((tick) => tick >= low && tick <= high).forEach((tick) => svg.append(line(x(tick), 8, x(tick), bottom, "grid"), text(x(tick), bottom + 16, whole(tick), "tick", "middle")));
-    let y = 0;
-    for (const [task, members] of groups) {
-      svg.append(text(0, y + 26, taskTitle(task), "group"));
-      y += headHeight;
-      for (const row of members) {
-        drawDistribution(svg, row, x, y, rowHeight, { wide, left, right, width });
-        y += rowHeight;
-      }
-    }
+    drawGroups(svg, groups, 0, headHeight, rowHeight, (row, y) => drawDistribution(svg, row, x, y, rowHeight, { wide, left, right, width }));
     svg.append(text((left + right) / 2, height - 8, label + (log ? " (log scale)" : ""), "tick", "middle"));
     return svg;
   };
