@@ -13,6 +13,7 @@ import pytest
 from paradiffpolicy.cli.asking import study_questions, study_tasks
 from paradiffpolicy.cli.composing import compose, config_files
 from paradiffpolicy.cli.main import main
+from paradiffpolicy.control.record import Record
 from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.blocks import Blocks
 from paradiffpolicy.evaluation.episodes import Episode
@@ -20,7 +21,7 @@ from paradiffpolicy.evaluation.realtime import realtime_rollout
 from paradiffpolicy.evaluation.rollout import rollout
 from paradiffpolicy.study.design import Arm, Question, arms_of, product, require_margin, require_seeds
 from paradiffpolicy.study.filming import chosen_seeds, film, filmed
-from paradiffpolicy.study.report import ArmFacts, report_values, verdict_table
+from paradiffpolicy.study.report import ArmFacts, lateness, report_values, verdict_table
 from paradiffpolicy.study.running import ArmRun, Study
 
 from .conftest import tiny_checkpoint
@@ -201,6 +202,13 @@ def test_scores_out_of_range_and_unknown_success_are_refused():
 
 
 # ---------------------------------------------------------------------------------------------- videos
+
+
+def test_an_action_is_late_when_the_next_tick_has_begun():
+    record = Record(0, 2)
+    for index, (deadline, ended, missed) in enumerate([(0.0, 0.03, 0), (0.1, 0.25, 1)]):
+        record.add_tick(index, deadline, deadline, ended, missed, -1, -1, np.nan, 0, False, ())
+    assert lateness(record, 10) == {"period_ms": 100, "lateness_ms": [-70, 50], "missed": 1}
 
 
 def test_seeds_where_arms_disagree_come_first():

@@ -269,7 +269,7 @@ function drawCost() {
   const timelines = ARMS.filter((arm) => arm.timeline?.lateness_ms.length);
   if (timelines.length) {
     figure(place, { name: "deadlines", title: "Deadlines of the control loop", draw: deadlinesPlot(timelines),
-      about: "When each tick\u2019s action was ready, in milliseconds after its deadline: below zero is in time; \u2715 marks ticks that were late, in the shaded zone." });
+      about: "When each tick\u2019s action was ready, in milliseconds after the next tick\u2019s deadline: below zero is in time; \u2715 marks ticks that were late, in the shaded zone." });
   }
 }
 
