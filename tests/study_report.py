@@ -76,7 +76,11 @@ def sample_arm(
         else None,
         "iterations": counted(plans.astype(int)),
         "nfe": counted((plans * nfe / iterations).round().astype(int)),
-        "smoothness": {"jump_median": 0.21 + 0.1 * rng.random(), "jerk": 14.2, "sparc": -3.1},
+        "smoothness": {
+            "jump": {"median": 0.21 + 0.1 * rng.random()},
+            "ldlj": {"median": -9.2},
+            "sparc": {"median": -3.1},
+        },
         "episodes": {
             "seed": list(range(500000, 500000 + n)),
             "score": score.round(6).tolist(),

@@ -21,15 +21,10 @@ from paradiffpolicy.errors import InputError
 from paradiffpolicy.evaluation.cases import RealtimeResult
 from paradiffpolicy.evaluation.episodes import judged
 from paradiffpolicy.evaluation.pictures import realtime_figure
-from paradiffpolicy.evaluation.realtime import (
-    Batch,
-    boundary_jumps,
-    drawn_from,
-    realtime_rollout,
-    wall_rollout,
-)
+from paradiffpolicy.evaluation.realtime import Batch, drawn_from, realtime_rollout, wall_rollout
 from paradiffpolicy.evaluation.report import write_realtime_report
 from paradiffpolicy.evaluation.rollout import rollout
+from paradiffpolicy.evaluation.smoothness import boundary_jumps
 from paradiffpolicy.planning.blending import Latest, RealTimeChunking, TemporalEnsemble
 from paradiffpolicy.planning.delayed import DelayedPlanner
 from paradiffpolicy.planning.inline import InlinePlanner

@@ -14,6 +14,8 @@ from paradiffpolicy.control.record import Record
 from paradiffpolicy.evaluation.smoothness import (
     STRETCH,
     log_dimensionless_jerk,
+    motion,
+    pooled,
     smoothness,
     spectral_arc_length,
     stretches,
@@ -127,19 +129,18 @@ def test_stretches_are_of_one_length_and_without_gaps():
 
 
 def test_runs_have_medians_or_nothing():
-    records = [record_of(reach(45, 2)), record_of(np.zeros((40, 2)))]
-    values = smoothness(records, Contract(), 10)
-    parts = list(stretches(records[0], Contract(), 10))
+    motions = [motion(record_of(actions), Contract(), 10) for actions in (reach(45, 2), np.zeros((40, 2)))]
+    values = smoothness(motions)
+    parts = list(stretches(record_of(reach(45, 2)), Contract(), 10))
     assert values["ldlj"] == {
         "n": 2,
         "median": pytest.approx(np.median([log_dimensionless_jerk(part) for part in parts])),
         "p5": None,
+        "p95": None,
     }
     assert values["sparc"]["n"] == 2 and values["sparc"]["median"] < -1
-    nothing = {"n": 0, "median": None, "p5": None}
-    assert smoothness(records[1:], Contract(), 10) == {
-        "stretch_seconds": 2.0,
-        "ldlj": nothing,
-        "sparc": nothing,
-    }
-    assert smoothness([record_of(reach(2000))] * 2, Contract(), 10)["sparc"]["p5"] is not None
+    nothing = {"n": 0, "median": None, "p5": None, "p95": None}
+    assert smoothness(motions[1:]) == {"stretch_seconds": 2.0, "ldlj": nothing, "sparc": nothing}
+    long = motion(record_of(reach(2000)), Contract(), 10)
+    assert pooled([long] * 2, "sparc")["p5"] < pooled([long] * 2, "sparc")["p95"]
+    assert pooled([], "jump") == pooled([{}], "jump") == nothing

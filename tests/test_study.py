@@ -125,6 +125,15 @@ def test_pairs_are_of_the_same_scene_and_noise():
     assert len(progressed.episodes) == 2
 
 
+def test_motions_under_latency_are_kept(tmp_path):
+    """They come from records, which aren't; where the world waits for plans there are none."""
+    arms = Arm("toy", None, "ddpm"), Arm("toy", None, "ddpm", 100.0, 10.0)
+    report = plain(studied([Question(arm, arm, "score", 1.0) for arm in arms], tmp_path))
+    waits, late = (report["arms"][arm.name]["smoothness"] for arm in arms)
+    assert waits is None and 0 < late["jump"]["n"] <= len(SEEDS) and late["jump"]["median"] > 0
+    assert plain(studied([Question(arm, arm, "score", 1.0) for arm in arms], tmp_path)) == report
+
+
 def test_questions_are_a_product_and_share_arms():
     axes = {
         "task": ["a", "b"],

@@ -37,6 +37,7 @@ class Episode:
         frames: if asked for, a picture before every action, and one of the end.
         texts: about it, by name.
         record: every tick and plan, if a controller ran it.
+        motion: how smooth it was, as ``smoothness.motion`` says it, where the record isn't kept.
         scoring: a name in ``environment.SCORINGS``; max: the score is the largest reward of any step.
     """
 
@@ -53,6 +54,7 @@ class Episode:
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     record: Record | None = None
+    motion: dict[str, list[float]] = field(default_factory=dict)
     scoring: str = "max"
 
     def add(self, rewards: Sequence[float], success: bool | None) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from ..clock import Clock, VirtualClock
 from ..control.controller import Controller
@@ -199,18 +198,6 @@ def _run_together(
 
 def _episode(seed: int, robot: EnvRobot, record: Record) -> Episode:
     return Episode(seed, robot.score, robot.success, robot.n_steps, record=record, scoring=robot.scoring)
-
-
-def boundary_jumps(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Changes of the action from tick to tick (Euclidean, in its units): ``(between, within plans)``."""
-    at, within = [], []
-    for record in records:
-        change = np.linalg.norm(np.diff(record.ticks["action"], axis=0), axis=1)
-        acting = ~record.ticks["fallback_active"]
-        joins, steady = record.joins()[1:], acting[1:] & acting[:-1]
-        at.append(change[joins])
-        within.append(change[steady & ~joins])
-    return np.concatenate(at), np.concatenate(within)
 
 
 def wall_rollout(

@@ -8,7 +8,7 @@ stretches of one length, at one rate, are compared: ``stretches`` cuts a run int
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,21 +91,41 @@ def stretches(record: Record, contract: Contract, rate_hz: float) -> Iterator[ND
             yield np.cumsum(actions[rows], axis=0) if contract.is_relative else actions[rows]
 
 
-def smoothness(records: Sequence[Record], contract: Contract, rate_hz: float) -> dict[str, Any]:
-    """``ldlj`` and ``sparc`` of all stretches of some runs: of each ``n``, the ``median`` and, of 200 or
-    more, ``p5``, than which one in twenty is less smooth; those that have none are left out."""
-    parts = [part for record in records for part in stretches(record, contract, rate_hz)]
-    found = {
-        "ldlj": [log_dimensionless_jerk(part) for part in parts],
-        "sparc": [spectral_arc_length(part, rate_hz) for part in parts],
-    }
-    return {"stretch_seconds": STRETCH, **{name: _lower_half(values) for name, values in found.items()}}
+def boundary_jumps(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Changes of the action from tick to tick (Euclidean, in its units): ``(between, within plans)``."""
+    at, within = [], []
+    for record in records:
+        change = np.linalg.norm(np.diff(record.ticks["action"], axis=0), axis=1)
+        acting = ~record.ticks["fallback_active"]
+        joins, steady = record.joins()[1:], acting[1:] & acting[:-1]
+        at.append(change[joins])
+        within.append(change[steady & ~joins])
+    return np.concatenate(at), np.concatenate(within)
 
 
-def _lower_half(values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
+def motion(record: Record, contract: Contract, rate_hz: float) -> dict[str, list[float]]:
+    """How smooth one run was: ``jump``, the change of the action at every join of two plans, in its units;
+    ``ldlj`` and ``sparc`` of every stretch that has one."""
+    parts, jumps = list(stretches(record, contract, rate_hz)), boundary_jumps([record])[0]
     return {
-        "n": len(known),
-        "median": float(np.median(known)) if known else None,
-        "p5": float(np.percentile(known, 5)) if len(known) >= 200 else None,
+        "jump": jumps[np.isfinite(jumps)].tolist(),
+        "ldlj": [value for value in map(log_dimensionless_jerk, parts) if value is not None],
+        "sparc": [value for part in parts if (value := spectral_arc_length(part, rate_hz)) is not None],
     }
+
+
+def pooled(motions: Sequence[Mapping[str, Sequence[float]]], name: str) -> dict[str, float | None]:
+    """A measure over all runs: ``n``, the ``median`` and, of 200 or more, ``p5`` and ``p95``."""
+    values = [value for each in motions for value in each.get(name, ())]
+    many = len(values) >= 200
+    return {
+        "n": len(values),
+        "median": float(np.median(values)) if values else None,
+        "p5": float(np.percentile(values, 5)) if many else None,
+        "p95": float(np.percentile(values, 95)) if many else None,
+    }
+
+
+def smoothness(motions: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any]:
+    """``ldlj`` and ``sparc`` of the stretches of all runs."""
+    return {"stretch_seconds": STRETCH} | {name: pooled(motions, name) for name in ("ldlj", "sparc")}

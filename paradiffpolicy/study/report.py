@@ -13,6 +13,7 @@ from rich.table import Table
 from ..control.record import Record
 from ..evaluation.episodes import Episode, described
 from ..evaluation.report import mean_cell
+from ..evaluation.smoothness import pooled, smoothness
 from ..evaluation.statistics import wilson
 from ..tables import quantiles, table, tail
 from .design import Arm, Question
@@ -60,6 +61,11 @@ def latency_values(latencies: Sequence[float]) -> dict[str, Any] | None:
     return {**quantiles(values), "values": values.round(4).tolist()}
 
 
+def smoothness_values(motions: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any] | None:
+    """Jumps at joins, and smoothness; None: the world waited for the plans, and there are no records."""
+    return {"jump": pooled(motions, "jump"), **smoothness(motions)} if motions else None
+
+
 def arm_values(facts: ArmFacts, episodes: Sequence[Episode], captured: Mapping[str, Any]) -> dict[str, Any]:
     """An arm in report.json."""
     scores, successes = [e.score for e in episodes], [e.success for e in episodes]
@@ -76,7 +82,7 @@ def arm_values(facts: ArmFacts, episodes: Sequence[Episode], captured: Mapping[s
         "timeline": facts.timeline,
         "iterations": histogram([value for episode in episodes for value in episode.iterations]),
         "nfe": histogram([value for episode in episodes for value in episode.nfe]),
-        "smoothness": None,
+        "smoothness": smoothness_values([episode.motion for episode in episodes if episode.motion]),
         "programs": dict(captured),
         "episodes": {
             "seed": [episode.seed for episode in episodes],

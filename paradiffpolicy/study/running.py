@@ -13,12 +13,14 @@ from typing import Any
 
 import gymnasium
 
+from ..control.record import Record
 from ..errors import InputError
 from ..evaluation.blocks import Blocks
 from ..evaluation.compare import Progress, no_progress, report_is_due
 from ..evaluation.episodes import Episode
 from ..evaluation.executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor, block_episodes
 from ..evaluation.rollout import in_groups
+from ..evaluation.smoothness import motion
 from ..policy import Policy
 from ..provenance import programs
 from .betting import BoundedMean
@@ -103,9 +105,7 @@ class Study:
         self._groups = in_groups(self.seeds, self.block)
         arms = arms_of(self.questions)
         self._now = Progressed({arm: [] for arm in arms}, {arm: {} for arm in arms}, {}, arms)
-        self._slim = {
-            arm: partial(slim_episodes, run.run, make_env=run.make_env) for arm, run in self.runs.items()
-        }
+        self._slim = {arm: slim(run) for arm, run in self.runs.items()}
         self._means = [BoundedMean(-width, width) for width in map(self._width, self.questions)]
 
     def _width(self, question: Question) -> float:
@@ -173,8 +173,20 @@ class Study:
         self._now = replace(before, answers=answers, running=going_on)
 
 
-def slim_episodes(run: Callable[..., list[Episode]], **arguments: Any) -> list[Episode]:
-    """Episodes without their observations, actions and records: what a study keeps of a million."""
+def slim(run: ArmRun) -> Callable[..., list[Episode]]:
+    """``slim_episodes`` of an arm; holds nothing that can't go to another machine."""
+    moved = partial(motion, contract=run.policy.spec.contract, rate_hz=run.rate_hz)
+    return partial(slim_episodes, run.run, moved, make_env=run.make_env)
+
+
+def slim_episodes(
+    run: Callable[..., list[Episode]], moved: Callable[[Record], dict[str, list[float]]], **arguments: Any
+) -> list[Episode]:
+    """Episodes without their observations, actions and records: what a study keeps of a million.
+
+    Args:
+        moved: gives an episode's ``motion``, of its record.
+    """
     return [
         Episode(
             episode.seed,
@@ -185,6 +197,7 @@ def slim_episodes(run: Callable[..., list[Episode]], **arguments: Any) -> list[E
             if episode.record is None
             else episode.record.plans["iterations"].tolist(),
             nfe=episode.nfe,
+            motion={} if episode.record is None else moved(episode.record),
             scoring=episode.scoring,
         )
         for episode in run(**arguments)

@@ -298,8 +298,8 @@ function numbersTable() {
     ["Latency p50, ms", (arm) => short(arm.latency?.p50)], ["p99, ms", (arm) => short(arm.latency?.p99)],
     ["Missed ticks", (arm) => (arm.timeline ? whole(arm.timeline.missed) : "\u2013")],
   ];
-  const smooth = [["Jump", "jump_median"], ["Jerk", "jerk"], ["SPARC", "sparc"]];
-  if (ARMS.some((arm) => arm.smoothness)) columns.push(...smooth.map(([words, key]) => [words, (arm) => short(arm.smoothness?.[key])]));
+  const smooth = [["Jump at joins", "jump"], ["LDLJ", "ldlj"], ["SPARC", "sparc"]];
+  if (ARMS.some((arm) => arm.smoothness)) columns.push(...smooth.map(([words, key]) => [words, (arm) => short(arm.smoothness?.[key].median)]));
   return table("The numbers of every arm", columns, ARMS);
 }
 
