@@ -299,6 +299,8 @@ def test_collected_episodes_can_be_trained_on_and_evaluated(capsys, checkpoint, 
         "training.batch_size=8",
         "evaluation.seeds=2",
         "evaluation.sampler=ddim",
+        "sampler.paraddpm.n_steps=20",
+        "sampler.speculative.n_steps=20",
         "task.max_steps=16",
     ]
     place = tmp_path / "trained"
@@ -311,7 +313,7 @@ def test_collected_episodes_can_be_trained_on_and_evaluated(capsys, checkpoint, 
     assert metadata["training"]["scores"][0]["n_seeds"] == 2
     # paraddpm's tolerance, the one that bf16 reaches, and speculative.
     curves = [entry["windows"] for entry in metadata["iterations"].values()]
-    assert len(curves) == 3 and all(set(curve) == {"5", "8", "12", "20", "50", "100"} for curve in curves)
+    assert len(curves) == 3 and all(set(curve) == {"5", "8", "12", "20"} for curve in curves)
     code, _, err = run(
         capsys,
         "evaluate",

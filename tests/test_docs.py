@@ -145,6 +145,8 @@ paradiffpolicy() {
             [[ "$*" = *evaluation.seeds=0* ]] || set -- "$@" evaluation.seeds=1 ;;
         evaluate)  # DDPM-100 with the shipped network takes a second per plan
             set -- "$@" seeds=1 task.max_steps=8 latency_plans=1 paced_ticks=1 videos=1
+            for sampler in ddpm paraddpm speculative; do set -- "$@" sampler.$sampler.n_steps=10; done
+            set -- "$@" sampler.paraddpm.window=10 sampler.speculative.window=10
             [[ "$*" = *" task="* ]] || set -- "$@" latency_plans=0 paced_ticks=0 ;;
         run) set -- "$@" seconds=1 ;;
     esac
