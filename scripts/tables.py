@@ -28,6 +28,7 @@ from scipy.special import stdtrit
 from paradiffpolicy.evaluation.episodes import Episode, Outcome, described, judged
 from paradiffpolicy.evaluation.report import difference_cell, error_cell, mean_cell
 from paradiffpolicy.evaluation.statistics import POWER, holm, paired_difference
+from paradiffpolicy.study.report import difference, mean_of
 from paradiffpolicy.tables import spread, tail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,6 +167,53 @@ def number(value: float | None, form: str = "g") -> str:
 
 def slashed(values: Iterable[float] | None, form: str) -> str:
     return " / ".join(f"{value:{form}}" for value in values or ())
+
+
+# -------------------------------------------------------------------------------------------- the study
+
+
+def asked(report: Report) -> Rows:
+    """A row per question of a study, after one of what it compares with."""
+    shown = set()
+    for question in report["questions"]:
+        for name in (question["reference"], question["arm"]):
+            if name not in shown:
+                shown.add(name)
+                yield arm_row(report, name) | answer_cells(
+                    None if name == question["reference"] else question
+                )
+
+
+def arm_row(report: Report, name: str) -> dict[str, str]:
+    """What a study's arm is, and what it did on all its seeds."""
+    arm = report["arms"][name]
+    mean, low, high = arm["success"]["mean"], *arm["success"]["interval_95"]
+    return {
+        "task": arm["task"],
+        "sampler": f"`{arm['sampler']}`",
+        "seeds": f"{arm['score']['n']}",
+        "score ± s.e.": mean_cell({**arm["score"], "interval_95": None}),
+        "success [95 %]": f"{mean:.1%} [{low:.1%}, {high:.1%}]",
+        "iterations": mean_of(arm["iterations"], 1),
+        "NFE": mean_of(arm["nfe"], 0),
+        "ms per plan": f"{arm['plan_latency_ms']['p50']:.3g}",
+    }
+
+
+def answer_cells(question: Report | None) -> dict[str, str]:
+    """The difference to the reference, which has none itself, and the verdict."""
+    if question is None:
+        return {"question": "", "difference [interval]": "reference", "verdict": ""}
+    return {
+        "question": question["measure"],
+        "difference [interval]": difference(question),
+        "verdict": question["verdict"] + f", n = {question['n']}",
+    }
+
+
+@table("docs/reports/study_pusht.json")
+def study_pusht(report: Report) -> Rows:
+    yield from asked(report)
 
 
 # ----------------------------------------------------------------------------------------------- PushT
@@ -832,14 +880,14 @@ def hashes(name: str) -> str:
     parts, weights = [f"report {path} {sha256(ROOT / path)}" for path in reports], dict[str, None]()
     for path in reports:
         report = json.loads((ROOT / path).read_text())
-        folder = report.get("checkpoint")
-        if folder is not None:
-            own = sha256(
-                ROOT / folder / json.loads((ROOT / folder / "policy.json").read_text())["weights"]["file"]
-            )
-            if report.get("weights_sha256", own)[: len(own)] != own:
-                raise ValueError(f"{path} is of other weights than {folder} has now: make it again")
-            weights[f"weights {folder} {own}"] = None
+        for part in (report, *report.get("arms", {}).values()):  # a study's arms are of several policies
+            folder = part.get("checkpoint")
+            if folder is not None:
+                file = json.loads((ROOT / folder / "policy.json").read_text())["weights"]["file"]
+                own = sha256(ROOT / folder / file)
+                if part.get("weights_sha256", own)[: len(own)] != own:
+                    raise ValueError(f"{path} is of other weights than {folder} has now: make it again")
+                weights[f"weights {folder} {own}"] = None
     return "".join(f" · {part}" for part in (*parts, *weights))
 
 

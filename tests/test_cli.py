@@ -336,9 +336,12 @@ def test_bench_latency_prints_tables_and_a_line_of_json(capsys, checkpoint, tmp_
     refused(capsys, "report.json can't be read", "bench", "latency", checkpoint, *rewards)
     report.write_text(json.dumps(content | {"weights_sha256": "0" * 64}))
     refused(capsys, "report.json is of other weights", "bench", "latency", checkpoint, *rewards)
+    sha256 = described["weights"]["sha256"]
+    report.write_text(json.dumps(content | {"weights_sha256": sha256, "disturbances": {"friction": 1}}))
+    refused(capsys, "report.json is of disturbed episodes", "bench", "latency", checkpoint, *rewards)
     report.write_text("[]")
     refused(capsys, "report.json is no report of samplers", "bench", "latency", checkpoint, *rewards)
-    report.write_text(json.dumps(content | {"weights_sha256": described["weights"]["sha256"]}))
+    report.write_text(json.dumps(content | {"weights_sha256": sha256}))
     code, out, err = run(
         capsys,
         *("bench", "latency", checkpoint, "samplers=[ddim]", "captures=[eager,emulated]", "call_rows=[1]"),

@@ -15,6 +15,7 @@ from paradiffpolicy.checkpoint import METADATA, Checkpoint
 from paradiffpolicy.cli import locating
 from paradiffpolicy.cli.main import main
 from paradiffpolicy.errors import InputError
+from paradiffpolicy.evaluation.card import checkpoint_report
 from paradiffpolicy.interchange import diffusion_policy, reading
 from paradiffpolicy.interchange.hub import HubName
 from paradiffpolicy.interchange.reading import read_checkpoint
@@ -325,6 +326,15 @@ def test_a_card_shows_no_report_of_other_weights(hub, tmp_path):
     repo.commit({"README.md": b"by hand"})
     assert main(["push", f"checkpoint={tmp_path / 'policy'}", "repo=me/reach", "card=false"]) == 0
     assert repo.commits[repo.revisions["main"]]["README.md"] == b"by hand"
+
+
+def test_a_card_shows_no_report_of_disturbed_episodes(tmp_path):
+    content = json.loads((SHIPPED / "presets" / "report.json").read_text())
+    (tmp_path / "presets").mkdir()
+    for disturbances, shown in (({}, True), ({"friction": 1}, False)):
+        report = content | {"disturbances": disturbances}
+        (tmp_path / "presets" / "report.json").write_text(json.dumps(report))
+        assert bool(checkpoint_report(tmp_path, content["weights_sha256"])) == shown
 
 
 def test_private_stays_private(hub, tmp_path, capsys):

@@ -20,7 +20,7 @@ REPORTS = ("presets/report.json", "report/report.json")
 
 def checkpoint_report(folder: Path, weights_sha256: str) -> dict[str, Any] | None:
     """The report of ``evaluate`` that is in a checkpoint's folder; None: there is none that says that it is
-    of these weights.
+    of these weights, and of undisturbed episodes.
 
     Raises:
         InputError: it can't be read.
@@ -31,7 +31,8 @@ def checkpoint_report(folder: Path, weights_sha256: str) -> dict[str, Any] | Non
         require_regular(path, LARGEST_REPORT)
         with reading(str(path), "evaluate the checkpoint again, or remove the report"):
             report = dict(json.loads(path.read_bytes()))
-        if report.get("weights_sha256") == weights_sha256 and report.get("samplers"):
+        plain = report.get("samplers") and not report.get("disturbances")
+        if report.get("weights_sha256") == weights_sha256 and plain:
             return report
     return None
 

@@ -88,7 +88,7 @@ def reported_rewards(path: Path, weights_sha256: str) -> dict[str, Any]:
     its reference, and every other sampler's differences to that.
 
     Raises:
-        InputError: it can't be read, isn't such a report, or is of other weights.
+        InputError: it can't be read, isn't such a report, or is of other weights or of disturbed episodes.
     """
     remedy = "name a report.json that 'paradiffpolicy evaluate' wrote for this checkpoint"
     require_regular(path, LARGEST_REPORT)
@@ -106,6 +106,8 @@ def reported_rewards(path: Path, weights_sha256: str) -> dict[str, Any]:
         raise InputError(f"{path} is no report of samplers: {remedy}")
     if about["weights_sha256"] != weights_sha256:
         raise InputError(f"{path} is of other weights: {remedy}")
+    if report.get("disturbances"):
+        raise InputError(f"{path} is of disturbed episodes: {remedy} without disturbances")
     return {**about, "samplers": samplers}
 
 
