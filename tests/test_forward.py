@@ -127,6 +127,17 @@ def test_rtc_keeps_what_runs_before_the_plan_begins():
     assert weight[0] == 1 > weight[1] > 0 and kept[0].tolist() == actions[10]
 
 
+def test_what_rtc_keeps_is_executed_however_long_plans_take():
+    """Also where they take longer than the time between two: each is asked for when the one before is here."""
+    asked, actions, controller = ran(0.5, 40, blending="rtc", replan_every=2)
+    assert [request.tick for request in asked] == [0, 5, 10, 15, 20, 25, 30, 35]
+    for request in asked[1:-1]:
+        executed = slice(request.tick, request.tick + 5)
+        assert request.commitment[1:6].tolist() == [1] * 5
+        assert request.committed[1:6].tolist() == actions[executed]
+    assert (controller.record.plans["delay"] == 5).all()
+
+
 def test_an_ensemble_has_a_plan_from_its_tick_on():
     blending = partial(TemporalEnsemble, decay=0.0)
     _, actions, _ = ran(0.2, 20, forward=STATE, blending=blending, replan_every=4)

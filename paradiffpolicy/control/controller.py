@@ -132,11 +132,11 @@ class Controller:
         self._planner = PLANNERS.resolve(planner)(policy, generators_for(generator, 1)[0], self.clock)
         self._forward = Forward(spec, forward)
         self._blender = BLENDINGS.resolve(blending)(self._grid)
+        self._in_turn = bool(self._forward) or self._blender.commits  # a plan needs to know the one before
         self._history = History(spec.n_obs_steps, stride, mixed=spec.contract.mixed(spec.obs_dim))
         self._fallback, self._capacity = fallback or default_fallback(spec.contract), capacity
         self._fallback_timeout = fallback_timeout
-        self._lock = threading.RLock()
-        self._session = 0
+        self._lock, self._session = threading.RLock(), 0
         self._action = np.zeros(spec.action_dim)
         self.started = False
         self.reset()
@@ -269,11 +269,11 @@ class Controller:
             self._history.push(observation, observed)
         if not self._watchdog.is_fresh(now):
             faults |= Fault.OBSERVATION_STALE
-        if self._forward:  # before its commands move a window
+        if self._in_turn:  # before its commands move a window, or are committed
             faults |= self._take_plan(self._index, now)
         self._sensed, self._found = (now, observation), faults
         # A request that still waits for the planner is renewed: the newest observation counts.
-        known = not (self._forward and (self._watchdog.waiting or self._forward.waiting))
+        known = not (self._in_turn and (self._watchdog.waiting or self._forward.waiting))
         if not faults and known and (self._index >= self._due or self._watchdog.queued):
             try:
                 self._ask(now, observed)
