@@ -212,6 +212,11 @@ def test_the_grid_is_sorted_and_filtered(wide):
     wide.get_by_label("Only where samplers disagree").first.uncheck()
 
 
+def test_what_falls_short_of_one_is_not_shown_as_one(wide):
+    shown = [wide.evaluate(f"scoreText({score})") for score in (0.9967, 1, 0.29, -0.5, "null")]
+    assert shown == ["0.99", "1.00", "0.29", "\u22120.50", "\u2013"]
+
+
 def test_the_keyboard_opens_and_closes_a_video(wide):
     wide.locator("#panel-0 input[type=checkbox]").focus()
     wide.keyboard.press("Tab")  # the grid's box scrolls, so it may have a stop of its own

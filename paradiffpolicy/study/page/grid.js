@@ -141,7 +141,7 @@ class EpisodeGrid {
     if (!cell) return h("div", { ...base, class: "cell none", "aria-label": `seed ${row.seed}, ${arm.short}: not run` }, "\u2013");
     const video = this.videoOf(arm, row.seed);
     const element = h("div", { ...base, class: `cell ${outcomeClass(cell)}`, "aria-label": `seed ${row.seed}, ${arm.short}: ${outcomeWords(cell)}${video ? ", video" : ""}` },
-      h("span", { class: "sign" }, outcomeSign(cell)), h("span", {}, fixed(cell.score)), h("span", { class: "play" }, video ? "\u25b6" : ""));
+      h("span", { class: "sign" }, outcomeSign(cell)), h("span", {}, scoreText(cell.score)), h("span", { class: "play" }, video ? "\u25b6" : ""));
     if (cell.success === null && cell.score !== null) {
       element.style.setProperty("--share", `${Math.round(100 * clamp((cell.score - this.model.low) / (this.model.range || 1), 0, 1))}%`);
     }
@@ -199,5 +199,5 @@ const outcomeSign = ({ success }) => (success === null ? "" : success ? "\u2713"
 
 function outcomeWords({ success, score, steps }) {
   const outcome = success === null ? "" : success ? "success, " : "failure, ";
-  return `${outcome}score ${fixed(score)}, ${plural(steps, "step")}`;
+  return `${outcome}score ${scoreText(score)}, ${plural(steps, "step")}`;
 }

@@ -209,7 +209,7 @@ function fillDialog(dialog, model, row, column) {
   const others = h("tbody", {}, model.columns.map((other, k) => row.cells[k] && h("tr", { class: k === column ? "chosen" : null },
     h("th", { scope: "row" }, h("button", { type: "button", class: "plain", "aria-current": k === column ? "true" : null,
       onclick: () => { fillDialog(dialog, model, row, k); dialog.querySelector("[aria-current]").focus(); } }, other.short)),
-    h("td", {}, `${outcomeSign(row.cells[k])} ${fixed(row.cells[k].score)}`), h("td", {}, whole(row.cells[k].steps)), h("td", {}, videoOf(other, row.seed) ? "\u25b6" : ""))));
+    h("td", {}, `${outcomeSign(row.cells[k])} ${scoreText(row.cells[k].score)}`), h("td", {}, whole(row.cells[k].steps)), h("td", {}, videoOf(other, row.seed) ? "\u25b6" : ""))));
   dialog.replaceChildren(
     h("div", { class: "dialogHead" }, h("h2", { id: "episode-title" }, `${arm.full}, seed ${row.seed}`),
       h("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Close")),

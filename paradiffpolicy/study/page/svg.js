@@ -31,6 +31,11 @@ function fixed(value, digits = 2) {
   return value === null || value === undefined ? "\u2013" : minus(value.toFixed(digits));
 }
 
+/** An episode's score, rounded down: what falls short of 1 doesn't read as 1. */
+function scoreText(score) {
+  return fixed(score === null || score === undefined ? score : Math.floor(100 * score + 1e-6) / 100);
+}
+
 function signed(value, digits = 3) {
   if (value === null || value === undefined) return "\u2013";
   return (value > 0 ? "+" : "") + minus(value.toFixed(digits));
