@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 
+from paradiffpolicy.checkpoint import Checkpoint
 from paradiffpolicy.cli.main import COMMANDS, dispatch
 from paradiffpolicy.registry import Registry
 from paradiffpolicy.tables import publish
@@ -39,7 +40,7 @@ REPORT = json.loads((SHIPPED / "report" / "report.json").read_text())
 ROBOMIMIC = {"lift": 0.98, "can": 0.9, "square": 0.7}
 """Success that sequential DDPM must have."""
 
-OTHER_PROGRAMS = {"cmake", "git", "pip", "python", "ray", "rerun", "sed"}
+OTHER_PROGRAMS = {"cmake", "git", "mkdir", "pip", "python", "ray", "rerun", "sed", "tar"}
 """Programs that command lines use beside ours."""
 
 PRELUDE = """
@@ -64,6 +65,16 @@ def here(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory) -> Path:
+    """The shipped policy's like, with a network that compiles and computes in no time."""
+    shipped = Checkpoint.load(SHIPPED)
+    spec = replace(shipped.spec, down_dims=TINY.down_dims, diffusion_step_embed_dim=16)
+    folder = tmp_path_factory.mktemp("narrow")
+    replace(shipped, spec=spec, weights=tiny_checkpoint(spec).weights).save(folder)
+    return folder
+
+
 @pytest.fixture
 def _own_registrations(monkeypatch):
     """What a page registers is gone after it."""
@@ -85,8 +96,11 @@ def _own_registrations(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("_own_registrations")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
-def test_code_runs(page, here, monkeypatch):
-    """In the page's order, names shared."""
+def test_code_runs(page, here, narrow, monkeypatch):
+    """In the page's order, names shared; quickstart's steps run the shipped network."""
+    (here / "checkpoints").unlink()
+    (here / "checkpoints").mkdir()
+    (here / "checkpoints" / SHIPPED.name).symlink_to(narrow)
     save_files(page, here)
     if page == "docs/images.md":
         tiny_checkpoint(PIXELS).save(here / "outputs/train/pixels/checkpoint")
