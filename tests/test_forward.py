@@ -128,7 +128,7 @@ def test_rtc_keeps_what_runs_before_the_plan_begins():
 
 
 def test_what_rtc_keeps_is_executed_however_long_plans_take():
-    """Also where they take longer than the time between two: each is asked for when the one before is here."""
+    """Also where they take longer than the time between two: one is asked for when the last has arrived."""
     asked, actions, controller = ran(0.5, 40, blending="rtc", replan_every=2)
     assert [request.tick for request in asked] == [0, 5, 10, 15, 20, 25, 30, 35]
     for request in asked[1:-1]:
