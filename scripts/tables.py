@@ -203,17 +203,18 @@ def arm_row(report: Report, name: str) -> dict[str, str]:
 def answer_cells(question: Report | None) -> dict[str, str]:
     """The difference to the reference, which has none itself, and the verdict."""
     if question is None:
-        return {"question": "", "difference [interval]": "reference", "verdict": ""}
+        return {"compared": "", "difference [interval]": "reference", "verdict": ""}
     return {
-        "question": question["measure"],
+        "compared": question["measure"],
         "difference [interval]": difference(question),
-        "verdict": question["verdict"] + f", n = {question['n']}",
+        "verdict": question["verdict"],
     }
 
 
-@table("docs/reports/study_pusht.json")
-def study_pusht(report: Report) -> Rows:
-    yield from asked(report)
+@table(*(f"docs/reports/study_{task}.json" for task in ("pusht", "lift")))
+def study(*reports: Report) -> Rows:
+    for report in reports:
+        yield from asked(report)
 
 
 # ----------------------------------------------------------------------------------------------- PushT
