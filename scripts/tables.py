@@ -1,4 +1,5 @@
-"""Generates every table of README.md, docs/ and checkpoints/README.md from reports in the repository.
+"""Generates every table of README.md, docs/ and checkpoints/README.md, and the pages of studies, from reports
+in the repository.
 
 A table stands between two comments::
 
@@ -28,11 +29,12 @@ from scipy.special import stdtrit
 from paradiffpolicy.evaluation.episodes import Episode, Outcome, described, judged
 from paradiffpolicy.evaluation.report import difference_cell, error_cell, mean_cell
 from paradiffpolicy.evaluation.statistics import POWER, holm, paired_difference
+from paradiffpolicy.study import page as study_page
 from paradiffpolicy.study.report import difference, mean_of
 from paradiffpolicy.tables import spread, tail
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/*.md", "checkpoints/README.md")
+PAGES = ("README.md", "docs/*.md", "checkpoints/README.md", "docs/reports/*.html")
 BLOCK = re.compile(r"<!-- table: (?P<name>\w+)(?P<hashes>.*?) -->\n(?P<rows>.*?)<!-- end -->", re.DOTALL)
 
 PUSHT, PIXELS = "checkpoints/pusht_keypoints", "checkpoints/pusht_pixels"
@@ -930,9 +932,16 @@ def pages() -> Iterator[Path]:
         yield from sorted(ROOT.glob(pattern))
 
 
+def due(page: Path) -> str:
+    """What a page should be."""
+    if page.suffix == ".html":
+        return study_page.render(study_page.shown(json.loads(page.with_suffix(".json").read_text())))
+    return renewed(page.read_text())
+
+
 def stale() -> list[str]:
-    """The pages whose tables aren't what the reports give."""
-    return [str(page.relative_to(ROOT)) for page in pages() if renewed(page.read_text()) != page.read_text()]
+    """The pages that aren't what the reports give."""
+    return [str(page.relative_to(ROOT)) for page in pages() if due(page) != page.read_text()]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -942,10 +951,10 @@ def main(argv: Sequence[str]) -> int:
     found = stale()
     for name in found:
         if argv:
-            print(f"{name}: a table is stale: run scripts/tables")
+            print(f"{name} is stale: run scripts/tables")
         else:
             page = ROOT / name
-            page.write_text(renewed(page.read_text()))
+            page.write_text(due(page))
             print(f"{name}: written")
     return 1 if found and argv else 0
 

@@ -20,7 +20,7 @@ from .episodes import Episode, Outcome
 from .executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor
 from .realtime import MakeEnvAt, realtime_rollout, wall_rollout
 from .rollout import in_groups
-from .smoothness import boundary_jumps, motion, pooled, smoothness
+from .smoothness import boundary_jumps, motion, smoothness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class RealtimeResult(Outcome):
         records = [episode.record for episode in self.episodes if episode.record is not None]
         ticks = np.concatenate([record.ticks for record in records])
         delay = np.concatenate([record.plans["delay"] for record in records])
-        _, within = boundary_jumps(records)
+        at, within = boundary_jumps(records)
         motions = [motion(record, self.contract, self.rate_hz) for record in records]
         jerk = np.concatenate(
             [np.linalg.norm(np.diff(record.ticks["action"], 3, axis=0), axis=1) for record in records]
@@ -64,7 +64,7 @@ class RealtimeResult(Outcome):
             "requests": sum(record.n_requests for record in records),
             "unfinished_requests": sum(record.unfinished for record in records),
             "missed_ticks": sum(record.missed for record in records),
-            "jump_at_boundaries": pooled(motions, "jump"),
+            "jump_at_boundaries": _median_p95(at),
             "change_within_plans": _median_p95(within),
             "jerk": _median_p95(jerk),
             "smoothness": smoothness(motions),

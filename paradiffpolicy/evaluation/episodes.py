@@ -37,7 +37,7 @@ class Episode:
         frames: if asked for, a picture before every action, and one of the end.
         texts: about it, by name.
         record: every tick and plan, if a controller ran it.
-        motion: how smooth it was, as ``smoothness.motion`` says it, where the record isn't kept.
+        motion: how smooth it was, by measure, where the record isn't kept; see ``study.running.moved``.
         scoring: a name in ``environment.SCORINGS``; max: the score is the largest reward of any step.
     """
 

@@ -104,11 +104,9 @@ def boundary_jumps(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDAr
 
 
 def motion(record: Record, contract: Contract, rate_hz: float) -> dict[str, list[float]]:
-    """How smooth one run was: ``jump``, the change of the action at every join of two plans, in its units;
-    ``ldlj`` and ``sparc`` of every stretch that has one."""
-    parts, jumps = list(stretches(record, contract, rate_hz)), boundary_jumps([record])[0]
+    """How smooth one run was: ``ldlj`` and ``sparc`` of every stretch that has one."""
+    parts = list(stretches(record, contract, rate_hz))
     return {
-        "jump": jumps[np.isfinite(jumps)].tolist(),
         "ldlj": [value for value in map(log_dimensionless_jerk, parts) if value is not None],
         "sparc": [value for part in parts if (value := spectral_arc_length(part, rate_hz)) is not None],
     }

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from ..control.record import Record
 from ..errors import InputError
@@ -20,9 +21,10 @@ from ..evaluation.compare import Progress, no_progress, report_is_due
 from ..evaluation.episodes import Episode
 from ..evaluation.executors import BlockExecutor, BlockProgress, BlockTask, LocalExecutor, block_episodes
 from ..evaluation.rollout import in_groups
-from ..evaluation.smoothness import motion
+from ..evaluation.smoothness import boundary_jumps, motion
 from ..policy import Policy
 from ..provenance import programs
+from ..task import Contract
 from .betting import BoundedMean
 from .design import Arm, Question, arms_of
 from .verdicts import Answer, judge
@@ -175,17 +177,23 @@ class Study:
 
 def slim(run: ArmRun) -> Callable[..., list[Episode]]:
     """``slim_episodes`` of an arm; holds nothing that can't go to another machine."""
-    moved = partial(motion, contract=run.policy.spec.contract, rate_hz=run.rate_hz)
-    return partial(slim_episodes, run.run, moved, make_env=run.make_env)
+    about = partial(moved, contract=run.policy.spec.contract, rate_hz=run.rate_hz)
+    return partial(slim_episodes, run.run, about, make_env=run.make_env)
+
+
+def moved(record: Record, contract: Contract, rate_hz: float) -> dict[str, list[float]]:
+    """``jump``, the change of the action at every join of two plans, in its units; and ``motion``."""
+    jumps, _ = boundary_jumps([record])
+    return {"jump": jumps[np.isfinite(jumps)].tolist(), **motion(record, contract, rate_hz)}
 
 
 def slim_episodes(
-    run: Callable[..., list[Episode]], moved: Callable[[Record], dict[str, list[float]]], **arguments: Any
+    run: Callable[..., list[Episode]], about: Callable[[Record], dict[str, list[float]]], **arguments: Any
 ) -> list[Episode]:
     """Episodes without their observations, actions and records: what a study keeps of a million.
 
     Args:
-        moved: gives an episode's ``motion``, of its record.
+        about: gives an episode's ``motion``, of its record.
     """
     return [
         Episode(
@@ -197,7 +205,7 @@ def slim_episodes(
             if episode.record is None
             else episode.record.plans["iterations"].tolist(),
             nfe=episode.nfe,
-            motion={} if episode.record is None else moved(episode.record),
+            motion={} if episode.record is None else about(episode.record),
             scoring=episode.scoring,
         )
         for episode in run(**arguments)
